@@ -1,0 +1,51 @@
+# One file, two images:   docker build --target api .      docker build --target worker .
+# Packages come from the locks, before the source, so that a change of ours rebuilds the last layer.
+
+ARG BASE=python:3.11-slim
+FROM ${BASE} AS base
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PATH=/opt/venv/bin:$PATH
+# The numbers are fixed so that files on a shared volume have the same owner in every image.
+RUN python3 -m venv /opt/venv \
+    && groupadd --system --gid 10001 ferry \
+    && useradd --system --uid 10001 --gid ferry --home-dir /app --shell /usr/sbin/nologin ferry
+WORKDIR /app
+
+
+# gunicorn's C parser comes as source; the compiler stays in this stage.
+FROM base AS api-packages
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
+COPY requirements/api.txt requirements/
+RUN pip install --no-deps --requirement requirements/api.txt
+
+
+FROM base AS api
+COPY --from=api-packages /opt/venv /opt/venv
+COPY gunicorn.conf.py ./
+COPY shared/ shared/
+COPY api/ api/
+USER ferry
+ENV FERRY_HOST=0.0.0.0
+EXPOSE 8000
+HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ.get(\"FERRY_PORT\", 8000)}/v2/health/live', timeout=2)"]
+CMD ["gunicorn", "--config", "gunicorn.conf.py", "api.wsgi:app"]
+
+
+FROM base AS worker
+# An index with torch's CPU builds makes an image without the gigabytes of CUDA libraries.
+ARG PIP_EXTRA_INDEX_URL
+COPY requirements/worker.txt requirements/
+# The second line is for the CUDA build, which pins its libraries itself; see the Makefile.
+RUN pip install --no-deps --requirement requirements/worker.txt \
+    && pip install $(grep '^torch==' requirements/worker.txt)
+COPY shared/ shared/
+COPY worker/ worker/
+USER ferry
+# The meeting place answers; a worker that hangs is replaced by its own supervisor.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
+    CMD ["python", "-c", "import os, redis; redis.Redis.from_url(os.environ['REDIS_URL'], socket_timeout=3).ping()"]
+CMD ["python", "-m", "worker"]

@@ -1,0 +1,48 @@
+# Everything runs from .venv, which the first target that needs it makes. FERRY_* variables and
+# REDIS_URL set in the environment reach `ferry up` as they are.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install samples up test check bench lock clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+# torch's line comes twice: the CUDA build for Linux brings its libraries as dependencies, which
+# --no-deps leaves out; torch pins them itself. With the CPU build the second line changes nothing.
+$(INSTALLED): pyproject.toml requirements/dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps --requirement requirements/dev.txt
+	$(BIN)/pip install --quiet $$(grep '^torch==' requirements/dev.txt)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+install: $(INSTALLED) ## Make .venv with the locked packages
+
+samples: $(INSTALLED) ## Make the sample models that models/ does not hold yet
+	$(BIN)/ferry samples
+
+up: samples ## Install, make the sample models once, start Ferry
+	$(BIN)/ferry up
+
+test: $(INSTALLED) ## Run the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## Run ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: samples ## Run the load benchmarks
+	$(BIN)/python -m bench
+
+lock: $(INSTALLED) ## Write requirements/*.txt from pyproject.toml (UPGRADE=1: newest versions)
+	$(BIN)/python requirements/lock.py $(if $(UPGRADE),--upgrade)
+
+clean: ## Remove .venv and everything that tools left; keeps models/ and .ferry/
+	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

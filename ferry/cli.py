@@ -1,0 +1,87 @@
+"""The `ferry` command: reads its arguments and calls one function."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ferry.errors import CannotStart
+from ferry.samples import DEFAULT_NAMES, NAMES, make_samples
+from ferry.up import up
+from shared.errors import BadSetting
+from shared.settings import Settings
+
+EXIT_FAILED = 1
+EXIT_BAD_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; return its exit code, 2 for a bad setting, 1 for what is in the way."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except BadSetting as error:
+        print(f"ferry: {error}", file=sys.stderr)
+        return EXIT_BAD_USAGE
+    except CannotStart as error:
+        print(f"ferry: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ferry", description="Serve trained models in batches.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_up(commands.add_parser("up", help="start everything on this machine"))
+    _add_samples(commands.add_parser("samples", help="make the sample models"))
+    return parser
+
+
+def _add_up(command: argparse.ArgumentParser) -> None:
+    command.description = "Start everything; Ctrl-C stops it. Every FERRY_* variable is honoured."
+    command.add_argument("--host", dest="FERRY_HOST", metavar="H", help="as FERRY_HOST")
+    command.add_argument("--port", dest="FERRY_PORT", metavar="N", help="as FERRY_PORT")
+    command.add_argument("--models", dest="FERRY_MODELS", metavar="DIR", help="as FERRY_MODELS")
+    command.add_argument("--procfile", type=Path, help=argparse.SUPPRESS)  # for tests
+    command.set_defaults(run=_up)
+
+
+def _add_samples(command: argparse.ArgumentParser) -> None:
+    command.description = f"Make sample models; without names: {', '.join(DEFAULT_NAMES)}."
+    command.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
+    command.add_argument("--models", dest="FERRY_MODELS", metavar="DIR", help="as FERRY_MODELS")
+    command.add_argument("--force", action="store_true", help="make them again when they are there")
+    command.add_argument("--weights", type=Path, metavar="FILE", help="state dict for the resnets")
+    command.set_defaults(run=_samples)
+
+
+def _up(options: argparse.Namespace) -> int:
+    return up(_environ(options), **({"procfile": options.procfile} if options.procfile else {}))
+
+
+def _samples(options: argparse.Namespace) -> int:
+    unknown = sorted(set(options.names) - set(NAMES))
+    if unknown:
+        print(
+            f"ferry: no sample {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr
+        )
+        return EXIT_BAD_USAGE
+    settings = Settings.from_env(_environ(options))
+    try:
+        make_samples(options.names, Path(settings.models), options.force, options.weights)
+    except (OSError, ValueError) as error:
+        raise CannotStart(str(error)) from error
+    return 0
+
+
+def _environ(options: argparse.Namespace) -> dict[str, str]:
+    given = {name: value for name, value in vars(options).items() if name.startswith("FERRY_")}
+    return {**os.environ, **{name: value for name, value in given.items() if value is not None}}

@@ -1,0 +1,36 @@
+"""How gunicorn runs the API, in every setting: ferry up, honcho, compose."""
+
+import os
+
+from shared.settings import Settings
+
+_settings = Settings.from_env(os.environ)
+
+bind = (
+    f"[{_settings.host}]:{_settings.port}"
+    if ":" in _settings.host
+    else f"{_settings.host}:{_settings.port}"
+)
+workers = _settings.api_processes
+threads = _settings.api_threads
+worker_class = "gthread"
+# A process that answers no heartbeat for so long is replaced; requests do not count towards it.
+timeout = 30
+# A stop lets requests finish until their own deadline; `ferry up` cuts that at 4.5 seconds.
+graceful_timeout = int(_settings.request_timeout_seconds) + 1
+# Longer than the 60 s that proxies keep idle connections, so that they close them, not we.
+keepalive = 75
+# The C parser of gunicorn_h1c when it is installed.
+http_parser = "auto"
+limit_request_line = 4094
+limit_request_fields = 100
+limit_request_field_size = 8190
+forwarded_allow_ips = "127.0.0.1,::1"
+accesslog = None
+errorlog = "-"
+loglevel = _settings.log_level.lower()
+proc_name = "ferry-api"
+# It would put a socket into the home directory, one for all instances.
+control_socket_disable = True
+# Heartbeat files in memory: on a slow disk gunicorn would take its processes for hung.
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None

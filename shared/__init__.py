@@ -1,0 +1,1 @@
+"""What the API and the workers would be wrong to disagree about."""

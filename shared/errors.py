@@ -1,0 +1,161 @@
+"""Every error Ferry answers with, each belonging to one stop of a request's walk.
+
+    1 api reads the body     BadRequest, PayloadTooLarge, UnknownRoute, MethodNotAllowed,
+                             UnknownModel, ModelNotReady, Unsupported
+    2 push                   QueueFull, RedisUnavailable
+    3 claim                  RequestExpired
+    4-6 the worker's batch   ModelFailed (it raised), BadModelOutput (wrong rows or names)
+    7 publish, recovery      ModelCrashed (the process died under it, three times)
+    8 wait                   RequestExpired, RedisUnavailable
+
+An error raised on the worker's side crosses Redis as (code, message) and is raised again by `wait`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FerryError(Exception):
+    """Base of all errors that have an answer; `status` is HTTP's, `code` is for programs."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    retry_after_seconds: ClassVar[int | None] = None
+
+    @property
+    def message(self) -> str:
+        """What was wrong, what was expected, and where."""
+        return str(self)
+
+
+class BadRequest(FerryError):
+    """The body, a tensor, a picture or a text is not what the model takes."""
+
+    code = "bad_request"
+    status = 400
+
+
+class PayloadTooLarge(FerryError):
+    """The body is above FERRY_MAX_BODY_BYTES."""
+
+    code = "payload_too_large"
+    status = 413
+
+
+class UnknownRoute(FerryError):
+    """No route matches the path."""
+
+    code = "unknown_route"
+    status = 404
+
+
+class MethodNotAllowed(FerryError):
+    """The route exists, the method does not."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class UnknownModel(FerryError):
+    """No model of this name, or no such version of it, is served."""
+
+    code = "unknown_model"
+    status = 404
+
+
+class ModelNotReady(FerryError):
+    """The model is known but nothing serves it now: still loading, or it failed to load."""
+
+    code = "model_not_ready"
+    status = 503
+    retry_after_seconds = 1
+
+
+class Unsupported(FerryError):
+    """A part of the protocol that this server does not offer."""
+
+    code = "unsupported"
+    status = 501
+
+
+class QueueFull(FerryError):
+    """The model's queue holds FERRY_MAX_QUEUE_SIZE requests already."""
+
+    code = "queue_full"
+    status = 503
+    retry_after_seconds = 1
+
+
+class RedisUnavailable(FerryError):
+    """Redis does not answer, so nothing can be accepted."""
+
+    code = "redis_unavailable"
+    status = 503
+    retry_after_seconds = 1
+
+
+class RequestExpired(FerryError):
+    """The deadline passed before an answer came."""
+
+    code = "request_expired"
+    status = 503
+
+
+class ModelFailed(FerryError):
+    """The model raised on this request alone."""
+
+    code = "model_failed"
+    status = 500
+
+
+class BadModelOutput(FerryError):
+    """The model returned other outputs, or another number of rows, than it declares."""
+
+    code = "bad_model_output"
+    status = 500
+
+
+class ModelCrashed(FerryError):
+    """The worker process died while it ran this request, `MAX_ATTEMPTS` times."""
+
+    code = "model_crashed"
+    status = 500
+
+
+class BadMessage(FerryError):
+    """Bytes from Redis are not a message of ours (raised by every decode)."""
+
+    code = "bad_message"
+    status = 500
+
+
+class BadModel(FerryError):
+    """A model directory cannot be served; the message names file, field and value."""
+
+    code = "bad_model"
+    status = 500
+
+
+class BadSetting(FerryError):
+    """An environment variable has a value that cannot be; names both and stops the start."""
+
+    code = "bad_setting"
+    status = 500
+
+
+def by_code(code: str, message: str) -> FerryError:
+    """Return the error of `code`; an unknown code (a newer worker's) becomes a plain FerryError."""
+    return _CLASSES.get(code, FerryError)(message)
+
+
+def all_errors() -> list[type[FerryError]]:
+    """Return every error class, for the table in the README."""
+    return list(_CLASSES.values())
+
+
+def _subclasses(base: type[FerryError]) -> list[type[FerryError]]:
+    return [base] + [found for child in base.__subclasses__() for found in _subclasses(child)]
+
+
+_CLASSES = {error.code: error for error in _subclasses(FerryError)}

@@ -1,0 +1,149 @@
+"""The two messages that cross Redis: a request to the worker, a result back.
+
+Both are msgpack with the tensors' raw bytes inside; nothing in them can run code. What the queue's
+scripts must read without decoding (rows, signature, times, attempts) is the ticket's, see
+`request_queue.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgpack
+
+from shared.datatypes import Array, datatype_of, from_bytes, to_bytes
+from shared.errors import BadMessage, FerryError, by_code
+
+Message = TypeVar("Message")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One named tensor: `data` is row-major little-endian, BYTES in the protocol's binary form.
+
+    `pixels` marks a uint8 picture batch [rows, height, width, channels] that the worker still has
+    to normalise into the model's own input.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+    pixels: bool = False
+
+    @classmethod
+    def of(cls, name: str, array: Array, *, pixels: bool = False) -> Tensor:
+        """Make a tensor from an array of any supported dtype."""
+        return cls(name, datatype_of(array), array.shape, to_bytes(array), pixels)
+
+    def array(self) -> Array:
+        """Return the tensor as a read-only array; raises BadMessage when data and shape differ."""
+        return from_bytes(self.data, self.datatype, self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """What one client asks: every input has `rows` rows (1 for models without a batch dimension).
+
+    `outputs` names the wanted outputs, empty for all. `signature` is 8 bytes that are equal for
+    requests that can share a batch (`ModelSpec.signature` makes it).
+    """
+
+    id: str
+    rows: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[str, ...] = ()
+    timeout_seconds: float = 30.0
+    signature: bytes = bytes(8)
+
+    def encode(self) -> bytes:
+        """Encode inputs and wanted outputs; id, rows and times travel in the ticket."""
+        return _pack([list(self.outputs), [_fields(tensor) for tensor in self.inputs]])
+
+    @classmethod
+    def decode(cls, request_id: str, rows: int, body: bytes) -> InferRequest:
+        """Rebuild a request from its ticket's id and rows and its body; raises BadMessage."""
+        return _decoding(
+            body,
+            lambda parts: cls(
+                request_id, rows, tuple(_tensor(item) for item in parts[1]), tuple(parts[0])
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """What one answer cost, in seconds, and where it was made.
+
+    `queue_seconds` runs from push to claim, `batch_wait_seconds` from claim to the start of the
+    forward pass (decoding, stacking, padding), `compute_seconds` is the forward pass itself.
+    """
+
+    queue_seconds: float = 0.0
+    batch_wait_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    batch_size: int = 0
+    attempts: int = 1
+    instance: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InferResult:
+    """The answer to one request: outputs, or an error, and what it cost."""
+
+    outputs: tuple[Tensor, ...] = ()
+    timings: Timings = field(default_factory=Timings)
+    error: FerryError | None = None
+
+    def encode(self) -> bytes:
+        """Encode for the request's result key."""
+        cost = self.timings
+        return _pack(
+            [
+                [_fields(tensor) for tensor in self.outputs],
+                [
+                    cost.queue_seconds,
+                    cost.batch_wait_seconds,
+                    cost.compute_seconds,
+                    cost.batch_size,
+                    cost.attempts,
+                    cost.instance,
+                ],
+                self.error and [self.error.code, self.error.message],
+            ]
+        )
+
+    @classmethod
+    def decode(cls, body: bytes) -> InferResult:
+        """Rebuild a result; raises BadMessage."""
+        return _decoding(
+            body,
+            lambda parts: cls(
+                tuple(_tensor(item) for item in parts[0]),
+                Timings(*parts[1]),
+                by_code(*parts[2]) if parts[2] else None,
+            ),
+        )
+
+
+def _fields(tensor: Tensor) -> list[Any]:
+    return [tensor.name, tensor.datatype, tensor.shape, tensor.data, tensor.pixels]
+
+
+def _tensor(fields: list[Any]) -> Tensor:
+    name, datatype, shape, data, pixels = fields
+    return Tensor(name, datatype, tuple(shape), data, pixels)
+
+
+def _pack(parts: list[Any]) -> bytes:
+    packed: bytes = msgpack.packb(parts)
+    return packed
+
+
+def _decoding(body: bytes, build: Callable[[Any], Message]) -> Message:
+    try:
+        return build(msgpack.unpackb(body))
+    except (ValueError, TypeError, KeyError, IndexError, msgpack.UnpackException) as error:
+        raise BadMessage(f"not a message of this version: {error}") from error

@@ -1,0 +1,126 @@
+"""What the API must know of a model: made by the worker from `config.pbtxt`, kept in the registry.
+
+A spec is complete: with it an API process on a machine without model files checks requests,
+prepares pictures and texts, and names the answers.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.messages import Tensor
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Frozen):
+    """One input or output as declared: `dims` without the batch dimension, -1 for any size.
+
+    Requests whose `ragged` input differs in its -1 dims still share a batch: the worker pads.
+    """
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...]
+    ragged: bool = False
+    labels: tuple[str, ...] = ()
+
+
+class ImageInput(_Frozen):
+    """How a picture becomes the model's input.
+
+    The API decodes, resizes and crops to uint8 [height, width, channels]; the worker computes
+    (pixel * scale - mean) / std over the whole batch and lays it out as `layout` says.
+    """
+
+    input: str
+    height: int
+    width: int
+    channels: Literal["RGB", "BGR", "L"] = "RGB"
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    resize: Literal["stretch", "crop", "pad"] = "stretch"
+    resize_size: int = 0
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    background: tuple[int, ...] = (255, 255, 255)
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+
+class TextInput(_Frozen):
+    """How a text becomes the model's inputs: token ids by a `tokenizers` file kept as an asset."""
+
+    tokenizer: str = Field(description="asset digest of the tokenizer.json")
+    max_length: int
+    truncate: bool = True
+
+
+class ModelSpec(_Frozen):
+    """One served version of a model."""
+
+    name: str
+    version: str
+    versions: tuple[str, ...]
+    platform: str
+    max_batch_size: int
+    max_queue_delay_seconds: float = 0.0
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    image: ImageInput | None = None
+    text: TextInput | None = None
+    output_activation: Literal["softmax", "sigmoid", "none"] = "softmax"
+    label_key: str | None = None
+    parameters: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Return `name/version`, the model version's name in Redis keys and logs."""
+        return f"{self.name}/{self.version}"
+
+    @property
+    def batched(self) -> bool:
+        """Tell whether tensors have a leading batch dimension."""
+        return self.max_batch_size > 0
+
+    @property
+    def batch_rows(self) -> int:
+        """Return the most rows of one forward pass; 1 for models without a batch dimension."""
+        return max(1, self.max_batch_size)
+
+    @property
+    def input_kind(self) -> Literal["image", "text", "tensor"]:
+        """Return what `/predict` takes besides tensors."""
+        return "image" if self.image else "text" if self.text else "tensor"
+
+    def full_shape(self, tensor: TensorSpec) -> list[int]:
+        """Return the declared shape with the batch dimension, as v2 metadata shows it."""
+        return ([-1] if self.batched else []) + list(tensor.dims)
+
+    def signature(self, inputs: tuple[Tensor, ...]) -> bytes:
+        """Return 8 bytes that are equal for requests that can share a batch.
+
+        Of a ragged input only the number of dimensions counts, of all others the shape per row.
+        """
+        ragged = {tensor.name for tensor in self.inputs if tensor.ragged}
+        return _digest(
+            tuple(
+                (
+                    tensor.name,
+                    tensor.datatype,
+                    tensor.pixels,
+                    len(tensor.shape) if tensor.name in ragged else tensor.shape[1:],
+                )
+                for tensor in inputs
+            )
+        )
+
+
+@lru_cache(maxsize=4096)
+def _digest(parts: tuple[object, ...]) -> bytes:
+    return blake2b(repr(parts).encode(), digest_size=8).digest()

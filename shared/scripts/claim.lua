@@ -1,0 +1,52 @@
+-- claim: the dynamic batcher. Takes one batch off the queue and, in the same step, records it as the
+-- instance's in-flight work. Run by RequestQueue.claim.
+-- KEYS: queue, bell, inflight   ARGV: max_rows, max_delay_seconds, body key prefix
+-- Returns {now, wait_seconds, ticket, body, ticket, body, ...}; without tickets, wait_seconds says how
+-- long the pending ones may still wait for company (-1: nothing is pending).
+local queue, bell, inflight = unpack(KEYS)
+local max_rows, max_delay, prefix = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1e6
+
+-- A batch is a run of tickets from the head: it ends when it is full, before a request of another
+-- signature, and around a request that has been in a crash, which travels alone.
+local tickets, bodies = {}, {}
+local rows, seen, oldest, first_signature, complete = 0, 0, nil, nil, false
+while not complete do
+  local chunk = redis.call('LRANGE', queue, seen, seen + max_rows - 1)
+  if #chunk == 0 then break end
+  for _, ticket in ipairs(chunk) do
+    local _, attempts, ticket_rows, enqueued, deadline, signature, next_byte =
+      struct.unpack('<BBI4ddc8', ticket)
+    local body = prefix .. string.sub(ticket, next_byte)
+    if deadline <= now then
+      redis.call('UNLINK', body)
+    elseif redis.call('EXISTS', body) == 1 then -- else cancelled or answered: no passenger, no seat
+      if rows > 0 and (rows + ticket_rows > max_rows or signature ~= first_signature or attempts > 0) then
+        complete = true
+        break
+      end
+      tickets[#tickets + 1], bodies[#bodies + 1] = ticket, body
+      rows, oldest, first_signature = rows + ticket_rows, oldest or enqueued, signature
+      complete = rows >= max_rows or attempts > 0
+    end
+    seen = seen + 1
+    if complete then break end
+  end
+end
+
+local age = now - (oldest or now)
+if not complete and rows > 0 and age < max_delay then return {string.format('%.6f', now), string.format('%.6f', max_delay - age)} end
+
+if seen > 0 then redis.call('LTRIM', queue, seen, -1) end
+if rows == 0 then return {string.format('%.6f', now), '-1'} end
+redis.call('RPUSH', inflight, unpack(tickets))
+if redis.call('LLEN', queue) > 0 and redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
+
+local reply = {string.format('%.6f', now), '0'}
+local payloads = redis.call('MGET', unpack(bodies))
+for i, ticket in ipairs(tickets) do
+  reply[#reply + 1] = ticket
+  reply[#reply + 1] = payloads[i]
+end
+return reply

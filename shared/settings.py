@@ -1,0 +1,148 @@
+"""All settings, read from the environment once, by entry points only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from shared.errors import BadSetting
+
+
+def _setting(default: Any, variable: str, effect: str, check: Callable[[str], Any]) -> Any:
+    metadata = {"variable": variable, "effect": effect, "check": check}
+    return field(default=default, metadata=metadata)
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    def check(value: str) -> int:
+        number = int(value)
+        if number < low or (high is not None and number > high):
+            raise ValueError(f"must be at least {low}" + (f" and at most {high}" if high else ""))
+        return number
+
+    return check
+
+
+def _seconds(value: str) -> float:
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise ValueError("must be a positive number of seconds")
+    return number
+
+
+def _log_level(value: str) -> str:
+    if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+        raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
+    return value.upper()
+
+
+def _redis_url(value: str) -> str:
+    if not value.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    return value
+
+
+def _key_prefix(value: str) -> str:
+    if not value or any(sign in value for sign in "{}: "):
+        raise ValueError("must be a word without braces, colons or spaces")
+    return value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be set; every field has its variable, its default and its effect."""
+
+    redis_url: str = _setting(
+        "", "REDIS_URL", "Redis or Valkey (>= 6.2) to meet at; unset: one is embedded", _redis_url
+    )
+    host: str = _setting("127.0.0.1", "FERRY_HOST", "address the API listens on", _text)
+    port: int = _setting(8000, "FERRY_PORT", "port the API listens on", _whole(1, 65535))
+    dashboard_port: int = _setting(
+        9181, "FERRY_DASHBOARD_PORT", "loopback port of the job dashboard", _whole(1, 65535)
+    )
+    models: str = _setting("models", "FERRY_MODELS", "directory of the model repository", _text)
+    state_dir: str = _setting(
+        ".ferry", "FERRY_STATE_DIR", "directory of the embedded Valkey's socket and data", _text
+    )
+    api_processes: int = _setting(
+        2, "FERRY_API_PROCESSES", "gunicorn worker processes", _whole(1, 256)
+    )
+    api_threads: int = _setting(
+        64, "FERRY_API_THREADS", "requests one API process handles at a time", _whole(1, 4096)
+    )
+    max_body_bytes: int = _setting(
+        64 * 2**20, "FERRY_MAX_BODY_BYTES", "larger bodies are refused with 413", _whole(1024)
+    )
+    max_image_pixels: int = _setting(
+        50_000_000,
+        "FERRY_MAX_IMAGE_PIXELS",
+        "pictures that declare more pixels are refused before decoding",
+        _whole(1),
+    )
+    max_queue_size: int = _setting(
+        10_000, "FERRY_MAX_QUEUE_SIZE", "requests waiting per model before 503", _whole(1)
+    )
+    request_timeout_seconds: float = _setting(
+        30.0, "FERRY_REQUEST_TIMEOUT_SECONDS", "deadline of a request, from its arrival", _seconds
+    )
+    result_ttl_seconds: float = _setting(
+        60.0, "FERRY_RESULT_TTL_SECONDS", "how long an unread answer is kept", _seconds
+    )
+    heartbeat_seconds: float = _setting(
+        2.0,
+        "FERRY_HEARTBEAT_SECONDS",
+        "how often a supervisor says it lives; after three misses others take over its work",
+        _seconds,
+    )
+    max_batch_seconds: float = _setting(
+        60.0, "FERRY_MAX_BATCH_SECONDS", "a batch that runs longer is killed and retried", _seconds
+    )
+    cpu_threads: int = _setting(
+        0,
+        "FERRY_CPU_THREADS",
+        "threads per model instance on the CPU; 0 shares the cores among the instances",
+        _whole(0, 1024),
+    )
+    key_prefix: str = _setting(
+        "ferry", "FERRY_KEY_PREFIX", "first word of every Redis key", _key_prefix
+    )
+    log_level: str = _setting(
+        "INFO", "FERRY_LOG_LEVEL", "DEBUG, INFO, WARNING or ERROR", _log_level
+    )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+        """Read all settings; raises BadSetting naming the variable and its value."""
+        values = {}
+        for setting in fields(cls):
+            raw = environ.get(setting.metadata["variable"], "")
+            if raw:
+                values[setting.name] = _checked(setting.metadata, raw)
+        _refuse_unknown(environ, {setting.metadata["variable"] for setting in fields(cls)})
+        return cls(**values)
+
+
+def _checked(metadata: Mapping[str, Any], raw: str) -> Any:
+    try:
+        return metadata["check"](raw)
+    except ValueError as error:
+        raise BadSetting(f"{metadata['variable']}={raw!r}: {error}") from error
+
+
+def _refuse_unknown(environ: Mapping[str, str], known: set[str]) -> None:
+    unknown = {name for name in environ if name.startswith("FERRY_")} - known
+    if unknown:
+        raise BadSetting(f"unknown settings: {', '.join(sorted(unknown))}")
+
+
+def default_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))

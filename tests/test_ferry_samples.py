@@ -1,0 +1,82 @@
+"""`ferry samples` makes what is missing, once, and loads no torch to find out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ferry.cli import main
+
+
+class Maker:
+    """Stands in for samples.<name>: writes a model file, or dies half-way."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, object]]] = []
+        self.dies = False
+
+    def make(self, directory: Path, **options: object) -> None:
+        self.calls.append((directory.name, options))
+        (directory / "1").mkdir(parents=True, exist_ok=True)
+        (directory / "1" / "model.pt").touch()
+        if self.dies:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def maker(monkeypatch, tmp_path) -> Maker:
+    maker = Maker()
+    for name in ("digits", "sentiment", "resnet", "tiny"):
+        monkeypatch.setitem(sys.modules, f"samples.{name}", SimpleNamespace(make=maker.make))
+    monkeypatch.setenv("FERRY_MODELS", str(tmp_path / "models"))
+    return maker
+
+
+def test_without_names_the_three_that_show_everything_are_made(maker, capsys):
+    assert main(["samples"]) == 0
+
+    assert [name for name, _ in maker.calls] == ["digits", "sentiment", "resnet18"]
+    assert "digits: made in " in capsys.readouterr().out
+
+
+def test_what_is_there_is_left_alone_unless_forced(maker, capsys):
+    main(["samples", "tiny"])
+    main(["samples", "tiny"])
+    assert len(maker.calls) == 1
+    assert "is there already" in capsys.readouterr().out
+
+    main(["samples", "tiny", "--force"])
+    assert len(maker.calls) == 2
+
+
+def test_a_model_whose_making_was_cut_short_is_made_again(maker):
+    maker.dies = True
+    assert main(["samples", "tiny"]) == 130
+    maker.dies = False
+
+    assert main(["samples", "tiny"]) == 0
+
+    assert len(maker.calls) == 2
+
+
+def test_a_resnet_gets_its_depth_and_weights(maker):
+    main(["samples", "resnet50", "--weights", "some.pt"])
+
+    assert maker.calls == [("resnet50", {"depth": 50, "weights": Path("some.pt")})]
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones(maker, capsys):
+    assert main(["samples", "digits", "alexnet"]) == 2
+
+    assert "no sample alexnet; there are digits, sentiment" in capsys.readouterr().err
+    assert maker.calls == []
+
+
+def test_the_command_line_loads_neither_torch_nor_flask():
+    code = "import sys, ferry.cli; sys.exit(bool({'torch', 'flask', 'numpy'} & set(sys.modules)))"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

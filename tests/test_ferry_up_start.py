@@ -1,0 +1,136 @@
+"""What `ferry up` does and refuses before it is up."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ferry_up_process import (
+    ALL,
+    START_SECONDS,
+    STOP_SECONDS,
+    FerryUp,
+    free_port,
+    starter,
+    wait_until,
+)
+
+from ferry.processes import read_procfile
+from ferry.readiness import announce_when_ready
+from ferry.up import PROJECT_ROOT, child_environment
+from shared.settings import Settings
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., FerryUp]]:
+    with starter(tmp_path) as start:
+        yield start
+
+
+def test_a_second_ferry_up_on_the_same_state_is_refused(start):
+    first = start().wait_for_start()
+
+    second = start()
+
+    assert second.process.wait(START_SECONDS) == 1
+    assert f"another ferry up (process {first.process.pid}) runs in" in second.text()
+    assert first.valkey().ping()
+
+
+def test_with_redis_url_nothing_is_embedded(start):
+    server = start().wait_for_start()
+    url = f"unix://{server.state_dir}/valkey.sock"
+
+    ferry = start({"REDIS_URL": url, "FERRY_STATE_DIR": "other"}).wait_for_start()
+    ferry.process.terminate()
+
+    assert ferry.process.wait(STOP_SECONDS) == 0
+    assert [path.name for path in (ferry.directory / "other").iterdir()] == ["lock"]
+    assert server.valkey().ping()
+
+
+def test_an_unreachable_redis_is_named_without_its_password(start):
+    port = free_port()
+
+    ferry = start({"REDIS_URL": f"redis://:secret@127.0.0.1:{port}/0"})
+
+    assert ferry.end(START_SECONDS) == 1
+    assert f"REDIS_URL=redis://127.0.0.1:{port}/0: " in ferry.text()
+    assert "secret" not in ferry.text()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("FERRY_PORT", "http"), ("FERRY_MAX_QUEUE_SIZE", "-1"), ("FERRY_LOG_LEVEL", "LOUD")],
+)
+def test_a_bad_setting_stops_the_start_in_one_line(start, variable, value):
+    ferry = start({variable: value})
+
+    assert ferry.end(START_SECONDS) == 2
+    assert ferry.text().startswith(f"ferry: {variable}=")
+    assert value in ferry.text()
+    assert ferry.text().count("\n") == 1
+
+
+def test_a_taken_port_is_said_at_once(start):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ferry = start({"FERRY_PORT": str(port)})
+
+        assert ferry.end(START_SECONDS) == 1
+    assert f"FERRY_PORT={port}: cannot listen on 127.0.0.1: Address already in use" in ferry.text()
+
+
+def test_processes_get_absolute_paths_and_our_programs_first(start):
+    ferry = start().wait_for_start()
+
+    expected = f"worker FERRY_MODELS={ferry.directory}/models {Path(sys.executable).parent}"
+    wait_until(lambda: expected in ferry.text(), START_SECONDS, ferry.text)
+
+
+def test_processes_read_the_settings_that_ferry_up_has():
+    settings = Settings.from_env({"FERRY_PORT": "9", "REDIS_URL": "redis://there"})
+
+    assert Settings.from_env(child_environment(settings, {"FERRY_PORT": "8"})) == settings
+
+
+def test_the_procfile_hands_its_processes_to_honcho_without_a_shell_between():
+    processes = read_procfile(PROJECT_ROOT / "Procfile")
+
+    assert list(processes) == list(ALL)
+    assert all(command.startswith("exec ") for command in processes.values())
+
+
+def test_it_says_where_everything_is_once_the_api_is_ready(start, tmp_path):
+    (tmp_path / "models" / "digits" / "1").mkdir(parents=True)
+
+    ferry = start({"FERRY_PORT": (port := free_port())}, api="http")
+
+    wait_until(lambda: "digits" in ferry.text(), START_SECONDS, ferry.text)
+    assert "ready in " in ferry.text()
+    assert f"http://127.0.0.1:{port}/predict/digits" in ferry.text()
+
+
+class Console:
+    stopping = False
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        self.stopping = True
+
+
+def test_what_is_missing_is_said_when_the_api_does_not_come(tmp_path):
+    settings = Settings(port=int(free_port()), models=str(tmp_path))
+    console = Console()
+
+    announce_when_ready(settings, console, start=time.monotonic() - 20)
+
+    expected = f"the API does not answer at http://127.0.0.1:{settings.port}; still waiting"
+    assert console.lines == [f"not ready after 20 s: {expected}"]
