@@ -1,0 +1,1 @@
+"""HTTP in, HTTP out: stateless, knows models only by what the registry says."""

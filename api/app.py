@@ -1,0 +1,35 @@
+"""Builds the Flask application from settings."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from api import health, inference, metadata, predict
+from api.catalog import Catalog
+from api.errors import register_error_handlers
+from api.json_answers import OrjsonProvider
+from api.media import TokenizerCache, limit_pictures
+from api.queues import Queues
+from shared.redis_connection import connect
+from shared.registry import Registry
+from shared.settings import Settings
+
+
+def create_app(settings: Settings) -> Flask:
+    """Return the application; opens no connection before the first request."""
+    app = Flask(__name__)
+    app.json = OrjsonProvider(app)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.config["MAX_FORM_PARTS"] = 256
+    app.url_map.strict_slashes = False
+    client = connect(settings.redis_url)
+    registry = Registry(client, settings.key_prefix)
+    app.extensions["settings"] = settings
+    app.extensions["catalog"] = Catalog(registry)
+    app.extensions["queues"] = Queues(client, settings)
+    app.extensions["tokenizers"] = TokenizerCache(registry)
+    limit_pictures(settings.max_image_pixels)
+    for blueprint in (health.blueprint, metadata.blueprint, inference.blueprint, predict.blueprint):
+        app.register_blueprint(blueprint)
+    register_error_handlers(app)
+    return app

@@ -1,0 +1,97 @@
+"""The models as this API process last saw them in the registry."""
+
+from __future__ import annotations
+
+import time
+from threading import Lock
+
+from shared.errors import ModelNotReady, RedisUnavailable, UnknownModel
+from shared.model_spec import ModelSpec
+from shared.registry import Registry, Snapshot
+
+FRESH_SECONDS = 0.5
+RESTART_GRACE_SECONDS = 15.0
+"""How long a model that was ready still takes requests while no instance of it lives.
+
+Its instances may be restarting; what is accepted waits on the queue until its own deadline.
+"""
+
+
+class Catalog:
+    """A copy of the registry, at most half a second old, shared by the process's threads."""
+
+    def __init__(self, registry: Registry) -> None:
+        """Start empty; the first look reads the registry."""
+        self._registry = registry
+        self._snapshot = Snapshot()
+        self._read_at = float("-inf")
+        self._ready_at: dict[str, float] = {}
+        self._lock = Lock()
+
+    def find(self, name: str, version: str | None = None) -> ModelSpec:
+        """Return a registered model, its highest version unless one is named.
+
+        Raises UnknownModel.
+        """
+        versions = self._current().models.get(name)
+        if not versions:
+            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+        if version is None:
+            return versions[max(versions, key=int)]
+        if version not in versions:
+            raise UnknownModel(
+                f"Request for unknown model: '{name}' version {version} is not found"
+            )
+        return versions[version]
+
+    def serving(self, name: str, version: str | None = None) -> ModelSpec:
+        """Return a model that takes requests; raises UnknownModel or ModelNotReady."""
+        reason = self._current().failures.get(name)
+        if reason and name not in self._snapshot.models:
+            raise ModelNotReady(reason)
+        spec = self.find(name, version)
+        last_ready = self._ready_at.get(spec.key, float("-inf"))
+        if time.monotonic() - last_ready > RESTART_GRACE_SECONDS:
+            raise ModelNotReady(f"model '{name}' is not ready: no worker has loaded it")
+        return spec
+
+    def is_ready(self, name: str, version: str | None = None) -> bool:
+        """Tell whether an instance serves the model now; raises UnknownModel."""
+        snapshot = self._current()
+        if name in snapshot.failures and name not in snapshot.models:
+            return False
+        return self.find(name, version).key in snapshot.ready
+
+    def all_ready(self) -> bool:
+        """Tell whether every model is served now, with Redis answering."""
+        self._registry.ping()
+        return self._current().all_ready()
+
+    def specs(self) -> list[ModelSpec]:
+        """Return the highest version of every model, by name."""
+        return [self.find(name) for name in sorted(self._current().models)]
+
+    def _current(self) -> Snapshot:
+        """Return the snapshot, read anew when it is old; a Redis that is away leaves the old one."""
+        now = time.monotonic()
+        if now - self._read_at < FRESH_SECONDS or not self._lock.acquire(
+            blocking=self._read_at == float("-inf")
+        ):
+            return self._snapshot
+        try:
+            if time.monotonic() - self._read_at >= FRESH_SECONDS:
+                self._read(time.monotonic())
+        finally:
+            self._lock.release()
+        return self._snapshot
+
+    def _read(self, now: float) -> None:
+        try:
+            self._snapshot = self._registry.snapshot()
+        except RedisUnavailable:
+            if not self._snapshot.models:
+                raise
+            return  # the old copy serves on; push will say that Redis is away
+        self._read_at = now
+        for key in self._snapshot.ready:
+            self._ready_at[key] = now

@@ -1,0 +1,67 @@
+"""Every error as JSON: `{"error": "...", "code": "..."}` with the error's own HTTP status.
+
+`error` is the Open Inference Protocol's key; `code` is ours, for programs.
+"""
+
+from __future__ import annotations
+
+import logging
+from secrets import token_hex
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
+from werkzeug.exceptions import NotFound as WerkzeugNotFound
+
+from api.json_answers import json_response
+from shared.errors import (
+    BadRequest,
+    FerryError,
+    MethodNotAllowed,
+    PayloadTooLarge,
+    UnknownRoute,
+)
+
+log = logging.getLogger(__name__)
+
+
+def register_error_handlers(app: Flask) -> None:
+    """Make every failure of `app` a JSON answer."""
+    app.register_error_handler(FerryError, _ferry_error)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def _ferry_error(error: FerryError) -> Response:
+    response = json_response({"error": error.message, "code": error.code}, error.status)
+    if error.retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(error.retry_after_seconds)
+    return response
+
+
+def _http_error(error: HTTPException) -> Response:
+    """Turn Flask's and werkzeug's own refusals into ours."""
+    limit = request.max_content_length
+    if isinstance(error, RequestEntityTooLarge):
+        ours: FerryError = PayloadTooLarge(
+            f"the body is {request.content_length or 'too many'} bytes or has too many parts, "
+            f"at most {limit} bytes are taken"
+        )
+    elif isinstance(error, WerkzeugNotFound):
+        ours = UnknownRoute(f"no route {request.path}")
+    elif isinstance(error, WerkzeugMethodNotAllowed):
+        allowed = ", ".join(sorted(error.valid_methods or []))
+        ours = MethodNotAllowed(f"{request.method} {request.path}: allowed are {allowed}")
+    else:
+        ours = BadRequest(error.description or error.name)
+    response = _ferry_error(ours)
+    if isinstance(error, WerkzeugMethodNotAllowed) and error.valid_methods:
+        response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+    return response
+
+
+def _unexpected(error: Exception) -> Response:
+    """Answer a bare 500 with an id; the detail goes to the log only. A border."""
+    error_id = token_hex(6)
+    log.error("%s %s: error %s", request.method, request.path, error_id, exc_info=error)
+    return json_response({"error": f"internal error {error_id}", "code": "internal"}, 500)

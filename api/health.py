@@ -1,0 +1,28 @@
+"""Is the server alive, is it ready? (Open Inference Protocol v2)"""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, current_app
+
+from api.catalog import Catalog
+from api.json_answers import json_response
+from shared.errors import RedisUnavailable
+
+blueprint = Blueprint("health", __name__)
+
+
+@blueprint.get("/v2/health/live")
+def live() -> Response:
+    """Answer 200 while this process answers at all; looks at nothing else."""
+    return json_response({"live": True})
+
+
+@blueprint.get("/v2/health/ready")
+def ready() -> Response:
+    """Answer 200 when every model is served, else 400."""
+    catalog: Catalog = current_app.extensions["catalog"]
+    try:
+        is_ready = catalog.all_ready()
+    except RedisUnavailable:
+        is_ready = False
+    return json_response({"ready": is_ready}, 200 if is_ready else 400)

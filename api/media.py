@@ -1,0 +1,178 @@
+"""Media become tensors here: pictures to uint8 pixels, texts to token ids (stop 1 of the walk)."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from threading import Lock
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tokenizers import Tokenizer
+
+from shared.datatypes import Array
+from shared.errors import BadRequest, ModelNotReady
+from shared.messages import Tensor
+from shared.model_spec import ImageInput, ModelSpec, TextInput
+from shared.registry import Registry
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+
+
+def limit_pictures(max_pixels: int) -> None:
+    """Set how many pixels a picture may declare, in this process, before it is decoded."""
+    Image.MAX_IMAGE_PIXELS = max_pixels
+
+
+def decode_picture(data: bytes, image: ImageInput, where: str = "the picture") -> Array:
+    """Return a picture as uint8 [1, height, width, channels], sized as the model wants.
+
+    Takes every mode (palette, grey, alpha, 16 bits) and orientation tag that Pillow reads;
+    transparent pixels show the model's background. Raises BadRequest.
+    """
+    if not data:
+        raise BadRequest(f"{where} is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.channels != "L" or picture.mode in {"L", "RGB"}:
+                _decode_small(picture, image)
+            picture.load()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise BadRequest(
+            f"{where} declares more than {Image.MAX_IMAGE_PIXELS} pixels, it is not decoded"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise BadRequest(
+            f"{where} is not a picture: expected one of {', '.join(FORMATS)}"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise BadRequest(f"{where} cannot be decoded: {error}") from error
+    fitted = _fit(_colours(ImageOps.exif_transpose(picture), image), image)
+    pixels = np.asarray(fitted).reshape(1, image.height, image.width, -1)
+    return pixels[..., ::-1] if image.channels == "BGR" else pixels
+
+
+def picture_tensor(pixels: Array, image: ImageInput) -> Tensor:
+    """Return decoded pictures [rows, height, width, channels] as the model's input tensor."""
+    return Tensor.of(image.input, np.ascontiguousarray(pixels), pixels=True)
+
+
+class TokenizerCache:
+    """Tokenizers by digest, fetched from the registry once per process."""
+
+    def __init__(self, registry: Registry) -> None:
+        """Start empty."""
+        self._registry = registry
+        self._tokenizers: dict[str, Tokenizer] = {}
+        self._lock = Lock()
+
+    def encode(self, texts: list[str], spec: ModelSpec) -> tuple[tuple[Tensor, ...], list[bool]]:
+        """Return the model's inputs [rows, longest text], and for each text whether it was cut.
+
+        Raises BadRequest for an empty text, and for one above the model's length when the model's
+        config does not allow it to be cut.
+        """
+        text = spec.text
+        assert text is not None, "only called for text models"
+        for index, item in enumerate(texts):
+            if not item.strip():
+                raise BadRequest(f"text {index} is empty")
+        # Long before the tokenizer would be slow: no token is shorter than a character.
+        clipped = [item[: 64 * text.max_length] for item in texts]
+        encodings = self._tokenizer(text).encode_batch(clipped)
+        cut = [bool(encoding.overflowing) for encoding in encodings]
+        cut = [c or len(a) < len(b) for c, a, b in zip(cut, clipped, texts, strict=True)]
+        if any(cut) and not text.truncate:
+            raise BadRequest(
+                f"text {cut.index(True)} is longer than the {text.max_length} tokens of "
+                f"'{spec.name}'"
+            )
+        longest = max(len(encoding.ids) for encoding in encodings)
+        columns = {
+            "input_ids": [encoding.ids for encoding in encodings],
+            "attention_mask": [encoding.attention_mask for encoding in encodings],
+            "token_type_ids": [encoding.type_ids for encoding in encodings],
+        }
+        return tuple(
+            Tensor.of(tensor.name, _padded(columns[tensor.name], longest))
+            for tensor in spec.inputs
+        ), cut
+
+    def _tokenizer(self, text: TextInput) -> Tokenizer:
+        found = self._tokenizers.get(text.tokenizer)
+        if found is None:
+            with self._lock:
+                content = self._registry.asset(text.tokenizer)
+                if content is None:
+                    raise ModelNotReady("the model's tokenizer is not in the registry yet")
+                found = Tokenizer.from_buffer(content)
+                found.no_padding()
+                found.enable_truncation(text.max_length)
+                self._tokenizers[text.tokenizer] = found
+        return found
+
+
+def _padded(rows: list[list[int]], longest: int) -> Array:
+    array = np.zeros((len(rows), longest), np.int64)
+    for index, row in enumerate(rows):
+        array[index, : len(row)] = row
+    return array
+
+
+def _decode_small(picture: Image.Image, image: ImageInput) -> None:
+    """Let a JPEG be decoded at a fraction of its size, never below what the model needs."""
+    needed = max(image.resize_size, image.height, image.width)
+    picture.draft(None, (2 * needed, 2 * needed))
+
+
+def _colours(picture: Image.Image, image: ImageInput) -> Image.Image:
+    """Return the picture in mode RGB or L, transparency laid over the background."""
+    mode = "L" if image.channels == "L" else "RGB"
+    if picture.mode.startswith(("I", "F")):
+        picture = _eight_bits(picture)
+    if picture.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, (*_three(image.background), 255))
+        picture = Image.alpha_composite(ground, layer)
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip everything above 255."""
+    values = np.asarray(picture).astype(np.float64)
+    scale = 257.0 if picture.mode.startswith("I") and values.max(initial=0) > 255 else 1.0
+    return Image.fromarray(np.clip(values / scale + 0.5, 0, 255).astype(np.uint8))
+
+
+def _three(background: tuple[int, ...]) -> tuple[int, int, int]:
+    first, *rest = background
+    return (first, rest[0], rest[1]) if len(rest) > 1 else (first, first, first)
+
+
+def _fit(picture: Image.Image, image: ImageInput) -> Image.Image:
+    """Resize as the model's config says: stretch, or crop the middle, or pad."""
+    resampling = RESAMPLING[image.interpolation]
+    size = (image.width, image.height)
+    if image.resize == "stretch":
+        return picture if picture.size == size else picture.resize(size, resampling)
+    if image.resize == "pad":
+        ground = _three(image.background)
+        colour = ground[0] if picture.mode == "L" else ground
+        return ImageOps.pad(picture, size, resampling, color=colour)
+    shorter = image.resize_size or min(size)
+    scale = shorter / min(picture.size)
+    # torchvision's arithmetic: the longer side is cut to a whole number, the crop is centred.
+    wide, high = (
+        shorter if side == min(picture.size) else int(side * scale) for side in picture.size
+    )
+    picture = picture.resize((wide, high), resampling)
+    left, top = round((wide - size[0]) / 2), round((high - size[1]) / 2)
+    return picture.crop((left, top, left + size[0], top + size[1]))

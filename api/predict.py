@@ -1,0 +1,157 @@
+"""POST /predict: for people with curl, a picture, a sentence or a few numbers (stop 1 of the walk)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from flask import Blueprint, Response, current_app, request
+
+from api.json_answers import json_response
+from api.json_tensors import check_shape, json_type, load_object, to_array
+from api.media import decode_picture, picture_tensor
+from api.metadata import checked_version
+from api.predictions import describe_rows
+from api.timings import server_timing, timings_json
+from shared.datatypes import to_bytes
+from shared.errors import BadRequest
+from shared.messages import InferResult, Tensor
+from shared.model_spec import ModelSpec
+
+blueprint = Blueprint("predict", __name__)
+DEFAULT_TOP_K = 3
+
+
+@blueprint.post("/predict")
+@blueprint.post("/predict/<name>")
+@blueprint.post("/predict/<name>/versions/<version>")
+def predict(name: str | None = None, version: str | None = None) -> Response:
+    """Answer pictures (multipart `file` parts or the raw body), texts or tensors (JSON).
+
+    Without a model's name, the one model that takes this kind of input answers; 400 lists the
+    candidates when there are several. Next stop: `RequestQueue.push`.
+    """
+    if request.mimetype == "multipart/form-data":
+        return _pictures(_files(), name, version, one=None)
+    raw = request.get_data(cache=False)
+    if request.mimetype == "application/json" or raw.lstrip()[:1] == b"{":
+        return _json(load_object(raw), name, version)
+    if not raw:
+        raise BadRequest('the body is empty: send a picture, {"text": ...} or {"input_tensor": ...}')
+    return _pictures([raw], name, version, one=True)
+
+
+def _files() -> list[bytes]:
+    files = request.files.getlist("file")
+    if not files:
+        names = sorted({*request.files, *request.form})
+        raise BadRequest(f'multipart has no part named "file" with a file name, only {names}')
+    return [file.read() for file in files]
+
+
+def _pictures(
+    pictures: list[bytes], name: str | None, version: str | None, *, one: bool | None
+) -> Response:
+    spec = _model("image", name, version)
+    assert spec.image is not None, "chosen by its input kind"
+    _check_count(spec, len(pictures))
+    where = "the picture" if len(pictures) == 1 else "picture {}"
+    rows = [
+        decode_picture(data, spec.image, where.format(index)) for index, data in enumerate(pictures)
+    ]
+    result = _ask(spec, (picture_tensor(np.concatenate(rows), spec.image),))
+    return _described(spec, result, one=len(pictures) == 1 if one is None else one)
+
+
+def _json(body: dict[str, Any], name: str | None, version: str | None) -> Response:
+    if "text" in body:
+        return _texts(body["text"], name, version)
+    if "input_tensor" in body:
+        return _tensor(body["input_tensor"], name, version)
+    raise BadRequest(f'the JSON body needs "text" or "input_tensor", it has {sorted(body)[:10]}')
+
+
+def _texts(value: Any, name: str | None, version: str | None) -> Response:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadRequest(f'"text" must be a string or a list of strings, not {json_type(value)}')
+    if not texts:
+        raise BadRequest('"text" is an empty list')
+    spec = _model("text", name, version)
+    _check_count(spec, len(texts))
+    inputs, cut = current_app.extensions["tokenizers"].encode(texts, spec)
+    return _described(spec, _ask(spec, inputs), one=isinstance(value, str), cut=cut)
+
+
+def _tensor(data: Any, name: str | None, version: str | None) -> Response:
+    """Answer `{"input_tensor": rows}` with the first output's raw rows."""
+    spec = _model("tensor", name, version)
+    if len(spec.inputs) != 1:
+        raise BadRequest(f"'{spec.name}' has {len(spec.inputs)} inputs, use /v2/models/.../infer")
+    declared = spec.inputs[0]
+    array = to_array(data, declared.datatype, "input_tensor")
+    check_shape(array.shape, declared, spec, "input_tensor")
+    tensor = Tensor(declared.name, declared.datatype, array.shape, to_bytes(array))
+    result = _ask(spec, (tensor,))
+    answer = {"prediction": result.outputs[0].array()}
+    return _answer(spec, result, answer)
+
+
+def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
+    """Return the named model, or the only one that takes `kind`; raises BadRequest."""
+    catalog = current_app.extensions["catalog"]
+    if name is not None:
+        spec: ModelSpec = catalog.serving(name, checked_version(version))
+        if kind not in ("tensor", spec.input_kind):
+            raise BadRequest(f"'{name}' takes {spec.input_kind} input, not {kind}")
+        return spec
+    fitting = [spec.name for spec in catalog.specs() if spec.input_kind == kind]
+    if len(fitting) != 1:
+        raise BadRequest(
+            f"{len(fitting)} models take {kind} input, name one: "
+            f"/predict/<model> with one of {fitting}"
+        )
+    only: ModelSpec = catalog.serving(fitting[0])
+    return only
+
+
+def _check_count(spec: ModelSpec, count: int) -> None:
+    if count > spec.batch_rows:
+        raise BadRequest(
+            f"inference request batch-size must be <= {spec.batch_rows} for '{spec.name}', "
+            f"this one has {count}"
+        )
+
+
+def _ask(spec: ModelSpec, inputs: tuple[Tensor, ...]) -> InferResult:
+    result: InferResult = current_app.extensions["queues"].ask(spec, inputs)
+    return result
+
+
+def _described(
+    spec: ModelSpec, result: InferResult, *, one: bool, cut: list[bool] | None = None
+) -> Response:
+    top_k = _top_k()
+    rows = describe_rows(spec, result, top_k)
+    for row, was_cut in zip(rows, cut or [False] * len(rows), strict=True):
+        if was_cut:
+            row["truncated"] = True
+    return _answer(spec, result, rows[0] if one else {"predictions": rows})
+
+
+def _answer(spec: ModelSpec, result: InferResult, answer: dict[str, Any]) -> Response:
+    answer |= {
+        "model": spec.name,
+        "version": spec.version,
+        "timings": timings_json(result.timings),
+    }
+    response = json_response(answer)
+    response.headers["Server-Timing"] = server_timing(result.timings)
+    return response
+
+
+def _top_k() -> int:
+    raw = request.args.get("top_k", str(DEFAULT_TOP_K))
+    if not raw.isascii() or not raw.isdigit() or not 1 <= int(raw[:6]) <= 1000:
+        raise BadRequest(f"top_k={raw!r} must be a number from 1 to 1000")
+    return int(raw)

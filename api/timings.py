@@ -1,0 +1,27 @@
+"""What an answer cost, as JSON and as the Server-Timing header (W3C Server Timing)."""
+
+from __future__ import annotations
+
+from shared.messages import Timings
+
+
+def timings_json(timings: Timings) -> dict[str, float | int | str]:
+    """Return seconds, batch size (rows), attempts and instance by name."""
+    return {
+        "queue_seconds": round(timings.queue_seconds, 6),
+        "batch_wait_seconds": round(timings.batch_wait_seconds, 6),
+        "compute_seconds": round(timings.compute_seconds, 6),
+        "batch_size": timings.batch_size,
+        "attempts": timings.attempts,
+        "instance": timings.instance,
+    }
+
+
+def server_timing(timings: Timings) -> str:
+    """Return the header's value; its durations are milliseconds."""
+    return (
+        f"queue;dur={timings.queue_seconds * 1e3:.3f}, "
+        f"batch-wait;dur={timings.batch_wait_seconds * 1e3:.3f}, "
+        f"compute;dur={timings.compute_seconds * 1e3:.3f}, "
+        f'batch;desc="{timings.batch_size} rows", instance;desc="{timings.instance}"'
+    )

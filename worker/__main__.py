@@ -1,0 +1,29 @@
+"""Entry point of the worker side: `python -m worker`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from shared.errors import BadModel, BadSetting
+from shared.settings import Settings
+from worker.logs import configure_logging
+from worker.supervisor import Supervisor
+
+
+def main() -> int:
+    """Supervise until told to stop; 2 for a bad setting or repository."""
+    try:
+        settings = Settings.from_env(os.environ)
+        if not settings.redis_url:
+            raise BadSetting("REDIS_URL is not set: `ferry up` sets it, or name a Redis server")
+        configure_logging(settings.log_level)
+        Supervisor(settings).run()
+    except (BadSetting, BadModel) as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Decides for a whole machine which instance of which model runs where."""
+
+from __future__ import annotations
+
+from multiprocessing.context import ForkServerContext
+from typing import Any
+
+from shared.errors import BadModel
+from shared.settings import default_cores
+from worker.devices import Placement, cpu_threads, devices_of
+from worker.model_repository import ServedModel
+
+
+def assign(
+    models: list[ServedModel], gpus: int, configured_threads: int
+) -> tuple[list[tuple[ServedModel, Placement]], dict[str, BadModel]]:
+    """Return one (model, placement) per instance, and the models that this machine cannot place."""
+    wanted: list[tuple[ServedModel, str]] = []
+    failures: dict[str, BadModel] = {}
+    for model in models:
+        try:
+            devices = devices_of(model.config.instance_groups, gpus)
+        except BadModel as error:
+            failures[model.spec.name] = BadModel(f"failed to load '{model.spec.name}', {error}")
+            continue
+        wanted += [(model, device) for device in devices]
+    on_cpu = sum(device == "cpu" for _, device in wanted)
+    threads = cpu_threads(on_cpu, default_cores(), configured_threads)
+    return [(model, Placement(device, threads)) for model, device in wanted], failures
+
+
+def gpu_count(context: ForkServerContext) -> int:
+    """Count the GPUs in a process of its own, so that the supervisor never touches CUDA."""
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_count_gpus, args=(theirs,))
+    process.start()
+    theirs.close()
+    try:
+        count: int = ours.recv()
+    finally:
+        process.join()
+        ours.close()
+    return count
+
+
+def _count_gpus(reports: Any) -> None:
+    import torch  # noqa: PLC0415  only in the forked process, which has it already
+
+    reports.send(torch.cuda.device_count() if torch.cuda.is_available() else 0)

@@ -1,0 +1,1 @@
+"""The frameworks that run models. To add one, see CONTRIBUTING.md."""

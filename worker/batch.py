@@ -1,0 +1,160 @@
+"""Answers one claimed batch: stack, one forward pass, split, each request on its own."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.datatypes import Array, datatype_of
+from shared.errors import BadMessage, BadModelOutput, FerryError, ModelFailed
+from shared.messages import InferRequest, InferResult, Tensor, Timings
+from shared.model_spec import ModelSpec
+from shared.request_queue import Claimed
+from worker.backends.base import Backend
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Passenger:
+    """A claimed request whose body could be decoded, with its inputs as arrays."""
+
+    claimed: Claimed
+    request: InferRequest
+    arrays: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """What the whole batch shares: the model, its backend, and when it was claimed."""
+
+    spec: ModelSpec
+    backend: Backend
+    instance: str
+    claimed_at: float
+
+
+def answer_batch(
+    claimed: list[Claimed], spec: ModelSpec, backend: Backend, instance: str
+) -> list[bytes]:
+    """Return one encoded `InferResult` per claimed request, in order (stops 4 and 6).
+
+    Never raises for anything a request or the model does: a body that cannot be decoded, or a
+    request on which the model raises, is answered with its own error while its neighbours get
+    their rows. Next stop: `WorkQueue.publish`.
+    """
+    trip = Trip(spec, backend, instance, time.monotonic())
+    results: dict[str, InferResult] = {}
+    passengers = []
+    for item in claimed:
+        try:
+            passengers.append(_board(item))
+        except BadMessage as error:
+            log.warning("request %s cannot be decoded, answering it with the error", item.id)
+            results[item.id] = InferResult(error=error)
+    if passengers:
+        results.update(_answer(passengers, trip))
+    return [results[item.id].encode() for item in claimed]
+
+
+def _board(item: Claimed) -> Passenger:
+    request = item.request()
+    return Passenger(item, request, {tensor.name: tensor.array() for tensor in request.inputs})
+
+
+def _answer(passengers: list[Passenger], trip: Trip) -> dict[str, InferResult]:
+    """Run the passengers in one forward pass; when it raises, each half on its own."""
+    failure: FerryError
+    try:
+        return _run(passengers, trip)
+    except BadModelOutput as error:
+        log.error("%s: %s; the batch of %d is answered so", trip.spec.key, error, len(passengers))
+        return {passenger.claimed.id: InferResult(error=error) for passenger in passengers}
+    except Exception as error:  # a border: whatever a model raises, only its request fails
+        log.warning(
+            "%s: a batch of %d raised %s: %s; running its halves",
+            trip.spec.key, len(passengers), type(error).__name__, error,
+        )  # fmt: skip
+        failure = ModelFailed(f"{type(error).__name__}: {error}")
+    # subtle: the except block is left first, its traceback would keep the batch's memory alive.
+    if len(passengers) == 1:
+        return {passengers[0].claimed.id: InferResult(error=failure)}
+    middle = len(passengers) // 2
+    return _answer(passengers[:middle], trip) | _answer(passengers[middle:], trip)
+
+
+def _run(passengers: list[Passenger], trip: Trip) -> dict[str, InferResult]:
+    spec = trip.spec
+    inputs, pixels = _stack(passengers, spec)
+    started = time.monotonic()
+    outputs = trip.backend.forward(inputs, pixels)
+    compute_seconds = time.monotonic() - started
+    rows = sum(passenger.claimed.rows for passenger in passengers)
+    _check(outputs, spec, rows)
+    results, first_row = {}, 0
+    for passenger in passengers:
+        item = passenger.claimed
+        timings = Timings(
+            item.queue_seconds, started - trip.claimed_at, compute_seconds,
+            rows, item.attempts, trip.instance,
+        )  # fmt: skip
+        part = slice(first_row, first_row + item.rows) if spec.batched else slice(None)
+        wanted = passenger.request.outputs or outputs
+        results[item.id] = InferResult(
+            tuple(Tensor.of(name, outputs[name][part]) for name in wanted), timings
+        )
+        first_row += item.rows
+    return results
+
+
+def _stack(
+    passengers: list[Passenger], spec: ModelSpec
+) -> tuple[dict[str, Array], frozenset[str]]:
+    """Put the rows of all passengers behind each other, padding ragged inputs with zeros."""
+    first = passengers[0]
+    pixels = frozenset(tensor.name for tensor in first.request.inputs if tensor.pixels)
+    if len(passengers) == 1:
+        return dict(first.arrays), pixels
+    ragged = {tensor.name for tensor in spec.inputs if tensor.ragged}
+    return {
+        name: _joined([passenger.arrays[name] for passenger in passengers], name in ragged)
+        for name in first.arrays
+    }, pixels
+
+
+def _joined(parts: list[Array], ragged: bool) -> Array:
+    if not ragged or len({part.shape[1:] for part in parts}) == 1:
+        return np.concatenate(parts)
+    longest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    rows = sum(len(part) for part in parts)
+    padded = np.zeros((rows, *longest), parts[0].dtype)
+    if padded.dtype == object:
+        padded.fill(b"")
+    first_row = 0
+    for part in parts:
+        where = (slice(first_row, first_row + len(part)), *(slice(size) for size in part.shape[1:]))
+        padded[where] = part
+        first_row += len(part)
+    return padded
+
+
+def _check(outputs: Mapping[str, Array], spec: ModelSpec, rows: int) -> None:
+    """Raise BadModelOutput unless every declared output is there with one row per input row."""
+    for declared in spec.outputs:
+        if declared.name not in outputs:
+            raise BadModelOutput(f"output {declared.name!r}: the model did not return it")
+        array = outputs[declared.name]
+        if spec.batched and (array.ndim == 0 or len(array) != rows):
+            raise BadModelOutput(
+                f"output {declared.name!r}: shape {list(array.shape)} does not have one row for "
+                f"each of the {rows} rows that went in"
+            )
+        if array.dtype != object and datatype_of(array) != declared.datatype:
+            raise BadModelOutput(
+                f"output {declared.name!r}: datatype {datatype_of(array)}, "
+                f"the config declares {declared.datatype}"
+            )

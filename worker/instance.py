@@ -1,0 +1,98 @@
+"""The process of one model instance: load, warm up, say ready, serve until told to stop."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shared.model_spec import ModelSpec
+from shared.redis_connection import Wires, connect
+from shared.request_queue import QueueKeys, WorkQueue
+from worker.backends.base import Backend
+from worker.backends.onnxruntime import OnnxRuntimeBackend
+from worker.backends.torchscript import TorchScriptBackend
+from worker.batch import answer_batch
+from worker.devices import Placement
+from worker.logs import configure_logging
+from worker.loop import run
+from worker.warmup import warm_up
+
+log = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class InstanceJob:
+    """Everything an instance needs to know; travels to the forked process."""
+
+    id: str
+    spec: ModelSpec
+    backend: str
+    file: Path
+    placement: Placement
+    redis_url: str
+    key_prefix: str
+    result_ttl_seconds: float
+    log_level: str
+
+
+def run_instance(job: InstanceJob, reports: Connection, busy_since: Any) -> None:
+    """Be the instance: the body of a forked process, which ends when this returns.
+
+    Sends `("ready", "")` or `("failed", reason)` to `reports`. SIGTERM finishes the batch in hand.
+    """
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
+    configure_logging(job.log_level)
+    try:
+        backend = load_backend(job)
+        warm_up(job.spec, backend)
+    except Exception as error:  # a border: the supervisor reports it and tries again later
+        log.error("%s failed to load, the supervisor will retry: %s", job.spec.key, error)
+        reports.send(("failed", f"failed to load '{job.spec.name}', {job.file}: {error}"))
+        raise SystemExit(1) from error
+    queue = WorkQueue(
+        Wires(connect(job.redis_url)).take(),
+        QueueKeys(job.key_prefix, job.spec.key),
+        job.id,
+        result_ttl_seconds=job.result_ttl_seconds,
+    )
+    reports.send(("ready", ""))
+    run(
+        queue,
+        partial(answer_batch, spec=job.spec, backend=backend, instance=job.id),
+        lambda: bool(stopping),
+        busy_since,
+        max_rows=job.spec.batch_rows,
+        max_delay_seconds=job.spec.max_queue_delay_seconds,
+    )
+
+
+def load_backend(job: InstanceJob) -> Backend:
+    """Load the model's file with its backend; raises what the framework raises."""
+    if job.placement.device == "cpu":
+        torch.set_num_threads(job.placement.threads)
+    if job.backend == "onnxruntime":
+        return OnnxRuntimeBackend(
+            job.spec, job.file, job.placement.device, job.placement.threads
+        )
+    return TorchScriptBackend(job.spec, job.file, job.placement.device)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when the forkserver ends, which ends with the supervisor."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        raise SystemExit(1)

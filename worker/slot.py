@@ -1,0 +1,159 @@
+"""One place for a model instance: the process in it, and when to start the next one."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from typing import Any
+
+from shared.registry import InstanceRecord, State
+from shared.settings import Settings
+from worker.devices import Placement
+from worker.instance import InstanceJob, run_instance
+from worker.model_repository import ServedModel
+
+log = logging.getLogger(__name__)
+
+LONGEST_PAUSE_SECONDS = 60.0
+
+
+class Slot:
+    """Holds at most one process; each process that starts in it has an instance id of its own."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        placement: Placement,
+        index: int,
+        supervisor: str,
+        settings: Settings,
+        context: ForkServerContext,
+    ) -> None:
+        """Prepare; `start` forks."""
+        self.model = model
+        self.process: ForkServerProcess | None = None
+        self.reports: Connection | None = None
+        self.start_at = 0.0
+        self.recorded = False
+        self._placement = placement
+        self._name = f"{supervisor}-{index}"
+        self._supervisor = supervisor
+        self._settings = settings
+        self._context = context
+        self._busy_since: Any = context.RawValue("d", 0.0)
+        self._starts = 0
+        self._failures_in_a_row = 0
+        self._state: State = "starting"
+        self._reason = ""
+
+    @property
+    def instance_id(self) -> str:
+        """Return the id of the process that is, or was last, in this slot."""
+        return f"{self._name}.{self._starts}"
+
+    def start(self) -> None:
+        """Fork a new process into the slot."""
+        self._starts += 1
+        self._state, self._reason = "starting", ""
+        self._busy_since.value = 0.0
+        settings = self._settings
+        job = InstanceJob(
+            self.instance_id, self.model.spec, self.model.config.backend, self.model.file,
+            self._placement, settings.redis_url, settings.key_prefix,
+            settings.result_ttl_seconds, settings.log_level,
+        )  # fmt: skip
+        self.reports, child_end = self._context.Pipe(duplex=False)
+        self.process = self._context.Process(
+            target=run_instance, args=(job, child_end, self._busy_since), name=self.instance_id
+        )
+        self.process.start()
+        child_end.close()
+        log.info("%s: starting %s on %s", self.model.spec.key, self.instance_id, self._placement)
+
+    def read_reports(self) -> bool:
+        """Take in what the process said of itself; tell whether the state changed."""
+        if self.reports is None or not self.reports.poll():
+            return False
+        try:
+            self._state, self._reason = self.reports.recv()
+        except EOFError:
+            self.reports.close()
+            self.reports = None
+            return False
+        if self._state == "ready":
+            self._failures_in_a_row = 0
+            log.info("%s: %s is ready", self.model.spec.key, self.instance_id)
+        return True
+
+    def reap(self, max_batch_seconds: float) -> str | None:
+        """Return the id of an instance that died and whose work must be put back, if one did.
+
+        Kills an instance whose batch runs longer than `max_batch_seconds`. One that had been ready
+        is replaced at once; one that failed to load is tried again after a growing pause.
+        """
+        if self.process is None:
+            return None
+        busy_since = self._busy_since.value
+        if busy_since and time.monotonic() - busy_since > max_batch_seconds:
+            log.error("%s: batch ran over %s s, killing it", self.instance_id, max_batch_seconds)
+            self.process.kill()
+            self.process.join()
+        if self.process.is_alive():
+            return None
+        self.read_reports()
+        was_ready = self._state == "ready"
+        self._failures_in_a_row = 0 if was_ready else self._failures_in_a_row + 1
+        pause = 0.0 if was_ready else min(LONGEST_PAUSE_SECONDS, 2.0**self._failures_in_a_row)
+        log.warning(
+            "%s: %s ended with %s, next start in %.0f s",
+            self.model.spec.key, self.instance_id, self.process.exitcode, pause,
+        )  # fmt: skip
+        self.start_at = time.monotonic() + pause
+        if self._state != "failed":
+            self._state = "starting" if was_ready else "failed"
+            self._reason = f"ended with exit code {self.process.exitcode}"
+        self._close()
+        self.recorded = False
+        return self.instance_id
+
+    def _close(self) -> None:
+        assert self.process is not None, "only a slot with a process is closed"
+        self.process.join()
+        self.process.close()
+        self.process = None
+        if self.reports is not None:
+            self.reports.close()
+            self.reports = None
+
+    def terminate(self) -> None:
+        """Ask the process to finish its batch and leave."""
+        if self.process is not None:
+            self.process.terminate()
+
+    def join(self, timeout_seconds: float) -> None:
+        """Wait for the process to leave; kill it after `timeout_seconds`."""
+        if self.process is None:
+            return
+        self.process.join(timeout_seconds)
+        if self.process.is_alive():
+            log.error("%s: does not stop, killing it", self.instance_id)
+            self.process.kill()
+        self._close()
+
+    def record(self) -> InstanceRecord:
+        """Return what the registry says of this slot."""
+        spec = self.model.spec
+        return InstanceRecord(
+            id=self.instance_id,
+            supervisor=self._supervisor,
+            model=spec.name,
+            version=spec.version,
+            state=self._state,
+            device=self._placement.device,
+            host=socket.gethostname(),
+            pid=(self.process.pid or 0) if self.process else 0,
+            reason=self._reason,
+        )
