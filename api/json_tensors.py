@@ -160,7 +160,9 @@ def _input(item: dict[str, Any], declared: TensorSpec, spec: ModelSpec) -> Tenso
     datatype, shape = item.get("datatype"), item.get("shape")
     check_parameters(item.get("parameters"), where)
     if datatype not in DATATYPES | BINARY_ONLY:
-        raise BadRequest(f"{where}: unknown datatype {datatype!r}, the model wants {declared.datatype}")
+        raise BadRequest(
+            f"{where}: unknown datatype {datatype!r}, the model wants {declared.datatype}"
+        )
     if datatype != declared.datatype:
         raise BadRequest(f"{where}: datatype {datatype}, the model wants {declared.datatype}")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):

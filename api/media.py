@@ -102,8 +102,7 @@ class TokenizerCache:
             "token_type_ids": [encoding.type_ids for encoding in encodings],
         }
         return tuple(
-            Tensor.of(tensor.name, _padded(columns[tensor.name], longest))
-            for tensor in spec.inputs
+            Tensor.of(tensor.name, _padded(columns[tensor.name], longest)) for tensor in spec.inputs
         ), cut
 
     def _tokenizer(self, text: TextInput) -> Tokenizer:

@@ -20,7 +20,7 @@ EXTENSIONS: list[str] = []
 def server() -> Response:
     """Answer the server's name, version and extensions."""
     return json_response(
-        {"name": "ferry", "version": package_version("ferry-server"), "extensions": EXTENSIONS}
+        {"name": "ferry", "version": package_version("ferry"), "extensions": EXTENSIONS}
     )
 
 

@@ -37,7 +37,9 @@ def predict(name: str | None = None, version: str | None = None) -> Response:
     if request.mimetype == "application/json" or raw.lstrip()[:1] == b"{":
         return _json(load_object(raw), name, version)
     if not raw:
-        raise BadRequest('the body is empty: send a picture, {"text": ...} or {"input_tensor": ...}')
+        raise BadRequest(
+            'the body is empty: send a picture, {"text": ...} or {"input_tensor": ...}'
+        )
     return _pictures([raw], name, version, one=True)
 
 

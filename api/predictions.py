@@ -21,7 +21,8 @@ def describe_rows(spec: ModelSpec, result: InferResult, top_k: int) -> list[dict
     count = min(top_k, scores.shape[1])
     best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     return [
-        _describe(spec, labels, row, order) for row, order in zip(scores, best.tolist(), strict=True)
+        _describe(spec, labels, row, order)
+        for row, order in zip(scores, best.tolist(), strict=True)
     ]
 
 

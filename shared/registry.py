@@ -1,13 +1,13 @@
 """What is served, by whom: written by supervisors, read by every API process.
 
-    key                           type    holds                                          expires
-    ferry:models                  hash    name/version -> ModelSpec as JSON              no
-    ferry:instances               hash    instance id -> InstanceRecord as JSON          no (see 1)
-    ferry:supervisors:<id>        string  a supervisor's sign of life                    3 heartbeats
-    ferry:assets:<digest>         string  a file the API needs (a tokenizer)             no
-    ferry:failures                hash    name -> why the model could not be loaded      no
+key                           type    holds                                          expires
+ferry:models                  hash    name/version -> ModelSpec as JSON              no
+ferry:instances               hash    instance id -> InstanceRecord as JSON          no (see 1)
+ferry:supervisors:<id>        string  a supervisor's sign of life                    3 heartbeats
+ferry:assets:<digest>         string  a file the API needs (a tokenizer)             no
+ferry:failures                hash    name -> why the model could not be loaded      no
 
-    1: removed when the instance ends; when its supervisor's key is gone, by whoever recovers it.
+1: removed when the instance ends; when its supervisor's key is gone, by whoever recovers it.
 """
 
 from __future__ import annotations

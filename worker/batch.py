@@ -111,9 +111,7 @@ def _run(passengers: list[Passenger], trip: Trip) -> dict[str, InferResult]:
     return results
 
 
-def _stack(
-    passengers: list[Passenger], spec: ModelSpec
-) -> tuple[dict[str, Array], frozenset[str]]:
+def _stack(passengers: list[Passenger], spec: ModelSpec) -> tuple[dict[str, Array], frozenset[str]]:
     """Put the rows of all passengers behind each other, padding ragged inputs with zeros."""
     first = passengers[0]
     pixels = frozenset(tensor.name for tensor in first.request.inputs if tensor.pixels)

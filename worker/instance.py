@@ -85,9 +85,7 @@ def load_backend(job: InstanceJob) -> Backend:
     if job.placement.device == "cpu":
         torch.set_num_threads(job.placement.threads)
     if job.backend == "onnxruntime":
-        return OnnxRuntimeBackend(
-            job.spec, job.file, job.placement.device, job.placement.threads
-        )
+        return OnnxRuntimeBackend(job.spec, job.file, job.placement.device, job.placement.threads)
     return TorchScriptBackend(job.spec, job.file, job.placement.device)
 
 

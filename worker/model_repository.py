@@ -65,7 +65,7 @@ def _text(config: ModelConfig, directory: Path) -> tuple[TextInput, bytes]:
     names = {tensor.name for tensor in config.spec.inputs}
     if "input_ids" not in names or names - TEXT_INPUTS:
         raise BadModel(
-            f"{directory}/config.pbtxt: a model with input_kind \"text\" has the inputs input_ids "
+            f'{directory}/config.pbtxt: a model with input_kind "text" has the inputs input_ids '
             f"and optionally attention_mask and token_type_ids, not {sorted(names)}"
         )
     path = directory / Path(config.parameters.get("tokenizer", "tokenizer.json")).name

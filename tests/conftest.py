@@ -1,0 +1,102 @@
+"""What all tests share: one real Valkey, the sample models, a real worker, a real API."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from waiting import wait_until
+
+from api.app import create_app
+from ferry.embedded_valkey import running
+from ferry.samples import make_samples
+from shared.redis_connection import connect
+from shared.registry import Registry
+from shared.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = ["digits", "resnet18", "tiny"]
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a private Valkey server that lives as long as the test run."""
+    with running(tmp_path_factory.mktemp("valkey")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    """Settings of one test: its own key prefix, so that no test sees another's keys."""
+    return Settings(redis_url=redis_url, key_prefix=f"test-{token_hex(4)}")
+
+
+@pytest.fixture(scope="session")
+def sample_models() -> Path:
+    """The repository with the sample models, made once and kept in models/."""
+    make_samples(SAMPLES, ROOT / "models", force=False, weights=None)
+    return ROOT / "models"
+
+
+@contextmanager
+def running_worker(
+    settings: Settings, *, wait_ready: bool = True
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `python -m worker` with `settings` until the block ends; SIGTERM ends it.
+
+    Waits until every model of the repository is ready. The test fails if it does not stop.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker"], env=os.environ | environment(settings), cwd=ROOT
+    )
+    registry = Registry(connect(settings.redis_url), settings.key_prefix)
+    try:
+        if wait_ready:
+            wait_until(lambda: registry.snapshot().all_ready(), 60, "all models ready")
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return the variables that `Settings.from_env` reads `settings` from."""
+    return {
+        field.metadata["variable"]: str(getattr(settings, name))
+        for name, field in Settings.__dataclass_fields__.items()
+        if getattr(settings, name) != field.default
+    }
+
+
+@pytest.fixture(scope="session")
+def served(redis_url: str, sample_models: Path) -> Iterator[Settings]:
+    """Settings under which a real worker serves all sample models, for the whole run."""
+    settings = Settings(
+        redis_url=redis_url,
+        key_prefix="served",
+        models=str(sample_models),
+        request_timeout_seconds=20.0,
+    )
+    with running_worker(settings):
+        yield settings
+
+
+@pytest.fixture(scope="session")
+def app(served: Settings) -> Flask:
+    """The API over the session's worker."""
+    return create_app(served)
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    """A client of the API; requests go through Redis to the real worker."""
+    return app.test_client()
