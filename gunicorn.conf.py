@@ -12,8 +12,8 @@ bind = (
     else f"{_settings.host}:{_settings.port}"
 )
 workers = _settings.api_processes
-threads = _settings.api_threads
-worker_class = "gthread"
+worker_connections = 1000
+worker_class = "gevent"
 # A process that answers no heartbeat for so long is replaced; requests do not count towards it.
 timeout = 30
 # A stop lets requests finish until their own deadline; `ferry up` cuts that at 4.5 seconds.

@@ -6,7 +6,7 @@ prepares pictures and texts, and names the answers.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from typing import Literal
 
@@ -98,6 +98,16 @@ class ModelSpec(_Frozen):
         """Return what `/predict` takes besides tensors."""
         return "image" if self.image else "text" if self.text else "tensor"
 
+    @cached_property
+    def inputs_by_name(self) -> dict[str, TensorSpec]:
+        """Return the declared inputs by name, in the config's order."""
+        return {tensor.name: tensor for tensor in self.inputs}
+
+    @cached_property
+    def ragged_names(self) -> frozenset[str]:
+        """Return the inputs in which requests of one batch may differ in size."""
+        return frozenset(tensor.name for tensor in self.inputs if tensor.ragged)
+
     def full_shape(self, tensor: TensorSpec) -> list[int]:
         """Return the declared shape with the batch dimension, as v2 metadata shows it."""
         return ([-1] if self.batched else []) + list(tensor.dims)
@@ -107,7 +117,7 @@ class ModelSpec(_Frozen):
 
         Of a ragged input only the number of dimensions counts, of all others the shape per row.
         """
-        ragged = {tensor.name for tensor in self.inputs if tensor.ragged}
+        ragged = self.ragged_names
         return _digest(
             tuple(
                 (

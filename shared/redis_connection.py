@@ -1,13 +1,12 @@
 """The only place that opens Redis: a client for single commands, wires for the hot path.
 
 A wire is one raw connection whose commands are written together and whose replies are read one by
-one, which a client's pipeline cannot do: `push` and the wait for its answer leave in one write.
+one, which a client's pipeline cannot do: a blocking command and what follows it leave in one write.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
@@ -16,14 +15,14 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_SECONDS = 1.0
+CONNECT_TIMEOUT_SECONDS = 0.4
 COMMAND_TIMEOUT_SECONDS = 5.0
-SCRIPTS = ("push", "claim", "publish", "recover")
+SCRIPTS = ("push", "collect", "claim", "publish", "recover")
 
 
 def connect(redis_url: str) -> redis.Redis:
@@ -34,17 +33,20 @@ def connect(redis_url: str) -> redis.Redis:
         socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 1),
         protocol=2,
+        max_connections=100_000,
     )
 
 
 class Wire:
     """One connection with our scripts loaded. Not for use by two threads at once.
 
-    Every failure closes it and raises redis.RedisError; the next `send` opens it anew.
+    A lost connection closes it and raises redis.RedisError; the next `send` opens it anew. An error
+    reply of one command is raised as redis.ResponseError and leaves it open.
     """
 
     def __init__(self, connection: Any) -> None:
         """Wrap a redis-py connection that is not open yet."""
+        connection.retry = Retry(NoBackoff(), 0)
         self._connection = connection
         self._open = False
 
@@ -64,6 +66,11 @@ class Wire:
         """Read the next reply; `wait_seconds` is what the command itself may block."""
         try:
             return self._connection.read_response(timeout=wait_seconds + COMMAND_TIMEOUT_SECONDS)
+        except ResponseError as error:
+            if isinstance(error, NoScriptError):
+                self.close()
+                raise _redis_error(error) from error
+            raise
         except (RedisError, OSError) as error:
             self.close()
             raise _redis_error(error) from error
@@ -82,29 +89,9 @@ class Wire:
         self._open = True
 
 
-class Wires:
-    """A free list of wires, last used first; as many are open as were in use at once."""
-
-    def __init__(self, client: redis.Redis) -> None:
-        """Make wires with the client's connection settings."""
-        self._pool = client.connection_pool
-        self._free: deque[Wire] = deque()
-
-    def take(self) -> Wire:
-        """Return a wire that nobody else uses."""
-        try:
-            return self._free.pop()
-        except IndexError:
-            return Wire(self._pool.make_connection())
-
-    def give_back(self, wire: Wire) -> None:
-        """Return a wire all of whose replies were read, or which was closed."""
-        self._free.append(wire)
-
-    def close(self) -> None:
-        """Close the wires that nobody uses, as after Redis went away."""
-        while self._free:
-            self._free.pop().close()
+def open_wire(client: redis.Redis) -> Wire:
+    """Return a new wire with the client's connection settings."""
+    return Wire(client.connection_pool.make_connection())
 
 
 @cache

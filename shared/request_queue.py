@@ -8,13 +8,16 @@ shards by model. `ferry` is FERRY_KEY_PREFIX.
     ferry:{m/v}:bell                list    at most one wake-up token, no data              no
     ferry:{m/v}:inflight:<instance> list    tickets claimed and not yet published           no (see 1)
     ferry:{m/v}:body:<id>           string  a request's tensors; exists while it is open    yes
-    ferry:{m/v}:result:<id>         list    one encoded result, for BLPOP to wait on        yes
+    ferry:{m/v}:result:<id>         list    one encoded result                              yes
+    ferry:{m/v}:answered:<process>  list    ids answered for one API process, no results    yes
 
     1: dropped when its batch is published; a dead instance's is moved by `recover`.
 
 A ticket is 30 bytes that the scripts read without decoding anything else, then the id:
 
     B version   B attempts   I4 rows   d enqueued   d deadline   8 bytes signature   id
+
+An id is 32 hex digits; the first 8 name the API process that waits for it.
 
 Times are Redis's own clock, so no host's clock matters. A request is open while its body exists:
 whoever removes the body (the first answer, expiry, a cancel) closes it, so an answer is given once
@@ -23,24 +26,19 @@ however often a request is run.
 
 from __future__ import annotations
 
-import logging
 import struct
 import time
 from dataclasses import dataclass
+from functools import partial
+from secrets import token_hex
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis import Redis
 
-from shared.errors import (
-    ModelCrashed,
-    QueueFull,
-    RedisUnavailable,
-    RequestExpired,
-)
+from shared.courier import Courier, Parcel
+from shared.errors import ModelCrashed, RequestExpired
 from shared.messages import InferRequest, InferResult
-from shared.redis_connection import Wire, Wires, script_digest
-
-log = logging.getLogger(__name__)
+from shared.redis_connection import Wire, open_wire, script_digest
 
 TICKET = struct.Struct("<BBIdd8s")
 MAX_ATTEMPTS = 3
@@ -77,94 +75,72 @@ class QueueKeys:
         self.inflight = f"{tag}:inflight:"
         self.body = f"{tag}:body:"
         self.result = f"{tag}:result:"
+        self.answered = f"{tag}:answered:"
 
 
 class RequestQueue:
-    """The API's end: push a request, wait for its answer."""
+    """The API's end: push a request, wait for its answer. For use by many threads."""
 
     def __init__(
-        self, wires: Wires, keys: QueueKeys, *, max_queue_size: int, result_ttl_seconds: float
+        self, client: Redis, keys: QueueKeys, *, max_queue_size: int, result_ttl_seconds: float
     ) -> None:
-        """Bind to one model version's keys; opens nothing."""
-        self._wires = wires
+        """Bind to one model version's keys; opens nothing before the first push."""
         self._keys = keys
         self._max_queue_size = max_queue_size
         self._result_ttl_seconds = result_ttl_seconds
+        self._process = token_hex(4)
+        self._courier = Courier(
+            partial(open_wire, client), keys.answered + self._process, keys.result
+        )
+
+    def new_id(self) -> str:
+        """Return an id whose answer this process will be told of."""
+        return self._process + token_hex(12)
 
     def push(self, request: InferRequest) -> Waiting:
-        """Store the request and start waiting for its answer, in one write (stop 2).
+        """Send the request to Redis, together with others of this process (stop 2).
 
-        Raises QueueFull, or RedisUnavailable when Redis cannot store it; then nothing was
-        accepted. Next stop: `worker.loop.run`, which claims it.
+        Whether it was accepted is said by `wait`. Next stop: `worker.loop.run`, which claims it.
         """
-        deadline = time.monotonic() + request.timeout_seconds
-        body = request.encode()
-        try:
-            wire = self._start(request, body, request.timeout_seconds)
-        except RedisError:
-            self._wires.close()  # they were opened to a Redis that is gone; try a fresh one, once
-            try:
-                wire = self._start(request, body, request.timeout_seconds)
-            except RedisError as error:
-                log.warning("request %s refused, Redis fails: %s", request.id, error)
-                raise RedisUnavailable(f"cannot reach the request queue: {error}") from error
-        return Waiting(self, wire, request, body, deadline)
-
-    def _start(self, request: InferRequest, body: bytes, timeout_seconds: float) -> Wire:
-        """Send push and BLPOP together and read push's reply; the wire then waits in BLPOP."""
-        keys = self._keys
-        result = keys.result + request.id
+        keys, timeout_seconds = self._keys, request.timeout_seconds
         ttl_ms = int(1000 * (timeout_seconds + BODY_GRACE_SECONDS))
-        wire = self._wires.take()
-        push = (
-            "EVALSHA", script_digest("push"), 4, keys.queue, keys.bell, keys.body + request.id, result,
-            request.id, request.rows, request.signature, timeout_seconds, body, self._max_queue_size, ttl_ms,
+        command = (
+            "EVALSHA", script_digest("push"), 4,
+            keys.queue, keys.bell, keys.body + request.id, keys.result + request.id,
+            request.id, request.rows, request.signature, timeout_seconds, request.encode(),
+            self._max_queue_size, ttl_ms,
         )  # fmt: skip
-        wire.send(push, ("BLPOP", result, max(timeout_seconds, 0.001)))
-        status = wire.reply()
-        if status == b"full":
-            wire.reply(LONGEST_BLOCK_SECONDS)
-            self._wires.give_back(wire)
-            raise QueueFull("Exceeds maximum queue size")
-        return wire
+        parcel = Parcel(request.id, command)
+        self._courier.carry(parcel)
+        return Waiting(self._courier, parcel, time.monotonic() + timeout_seconds)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request that was accepted and is not answered yet."""
+    """A request that is not answered yet."""
 
-    queue: RequestQueue
-    wire: Wire | None
-    request: InferRequest
-    body: bytes
+    courier: Courier
+    parcel: Parcel
     deadline: float
 
     def wait(self) -> InferResult:
         """Block until the answer is there (stop 8) and return it, or raise the error it carries.
 
-        When Redis goes away the request is pushed again until the deadline: the same id is stored
-        once, so this helps a Redis that came back empty and changes nothing otherwise.
-        Raises RequestExpired at the deadline.
+        Raises QueueFull or RedisUnavailable when the request was not accepted, RequestExpired at
+        the deadline. An accepted request survives a Redis that goes away: the courier pushes it
+        again, under the same id, until the deadline.
         """
-        while True:
-            remaining = self.deadline - time.monotonic()
-            try:
-                if self.wire is None:
-                    self.wire = self.queue._start(self.request, self.body, remaining)
-                reply = self.wire.reply(max(remaining, 0.0))
-            except RedisError as error:
-                self.wire = None
-                self._pause(error)
-                continue
-            self.queue._wires.give_back(self.wire)
-            return _answer(reply)
-
-    def _pause(self, error: RedisError) -> None:
-        remaining = self.deadline - time.monotonic()
-        if remaining <= 0:
-            raise RequestExpired("Request timeout expired") from error
-        log.warning("request %s waits on: Redis fails, trying again: %s", self.request.id, error)
-        time.sleep(min(0.1, remaining))
+        parcel = self.parcel
+        if not parcel.done.wait(max(0.0, self.deadline - time.monotonic())):
+            self.courier.forget(parcel)
+            raise RequestExpired("Request timeout expired")
+        if parcel.error is not None:
+            raise parcel.error
+        assert parcel.result is not None, "a done parcel has a result or an error"
+        result = InferResult.decode(parcel.result)
+        if result.error is not None:
+            raise result.error
+        return result
 
 
 class WorkQueue:
@@ -185,36 +161,29 @@ class WorkQueue:
         The batch is recorded as this instance's in-flight work in the same step. Raises RedisError.
         Next stop: `worker.batch.answer_batch`.
         """
-        script = (
-            "EVALSHA", script_digest("claim"), 3, self._keys.queue, self._keys.bell,
-            self._keys.inflight + self._instance, max_rows, max_delay_seconds, self._keys.body,
-        )  # fmt: skip
-        self._wire.send(script)
-        now, wait, *batch = self._wire.reply()
-        if not batch:
-            seconds = LONGEST_BLOCK_SECONDS if float(wait) < 0 else max(float(wait), 0.001)
-            self._wire.send(("BLPOP", self._keys.bell, seconds), script)
-            self._wire.reply(seconds)
-            now, wait, *batch = self._wire.reply()
-        return [
-            _claimed(ticket, body, float(now))
-            for ticket, body in zip(batch[::2], batch[1::2], strict=True)
-        ]
+        self._wire.send(self._claim(max_rows, max_delay_seconds))
+        batch, wait_seconds = self._read_batch()
+        return batch or self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
 
-    def publish(self, claimed: list[Claimed], results: list[bytes]) -> int:
+    def publish_and_claim(
+        self, claimed: list[Claimed], results: list[bytes], max_rows: int, max_delay_seconds: float
+    ) -> list[Claimed]:
+        """Publish a batch and take the next one, in one write: as `publish`, then `claim`."""
+        claim = self._claim(max_rows, max_delay_seconds)
+        self._wire.send(self._publish(claimed, results, len(claimed)), claim)
+        self._wire.reply()
+        batch, wait_seconds = self._read_batch()
+        return batch or self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
+
+    def publish(self, claimed: list[Claimed], results: list[bytes], *, drop: bool = True) -> int:
         """Hand out a batch's answers and drop it from the in-flight work, in one step (stop 7).
 
         `results` holds one encoded result per claimed request. Returns how many were the first
-        answer to their request. May be called again after a RedisError: nothing is answered twice.
+        answer to their request. After a RedisError call it again without `drop`, since the first
+        call may have been done and followed by a claim; then `put_back` what is left.
         Next stop: `Waiting.wait`.
         """
-        answers: list[Any] = []
-        for item, result in zip(claimed, results, strict=True):
-            answers += (item.id, result)
-        self._wire.send(
-            ("EVALSHA", script_digest("publish"), 1, self._keys.inflight + self._instance,
-             len(claimed), self._result_ttl_ms, self._keys.body, self._keys.result, *answers)
-        )  # fmt: skip
+        self._wire.send(self._publish(claimed, results, len(claimed) if drop else 0))
         first: int = self._wire.reply()
         return first
 
@@ -228,6 +197,42 @@ class WorkQueue:
             result_ttl_seconds=self._result_ttl_ms / 1000,
         )
 
+    def _claim(self, max_rows: int, max_delay_seconds: float) -> tuple[Any, ...]:
+        keys = self._keys
+        return (
+            "EVALSHA", script_digest("claim"), 3, keys.queue, keys.bell,
+            keys.inflight + self._instance, max_rows, max_delay_seconds, keys.body,
+        )  # fmt: skip
+
+    def _publish(
+        self, claimed: list[Claimed], results: list[bytes], drop_count: int
+    ) -> tuple[Any, ...]:
+        keys, answers = self._keys, list[Any]()
+        for item, result in zip(claimed, results, strict=True):
+            answers += (item.id, result)
+        return (
+            "EVALSHA", script_digest("publish"), 1, keys.inflight + self._instance,
+            drop_count, self._result_ttl_ms, keys.body, keys.result, keys.answered, *answers,
+        )  # fmt: skip
+
+    def _wait_and_claim(
+        self, max_rows: int, max_delay_seconds: float, wait_seconds: float
+    ) -> list[Claimed]:
+        """Block on the bell, or for as long as pending requests may still wait; then claim."""
+        seconds = LONGEST_BLOCK_SECONDS if wait_seconds < 0 else max(wait_seconds, 0.001)
+        bell = ("BLPOP", self._keys.bell, seconds)
+        self._wire.send(bell, self._claim(max_rows, max_delay_seconds))
+        self._wire.reply(seconds)
+        return self._read_batch()[0]
+
+    def _read_batch(self) -> tuple[list[Claimed], float]:
+        now, wait_seconds, *parts = self._wire.reply()
+        batch = [
+            _claimed(ticket, body, float(now))
+            for ticket, body in zip(parts[::2], parts[1::2], strict=True)
+        ]
+        return batch, float(wait_seconds)
+
 
 def recover(
     wire: Wire, keys: QueueKeys, instance: str, *, crashed: bool, result_ttl_seconds: float
@@ -239,7 +244,7 @@ def recover(
     """
     wire.send(
         ("EVALSHA", script_digest("recover"), 3, keys.queue, keys.bell, keys.inflight + instance,
-         int(crashed), MAX_ATTEMPTS, int(1000 * result_ttl_seconds), keys.body, keys.result, _CRASHED)
+         int(crashed), MAX_ATTEMPTS, int(1000 * result_ttl_seconds), keys.body, keys.result, keys.answered, _CRASHED)
     )  # fmt: skip
     back, given_up = wire.reply()
     return back, given_up
@@ -249,12 +254,3 @@ def _claimed(ticket: bytes, body: bytes, now: float) -> Claimed:
     _, attempts, rows, enqueued, _, _ = TICKET.unpack_from(ticket)
     request_id = ticket[TICKET.size :].decode()
     return Claimed(request_id, rows, attempts + 1, max(0.0, now - enqueued), body)
-
-
-def _answer(reply: list[bytes] | None) -> InferResult:
-    if reply is None:
-        raise RequestExpired("Request timeout expired")
-    result = InferResult.decode(reply[1])
-    if result.error is not None:
-        raise result.error
-    return result

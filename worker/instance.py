@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from shared.model_spec import ModelSpec
-from shared.redis_connection import Wires, connect
+from shared.redis_connection import connect, open_wire
 from shared.request_queue import QueueKeys, WorkQueue
 from worker.backends.base import Backend
 from worker.backends.onnxruntime import OnnxRuntimeBackend
@@ -64,7 +64,7 @@ def run_instance(job: InstanceJob, reports: Connection, busy_since: Any) -> None
         reports.send(("failed", f"failed to load '{job.spec.name}', {job.file}: {error}"))
         raise SystemExit(1) from error
     queue = WorkQueue(
-        Wires(connect(job.redis_url)).take(),
+        open_wire(connect(job.redis_url)),
         QueueKeys(job.key_prefix, job.spec.key),
         job.id,
         result_ttl_seconds=job.result_ttl_seconds,

@@ -38,44 +38,41 @@ def run(
 
     When Redis goes away, waits for it, and puts back what a lost reply may have claimed.
     """
-    while not stop():
+    claimed: list[Claimed] = []
+    results: list[bytes] = []
+    while claimed or not stop():
         try:
-            claimed = queue.claim(max_rows, max_delay_seconds)
+            if not claimed:
+                claimed = queue.claim(max_rows, max_delay_seconds)
+            elif stop():
+                queue.publish(claimed, results)
+                return
+            else:
+                claimed = queue.publish_and_claim(claimed, results, max_rows, max_delay_seconds)
         except RedisError as error:
-            log.warning("claim failed, trying again: %s", error)
-            _put_back(queue, stop)
-            continue
-        if not claimed:
-            continue
-        busy_since.value = time.monotonic()
-        results = answer(claimed)
-        _publish(queue, claimed, results, stop)
-        busy_since.value = 0.0
+            log.warning("Redis fails, %d answers wait, trying again: %s", len(claimed), error)
+            _settle(queue, claimed, results, stop)
+            claimed = []
+        if claimed:
+            busy_since.value = time.monotonic()
+            results = answer(claimed)
+            busy_since.value = 0.0
+            log.debug("answered a batch of %d requests", len(claimed))
 
 
-def _publish(
+def _settle(
     queue: WorkQueue, claimed: list[Claimed], results: list[bytes], stop: Callable[[], bool]
 ) -> None:
-    """Publish, trying again while Redis is away; the supervisor ends an instance that tries too long."""
+    """Once Redis is back: publish what was computed, put back what a lost reply had claimed."""
     while True:
+        time.sleep(RETRY_SECONDS)
         try:
-            first = queue.publish(claimed, results)
-        except RedisError as error:
-            log.warning("publish of %d answers failed, trying again: %s", len(claimed), error)
-            time.sleep(RETRY_SECONDS)
+            if claimed:
+                queue.publish(claimed, results, drop=False)
+            queue.put_back()
+        except RedisError:
             if stop():
                 return
         else:
-            log.debug("published %d answers, %d were the first", len(claimed), first)
+            log.info("Redis is back")
             return
-
-
-def _put_back(queue: WorkQueue, stop: Callable[[], bool]) -> None:
-    while not stop():
-        time.sleep(RETRY_SECONDS)
-        try:
-            queue.put_back()
-        except RedisError:
-            continue
-        log.info("Redis is back")
-        return

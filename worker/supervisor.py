@@ -20,7 +20,7 @@ from secrets import token_hex
 from redis.exceptions import RedisError
 
 from shared.errors import BadModel, RedisUnavailable
-from shared.redis_connection import Wires, connect
+from shared.redis_connection import connect, open_wire
 from shared.registry import Registry
 from shared.request_queue import QueueKeys, recover
 from shared.settings import Settings
@@ -43,7 +43,7 @@ class Supervisor:
         self._settings = settings
         self._client = connect(settings.redis_url)
         self._registry = Registry(self._client, settings.key_prefix)
-        self._wires = Wires(self._client)
+        self._wire = open_wire(self._client)
         self._context: ForkServerContext = get_context("forkserver")
         self._context.set_forkserver_preload(["worker.forkserver_preload"])
         self._served: list[ServedModel] = []
@@ -140,13 +140,11 @@ class Supervisor:
             del self._to_recover[instance]
 
     def _recover(self, instance: str, model_key: str, *, crashed: bool) -> None:
-        wire = self._wires.take()
         keys = QueueKeys(self._settings.key_prefix, model_key)
         back, given_up = recover(
-            wire, keys, instance, crashed=crashed,
+            self._wire, keys, instance, crashed=crashed,
             result_ttl_seconds=self._settings.result_ttl_seconds,
         )  # fmt: skip
-        self._wires.give_back(wire)
         self._registry.drop_instance(instance)
         if back or given_up:
             log.warning("%s died: %d requests put back, %d given up", instance, back, given_up)

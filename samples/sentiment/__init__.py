@@ -1,5 +1,9 @@
-"""Sentiment of a sentence: token ids in, negative and positive logits out. Made by `train.py`."""
+"""Sentiment of a sentence: token ids in, negative and positive logits out.
 
-from samples.sentiment.train import make
+`make` applies the committed `trained.safetensors` to the published encoder; `train.py` says how
+that file was made and how well it reads.
+"""
+
+from samples.sentiment.model_directory import make
 
 __all__ = ["make"]

@@ -1,17 +1,21 @@
 -- publish: hand out a batch's answers and drop it from the instance's in-flight work, in one step.
--- KEYS: inflight   ARGV: ticket count, result_ttl_ms, body key prefix, result key prefix, id, result, id, result, ...
--- A request is open as long as its body exists, so the first answer for an id wins.
+-- KEYS: inflight   ARGV: ticket count, result_ttl_ms, body, result and answered key prefix, id, result, id, result, ...
+-- A request is open as long as its body exists, so the first answer for an id wins. The id's first
+-- 8 signs name the API process that waits for it, which is told by its `answered` list.
 -- Returns how many answers were the first.
-local inflight = KEYS[1]
-local count, ttl, body_prefix, result_prefix = unpack(ARGV, 1, 4)
-local first = 0
-for i = 5, #ARGV, 2 do
-  if redis.call('UNLINK', body_prefix .. ARGV[i]) == 1 then
-    local result = result_prefix .. ARGV[i]
+local count, ttl, body_prefix, result_prefix, answered_prefix = unpack(ARGV, 1, 5)
+local told, first = {}, 0
+for i = 6, #ARGV, 2 do
+  local id = ARGV[i]
+  if redis.call('UNLINK', body_prefix .. id) == 1 then
+    local result, answered = result_prefix .. id, answered_prefix .. string.sub(id, 1, 8)
     redis.call('RPUSH', result, ARGV[i + 1])
     redis.call('PEXPIRE', result, ttl)
+    redis.call('RPUSH', answered, id)
+    told[answered] = true
     first = first + 1
   end
 end
-redis.call('LTRIM', inflight, count, -1)
+for answered in pairs(told) do redis.call('PEXPIRE', answered, ttl) end
+redis.call('LTRIM', KEYS[1], count, -1)
 return first

