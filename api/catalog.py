@@ -51,8 +51,8 @@ class Catalog:
             raise ModelNotReady(reason)
         spec = self.find(name, version)
         last_ready = self._ready_at.get(spec.key, float("-inf"))
-        if time.monotonic() - last_ready > RESTART_GRACE_SECONDS:
-            raise ModelNotReady(f"model '{name}' is not ready: no worker has loaded it")
+        if self._read_at - last_ready > RESTART_GRACE_SECONDS:
+            raise ModelNotReady(reason or f"model '{name}' is not ready: no worker has loaded it")
         return spec
 
     def is_ready(self, name: str, version: str | None = None) -> bool:

@@ -41,12 +41,8 @@ def _ferry_error(error: FerryError) -> Response:
 
 def _http_error(error: HTTPException) -> Response:
     """Turn Flask's and werkzeug's own refusals into ours."""
-    limit = request.max_content_length
     if isinstance(error, RequestEntityTooLarge):
-        ours: FerryError = PayloadTooLarge(
-            f"the body is {request.content_length or 'too many'} bytes or has too many parts, "
-            f"at most {limit} bytes are taken"
-        )
+        ours: FerryError = PayloadTooLarge(_too_large(request.content_length))
     elif isinstance(error, WerkzeugNotFound):
         ours = UnknownRoute(f"no route {request.path}")
     elif isinstance(error, WerkzeugMethodNotAllowed):
@@ -58,6 +54,15 @@ def _http_error(error: HTTPException) -> Response:
     if isinstance(error, WerkzeugMethodNotAllowed) and error.valid_methods:
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     return response
+
+
+def _too_large(content_length: int | None) -> str:
+    limit = request.max_content_length or 0
+    if content_length is None:
+        return f"the body is larger than {limit} bytes or has too many parts"
+    if content_length > limit:
+        return f"the body is {content_length} bytes, at most {limit} bytes are taken"
+    return f"the multipart body has more than {request.max_form_parts} parts, or too long fields"
 
 
 def _unexpected(error: Exception) -> Response:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, current_app
 
+from api.body import read_body
 from api.json_answers import json_response
 from api.json_tensors import InferBody, json_output, parse_infer
 from api.metadata import checked_version
@@ -25,7 +26,7 @@ def infer(name: str, version: str | None = None) -> Response:
     """
     extensions = current_app.extensions
     spec = extensions["catalog"].serving(name, checked_version(version))
-    body = parse_infer(request.get_data(cache=False), spec)
+    body = parse_infer(read_body(), spec)
     result = extensions["queues"].ask(spec, body.inputs, body.outputs)
     return _response(spec, body, result)
 
@@ -36,6 +37,4 @@ def _response(spec: ModelSpec, body: InferBody, result: InferResult) -> Response
         answer["id"] = body.id
     answer["outputs"] = [json_output(tensor) for tensor in result.outputs]
     answer["timings"] = timings_json(result.timings)
-    response = json_response(answer)
-    response.headers["Server-Timing"] = server_timing(result.timings)
-    return response
+    return json_response(answer, headers={"Server-Timing": server_timing(result.timings)})

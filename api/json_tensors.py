@@ -19,6 +19,7 @@ from shared.model_spec import ModelSpec, TensorSpec
 
 MAX_NESTING = 100
 BINARY_ONLY = {"FP16", "BF16"}
+TENSOR_KEYS = {"data", "input_tensor"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def parse_infer(raw: bytes, spec: ModelSpec) -> InferBody:
     items = body.get("inputs")
     if not isinstance(items, list):
         raise BadRequest(f'"inputs" must be a list of tensors, not {json_type(items)}')
-    inputs = _inputs(items, spec)
+    inputs = _inputs(items, spec, names_booleans=b"true" in raw or b"false" in raw)
     return InferBody(request_id, inputs, _outputs(body.get("outputs"), spec))
 
 
@@ -54,7 +55,9 @@ def load_object(raw: bytes) -> dict[str, Any]:
         raise BadRequest(f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise BadRequest(f"the body must be a JSON object, not {json_type(body)}")
-    _check_nesting(body)
+    # The brackets bound the depth: nearly every body is cleared by counting them.
+    if raw.count(b"[") + raw.count(b"{") > MAX_NESTING:
+        _check_nesting(body)
     return body
 
 
@@ -71,10 +74,12 @@ def check_parameters(parameters: Any, where: str) -> dict[str, str | int | float
     return parameters
 
 
-def to_array(data: Any, datatype: str, where: str) -> Array:
+def to_array(data: Any, datatype: str, where: str, *, names_booleans: bool = True) -> Array:
     """Turn JSON data, nested or flat, into an array of `datatype`.
 
-    Raises BadRequest for ragged lists, elements of another type, and numbers out of range.
+    `names_booleans` False says that the JSON holds no boolean at all, which saves a look at every
+    element: numpy takes a boolean among numbers for 0 or 1. Raises BadRequest for ragged lists,
+    elements of another type, and numbers out of range.
     """
     if datatype in BINARY_ONLY:
         raise BadRequest(f"{where}: datatype {datatype} travels as binary data only, not in JSON")
@@ -88,6 +93,8 @@ def to_array(data: Any, datatype: str, where: str) -> Array:
         raise BadRequest(f"{where}: the lists of data differ in length or are too deep") from error
     if found.size == 0:
         return found.astype(NUMPY_TYPES[datatype])
+    if names_booleans and found.dtype.kind in "iuf":
+        _refuse_booleans(data, datatype, where)
     return _converted(found, data, datatype, where)
 
 
@@ -133,7 +140,7 @@ def json_type(value: Any) -> str:
     return "null" if value is None else names.get(type(value), "a number")
 
 
-def _inputs(items: list[Any], spec: ModelSpec) -> tuple[Tensor, ...]:
+def _inputs(items: list[Any], spec: ModelSpec, *, names_booleans: bool) -> tuple[Tensor, ...]:
     declared = spec.inputs_by_name
     found: dict[str, Tensor] = {}
     for index, item in enumerate(items):
@@ -146,7 +153,7 @@ def _inputs(items: list[Any], spec: ModelSpec) -> tuple[Tensor, ...]:
             )
         if name in found:
             raise BadRequest(f"input {name!r} is given twice")
-        found[name] = _input(item, declared[name], spec)
+        found[name] = _input(item, declared[name], spec, names_booleans)
     missing = [name for name in declared if name not in found]
     if missing:
         raise BadRequest(f"missing input {missing[0]!r}: '{spec.name}' wants {list(declared)}")
@@ -156,11 +163,13 @@ def _inputs(items: list[Any], spec: ModelSpec) -> tuple[Tensor, ...]:
     return tuple(found[name] for name in declared)
 
 
-def _input(item: dict[str, Any], declared: TensorSpec, spec: ModelSpec) -> Tensor:
+def _input(
+    item: dict[str, Any], declared: TensorSpec, spec: ModelSpec, names_booleans: bool
+) -> Tensor:
     where = f"input {declared.name!r}"
     datatype, shape = item.get("datatype"), item.get("shape")
     check_parameters(item.get("parameters"), where)
-    if datatype not in DATATYPES | BINARY_ONLY:
+    if not isinstance(datatype, str) or datatype not in DATATYPES | BINARY_ONLY:
         raise BadRequest(
             f"{where}: unknown datatype {datatype!r}, the model wants {declared.datatype}"
         )
@@ -171,7 +180,7 @@ def _input(item: dict[str, Any], declared: TensorSpec, spec: ModelSpec) -> Tenso
     check_shape(tuple(shape), declared, spec, where)
     if "data" not in item:
         raise BadRequest(f"{where}: data is missing")
-    array = to_array(item["data"], datatype, where)
+    array = to_array(item["data"], datatype, where, names_booleans=names_booleans)
     count = math.prod(shape)
     if array.size != count:
         raise BadRequest(f"{where}: data has {array.size} elements, shape {shape} wants {count}")
@@ -220,6 +229,11 @@ def _converted(found: Array, data: list[Any], datatype: str, where: str) -> Arra
     return found.astype(target)
 
 
+def _refuse_booleans(data: list[Any], datatype: str, where: str) -> None:
+    if datatype != "BOOL" and bool in set(map(type, np.asarray(data, dtype=object).ravel())):
+        raise BadRequest(f"{where}: data has booleans where numbers of {datatype} belong")
+
+
 def _floats(found: Array, target: np.dtype[Any], where: str) -> Array:
     if found.dtype.kind != "f":
         return found.astype(target)
@@ -236,7 +250,9 @@ def _whole_numbers(data: list[Any], datatype: str, where: str) -> Array:
     """Read integers that numpy took for floats because they mix signs with 64 bits (rare)."""
     found = np.asarray(data, dtype=object)
     if not all(type(item) is int for item in found.ravel()):
-        raise BadRequest(f"{where}: data has fractions where {datatype} belongs")
+        raise BadRequest(
+            f"{where}: data has fractions, or numbers beyond 64 bits, where {datatype} belongs"
+        )
     return found
 
 
@@ -248,14 +264,14 @@ def _strings(data: list[Any], where: str) -> Array:
 
 
 def _check_nesting(body: dict[str, Any]) -> None:
-    """Refuse deep nesting anywhere but in tensor data, whose depth numpy limits to 64."""
+    """Refuse deep nesting anywhere but in tensors, whose depth numpy limits to 64."""
     level: list[Any] = [body]
     for _ in range(MAX_NESTING):
         level = [
             child
             for parent in level
             for key, child in (parent.items() if isinstance(parent, dict) else enumerate(parent))
-            if isinstance(child, dict | list) and key != "data"
+            if isinstance(child, dict | list) and key not in TENSOR_KEYS
         ]
         if not level:
             return

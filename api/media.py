@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import struct
 import warnings
 from threading import Lock
 
@@ -22,12 +24,16 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 def limit_pictures(max_pixels: int) -> None:
-    """Set how many pixels a picture may declare, in this process, before it is decoded."""
+    """Set how many pixels a picture may declare, in this process, before it is decoded.
+
+    subtle: the filter stands for good, since `warnings.catch_warnings` is not safe among threads.
+    """
     Image.MAX_IMAGE_PIXELS = max_pixels
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def decode_picture(data: bytes, image: ImageInput, where: str = "the picture") -> Array:
@@ -39,12 +45,9 @@ def decode_picture(data: bytes, image: ImageInput, where: str = "the picture") -
     if not data:
         raise BadRequest(f"{where} is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.channels != "L" or picture.mode in {"L", "RGB"}:
-                _decode_small(picture, image)
-            picture.load()
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture.load()
+        picture = _colours(ImageOps.exif_transpose(picture), image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadRequest(
             f"{where} declares more than {Image.MAX_IMAGE_PIXELS} pixels, it is not decoded"
@@ -53,9 +56,9 @@ def decode_picture(data: bytes, image: ImageInput, where: str = "the picture") -
         raise BadRequest(
             f"{where} is not a picture: expected one of {', '.join(FORMATS)}"
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise BadRequest(f"{where} cannot be decoded: {error}") from error
-    fitted = _fit(_colours(ImageOps.exif_transpose(picture), image), image)
+    fitted = _fit(picture, image, where)
     pixels = np.asarray(fitted).reshape(1, image.height, image.width, -1)
     return pixels[..., ::-1] if image.channels == "BGR" else pixels
 
@@ -126,12 +129,6 @@ def _padded(rows: list[list[int]], longest: int) -> Array:
     return array
 
 
-def _decode_small(picture: Image.Image, image: ImageInput) -> None:
-    """Let a JPEG be decoded at a fraction of its size, never below what the model needs."""
-    needed = max(image.resize_size, image.height, image.width)
-    picture.draft(None, (2 * needed, 2 * needed))
-
-
 def _colours(picture: Image.Image, image: ImageInput) -> Image.Image:
     """Return the picture in mode RGB or L, transparency laid over the background."""
     mode = "L" if image.channels == "L" else "RGB"
@@ -146,7 +143,7 @@ def _colours(picture: Image.Image, image: ImageInput) -> Image.Image:
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip everything above 255."""
-    values = np.asarray(picture).astype(np.float64)
+    values = np.nan_to_num(np.asarray(picture).astype(np.float64))
     scale = 257.0 if picture.mode.startswith("I") and values.max(initial=0) > 255 else 1.0
     return Image.fromarray(np.clip(values / scale + 0.5, 0, 255).astype(np.uint8))
 
@@ -156,8 +153,11 @@ def _three(background: tuple[int, ...]) -> tuple[int, int, int]:
     return (first, rest[0], rest[1]) if len(rest) > 1 else (first, first, first)
 
 
-def _fit(picture: Image.Image, image: ImageInput) -> Image.Image:
-    """Resize as the model's config says: stretch, or crop the middle, or pad."""
+def _fit(picture: Image.Image, image: ImageInput, where: str) -> Image.Image:
+    """Resize as the model's config says: stretch, or crop the middle, or pad.
+
+    Raises BadRequest for a line so thin that its length, resized, would be above the pixel limit.
+    """
     resampling = RESAMPLING[image.interpolation]
     size = (image.width, image.height)
     if image.resize == "stretch":
@@ -167,11 +167,13 @@ def _fit(picture: Image.Image, image: ImageInput) -> Image.Image:
         colour = ground[0] if picture.mode == "L" else ground
         return ImageOps.pad(picture, size, resampling, color=colour)
     shorter = image.resize_size or min(size)
-    scale = shorter / min(picture.size)
     # torchvision's arithmetic: the longer side is cut to a whole number, the crop is centred.
-    wide, high = (
-        shorter if side == min(picture.size) else int(side * scale) for side in picture.size
-    )
+    wide, high = (int(shorter * side / min(picture.size)) for side in picture.size)
+    if wide * high > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise BadRequest(
+            f"{where} is too long and thin: {picture.width} x {picture.height} pixels would become "
+            f"{wide} x {high}, more than {Image.MAX_IMAGE_PIXELS}"
+        )
     picture = picture.resize((wide, high), resampling)
     left, top = round((wide - size[0]) / 2), round((high - size[1]) / 2)
     return picture.crop((left, top, left + size[0], top + size[1]))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 from flask import Blueprint, Response, current_app, request
+from werkzeug.datastructures import FileStorage
 
+from api.body import read_body
 from api.json_answers import json_response
 from api.json_tensors import check_shape, json_type, load_object, to_array
 from api.media import decode_picture, picture_tensor
@@ -33,7 +36,7 @@ def predict(name: str | None = None, version: str | None = None) -> Response:
     """
     if request.mimetype == "multipart/form-data":
         return _pictures(_files(), name, version, one=None)
-    raw = request.get_data(cache=False)
+    raw = read_body()
     if request.mimetype == "application/json" or raw.lstrip()[:1] == b"{":
         return _json(load_object(raw), name, version)
     if not raw:
@@ -48,7 +51,13 @@ def _files() -> list[bytes]:
     if not files:
         names = sorted({*request.files, *request.form})
         raise BadRequest(f'multipart has no part named "file" with a file name, only {names}')
-    return [file.read() for file in files]
+    return [_read(file) for file in files]
+
+
+def _read(file: FileStorage) -> bytes:
+    """Read and close, since large files stand on the disk."""
+    with closing(file):
+        return file.read()
 
 
 def _pictures(
@@ -61,8 +70,8 @@ def _pictures(
     rows = [
         decode_picture(data, spec.image, where.format(index)) for index, data in enumerate(pictures)
     ]
-    result = _ask(spec, (picture_tensor(np.concatenate(rows), spec.image),))
-    return _described(spec, result, one=len(pictures) == 1 if one is None else one)
+    inputs = (picture_tensor(np.concatenate(rows), spec.image),)
+    return _described(spec, inputs, one=len(pictures) == 1 if one is None else one)
 
 
 def _json(body: dict[str, Any], name: str | None, version: str | None) -> Response:
@@ -82,7 +91,7 @@ def _texts(value: Any, name: str | None, version: str | None) -> Response:
     spec = _model("text", name, version)
     _check_count(spec, len(texts))
     inputs, cut = current_app.extensions["tokenizers"].encode(texts, spec)
-    return _described(spec, _ask(spec, inputs), one=isinstance(value, str), cut=cut)
+    return _described(spec, inputs, one=isinstance(value, str), cut=cut)
 
 
 def _tensor(data: Any, name: str | None, version: str | None) -> Response:
@@ -131,9 +140,10 @@ def _ask(spec: ModelSpec, inputs: tuple[Tensor, ...]) -> InferResult:
 
 
 def _described(
-    spec: ModelSpec, result: InferResult, *, one: bool, cut: list[bool] | None = None
+    spec: ModelSpec, inputs: tuple[Tensor, ...], *, one: bool, cut: list[bool] | None = None
 ) -> Response:
     top_k = _top_k()
+    result = _ask(spec, inputs)
     rows = describe_rows(spec, result, top_k)
     for row, was_cut in zip(rows, cut or [False] * len(rows), strict=True):
         if was_cut:
@@ -147,9 +157,7 @@ def _answer(spec: ModelSpec, result: InferResult, answer: dict[str, Any]) -> Res
         "version": spec.version,
         "timings": timings_json(result.timings),
     }
-    response = json_response(answer)
-    response.headers["Server-Timing"] = server_timing(result.timings)
-    return response
+    return json_response(answer, headers={"Server-Timing": server_timing(result.timings)})
 
 
 def _top_k() -> int:

@@ -42,7 +42,7 @@ class Parcel:
 
 
 class Courier:
-    """Two threads and two connections per process and model version, started at the first request."""
+    """Two threads and connections per process and model version, started at the first request."""
 
     def __init__(
         self, open_wire: Callable[[], Wire], answered_key: str, result_prefix: str
@@ -99,7 +99,7 @@ class Courier:
         except RedisError as error:
             log.warning("%d requests refused, Redis fails: %s", len(parcels), error)
             for parcel in parcels:
-                # An accepted one was only being pushed again; the reader tries that until Redis is back.
+                # An accepted one was being pushed again; the reader tries until Redis is back.
                 if not parcel.accepted:
                     self._fail(parcel, RedisUnavailable(f"cannot reach the request queue: {error}"))
 
@@ -143,7 +143,7 @@ class Courier:
                 time.sleep(RETRY_SECONDS)
 
     def _resume(self, wire: Wire, collect: tuple[Any, ...]) -> None:
-        """Take every answer that is there, and push again what may be gone; a known id changes nothing."""
+        """Take every answer that is there, and push again what may be gone; a known id is left."""
         wire.send((*collect, *list(self._waiting)))
         self._hand_out(wire.reply())
         for parcel in list(self._waiting.values()):

@@ -49,21 +49,29 @@ class Wire:
         connection.retry = Retry(NoBackoff(), 0)
         self._connection = connection
         self._open = False
+        self._unread = 0
 
     def send(self, *commands: tuple[Any, ...]) -> None:
-        """Write all commands at once; their replies must then be read in the same order."""
+        """Write all commands at once; their replies must then be read in the same order.
+
+        Replies that nobody read, after one was an error, are dropped with the connection.
+        """
+        if self._unread:
+            self.close()
         try:
             if not self._open:
                 self._connect()
             self._connection.send_packed_command(
                 self._connection.pack_commands(commands), check_health=False
             )
+            self._unread = len(commands)
         except (RedisError, OSError) as error:
             self.close()
             raise _redis_error(error) from error
 
     def reply(self, wait_seconds: float = 0.0) -> Any:
         """Read the next reply; `wait_seconds` is what the command itself may block."""
+        self._unread -= 1
         try:
             return self._connection.read_response(timeout=wait_seconds + COMMAND_TIMEOUT_SECONDS)
         except ResponseError as error:
@@ -78,6 +86,7 @@ class Wire:
     def close(self) -> None:
         """Drop the connection and whatever replies were still to come."""
         self._open = False
+        self._unread = 0
         self._connection.disconnect()
 
     def _connect(self) -> None:

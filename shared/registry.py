@@ -52,7 +52,10 @@ class InstanceRecord(BaseModel):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The registry at one moment: models by name and version, and which of them are served."""
+    """The registry at one moment: models by name and version, and which of them are served.
+
+    `failures` says of models that nobody serves why they could not be loaded.
+    """
 
     models: dict[str, dict[str, ModelSpec]] = field(default_factory=dict)
     ready: frozenset[str] = frozenset()
@@ -152,6 +155,11 @@ class Registry:
         )
         failures = _asking(lambda: self._client.hgetall(self._failures))
         reasons = {name.decode(): reason.decode() for name, reason in failures.items()}
+        for record in records:
+            if record.reason and record.supervisor in alive:
+                reasons[record.model] = record.reason
+        for key in ready:
+            reasons.pop(key.partition("/")[0], None)
         return Snapshot(models, ready, reasons)
 
 

@@ -3,13 +3,13 @@
 Keys of one model version m/v share a hash tag, so each script runs in one slot and a cluster
 shards by model. `ferry` is FERRY_KEY_PREFIX.
 
-    key                             type    holds                                           expires
-    ferry:{m/v}:queue               list    tickets of waiting requests, oldest first       no
-    ferry:{m/v}:bell                list    at most one wake-up token, no data              no
-    ferry:{m/v}:inflight:<instance> list    tickets claimed and not yet published           no (see 1)
-    ferry:{m/v}:body:<id>           string  a request's tensors; exists while it is open    yes
-    ferry:{m/v}:result:<id>         list    one encoded result                              yes
-    ferry:{m/v}:answered:<process>  list    ids answered for one API process, no results    yes
+    key                             type    holds                                          expires
+    ferry:{m/v}:queue               list    tickets of waiting requests, oldest first     no
+    ferry:{m/v}:bell                list    at most one wake-up token, no data            no
+    ferry:{m/v}:inflight:<instance> list    tickets claimed and not yet published         no (see 1)
+    ferry:{m/v}:body:<id>           string  a request's tensors; exists while it is open  yes
+    ferry:{m/v}:result:<id>         list    one encoded result                            yes
+    ferry:{m/v}:answered:<process>  list    ids answered for one API process, no results  yes
 
     1: dropped when its batch is published; a dead instance's is moved by `recover`.
 
@@ -244,7 +244,8 @@ def recover(
     """
     wire.send(
         ("EVALSHA", script_digest("recover"), 3, keys.queue, keys.bell, keys.inflight + instance,
-         int(crashed), MAX_ATTEMPTS, int(1000 * result_ttl_seconds), keys.body, keys.result, keys.answered, _CRASHED)
+         int(crashed), MAX_ATTEMPTS, int(1000 * result_ttl_seconds),
+         keys.body, keys.result, keys.answered, _CRASHED)
     )  # fmt: skip
     back, given_up = wire.reply()
     return back, given_up

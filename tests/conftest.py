@@ -24,7 +24,7 @@ from shared.registry import Registry
 from shared.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLES = ["digits", "resnet18", "tiny"]
+SAMPLES = ["digits", "sentiment", "resnet18", "tiny"]
 
 
 @pytest.fixture(scope="session")

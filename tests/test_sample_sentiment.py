@@ -8,22 +8,33 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from samples.sentiment import train
+from samples.sentiment import make, train
+from samples.sentiment.sentences import (
+    FOLDER,
+    HELD_OUT_FILES,
+    LABELS,
+    TRAINING_FILES,
+    drop_near_duplicates,
+    read_held_out,
+    read_sentences,
+)
+from samples.sentiment.weights import TRAINED_PATH, dequantize, quantize
 
-FOLDER = Path(train.__file__).parent
-LABELS = ["negative", "positive"]
-REQUIRED_ACCURACY = 0.88
-NEAR_DUPLICATE = 0.8  # share of common words
+# Of each held-out file, about two sentences below what was measured: see train.py.
+ACCURACY_FLOORS = {"held_out.tsv": 0.84, "held_out_second.tsv": 0.84}
 Classify = Callable[[list[list[int]], int], NDArray[np.float32]]
 
 
 @pytest.fixture(scope="module")
-def model_directory(sample_models: Path) -> Path:
-    """The sample as `make` left it in a model repository."""
-    return sample_models / "sentiment"
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample, freshly made: what stands in models/ may be older than the weights."""
+    directory = tmp_path_factory.mktemp("repository") / "sentiment"
+    make(directory)
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -50,28 +61,24 @@ def classify(model_directory: Path) -> Classify:
     return run
 
 
-def _measure_held_out_accuracy(classify: Classify, tokenizer: Tokenizer) -> float:
-    pairs = train.read_sentences(FOLDER / "held_out.tsv")
+def _measure_accuracy(name: str, classify: Classify, tokenizer: Tokenizer) -> float:
+    pairs = read_sentences(FOLDER / name)
     rows = [tokenizer.encode(sentence).ids for _, sentence in pairs]
     answers = classify(rows, max(map(len, rows))).argmax(axis=1)
     right = [LABELS[answer] == label for answer, (label, _) in zip(answers, pairs, strict=True)]
     return sum(right) / len(right)
 
 
-def test_the_held_out_sentences_are_read_as_well_as_required(
-    classify: Classify, tokenizer: Tokenizer
+@pytest.mark.parametrize("name", HELD_OUT_FILES)
+def test_sentences_of_other_authors_are_read_as_well_as_measured(
+    name: str, classify: Classify, tokenizer: Tokenizer
 ) -> None:
-    assert _measure_held_out_accuracy(classify, tokenizer) >= REQUIRED_ACCURACY
-
-
-def test_the_held_out_accuracy_is_the_one_the_docstring_states(
-    classify: Classify, tokenizer: Tokenizer
-) -> None:
-    stated = re.search(r"Held-out accuracy: ([\d.]+) %", str(train.__doc__))
+    accuracy = _measure_accuracy(name, classify, tokenizer)
+    assert accuracy >= ACCURACY_FLOORS[name]
+    stated = re.search(rf"{name}: ([\d.]+) %", str(train.__doc__))
     assert stated is not None
-    accuracy = 100 * _measure_held_out_accuracy(classify, tokenizer)
-    # Other processors and thread counts add up floats in another order, and training magnifies it.
-    assert accuracy == pytest.approx(float(stated.group(1)), abs=4.0)
+    # Another processor adds up floats in another order, which may turn a sentence on the edge.
+    assert 100 * accuracy == pytest.approx(float(stated.group(1)), abs=1.5)
 
 
 def test_padding_does_not_change_the_logits(classify: Classify, tokenizer: Tokenizer) -> None:
@@ -93,19 +100,35 @@ def test_the_model_is_one_file_under_a_hundred_megabytes(model_directory: Path) 
     assert files[0].stat().st_size < 100_000_000
 
 
-def test_both_sets_are_balanced() -> None:
-    for name in ("training.tsv", "held_out.tsv"):
-        labels = [label for label, _ in train.read_sentences(FOLDER / name)]
-        assert 0.45 <= labels.count("positive") / len(labels) <= 0.55
+def test_the_committed_weights_are_small() -> None:
+    assert TRAINED_PATH.stat().st_size < 8_000_000
 
 
-def test_no_held_out_sentence_is_nearly_a_training_sentence() -> None:
-    training = [_words(sentence) for _, sentence in train.read_sentences(FOLDER / "training.tsv")]
-    for _, sentence in train.read_sentences(FOLDER / "held_out.tsv"):
-        words = _words(sentence)
-        overlap = max(len(words & other) / len(words | other) for other in training)
-        assert overlap <= NEAR_DUPLICATE, sentence
+def test_four_bits_a_weight_keep_normally_distributed_weights_to_an_eighth() -> None:
+    matrix = torch.randn(64, 384, generator=torch.Generator().manual_seed(0)) * 1e-3
+    restored = dequantize(*quantize(matrix))
+    assert restored.shape == matrix.shape
+    assert (restored - matrix).norm() <= matrix.norm() / 8
 
 
-def _words(sentence: str) -> set[str]:
-    return set(re.findall(r"[a-z']+", sentence.lower()))
+def test_a_row_of_equal_weights_is_quantized_without_a_nan() -> None:
+    assert dequantize(*quantize(torch.zeros(1, 4))).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", [*TRAINING_FILES, *HELD_OUT_FILES])
+def test_every_file_is_balanced(name: str) -> None:
+    labels = [label for label, _ in read_sentences(FOLDER / name)]
+    assert 0.45 <= labels.count("positive") / len(labels) <= 0.55
+
+
+def test_a_training_line_like_one_of_the_exam_is_dropped() -> None:
+    exam = [("negative", "The kettle leaked on the first morning.")]
+    copied = ("negative", "the kettle leaked on our first morning")
+    other = ("positive", "The kettle boils on the first try every morning.")
+    assert drop_near_duplicates([copied, other], exam) == [other]
+
+
+def test_few_training_lines_are_like_one_of_the_exam() -> None:
+    training = [pair for name in TRAINING_FILES for pair in read_sentences(FOLDER / name)]
+    dropped = len(training) - len(drop_near_duplicates(training, read_held_out()))
+    assert dropped <= 0.01 * len(training)

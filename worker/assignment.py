@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
@@ -9,6 +10,8 @@ from shared.errors import BadModel
 from shared.settings import default_cores
 from worker.devices import Placement, cpu_threads, devices_of
 from worker.model_repository import ServedModel
+
+log = logging.getLogger(__name__)
 
 
 def assign(
@@ -37,6 +40,9 @@ def gpu_count(context: ForkServerContext) -> int:
     theirs.close()
     try:
         count: int = ours.recv()
+    except EOFError:
+        log.error("cannot count the GPUs: the process that asks torch ended; models run on the CPU")
+        return 0
     finally:
         process.join()
         ours.close()

@@ -52,7 +52,7 @@ def answer_batch(
     passengers = []
     for item in claimed:
         try:
-            passengers.append(_board(item))
+            passengers.append(_board(item, spec))
         except BadMessage as error:
             log.warning("request %s cannot be decoded, answering it with the error", item.id)
             results[item.id] = InferResult(error=error)
@@ -61,8 +61,14 @@ def answer_batch(
     return [results[item.id].encode() for item in claimed]
 
 
-def _board(item: Claimed) -> Passenger:
+def _board(item: Claimed, spec: ModelSpec) -> Passenger:
+    """Decode one request; raises BadMessage, also when it says it has other rows than it brings."""
     request = item.request()
+    for tensor in request.inputs:
+        if spec.batched and tensor.shape[:1] != (item.rows,):
+            raise BadMessage(
+                f"input {tensor.name!r}: shape {list(tensor.shape)} does not have {item.rows} rows"
+            )
     return Passenger(item, request, {tensor.name: tensor.array() for tensor in request.inputs})
 
 
@@ -103,7 +109,7 @@ def _run(passengers: list[Passenger], trip: Trip) -> dict[str, InferResult]:
             rows, item.attempts, trip.instance,
         )  # fmt: skip
         part = slice(first_row, first_row + item.rows) if spec.batched else slice(None)
-        wanted = passenger.request.outputs or outputs
+        wanted = passenger.request.outputs or [declared.name for declared in spec.outputs]
         results[item.id] = InferResult(
             tuple(Tensor.of(name, outputs[name][part]) for name in wanted), timings
         )

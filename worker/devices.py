@@ -38,7 +38,7 @@ def devices_of(groups: tuple[InstanceGroup, ...], gpu_count: int) -> list[str]:
 
 
 def cpu_threads(cpu_instance_count: int, core_count: int, configured: int) -> int:
-    """Return the threads of one instance: instances x threads never exceed the cores, unless told so.
+    """Return one instance's threads: instances x threads never exceed the cores, unless told so.
 
     At least one, so more instances than cores do share.
     """

@@ -2,12 +2,14 @@
 
 The one module whose import does something: a signal to the supervisor's process group (Ctrl-C, a
 process manager's SIGTERM) must not end the forkserver while its instances drain, so it ignores
-both; every instance sets its own handlers first thing.
+both; every instance sets its own handlers first thing. And it dies with the supervisor.
 """
 
 import signal
 
-import worker.instance  # noqa: F401  brings torch, onnxruntime and the backends
-
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+from worker.instance import die_with_parent  # noqa: E402  brings torch and the backends, slowly
+
+die_with_parent()

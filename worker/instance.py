@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import signal
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,12 @@ class InstanceJob:
 def run_instance(job: InstanceJob, reports: Connection, busy_since: Any) -> None:
     """Be the instance: the body of a forked process, which ends when this returns.
 
-    Sends `("ready", "")` or `("failed", reason)` to `reports`. SIGTERM finishes the batch in hand.
+    Sends `("ready", "")` or `("failed", reason)` to `reports`. SIGTERM finishes the batch in hand;
+    before the first batch it ends the process at once.
     """
-    stopping: list[int] = []
-    signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with_parent()
+    die_with_parent()
     configure_logging(job.log_level)
     try:
         backend = load_backend(job)
@@ -69,6 +69,8 @@ def run_instance(job: InstanceJob, reports: Connection, busy_since: Any) -> None
         job.id,
         result_ttl_seconds=job.result_ttl_seconds,
     )
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
     reports.send(("ready", ""))
     run(
         queue,
@@ -89,8 +91,13 @@ def load_backend(job: InstanceJob) -> Backend:
     return TorchScriptBackend(job.spec, job.file, job.placement.device)
 
 
-def _die_with_parent() -> None:
-    """Have the kernel kill this process when the forkserver ends, which ends with the supervisor."""
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, also of SIGKILL.
+
+    The forkserver dies with the supervisor so, and the instances with the forkserver. By itself it
+    would not end before its children, which multiprocessing lends the pipe that it watches.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:
+    supervisor = parent_process()
+    if supervisor is not None and not supervisor.is_alive():
         raise SystemExit(1)

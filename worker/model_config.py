@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf import text_format
 from pydantic import ValidationError
@@ -24,6 +24,7 @@ SUPPORTED = {
     "name", "platform", "backend", "max_batch_size", "input", "output", "instance_group",
     "dynamic_batching", "parameters", "default_model_filename",
 }  # fmt: skip
+Number = TypeVar("Number", int, float)
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
@@ -62,6 +63,8 @@ def read_config(path: Path, version: str, versions: tuple[str, ...]) -> ModelCon
 
 
 def _config(message: Any, directory: Path, version: str, versions: tuple[str, ...]) -> ModelConfig:
+    if message.max_batch_size < 0:
+        raise ValueError(f"max_batch_size {message.max_batch_size} must not be negative")
     unsupported = [field.name for field, _ in message.ListFields() if field.name not in SUPPORTED]
     if unsupported:
         raise ValueError(f"field {unsupported[0]!r} is not supported")
@@ -88,7 +91,9 @@ def _config(message: Any, directory: Path, version: str, versions: tuple[str, ..
     return ModelConfig(
         spec,
         backend,
-        _plain_name(message.default_model_filename or DEFAULT_FILES[backend]),
+        plain_name(
+            "default_model_filename", message.default_model_filename or DEFAULT_FILES[backend]
+        ),
         tuple(_group(item) for item in message.instance_group) or (InstanceGroup(),),
         parameters,
     )
@@ -120,7 +125,7 @@ def _tensor(item: Any, directory: Path) -> TensorSpec:
         datatype=datatype,
         dims=tuple(item.dims),
         ragged=getattr(item, "allow_ragged_batch", False),
-        labels=_labels(directory / _plain_name(label_file)) if label_file else (),
+        labels=_labels(directory / plain_name("label_filename", label_file)) if label_file else (),
     )
 
 
@@ -141,9 +146,7 @@ def _image(message: Any, parameters: dict[str, str]) -> ImageInput | None:
         return None
     item = message.input[0]
     layout = "NHWC" if item.format == model_config_pb2.ModelInput.FORMAT_NHWC else "NCHW"
-    channels, height, width = (
-        item.dims if layout == "NCHW" else (item.dims[2], item.dims[0], item.dims[1])
-    )
+    channels, height, width = _picture_dims(item, layout)
     order = parameters.get("image_channels", "RGB")
     if channels != (1 if order == "L" else 3):
         raise ValueError(f"image_channels {order!r} does not fit {channels} channels in dims")
@@ -155,24 +158,62 @@ def _image(message: Any, parameters: dict[str, str]) -> ImageInput | None:
             "channels": order,
             "layout": layout,
             "resize": parameters.get("image_resize", "stretch"),
-            "resize_size": int(parameters.get("image_resize_size", 0)),
+            "resize_size": number(parameters, "image_resize_size", "0", int),
             "interpolation": parameters.get("image_interpolation", "bilinear"),
-            "background": _numbers(parameters.get("image_background", "255,255,255"), int),
-            "scale": float(parameters.get("image_scale", 1)),
-            "mean": _numbers(parameters.get("image_mean", "0"), float),
-            "std": _numbers(parameters.get("image_std", "1"), float),
+            "background": _numbers(parameters, "image_background", "255,255,255", int),
+            "scale": number(parameters, "image_scale", "1", float),
+            "mean": _per_channel(parameters, "image_mean", "0", channels),
+            "std": _per_channel(parameters, "image_std", "1", channels),
         }
     )
 
 
-def _numbers(text: str, kind: type[int] | type[float]) -> tuple[float, ...]:
-    return tuple(kind(part) for part in text.split(","))
+def _picture_dims(item: Any, layout: str) -> tuple[int, int, int]:
+    """Return channels, height and width."""
+    dims = tuple(item.dims)
+    if len(dims) != len(layout) - 1 or min(dims) < 1:
+        raise ValueError(
+            f"input {item.name!r}: dims {list(dims)}, a picture has {layout[1:]} of fixed size"
+        )
+    return dims if layout == "NCHW" else (dims[2], dims[0], dims[1])
 
 
-def _plain_name(name: str) -> str:
-    """Refuse names that would leave the model's own directory."""
+def number(parameters: dict[str, str], key: str, default: str, kind: type[Number]) -> Number:
+    """Return the one number in a parameter; raises ValueError naming key and value."""
+    return _numbers(parameters, key, default, kind, count=1)[0]
+
+
+def _numbers(
+    parameters: dict[str, str], key: str, default: str, kind: type[Number], count: int = 0
+) -> tuple[Number, ...]:
+    text = parameters.get(key, default)
+    try:
+        found = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"{key} {text!r}: expected {kind.__name__}s, separated by commas"
+        ) from None
+    if count and len(found) != count:
+        raise ValueError(f"{key} {text!r}: {len(found)} numbers, expected {count}")
+    return found
+
+
+def _per_channel(
+    parameters: dict[str, str], key: str, default: str, channels: int
+) -> tuple[float, ...]:
+    """Return one number for all channels, or one for each."""
+    found = _numbers(parameters, key, default, float)
+    if len(found) not in {1, channels}:
+        raise ValueError(f"{key}: {len(found)} numbers for {channels} channels (got {list(found)})")
+    if key == "image_std" and 0.0 in found:
+        raise ValueError(f"{key}: must not be 0 (got {list(found)})")
+    return found
+
+
+def plain_name(field: str, name: str) -> str:
+    """Return a file's name; refuses those that would leave the model's own directory."""
     if Path(name).name != name or name in {".", ".."}:
-        raise ValueError(f"file name {name!r} must not contain a path")
+        raise ValueError(f"{field} {name!r} must not contain a path")
     return name
 
 

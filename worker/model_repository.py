@@ -1,4 +1,4 @@
-"""Finds the models of a repository in Triton's layout: models/<name>/config.pbtxt and <version>/."""
+"""Finds a repository's models in Triton's layout: <name>/config.pbtxt and <name>/<version>/."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec, TextInput
 from shared.registry import asset_digest
-from worker.model_config import TEXT_INPUTS, ModelConfig, read_config
+from worker.model_config import TEXT_INPUTS, ModelConfig, number, plain_name, read_config
 
 log = logging.getLogger(__name__)
 
@@ -68,14 +68,14 @@ def _text(config: ModelConfig, directory: Path) -> tuple[TextInput, bytes]:
             f'{directory}/config.pbtxt: a model with input_kind "text" has the inputs input_ids '
             f"and optionally attention_mask and token_type_ids, not {sorted(names)}"
         )
-    path = directory / Path(config.parameters.get("tokenizer", "tokenizer.json")).name
     try:
-        tokenizer = path.read_bytes()
+        filename = config.parameters.get("tokenizer", "tokenizer.json")
+        tokenizer = (directory / plain_name("tokenizer", filename)).read_bytes()
         text = TextInput(
             tokenizer=asset_digest(tokenizer),
-            max_length=int(config.parameters.get("max_length", 512)),
+            max_length=number(config.parameters, "max_length", "512", int),
             truncate=config.parameters.get("truncate", "true") == "true",
         )
         return text, tokenizer
     except (OSError, ValueError) as error:
-        raise BadModel(f"failed to load '{config.spec.name}', tokenizer: {error}") from error
+        raise BadModel(f"{directory}/config.pbtxt: {error}") from error

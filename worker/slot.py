@@ -57,7 +57,7 @@ class Slot:
     def start(self) -> None:
         """Fork a new process into the slot."""
         self._starts += 1
-        self._state, self._reason = "starting", ""
+        self._state = "starting"  # for the reason of its last failure, until it is ready
         self._busy_since.value = 0.0
         settings = self._settings
         job = InstanceJob(
@@ -65,13 +65,28 @@ class Slot:
             self._placement, settings.redis_url, settings.key_prefix,
             settings.result_ttl_seconds, settings.log_level,
         )  # fmt: skip
-        self.reports, child_end = self._context.Pipe(duplex=False)
-        self.process = self._context.Process(
+        reports, child_end = self._context.Pipe(duplex=False)
+        process = self._context.Process(
             target=run_instance, args=(job, child_end, self._busy_since), name=self.instance_id
         )
-        self.process.start()
-        child_end.close()
+        try:
+            process.start()
+        except (OSError, EOFError) as error:  # no process or memory left, or the forkserver died
+            reports.close()
+            self._fail(f"cannot start a process: {error}")
+            return
+        finally:
+            child_end.close()
+        self.process, self.reports = process, reports
         log.info("%s: starting %s on %s", self.model.spec.key, self.instance_id, self._placement)
+
+    def _fail(self, reason: str) -> None:
+        """Say why there is no instance, and have it tried again after a growing pause."""
+        self._failures_in_a_row += 1
+        pause = min(LONGEST_PAUSE_SECONDS, 2.0**self._failures_in_a_row)
+        self._state, self._reason = "failed", reason
+        self.start_at = time.monotonic() + pause
+        log.error("%s: %s; next start in %.0f s", self.model.spec.key, reason, pause)
 
     def read_reports(self) -> bool:
         """Take in what the process said of itself; tell whether the state changed."""
@@ -104,17 +119,14 @@ class Slot:
         if self.process.is_alive():
             return None
         self.read_reports()
-        was_ready = self._state == "ready"
-        self._failures_in_a_row = 0 if was_ready else self._failures_in_a_row + 1
-        pause = 0.0 if was_ready else min(LONGEST_PAUSE_SECONDS, 2.0**self._failures_in_a_row)
-        log.warning(
-            "%s: %s ended with %s, next start in %.0f s",
-            self.model.spec.key, self.instance_id, self.process.exitcode, pause,
-        )  # fmt: skip
-        self.start_at = time.monotonic() + pause
-        if self._state != "failed":
-            self._state = "starting" if was_ready else "failed"
-            self._reason = f"ended with exit code {self.process.exitcode}"
+        ended = f"{self.instance_id} ended with exit code {self.process.exitcode}"
+        if self._state == "ready":
+            log.warning("%s: %s, replacing it", self.model.spec.key, ended)
+            self._state, self._reason, self.start_at = "starting", ended, time.monotonic()
+        elif self._state == "failed":
+            self._fail(self._reason)
+        else:
+            self._fail(f"failed to load '{self.model.spec.name}', {self.model.file}: {ended}")
         self._close()
         self.recorded = False
         return self.instance_id
@@ -128,20 +140,16 @@ class Slot:
             self.reports.close()
             self.reports = None
 
-    def terminate(self) -> None:
-        """Ask the process to finish its batch and leave."""
-        if self.process is not None:
-            self.process.terminate()
-
-    def join(self, timeout_seconds: float) -> None:
-        """Wait for the process to leave; kill it after `timeout_seconds`."""
-        if self.process is None:
-            return
-        self.process.join(timeout_seconds)
-        if self.process.is_alive():
+    def stop(self, *, kill: bool) -> None:
+        """Ask the process to finish its batch and leave, or kill it; empty the slot once it did."""
+        assert self.process is not None, "only a slot with a process is stopped"
+        if not self.process.is_alive():
+            self._close()
+        elif kill:
             log.error("%s: does not stop, killing it", self.instance_id)
             self.process.kill()
-        self._close()
+        else:
+            self.process.terminate()
 
     def record(self) -> InstanceRecord:
         """Return what the registry says of this slot."""

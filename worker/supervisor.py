@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from multiprocessing import connection, get_context
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from secrets import token_hex
@@ -30,8 +31,11 @@ from worker.slot import Slot
 
 log = logging.getLogger(__name__)
 
-MISSED_HEARTBEATS = 3
+LOOKS_PER_HEARTBEAT = 4
+BEAT_TERM = 3 - 1 / LOOKS_PER_HEARTBEAT
+"""How many heartbeats a sign of life lasts: a loss is seen, and taken over, within three."""
 TICK_SECONDS = 0.5
+DRAIN_TICK_SECONDS = 0.2
 
 
 class Supervisor:
@@ -46,21 +50,24 @@ class Supervisor:
         self._wire = open_wire(self._client)
         self._context: ForkServerContext = get_context("forkserver")
         self._context.set_forkserver_preload(["worker.forkserver_preload"])
-        self._served: list[ServedModel] = []
+        self._failures: dict[str, str] = {}
         self._slots: list[Slot] = []
         self._to_recover: dict[str, str] = {}
         self._stopping = False
         self._next_beat = 0.0
+        self._next_look = 0.0
 
     def run(self) -> None:
         """Serve the repository until SIGTERM or SIGINT, then drain."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        self._wait_for_redis()
-        self._start_models()
+        self._read_models()
+        self._clean_registry()
         while not self._stopping:
             self._tick()
-            waiting = [slot.process.sentinel for slot in self._slots if slot.process]
+            waiting: list[int | Connection] = [
+                slot.process.sentinel for slot in self._slots if slot.process
+            ]
             waiting += [slot.reports for slot in self._slots if slot.reports]
             connection.wait(waiting, timeout=self._pause())
         self._drain()
@@ -68,38 +75,39 @@ class Supervisor:
     def _on_signal(self, *_: object) -> None:
         self._stopping = True
 
-    def _wait_for_redis(self) -> None:
-        while not self._stopping:
-            try:
-                self._registry.ping()
-                return
-            except RedisUnavailable as error:
-                log.warning("waiting for Redis: %s", error)
-                time.sleep(TICK_SECONDS)
-
-    def _start_models(self) -> None:
+    def _read_models(self) -> None:
         """Read every model; one that cannot be served is reported and the others serve."""
-        self._registry.clear_failures()
         repository = Path(self._settings.models)
+        served: list[ServedModel] = []
         for name in model_names(repository):
             try:
-                self._served.append(read_model(repository, name))
+                served.append(read_model(repository, name))
             except BadModel as error:
                 self._fail(name, error)
-        gpus = gpu_count(self._context)
-        placed, failures = assign(self._served, gpus, self._settings.cpu_threads)
+        placed, failures = assign(served, gpu_count(self._context), self._settings.cpu_threads)
         for name, failure in failures.items():
             self._fail(name, failure)
         self._slots = [
             Slot(model, placement, index, self.id, self._settings, self._context)
             for index, (model, placement) in enumerate(placed)
         ]
-        for key in self._registry.model_keys() - {slot.model.spec.key for slot in self._slots}:
-            self._forget(key)
 
     def _fail(self, name: str, error: BadModel) -> None:
         log.error("%s; the other models serve", error)
-        self._registry.report_failure(name, str(error))
+        self._failures[name] = str(error)
+
+    def _clean_registry(self) -> None:
+        """Forget what an earlier run left in the registry, once Redis is there."""
+        ours = {slot.model.spec.key for slot in self._slots}
+        while not self._stopping:
+            try:
+                self._registry.clear_failures()
+                for key in self._registry.model_keys() - ours:
+                    self._forget(key)
+                return
+            except RedisUnavailable as error:
+                log.warning("waiting for Redis: %s", error)
+                time.sleep(TICK_SECONDS)
 
     def _forget(self, model_key: str) -> None:
         """Take a model of an earlier run out of the registry, unless another machine serves it."""
@@ -108,7 +116,7 @@ class Supervisor:
             self._registry.remove_model(model_key)
 
     def _tick(self) -> None:
-        """Look after every slot, and Redis permitting, put back work and beat."""
+        """Look after every slot, and Redis permitting, put back work, beat and take over."""
         for slot in self._slots:
             dead = slot.reap(self._settings.max_batch_seconds)
             if dead:
@@ -118,15 +126,20 @@ class Supervisor:
             # subtle: an instance may only be recorded while its supervisor is known to live.
             if time.monotonic() >= self._next_beat:
                 self._beat()
+            if time.monotonic() >= self._next_look:
+                self._take_over()
             for slot in self._slots:
                 self._look_after(slot)
         except (RedisUnavailable, RedisError) as error:
             log.warning("Redis fails, the supervisor tries again: %s", error)
+            # subtle: after an outage all signs of life have run out; who lives beats again first.
+            self._next_look = time.monotonic() + BEAT_TERM * self._settings.heartbeat_seconds
             time.sleep(0.1)
 
     def _look_after(self, slot: Slot) -> None:
         changed = slot.read_reports()
         if slot.process is None and time.monotonic() >= slot.start_at:
+            self._to_recover[slot.instance_id] = slot.model.spec.key  # its last record goes too
             slot.start()
             changed = True
         if changed or not slot.recorded:
@@ -150,9 +163,11 @@ class Supervisor:
             log.warning("%s died: %d requests put back, %d given up", instance, back, given_up)
 
     def _beat(self) -> None:
-        """Say that we live, keep the registry filled, take over from supervisors that are gone."""
+        """Say that we live, and keep the registry filled, which Redis may have lost."""
         heartbeat = self._settings.heartbeat_seconds
-        self._registry.beat(self.id, MISSED_HEARTBEATS * heartbeat)
+        self._registry.beat(self.id, BEAT_TERM * heartbeat)
+        for name, reason in self._failures.items():
+            self._registry.report_failure(name, reason)
         for model in {slot.model.spec.key: slot.model for slot in self._slots}.values():
             self._registry.add_model(model.spec)
             if model.asset is not None:
@@ -160,31 +175,53 @@ class Supervisor:
         for slot in self._slots:
             if slot.process is not None:
                 self._registry.put_instance(slot.record())
-        records, alive = self._registry.instances()
-        for record in records:
-            if record.supervisor not in alive:
-                log.warning("supervisor %s is gone, taking over %s", record.supervisor, record.id)
-                self._recover(record.id, record.model_key, crashed=True)
         self._next_beat = time.monotonic() + heartbeat
 
+    def _take_over(self) -> None:
+        """Put back what the instances of supervisors that are gone held."""
+        records, alive = self._registry.instances()
+        for record in records:
+            if record.supervisor not in alive | {self.id}:
+                log.warning("supervisor %s is gone, taking over %s", record.supervisor, record.id)
+                self._recover(record.id, record.model_key, crashed=True)
+        self._next_look = time.monotonic() + self._settings.heartbeat_seconds / LOOKS_PER_HEARTBEAT
+
     def _pause(self) -> float:
-        """Return how long nothing is due: until the next beat or restart, at most a tick."""
-        due = [self._next_beat] + [slot.start_at for slot in self._slots if slot.process is None]
+        """Return how long nothing is due: no beat, no look, no restart; at most a tick."""
+        due = [self._next_beat, self._next_look]
+        due += [slot.start_at for slot in self._slots if slot.process is None]
         return min(TICK_SECONDS, max(0.01, min(due) - time.monotonic()))
 
     def _drain(self) -> None:
-        """Let every instance finish its batch, then leave the registry."""
+        """Let every instance finish its batch, then leave the registry.
+
+        One that is just being forked does not hear SIGTERM yet, so it is sent again; and we still
+        beat, or others would take over what is being finished here.
+        """
         log.info("stopping %d instances", len(self._slots))
-        for slot in self._slots:
-            slot.terminate()
         deadline = time.monotonic() + self._settings.max_batch_seconds
-        for slot in self._slots:
-            slot.join(max(0.0, deadline - time.monotonic()))
+        overdue = False
+        while running := [slot for slot in self._slots if slot.process]:
+            overdue = time.monotonic() >= deadline
+            for slot in running:
+                slot.stop(kill=overdue)
+            self._beat_while_draining()
+            sentinels = [slot.process.sentinel for slot in running if slot.process]
+            connection.wait(sentinels, timeout=DRAIN_TICK_SECONDS if sentinels else 0)
         try:
-            for slot in self._slots:
-                self._recover(slot.instance_id, slot.model.spec.key, crashed=False)
             self._recover_own()
+            for slot in self._slots:
+                self._recover(slot.instance_id, slot.model.spec.key, crashed=overdue)
             self._registry.stop_beating(self.id)
         except (RedisUnavailable, RedisError) as error:
             log.warning("Redis fails at the end, another supervisor will clean up: %s", error)
         log.info("stopped")
+
+    def _beat_while_draining(self) -> None:
+        if time.monotonic() < self._next_beat:
+            return
+        try:
+            self._registry.beat(self.id, BEAT_TERM * self._settings.heartbeat_seconds)
+        except RedisUnavailable as error:
+            log.warning("no heartbeat while stopping, Redis fails: %s", error)
+        self._next_beat = time.monotonic() + self._settings.heartbeat_seconds

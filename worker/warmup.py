@@ -1,4 +1,4 @@
-"""Runs a model on made-up batches before it is reported ready, so no client pays for the first pass."""
+"""Runs a model on made-up batches before it is ready, so that no client pays for the first pass."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Write the model repository entry of `sentiment`: published encoder, our difference, ONNX."""
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,17 +30,21 @@ def export(model: SentimentModel, path: Path) -> None:
     """Write `model` as one ONNX file, weights inside, with free batch and sequence axes."""
     input_ids, attention_mask = pad([[101, 2204, 102], [101, 2919, 2833, 102]])
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=512)}
-    torch.onnx.export(
-        model,
-        (input_ids, attention_mask),
-        path,
-        input_names=["input_ids", "attention_mask"],
-        output_names=["logits"],
-        dynamic_shapes={"input_ids": axes, "attention_mask": axes},
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        # The exporter's own: it calls a deprecated torch function, and both inputs share the axes.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "# The axis name", UserWarning)
+        torch.onnx.export(
+            model,
+            (input_ids, attention_mask),
+            path,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["logits"],
+            dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
 
 
 def pad(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,9 @@ class OnnxRuntimeBackend:
             raise BadModel(f"failed to load '{spec.name}', {file} has the inputs {sorted(names)}")
         self._outputs = [tensor.name for tensor in spec.outputs]
         # Pictures are normalised on the CPU here, then handed to the session without a copy.
-        self._normaliser = spec.image and Normaliser(spec.image, torch.device("cpu"), torch.float32)
+        self._normaliser = (
+            Normaliser(spec.image, torch.device("cpu"), torch.float32) if spec.image else None
+        )
 
     def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
         """Run one batch; see `Backend.forward`."""

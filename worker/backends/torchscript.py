@@ -27,11 +27,14 @@ class TorchScriptBackend:
         self._device = torch.device(device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._module: Any = torch.jit.load(str(file), map_location=self._device).eval()
+            load: Any = torch.jit.load  # has no types
+            self._module: Any = load(str(file), map_location=self._device).eval()
         self._inputs = _by_position([tensor.name for tensor in spec.inputs], self._arguments())
         self._outputs = _by_position([tensor.name for tensor in spec.outputs], [])
-        self._normaliser = spec.image and Normaliser(
-            spec.image, self._device, _torch_type(spec.inputs[0].datatype)
+        self._normaliser = (
+            Normaliser(spec.image, self._device, _torch_type(spec.inputs[0].datatype))
+            if spec.image
+            else None
         )
 
     def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:

@@ -1,0 +1,111 @@
+"""The limit of the model: one process that runs full batches and does nothing else.
+
+A child of the benchmark (`python -m bench.bare MODEL REPOSITORY THREADS`): prints `ready`, then
+answers each line `forward SECONDS` or `pictures SECONDS` with the rows it ran per second. It ends
+with its standard input. What it runs is Ferry's own code for these steps, so the distance to
+Ferry is what HTTP, the queue and batching cost.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from api.media import decode_picture
+from bench.scenarios import SCENARIOS, SENTENCE
+from shared.datatypes import NUMPY_TYPES, Array
+from worker.assignment import assign
+from worker.backends.base import Backend
+from worker.instance import InstanceJob, load_backend
+from worker.model_repository import ServedModel, read_model
+from worker.warmup import warm_up
+
+BATCH_ROWS = 32
+
+
+def main() -> None:
+    """Load the model, then measure as told until standard input ends."""
+    name, repository, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    model = read_model(repository, name)
+    backend = _backend(model, threads)
+    warm_up(model.spec, backend)
+    with ThreadPoolExecutor(threads) as pool:
+        steps = _steps(model, backend, pool if threads > 1 else None)
+        print("ready", flush=True)
+        for line in sys.stdin:
+            kind, seconds = line.split()
+            print(_rows_per_second(steps[kind], float(seconds)), flush=True)
+
+
+def _backend(model: ServedModel, threads: int) -> Backend:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    placed, failures = assign([model], gpus, threads)
+    assert not failures, failures
+    job = InstanceJob(
+        "bare", model.spec, model.config.backend, model.file, placed[0][1],
+        redis_url="", key_prefix="bare", result_ttl_seconds=0.0, log_level="WARNING",
+    )  # fmt: skip
+    return load_backend(job)
+
+
+def _steps(
+    model: ServedModel, backend: Backend, pool: ThreadPoolExecutor | None
+) -> dict[str, Callable[[], int]]:
+    """Return what can be measured: each runs one batch and returns its rows."""
+    image, rows = model.spec.image, min(BATCH_ROWS, model.spec.batch_rows)
+    body = SCENARIOS[model.spec.name].body()
+    pixels = frozenset({image.input} if image else ())
+    inputs = _inputs(model, rows, body)
+
+    def forward() -> int:
+        backend.forward(inputs, pixels)
+        return rows
+
+    def pictures() -> int:
+        assert image is not None, "only asked of models that take pictures"
+        bodies = [body] * rows
+        decoded = (pool.map if pool else map)(lambda data: decode_picture(data, image), bodies)
+        backend.forward({image.input: np.concatenate(list(decoded))}, pixels)
+        return rows
+
+    return {"forward": forward, "pictures": pictures}
+
+
+def _inputs(model: ServedModel, rows: int, body: bytes) -> Mapping[str, Array]:
+    """Return one batch of what the scenario sends, as it arrives at the backend."""
+    spec = model.spec
+    if spec.image:
+        return {spec.image.input: np.repeat(decode_picture(body, spec.image), rows, axis=0)}
+    if model.asset:
+        encoding = Tokenizer.from_buffer(model.asset).encode(SENTENCE)
+        length = sum(encoding.attention_mask)  # without the padding that the file may ask for
+        columns = {
+            "input_ids": encoding.ids[:length],
+            "attention_mask": encoding.attention_mask[:length],
+            "token_type_ids": encoding.type_ids[:length],
+        }
+        return {name.name: np.array([columns[name.name]] * rows, np.int64) for name in spec.inputs}
+    return {
+        tensor.name: np.ones((rows, *tensor.dims), NUMPY_TYPES[tensor.datatype])
+        for tensor in spec.inputs
+    }
+
+
+def _rows_per_second(step: Callable[[], int], seconds: float) -> float:
+    step()
+    started = time.monotonic()
+    rows = 0
+    while time.monotonic() - started < seconds:
+        rows += step()
+    return rows / (time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,459 @@
+"""Every hop of a request through Redis, on the real server: push, claim, publish, recover, wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+import pytest
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from waiting import wait_until
+
+from shared.errors import ModelCrashed, ModelFailed, QueueFull, RequestExpired
+from shared.messages import InferRequest, InferResult, Tensor
+from shared.redis_connection import Wire, connect, open_wire
+from shared.request_queue import Claimed, QueueKeys, RequestQueue, Waiting, WorkQueue, recover
+from shared.settings import Settings
+
+MODEL = "m/1"
+
+
+@pytest.fixture
+def redis(settings: Settings) -> Iterator[Redis]:
+    client = connect(settings.redis_url)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def keys(settings: Settings) -> QueueKeys:
+    return QueueKeys(settings.key_prefix, MODEL)
+
+
+@pytest.fixture
+def wire(redis: Redis) -> Iterator[Wire]:
+    wire = open_wire(redis)
+    yield wire
+    wire.close()
+
+
+@pytest.fixture
+def queue(redis: Redis, keys: QueueKeys) -> RequestQueue:
+    return api_end(redis, keys)
+
+
+@pytest.fixture
+def work(wire: Wire, keys: QueueKeys) -> WorkQueue:
+    return worker_end(wire, keys)
+
+
+def api_end(redis: Redis, keys: QueueKeys, max_queue_size: int = 100) -> RequestQueue:
+    return RequestQueue(redis, keys, max_queue_size=max_queue_size, result_ttl_seconds=5.0)
+
+
+def worker_end(wire: Wire, keys: QueueKeys, instance: str = "i") -> WorkQueue:
+    return WorkQueue(wire, keys, instance, result_ttl_seconds=5.0)
+
+
+_numbers = count()
+
+
+def request(
+    queue: RequestQueue, rows: int = 1, *, signature: bytes = bytes(8), timeout: float = 10.0
+) -> InferRequest:
+    x = np.full((rows, 2), next(_numbers), np.float32)
+    return InferRequest(queue.new_id(), rows, (Tensor.of("x", x),), (), timeout, signature)
+
+
+def push(queue: RequestQueue, request: InferRequest) -> Waiting:
+    """Push and return once Redis has stored it, so that the order of pushes is known."""
+    waiting = queue.push(request)
+    wait_until(lambda: waiting.parcel.accepted, 5, f"{request.id} accepted")
+    return waiting
+
+
+def push_many(queue: RequestQueue, *rows: int) -> list[Waiting]:
+    return [push(queue, request(queue, each)) for each in rows]
+
+
+def ids(batch: list[Claimed] | list[Waiting]) -> list[str]:
+    return [item.id if isinstance(item, Claimed) else item.parcel.id for item in batch]
+
+
+def answers(batch: list[Claimed]) -> list[bytes]:
+    """Return each request's own inputs as its result."""
+    return [InferResult(outputs=item.request().inputs).encode() for item in batch]
+
+
+def crash(wire: Wire, keys: QueueKeys, instance: str = "i") -> tuple[int, int]:
+    return recover(wire, keys, instance, crashed=True, result_ttl_seconds=5.0)
+
+
+def depth(redis: Redis, keys: QueueKeys) -> int:
+    return int(redis.llen(keys.queue))
+
+
+def test_every_waiter_gets_the_answer_to_its_own_request(
+    queue: RequestQueue, work: WorkQueue
+) -> None:
+    requests = [request(queue) for _ in range(20)]
+    waiting = [push(queue, each) for each in requests]
+
+    batch = work.claim(32, 0.0)
+    work.publish(batch, answers(batch))
+
+    for each, waiter in zip(requests, waiting, strict=True):
+        assert waiter.wait().outputs == each.inputs
+
+
+def test_requests_are_claimed_oldest_first(queue: RequestQueue, work: WorkQueue) -> None:
+    waiting = push_many(queue, 1, 1, 1, 1, 1)
+
+    claimed = work.claim(3, 0.0) + work.claim(3, 0.0)
+
+    assert ids(claimed) == ids(waiting)
+
+
+def test_a_batch_counts_rows_and_never_exceeds_its_limit(
+    queue: RequestQueue, work: WorkQueue
+) -> None:
+    push_many(queue, 3, 3, 3, 8, 1)
+
+    batches = [[item.rows for item in work.claim(8, 0.0)] for _ in range(4)]
+
+    assert batches == [[3, 3], [3], [8], [1]]
+
+
+def test_a_request_of_another_signature_is_a_boundary_not_skipped(
+    queue: RequestQueue, work: WorkQueue
+) -> None:
+    kinds = [b"a" * 8, b"a" * 8, b"b" * 8, b"a" * 8]
+    waiting = [push(queue, request(queue, signature=kind)) for kind in kinds]
+
+    batches = [ids(work.claim(32, 0.0)) for _ in range(3)]
+
+    order = ids(waiting)
+    assert batches == [order[:2], order[2:3], order[3:]]
+
+
+def test_an_expired_request_is_skipped_and_closed(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue
+) -> None:
+    late = push(queue, request(queue, timeout=0.05))
+    with pytest.raises(RequestExpired, match="Request timeout expired"):
+        late.wait()
+    alive = push(queue, request(queue))
+
+    batch = work.claim(32, 0.0)
+
+    assert ids(batch) == ids([alive])
+    assert not redis.exists(keys.body + late.parcel.id)
+    assert depth(redis, keys) == 0
+
+
+def test_expired_requests_take_no_seats_in_a_batch(queue: RequestQueue, work: WorkQueue) -> None:
+    for waiter in [push(queue, request(queue, timeout=0.05)) for _ in range(5)]:
+        with pytest.raises(RequestExpired):
+            waiter.wait()
+    alive = push_many(queue, 1, 1)
+
+    assert ids(work.claim(2, 0.0)) == ids(alive)
+
+
+def test_a_full_queue_refuses_and_the_queue_stays_usable(
+    redis: Redis, keys: QueueKeys, work: WorkQueue
+) -> None:
+    queue = api_end(redis, keys, max_queue_size=2)
+    accepted = push_many(queue, 1, 1)
+
+    with pytest.raises(QueueFull, match="Exceeds maximum queue size"):
+        queue.push(request(queue)).wait()
+
+    batch = work.claim(32, 0.0)
+    assert ids(batch) == ids(accepted)
+    work.publish(batch, answers(batch))
+    assert accepted[1].wait().outputs
+    assert push(queue, request(queue)).parcel.accepted
+
+
+def test_the_same_id_pushed_twice_is_stored_once(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue
+) -> None:
+    twice = request(queue)
+
+    push(queue, twice)
+    waiter = push(queue, replace(twice))
+
+    assert depth(redis, keys) == 1
+    batch = work.claim(32, 0.0)
+    work.publish(batch, answers(batch))
+    assert waiter.wait().outputs == twice.inputs
+
+
+def test_an_id_whose_answer_is_there_already_is_not_run_again(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue
+) -> None:
+    answered = request(queue)
+    redis.rpush(keys.result + answered.id, InferResult().encode())
+
+    push(queue, answered)
+
+    assert depth(redis, keys) == 0
+
+
+def test_an_incomplete_batch_waits_the_delay_less_the_age_of_its_oldest(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue, wire: Wire
+) -> None:
+    push(queue, request(queue))
+    wire.send(work._claim(8, 30.0))
+    _, first_wait, *none = wire.reply()
+    push(queue, request(queue))
+    wire.send(work._claim(8, 30.0))
+    _, second_wait, *none_yet = wire.reply()
+
+    assert none == none_yet == []
+    assert 25.0 < float(second_wait) < float(first_wait) < 30.0
+    assert depth(redis, keys) == 2
+
+
+def test_a_batch_is_claimed_once_its_oldest_has_waited_the_delay(
+    queue: RequestQueue, work: WorkQueue
+) -> None:
+    waiting = push_many(queue, 1, 1)
+    batches: list[list[Claimed]] = []
+
+    wait_until(lambda: batches.append(work.claim(8, 0.2)) or batches[-1], 5, "the delay is over")
+
+    assert ids(batches[-1]) == ids(waiting)
+    assert 0.2 <= batches[-1][0].queue_seconds < 1.0
+
+
+def test_a_full_batch_leaves_before_its_delay_is_over(queue: RequestQueue, work: WorkQueue) -> None:
+    push_many(queue, 1, 1, 2)
+
+    batch = work.claim(4, 30.0)
+
+    assert [item.rows for item in batch] == [1, 1, 2]
+    assert batch[0].queue_seconds < 5.0
+
+
+def test_the_bell_never_holds_more_than_one_token(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue, wire: Wire
+) -> None:
+    push_many(queue, 1, 1, 1, 1)
+    tokens = [redis.llen(keys.bell)]
+    work.claim(1, 0.0)
+    tokens.append(redis.llen(keys.bell))
+    crash(wire, keys)
+    tokens.append(redis.llen(keys.bell))
+
+    assert tokens == [1, 1, 1]
+
+
+def test_a_claim_that_leaves_work_rings_the_bell_again(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue
+) -> None:
+    push_many(queue, 1, 1)
+    redis.delete(keys.bell)
+
+    work.claim(1, 0.0)
+
+    assert redis.llen(keys.bell) == 1
+
+
+def test_recovered_work_goes_back_to_the_head_in_order_with_one_attempt_more(
+    queue: RequestQueue, work: WorkQueue, wire: Wire, keys: QueueKeys
+) -> None:
+    waiting = push_many(queue, 1, 1, 1)
+    held = work.claim(2, 0.0)
+
+    assert crash(wire, keys) == (2, 0)
+
+    batches = [work.claim(32, 0.0) for _ in range(3)]
+    assert [item.attempts for item in held] == [1, 1]
+    assert [ids(batch) for batch in batches] == [[each] for each in ids(waiting)]
+    assert [batch[0].attempts for batch in batches] == [2, 2, 1]
+
+
+def test_a_request_that_was_in_a_crash_travels_alone(
+    queue: RequestQueue, work: WorkQueue, wire: Wire, keys: QueueKeys
+) -> None:
+    push_many(queue, 1)
+    work.claim(32, 0.0)
+    crash(wire, keys)
+    push_many(queue, 1, 1)
+
+    assert [len(work.claim(32, 0.0)) for _ in range(2)] == [1, 2]
+
+
+def test_work_put_back_by_a_living_instance_counts_no_attempt(
+    queue: RequestQueue, work: WorkQueue
+) -> None:
+    waiting = push_many(queue, 1, 1)
+    work.claim(32, 0.0)
+
+    assert work.put_back() == (2, 0)
+
+    again = work.claim(32, 0.0)
+    assert ids(again) == ids(waiting)
+    assert [item.attempts for item in again] == [1, 1]
+
+
+def test_after_three_crashes_the_waiter_is_told(
+    queue: RequestQueue, work: WorkQueue, wire: Wire, keys: QueueKeys
+) -> None:
+    (waiter,) = push_many(queue, 1)
+
+    outcomes = []
+    for _ in range(3):
+        assert len(work.claim(32, 0.0)) == 1
+        outcomes.append(crash(wire, keys))
+
+    assert outcomes == [(1, 0), (1, 0), (0, 1)]
+    with pytest.raises(ModelCrashed, match="died 3 times"):
+        waiter.wait()
+
+
+def test_two_supervisors_that_recover_the_same_instance_put_its_work_back_once(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue, wire: Wire
+) -> None:
+    push_many(queue, 1, 1, 1)
+    work.claim(32, 0.0)
+    other = open_wire(redis)
+
+    outcomes = {crash(wire, keys), crash(other, keys)}
+
+    other.close()
+    assert outcomes == {(3, 0), (0, 0)}
+    assert depth(redis, keys) == 3
+
+
+def test_a_second_answer_to_a_request_is_not_delivered(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue, wire: Wire
+) -> None:
+    (waiter,) = push_many(queue, 1)
+    slow = work.claim(32, 0.0)
+    crash(wire, keys)  # taken for dead while it is only slow
+    second = worker_end(open_wire(redis), keys, "j")
+    fast = second.claim(32, 0.0)
+    first_result = InferResult(error=ModelFailed("the first")).encode()
+
+    published = second.publish(fast, [first_result]), work.publish(slow, answers(slow))
+
+    assert published == (1, 0)
+    with pytest.raises(ModelFailed, match="the first"):
+        waiter.wait()
+    second._wire.close()
+    assert not redis.exists(keys.result + waiter.parcel.id)
+
+
+def test_an_answer_closes_the_ticket_that_a_recovery_had_put_back(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue, wire: Wire
+) -> None:
+    push_many(queue, 1)
+    slow = work.claim(32, 0.0)
+    crash(wire, keys)
+    work.publish(slow, answers(slow))
+    alive = push_many(queue, 1)
+
+    assert ids(work.claim(32, 0.0)) == ids(alive)
+
+
+def test_publish_and_claim_hands_out_one_batch_and_takes_the_next(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue
+) -> None:
+    waiting = push_many(queue, 2, 2)
+    first = work.claim(2, 0.0)
+
+    second = work.publish_and_claim(first, answers(first), 2, 0.0)
+
+    assert ids(first + second) == ids(waiting)
+    assert waiting[0].wait().outputs
+    assert redis.llen(keys.inflight + "i") == 1
+
+
+def test_a_refused_publish_does_not_mix_up_the_replies_that_follow(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue
+) -> None:
+    push_many(queue, 1, 1)
+    batch = work.claim(1, 0.0)
+    redis.set(keys.result + batch[0].id, "not a list")
+
+    with pytest.raises(ResponseError):
+        work.publish_and_claim(batch, answers(batch), 1, 0.0)
+
+    assert work.publish([], []) == 0
+    assert work.put_back()[0] >= 1
+
+
+def test_wires_load_the_scripts_again_after_the_server_forgot_them(
+    redis: Redis, queue: RequestQueue, work: WorkQueue
+) -> None:
+    push_many(queue, 1)
+    work.put_back()
+    redis.script_flush()
+
+    with pytest.raises(RedisConnectionError):
+        work.claim(1, 0.0)
+    redis.script_flush()
+    (waiter,) = push_many(queue, 1)
+
+    batch = work.claim(1, 0.0) + work.claim(1, 0.0)
+    work.publish(batch, answers(batch))
+    assert waiter.wait().outputs
+
+
+def test_every_key_but_the_documented_ones_expires(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue, wire: Wire
+) -> None:
+    push_many(queue, 1)
+    for _ in range(3):
+        work.claim(1, 0.0)
+        crash(wire, keys)
+    push_many(queue, 1, 1, 1)
+    batch = work.claim(2, 0.0)
+    redis.unlink(keys.answered + queue.new_id()[:8])
+    work.publish(batch[:1], answers(batch[:1]))
+
+    forever = {key for key in _keys(redis, keys) if redis.ttl(key) == -1}
+
+    assert forever == {keys.queue, keys.bell, keys.inflight + "i"}
+
+
+def test_after_everything_is_answered_only_the_bell_and_expiring_keys_remain(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue, wire: Wire
+) -> None:
+    waiting = push_many(queue, 1, 1, 1)
+    work.claim(1, 0.0)
+    crash(wire, keys)
+    for _ in range(2):
+        batch = work.claim(32, 0.0)
+        work.publish(batch, answers(batch))
+    for waiter in waiting:
+        waiter.wait()
+
+    assert _keys(redis, keys) <= {keys.bell}
+
+
+def test_a_push_wakes_a_worker_that_waits(
+    redis: Redis, queue: RequestQueue, work: WorkQueue
+) -> None:
+    with ThreadPoolExecutor(1) as worker:
+        batch = worker.submit(work.claim, 32, 0.0)
+        wait_until(lambda: any(c["cmd"] == "blpop" for c in redis.client_list()), 5, "it waits")
+        waiter = queue.push(request(queue))
+
+        claimed = batch.result(timeout=5)
+
+    assert ids(claimed) == ids([waiter])
+    assert claimed[0].queue_seconds < 0.5
+
+
+def _keys(redis: Redis, keys: QueueKeys) -> set[str]:
+    pattern = keys.queue.removesuffix("queue") + "*"
+    return {key.decode() for key in redis.scan_iter(match=pattern)}

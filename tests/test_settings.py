@@ -1,0 +1,121 @@
+"""A bad setting stops the start and names variable and value; an unset one has its default."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from conftest import environment
+
+from shared.errors import BadSetting
+from shared.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+BAD = [
+    ("REDIS_URL", "localhost:6379"),
+    ("REDIS_URL", "http://localhost"),
+    ("FERRY_HOST", " "),
+    ("FERRY_PORT", "0"),
+    ("FERRY_PORT", "65536"),
+    ("FERRY_PORT", "http"),
+    ("FERRY_DASHBOARD_PORT", "-1"),
+    ("FERRY_MODELS", "  "),
+    ("FERRY_STATE_DIR", "\t"),
+    ("FERRY_API_PROCESSES", "0"),
+    ("FERRY_API_THREADS", "0"),
+    ("FERRY_MAX_BODY_BYTES", "64M"),
+    ("FERRY_MAX_BODY_BYTES", "1023"),
+    ("FERRY_MAX_IMAGE_PIXELS", "0"),
+    ("FERRY_MAX_QUEUE_SIZE", "0"),
+    ("FERRY_REQUEST_TIMEOUT_SECONDS", "0"),
+    ("FERRY_REQUEST_TIMEOUT_SECONDS", "nan"),
+    ("FERRY_REQUEST_TIMEOUT_SECONDS", "inf"),
+    ("FERRY_REQUEST_TIMEOUT_SECONDS", "30s"),
+    ("FERRY_RESULT_TTL_SECONDS", "-1"),
+    ("FERRY_HEARTBEAT_SECONDS", "0"),
+    ("FERRY_MAX_BATCH_SECONDS", "no"),
+    ("FERRY_CPU_THREADS", "-1"),
+    ("FERRY_KEY_PREFIX", "a:b"),
+    ("FERRY_KEY_PREFIX", "a b"),
+    ("FERRY_KEY_PREFIX", "{a}"),
+    ("FERRY_LOG_LEVEL", "LOUD"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value"), BAD)
+def test_a_bad_value_is_refused_naming_variable_and_value(variable: str, value: str) -> None:
+    with pytest.raises(BadSetting) as caught:
+        Settings.from_env({variable: value})
+
+    assert f"{variable}={value!r}: " in caught.value.message
+
+
+def test_every_setting_has_a_bad_value_in_this_test() -> None:
+    tested = {variable for variable, _ in BAD}
+
+    assert tested == {setting.metadata["variable"] for setting in fields(Settings)}
+
+
+def test_an_unknown_ferry_variable_is_refused() -> None:
+    with pytest.raises(BadSetting, match="FERRY_PROT"):
+        Settings.from_env({"FERRY_PROT": "8000"})
+
+
+def test_other_variables_are_none_of_our_business() -> None:
+    assert Settings.from_env({"PATH": "/bin", "PORT": "http"}) == Settings()
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    assert Settings.from_env({"REDIS_URL": "", "FERRY_PORT": ""}) == Settings()
+
+
+def test_values_become_their_own_types() -> None:
+    settings = Settings.from_env(
+        {
+            "REDIS_URL": "redis://cache:6379/1",
+            "FERRY_PORT": "9000",
+            "FERRY_REQUEST_TIMEOUT_SECONDS": "2.5",
+            "FERRY_LOG_LEVEL": "debug",
+        }
+    )
+
+    assert settings == Settings(
+        redis_url="redis://cache:6379/1",
+        port=9000,
+        request_timeout_seconds=2.5,
+        log_level="DEBUG",
+    )
+
+
+def test_settings_survive_the_way_through_the_environment() -> None:
+    settings = Settings(redis_url="unix:///tmp/valkey.sock", port=9001, max_body_bytes=4096)
+
+    assert Settings.from_env(environment(settings)) == settings
+
+
+def test_every_setting_says_what_it_does() -> None:
+    for setting in fields(Settings):
+        assert setting.metadata["effect"], setting.name
+        assert setting.metadata["variable"] in {"REDIS_URL", f"FERRY_{setting.name.upper()}"}
+
+
+@pytest.mark.parametrize("command", [["-m", "worker"], ["-m", "gunicorn", "api.wsgi:app"]])
+def test_a_bad_value_stops_the_start(command: list[str]) -> None:
+    if "gunicorn" in command:
+        command = [*command, "--config", "gunicorn.conf.py"]
+    ended = subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | {"REDIS_URL": "redis://127.0.0.1:1", "FERRY_PORT": "http"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert ended.returncode != 0
+    assert "FERRY_PORT='http'" in ended.stderr
