@@ -10,6 +10,8 @@ from shared.model_spec import ModelSpec
 from shared.registry import Registry, Snapshot
 
 FRESH_SECONDS = 0.5
+REFUSAL_FRESH_SECONDS = 0.05
+"""How old the copy may be when a request is refused because of it."""
 RESTART_GRACE_SECONDS = 15.0
 """How long a model that was ready still takes requests while no instance of it lives.
 
@@ -33,23 +35,23 @@ class Catalog:
 
         Raises UnknownModel.
         """
-        versions = self._current().models.get(name)
-        if not versions:
-            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
-        if version is None:
-            return versions[max(versions, key=int)]
-        if version not in versions:
-            raise UnknownModel(
-                f"Request for unknown model: '{name}' version {version} is not found"
-            )
-        return versions[version]
+        try:
+            return _find(self._current(), name, version)
+        except UnknownModel:
+            return _find(self._current(REFUSAL_FRESH_SECONDS), name, version)
 
     def serving(self, name: str, version: str | None = None) -> ModelSpec:
         """Return a model that takes requests; raises UnknownModel or ModelNotReady."""
-        reason = self._current().failures.get(name)
-        if reason and name not in self._snapshot.models:
+        try:
+            return self._serving(self._current(), name, version)
+        except (UnknownModel, ModelNotReady):
+            return self._serving(self._current(REFUSAL_FRESH_SECONDS), name, version)
+
+    def _serving(self, snapshot: Snapshot, name: str, version: str | None) -> ModelSpec:
+        reason = snapshot.failures.get(name)
+        if reason and name not in snapshot.models:
             raise ModelNotReady(reason)
-        spec = self.find(name, version)
+        spec = _find(snapshot, name, version)
         last_ready = self._ready_at.get(spec.key, float("-inf"))
         if self._read_at - last_ready > RESTART_GRACE_SECONDS:
             raise ModelNotReady(reason or f"model '{name}' is not ready: no worker has loaded it")
@@ -71,15 +73,19 @@ class Catalog:
         """Return the highest version of every model, by name."""
         return [self.find(name) for name in sorted(self._current().models)]
 
-    def _current(self) -> Snapshot:
-        """Return the snapshot, read anew when it is old; a Redis that is away leaves the old one."""
-        now = time.monotonic()
-        if now - self._read_at < FRESH_SECONDS or not self._lock.acquire(
-            blocking=self._read_at == float("-inf")
-        ):
+    def _current(self, max_age_seconds: float = FRESH_SECONDS) -> Snapshot:
+        """Return the snapshot, read anew when it is old; a Redis that is away leaves the old one.
+
+        While one thread reads, the others use the old one, unless there is none or they are about
+        to refuse a request.
+        """
+        if time.monotonic() - self._read_at < max_age_seconds:
+            return self._snapshot
+        must_wait = max_age_seconds < FRESH_SECONDS or self._read_at == float("-inf")
+        if not self._lock.acquire(blocking=must_wait):
             return self._snapshot
         try:
-            if time.monotonic() - self._read_at >= FRESH_SECONDS:
+            if time.monotonic() - self._read_at >= max_age_seconds:
                 self._read(time.monotonic())
         finally:
             self._lock.release()
@@ -95,3 +101,14 @@ class Catalog:
         self._read_at = now
         for key in self._snapshot.ready:
             self._ready_at[key] = now
+
+
+def _find(snapshot: Snapshot, name: str, version: str | None) -> ModelSpec:
+    versions = snapshot.models.get(name)
+    if not versions:
+        raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+    if version is None:
+        return versions[max(versions, key=int)]
+    if version not in versions:
+        raise UnknownModel(f"Request for unknown model: '{name}' version {version} is not found")
+    return versions[version]

@@ -45,9 +45,9 @@ def decode_picture(data: bytes, image: ImageInput, where: str = "the picture") -
     if not data:
         raise BadRequest(f"{where} is empty")
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        picture.load()
-        picture = _colours(ImageOps.exif_transpose(picture), image)
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        opened.load()
+        picture = _colours(ImageOps.exif_transpose(opened), image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadRequest(
             f"{where} declares more than {Image.MAX_IMAGE_PIXELS} pixels, it is not decoded"

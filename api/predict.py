@@ -57,7 +57,8 @@ def _files() -> list[bytes]:
 def _read(file: FileStorage) -> bytes:
     """Read and close, since large files stand on the disk."""
     with closing(file):
-        return file.read()
+        content: bytes = file.read()
+    return content
 
 
 def _pictures(

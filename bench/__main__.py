@@ -18,7 +18,7 @@ from types import FrameType
 from bench import wrk
 from bench.comparison import SIMULATED, Plan, run_scenario, run_simulated_devices
 from bench.errors import BenchError
-from bench.floors import device_shares, floors
+from bench.floors import cautions, device_shares, floors
 from bench.measurements import Row
 from bench.report import run_facts, save, table
 from bench.scenarios import SCENARIOS
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     if not wrk.is_installed():
         print("bench: wrk is missing: apt-get install wrk", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, _exit)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         settings = Settings.from_env(os.environ)
         rows = [row for name in names for row in _run(name, plan, settings)]
@@ -102,12 +103,15 @@ def _report(rows: Sequence[Row], plan: Plan, settings: Settings) -> int:
     results = floors(rows)
     for floor in results:
         print(floor)
-    print(device_shares(rows))
+    for line in [device_shares(rows), *cautions(rows)]:
+        print(line)
     print(f"\n{save(rows, facts)}")
     return 1 if any(floor.passed is False for floor in results) else 0
 
 
-def _exit(_number: int, _frame: FrameType | None) -> None:
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a second one must not break off the orderly end
     raise KeyboardInterrupt
 
 

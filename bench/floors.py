@@ -10,6 +10,9 @@ from bench.measurements import Row
 from bench.scaling import INSTANCE_COUNTS
 from bench.simulated_device import BATCH_ROWS, BATCH_SECONDS
 
+MOST_SPREAD = 0.15
+FEWEST_ANSWERS_PER_CLIENT = 10
+
 
 @dataclass(frozen=True)
 class Floor:
@@ -73,6 +76,27 @@ def floors(rows: Sequence[Row]) -> list[Floor]:
             "errors, in all rows", float(sum(row.error_count for row in rows)), 0.0, at_most=True
         ),
     ]
+
+
+def cautions(rows: Sequence[Row]) -> list[str]:
+    """Return why some rows must not be trusted, one line each."""
+    lines = []
+    for row in rows:
+        name = f"{row.scenario} {row.variant}" + (f" @{row.clients}" if row.clients else "")
+        if row.spread > MOST_SPREAD:
+            lines.append(
+                f"caution: {name}: rounds differ by {row.spread:.0%}, is the machine busy?"
+            )
+        if _is_thin(row):
+            lines.append(f"caution: {name}: only {row.answer_count} answers, raise --seconds")
+    return lines
+
+
+def _is_thin(row: Row) -> bool:
+    """Tell whether what wrk drops at the end, up to one answer per client, may weigh."""
+    if row.answer_count is None or row.clients is None:
+        return False
+    return row.answer_count < FEWEST_ANSWERS_PER_CLIENT * row.clients
 
 
 def device_shares(rows: Sequence[Row]) -> str:

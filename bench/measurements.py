@@ -11,6 +11,7 @@ from statistics import harmonic_mean, median
 class Measurement:
     """One variant in one round; rates are requests or, for bare limits, rows per second.
 
+    `answer_count` is how many answers the rate was made from, None where that is no concern.
     `batch_sizes` are those that single requests travelled in.
     """
 
@@ -19,13 +20,14 @@ class Measurement:
     p99_seconds: float | None = None
     batch_sizes: tuple[int, ...] = ()
     error_count: int = 0
+    answer_count: int | None = None
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the table: medians over rounds, all errors of all rounds.
 
-    `spread` is (fastest - slowest round) / median; above 0.1 the machine had other things to do.
+    `spread` is (fastest - slowest round) / median, `answer_count` that of the shortest round.
     """
 
     scenario: str
@@ -37,6 +39,7 @@ class Row:
     mean_batch: float | None
     error_count: int
     spread: float
+    answer_count: int | None = None
 
 
 def summarize(
@@ -44,6 +47,7 @@ def summarize(
 ) -> Row:
     """Return one table row; `rounds` holds the measurement of each round, at least one."""
     rates = [item.per_second for item in rounds]
+    counts = [item.answer_count for item in rounds if item.answer_count is not None]
     rate = median(rates)
     return Row(
         scenario,
@@ -55,6 +59,7 @@ def summarize(
         mean_batch([size for item in rounds for size in item.batch_sizes]),
         sum(item.error_count for item in rounds),
         (max(rates) - min(rates)) / rate if rate else 0.0,
+        min(counts, default=None),
     )
 
 

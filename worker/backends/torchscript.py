@@ -14,7 +14,7 @@ import torch
 from shared.datatypes import NUMPY_TYPES, Array
 from shared.errors import BadModelOutput
 from shared.model_spec import ModelSpec
-from worker.preprocessing import Normaliser
+from worker.preprocessing import Normaliser, writable
 
 INDEXED = re.compile(r"__(\d+)$")
 
@@ -48,7 +48,7 @@ class TorchScriptBackend:
         if is_pixels:
             assert self._normaliser is not None, "pixels are made for image models only"
             return self._normaliser(array)
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
+        return torch.from_numpy(writable(array)).to(self._device, non_blocking=True)
 
     def _named(self, answer: Any) -> dict[str, torch.Tensor]:
         if isinstance(answer, dict):

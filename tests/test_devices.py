@@ -1,0 +1,88 @@
+"""Which instance of which model runs on which device, with how many threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_backend import fake_spec
+
+from shared.errors import BadModel
+from shared.settings import default_cores
+from worker.assignment import assign
+from worker.devices import cpu_threads, devices_of
+from worker.model_config import InstanceGroup, ModelConfig
+from worker.model_repository import ServedModel
+
+
+def served(name: str, *groups: InstanceGroup) -> ServedModel:
+    spec = fake_spec().model_copy(update={"name": name})
+    config = ModelConfig(spec, "torchscript", "model.pt", groups, {})
+    return ServedModel(config, spec, Path(name) / "1" / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("group", "gpu_count", "devices"),
+    [
+        (InstanceGroup("auto"), 0, ["cpu"]),
+        (InstanceGroup("auto", 2), 0, ["cpu", "cpu"]),
+        (InstanceGroup("auto"), 2, ["cuda:0", "cuda:1"]),
+        (InstanceGroup("cpu", 2), 2, ["cpu", "cpu"]),
+        (InstanceGroup("gpu", 2), 2, ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]),
+        (InstanceGroup("gpu", 1, (1,)), 2, ["cuda:1"]),
+        (InstanceGroup("auto", 1, (1,)), 2, ["cuda:1"]),
+    ],
+)
+def test_a_group_is_placed_as_triton_places_it(
+    group: InstanceGroup, gpu_count: int, devices: list[str]
+) -> None:
+    assert devices_of((group,), gpu_count) == devices
+
+
+def test_groups_add_up() -> None:
+    groups = (InstanceGroup("gpu"), InstanceGroup("cpu", 2))
+
+    assert devices_of(groups, 1) == ["cuda:0", "cpu", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (InstanceGroup("gpu"), "instance_group: KIND_GPU, but this machine has 0 GPUs"),
+        (InstanceGroup("gpu", 1, (3,)), r"instance_group: gpus \[3\], but this machine has 0 GPUs"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused(group: InstanceGroup, message: str) -> None:
+    with pytest.raises(BadModel, match=message):
+        devices_of((group,), 0)
+
+
+@pytest.mark.parametrize(
+    ("instances", "cores", "configured", "threads"),
+    [(1, 8, 0, 8), (3, 8, 0, 2), (8, 8, 0, 1), (9, 8, 0, 1), (0, 8, 0, 8), (2, 8, 5, 5)],
+)
+def test_instances_share_the_cores_unless_told_so(
+    instances: int, cores: int, configured: int, threads: int
+) -> None:
+    assert cpu_threads(instances, cores, configured) == threads
+
+
+def test_the_cores_are_shared_among_the_instances_of_all_models() -> None:
+    models = [served("a", InstanceGroup("cpu", 1)), served("b", InstanceGroup("cpu", 3))]
+
+    placed, failures = assign(models, 0, 0)
+
+    assert [model.spec.name for model, _ in placed] == ["a", "b", "b", "b"]
+    assert {placement.threads for _, placement in placed} == {max(1, default_cores() // 4)}
+    assert not failures
+
+
+def test_a_model_that_cannot_be_placed_leaves_the_others_their_places() -> None:
+    models = [served("a", InstanceGroup("gpu")), served("b", InstanceGroup("auto"))]
+
+    placed, failures = assign(models, 0, 2)
+
+    assert [(model.spec.name, place.device, place.threads) for model, place in placed] == [
+        ("b", "cpu", 2)
+    ]
+    assert "failed to load 'a'" in str(failures["a"])

@@ -1,0 +1,59 @@
+"""The same answers from a GPU as from the CPU; skipped where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_backend import fake_spec
+from scripted_models import save_scripted
+
+from shared.datatypes import Array
+from shared.model_spec import ModelSpec
+from worker.backends.torchscript import TorchScriptBackend
+from worker.model_repository import read_model
+from worker.preprocessing import Normaliser
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+
+
+def pictures(spec: ModelSpec, rows: int) -> Array:
+    assert spec.image is not None
+    size = (rows, spec.image.height, spec.image.width, len(spec.image.channels))
+    return np.random.default_rng(7).integers(0, 256, size).astype(np.uint8)
+
+
+def test_digits_on_the_gpu_equals_digits_on_the_cpu(sample_models: Path) -> None:
+    model = read_model(sample_models, "digits")
+    inputs, pixels = {"image": pictures(model.spec, 32)}, frozenset({"image"})
+
+    cpu, gpu = (
+        TorchScriptBackend(model.spec, model.file, device).forward(inputs, pixels)["logits"]
+        for device in ("cpu", "cuda:0")
+    )
+
+    np.testing.assert_allclose(gpu, cpu, atol=1e-3)
+
+
+def test_pictures_are_normalised_on_the_gpu(sample_models: Path) -> None:
+    spec = read_model(sample_models, "digits").spec
+    assert spec.image is not None
+    batch = pictures(spec, 4)
+
+    on_gpu = Normaliser(spec.image, torch.device("cuda:0"), torch.float32)(batch)
+
+    assert on_gpu.device == torch.device("cuda:0")
+    np.testing.assert_allclose(
+        on_gpu.cpu().numpy(), (batch / 255 - 0.5).transpose(0, 3, 1, 2) / 0.5, atol=1e-5
+    )
+
+
+def test_a_model_and_its_answer_travel_to_the_gpu_and_back(tmp_path: Path) -> None:
+    save_scripted(torch.nn.Identity(), tmp_path / "model.pt")
+
+    backend = TorchScriptBackend(fake_spec(), tmp_path / "model.pt", "cuda:0")
+
+    x = np.ones((2, 2), np.float32)
+    assert backend.forward({"x": x}, frozenset())["y"].tolist() == x.tolist()

@@ -1,0 +1,170 @@
+"""An instance's loop: claim, answer, publish, stop, and a Redis that fails in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from shared.request_queue import Claimed, WorkQueue
+from worker import loop
+
+
+class FakeQueue:
+    """Hands out batches as a WorkQueue does and keeps what was published.
+
+    `fail` is asked before every command, by name, and raises for those that are to be lost.
+    """
+
+    def __init__(self, batches: list[list[Claimed]], fail: Callable[[str], None]) -> None:
+        self.batches = batches
+        self.fail = fail
+        self.published: dict[str, bytes] = {}
+        self.put_back_count = 0
+
+    def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
+        self.fail("claim")
+        return self.batches.pop(0) if self.batches else []
+
+    def publish(self, claimed: list[Claimed], results: list[bytes], *, drop: bool = True) -> int:
+        self.fail("publish")
+        self.published |= {item.id: result for item, result in zip(claimed, results, strict=True)}
+        return len(claimed)
+
+    def publish_and_claim(
+        self, claimed: list[Claimed], results: list[bytes], max_rows: int, max_delay_seconds: float
+    ) -> list[Claimed]:
+        self.fail("publish_and_claim")
+        self.publish(claimed, results)
+        return self.claim(max_rows, max_delay_seconds)
+
+    def put_back(self) -> tuple[int, int]:
+        self.fail("put_back")
+        self.put_back_count += 1
+        return 0, 0
+
+
+def never(_: str) -> None:
+    """Let every command through."""
+
+
+def losing(*commands: str) -> Callable[[str], None]:
+    """Fail the named commands, each once."""
+    left = list(commands)
+
+    def fail(command: str) -> None:
+        if command in left:
+            left.remove(command)
+            raise RedisConnectionError("gone")
+
+    return fail
+
+
+def item(request_id: str) -> Claimed:
+    return Claimed(request_id, 1, 1, 0.0, b"")
+
+
+def serve(
+    queue: FakeQueue,
+    stop: Callable[[], bool],
+    answer: Callable[[list[Claimed]], list[bytes]] | None = None,
+) -> SimpleNamespace:
+    """Run the loop until `stop`; return the clock that the supervisor would read."""
+    clock = SimpleNamespace(value=0.0)
+    echo: Callable[[list[Claimed]], list[bytes]] = lambda batch: [b.id.encode() for b in batch]  # noqa: E731
+    loop.run(cast(WorkQueue, queue), answer or echo, stop, clock, max_rows=8, max_delay_seconds=0.0)
+    return clock
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "RETRY_SECONDS", 0.0)
+
+
+def test_every_batch_is_answered_and_published() -> None:
+    queue = FakeQueue([[item("a"), item("b")], [], [item("c")]], never)
+
+    clock = serve(queue, lambda: len(queue.published) == 3)
+
+    assert queue.published == {"a": b"a", "b": b"b", "c": b"c"}
+    assert clock.value == 0.0
+
+
+def test_the_batch_in_hand_is_published_before_it_stops() -> None:
+    stopping: list[bool] = []
+    queue = FakeQueue([[item("a")], [item("b")]], never)
+
+    def answer(batch: list[Claimed]) -> list[bytes]:
+        stopping.append(True)  # SIGTERM comes during the forward pass
+        return [b"answer"]
+
+    serve(queue, lambda: bool(stopping), answer)
+
+    assert queue.published == {"a": b"answer"}
+    assert len(queue.batches) == 1
+
+
+def test_told_to_stop_before_it_began_it_claims_nothing() -> None:
+    queue = FakeQueue([[item("a")]], never)
+
+    serve(queue, lambda: True)
+
+    assert len(queue.batches) == 1
+
+
+def test_the_clock_runs_while_a_batch_is_computed() -> None:
+    queue = FakeQueue([[item("a")]], never)
+    clock = SimpleNamespace(value=0.0)
+    seen: list[float] = []
+
+    def answer(batch: list[Claimed]) -> list[bytes]:
+        seen.append(clock.value)
+        return [b""]
+
+    loop.run(
+        cast(WorkQueue, queue), answer, lambda: bool(seen), clock, max_rows=8, max_delay_seconds=0.0
+    )
+
+    assert seen[0] > 0.0
+    assert clock.value == 0.0
+
+
+def test_after_a_lost_claim_what_it_may_hold_is_put_back() -> None:
+    queue = FakeQueue([[item("a")]], losing("claim"))
+
+    serve(queue, lambda: bool(queue.published))
+
+    assert queue.put_back_count == 1
+    assert queue.published == {"a": b"a"}
+
+
+def test_answers_whose_publish_was_lost_are_published_again_and_not_computed_again() -> None:
+    queue = FakeQueue([[item("a")], [item("b")]], losing("publish_and_claim", "publish"))
+    computed: list[str] = []
+
+    def answer(batch: list[Claimed]) -> list[bytes]:
+        computed.extend(each.id for each in batch)
+        return [each.id.encode() for each in batch]
+
+    serve(queue, lambda: "b" in queue.published, answer)
+
+    assert queue.published == {"a": b"a", "b": b"b"}
+    assert computed == ["a", "b"]
+    assert queue.put_back_count == 1
+
+
+def test_it_stops_while_redis_is_away_and_leaves_its_work_to_the_supervisor() -> None:
+    def away(command: str) -> None:
+        if command != "claim":
+            raise RedisConnectionError("gone")
+
+    queue = FakeQueue([[item("a")]], away)
+    looks = iter([False, False, False, False])
+
+    serve(queue, lambda: next(looks, True))
+
+    assert queue.published == {}
+    assert queue.put_back_count == 0
