@@ -12,7 +12,8 @@ bind = (
     else f"{_settings.host}:{_settings.port}"
 )
 workers = _settings.api_processes
-worker_connections = 1000
+worker_connections = _settings.api_connections
+# Requests mostly wait, and greenlets wait cheaper than threads: see docs/performance.md.
 worker_class = "gevent"
 # A process that answers no heartbeat for so long is replaced; requests do not count towards it.
 timeout = 30

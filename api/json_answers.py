@@ -11,11 +11,11 @@ from flask.json.provider import JSONProvider
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
-def json_response(
-    body: Any, status: int = 200, headers: dict[str, str] | None = None
-) -> Response:
+def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Return `body` as a JSON response. NaN and infinities become null: JSON has no word for them."""
-    return Response(orjson.dumps(body, option=OPTIONS), status, headers, content_type="application/json")
+    return Response(
+        orjson.dumps(body, option=OPTIONS), status, headers, content_type="application/json"
+    )
 
 
 class OrjsonProvider(JSONProvider):

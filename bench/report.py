@@ -45,7 +45,7 @@ def run_facts(plan: Plan, settings: Settings) -> dict[str, str]:
         "commit": _commit(),
         "cores": str(default_cores()),
         "processes": str(settings.api_processes),
-        "threads": str(settings.api_threads),
+        "connections": str(settings.api_connections),
         "rounds": str(plan.rounds),
         "seconds": str(plan.seconds),
     }

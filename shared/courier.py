@@ -101,7 +101,10 @@ class Courier:
             for parcel in parcels:
                 # An accepted one was being pushed again; the reader tries until Redis is back.
                 if not parcel.accepted:
-                    self._fail(parcel, RedisUnavailable("cannot reach the request queue, Redis does not answer"))
+                    self._fail(
+                        parcel,
+                        RedisUnavailable("cannot reach the request queue, Redis does not answer"),
+                    )
 
     def _read_statuses(self, wire: Wire, parcels: list[Parcel]) -> None:
         for parcel in parcels:

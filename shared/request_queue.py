@@ -168,12 +168,19 @@ class WorkQueue:
     def publish_and_claim(
         self, claimed: list[Claimed], results: list[bytes], max_rows: int, max_delay_seconds: float
     ) -> list[Claimed]:
-        """Publish a batch and take the next one, in one write: as `publish`, then `claim`."""
+        """Publish a batch and take the next one, in one write: as `publish`, then `claim`.
+
+        The bell is waited for at once: a claim that leaves work behind, and every push, rings it.
+        """
+        bell = ("BLPOP", self._keys.bell, LONGEST_BLOCK_SECONDS)
         claim = self._claim(max_rows, max_delay_seconds)
-        self._wire.send(self._publish(claimed, results, len(claimed)), claim)
+        self._wire.send(self._publish(claimed, results, len(claimed)), bell, claim)
         self._wire.reply()
+        self._wire.reply(LONGEST_BLOCK_SECONDS)
         batch, wait_seconds = self._read_batch()
-        return batch or self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
+        if batch or wait_seconds < 0:
+            return batch
+        return self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
 
     def publish(self, claimed: list[Claimed], results: list[bytes], *, drop: bool = True) -> int:
         """Hand out a batch's answers and drop it from the in-flight work, in one step (stop 7).

@@ -75,8 +75,11 @@ class Settings:
     api_processes: int = _setting(
         2, "FERRY_API_PROCESSES", "gunicorn worker processes", _whole(1, 256)
     )
-    api_threads: int = _setting(
-        64, "FERRY_API_THREADS", "requests one API process handles at a time", _whole(1, 4096)
+    api_connections: int = _setting(
+        1000,
+        "FERRY_API_CONNECTIONS",
+        "connections one API process holds at a time",
+        _whole(1, 100_000),
     )
     max_body_bytes: int = _setting(
         64 * 2**20, "FERRY_MAX_BODY_BYTES", "larger bodies are refused with 413", _whole(1024)

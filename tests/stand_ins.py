@@ -23,7 +23,8 @@ def torchscript(repository: Path, name: str, module: torch.nn.Module, config: st
     directory = _directory(repository, name, 'platform: "pytorch_libtorch"\n' + config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(module).save(str(directory / "1" / "model.pt"))
+        scripted: Any = torch.jit.script(module)
+        scripted.save(str(directory / "1" / "model.pt"))
 
 
 def onnx_graph(

@@ -59,7 +59,9 @@ def test_the_search_finds_imports_wherever_they_stand(tmp_path: Path) -> None:
         ("shared.request_queue, shared.registry, shared.settings", ["flask", "torch"]),
     ],
 )
-def test_importing_an_entry_point_brings_nothing_unwanted(modules: str, unwanted: list[str]) -> None:
+def test_importing_an_entry_point_brings_nothing_unwanted(
+    modules: str, unwanted: list[str]
+) -> None:
     code = f"import {modules}, sys; sys.exit(str({{*{unwanted}}} & set(sys.modules) or ''))"
 
     ended = subprocess.run(

@@ -125,7 +125,8 @@ def test_both_layouts_are_made(layout: Any, shape: tuple[int, ...]) -> None:
 def network(sample_models: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.load(sample_models / "resnet18" / "1" / "model.pt").eval()
+        load: Any = torch.jit.load
+        return load(sample_models / "resnet18" / "1" / "model.pt").eval()
 
 
 def softmax(logits: Array) -> Array:
@@ -176,7 +177,8 @@ def test_a_prepared_tensor_through_v2_gets_the_models_own_logits(
 
 
 def test_photos_sent_together_get_the_answers_they_get_alone(client: FlaskClient) -> None:
-    files = [encoded(PHOTOS[index % 2].rotate(10 * index), "PNG") for index in range(4)]
+    small = [photo.resize((320, 214)) for photo in PHOTOS]
+    files = [encoded(small[index % 2].rotate(10 * index), "JPEG") for index in range(4)]
     parts = [(io.BytesIO(data), "photo.png") for data in files]
 
     body = answer(client.post("/predict/resnet18?top_k=5", data={"file": parts}))

@@ -426,17 +426,21 @@ def test_wires_load_the_scripts_again_after_the_server_forgot_them(
 def test_every_key_but_the_documented_ones_expires(
     redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue, wire: Wire
 ) -> None:
-    push_many(queue, 1)
+    for _ in range(2):  # each for an API process of its own, which is gone before its answer comes
+        push(queue, replace(request(queue), id=api_end(redis, keys).new_id()))
     for _ in range(3):
         work.claim(1, 0.0)
         crash(wire, keys)
-    push_many(queue, 1, 1, 1)
-    batch = work.claim(2, 0.0)
-    redis.unlink(keys.answered + queue.new_id()[:8])
-    work.publish(batch[:1], answers(batch[:1]))
+    batch = work.claim(1, 0.0)
+    work.publish(batch, answers(batch))
+    push_many(queue, 1, 1)
+    work.claim(1, 0.0)
 
-    forever = {key for key in _keys(redis, keys) if redis.ttl(key) == -1}
+    found = _keys(redis, keys)
 
+    assert sum(key.startswith(keys.result) for key in found) == 2
+    assert sum(key.startswith(keys.answered) for key in found) == 2
+    forever = {key for key in found if redis.ttl(key) == -1}
     assert forever == {keys.queue, keys.bell, keys.inflight + "i"}
 
 

@@ -26,7 +26,7 @@ BAD = [
     ("FERRY_MODELS", "  "),
     ("FERRY_STATE_DIR", "\t"),
     ("FERRY_API_PROCESSES", "0"),
-    ("FERRY_API_THREADS", "0"),
+    ("FERRY_API_CONNECTIONS", "0"),
     ("FERRY_MAX_BODY_BYTES", "64M"),
     ("FERRY_MAX_BODY_BYTES", "1023"),
     ("FERRY_MAX_IMAGE_PIXELS", "0"),

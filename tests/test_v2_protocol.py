@@ -96,7 +96,7 @@ def write_models(repository: Any) -> None:
     whole = [tensors(kind, ("x", "FP32", "[-1, 2]")) for kind in ("input", "output")]
     torchscript(repository, "unbatched", Identity(), config(0, *whole))
     numbers = [tensors(kind, ("x", "FP32", "[2]")) for kind in ("input", "output")]
-    delay = "dynamic_batching { max_queue_delay_microseconds: 300000 }\n"
+    delay = "dynamic_batching { max_queue_delay_microseconds: 1000000 }\n"
     torchscript(repository, "picky", Picky(), config(32, *numbers) + delay)
 
 
