@@ -1,4 +1,4 @@
-"""Is the server alive, is it ready? (Open Inference Protocol v2)"""
+"""Tells whether the server is alive and ready (Open Inference Protocol v2)."""
 
 from __future__ import annotations
 

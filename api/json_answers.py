@@ -12,7 +12,7 @@ OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Return `body` as a JSON response. NaN and infinities become null: JSON has no word for them."""
+    """Return `body` as JSON. NaN and infinities become null: JSON has no word for them."""
     return Response(
         orjson.dumps(body, option=OPTIONS), status, headers, content_type="application/json"
     )

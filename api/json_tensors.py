@@ -32,7 +32,7 @@ class InferBody:
 
 
 def parse_infer(raw: bytes, spec: ModelSpec) -> InferBody:
-    """Check a v2 JSON body against the model; raises BadRequest saying what, where and what else."""
+    """Check a v2 JSON body against the model; raises BadRequest saying what and where."""
     body = load_object(raw)
     request_id = body.get("id")
     if request_id is not None and not isinstance(request_id, str):

@@ -24,6 +24,7 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+WHITE, SIXTEEN_BIT_WHITE = 255, 65535
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
@@ -144,8 +145,10 @@ def _colours(picture: Image.Image, image: ImageInput) -> Image.Image:
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip everything above 255."""
     values = np.nan_to_num(np.asarray(picture).astype(np.float64))
-    scale = 257.0 if picture.mode.startswith("I") and values.max(initial=0) > 255 else 1.0
-    return Image.fromarray(np.clip(values / scale + 0.5, 0, 255).astype(np.uint8))
+    sixteen = picture.mode.startswith("I;16")
+    sixteen = sixteen or (picture.mode == "I" and values.max(initial=0) > WHITE)
+    scale = SIXTEEN_BIT_WHITE / WHITE if sixteen else 1.0
+    return Image.fromarray(np.clip(values / scale + 0.5, 0, WHITE).astype(np.uint8))
 
 
 def _three(background: tuple[int, ...]) -> tuple[int, int, int]:

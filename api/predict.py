@@ -1,4 +1,4 @@
-"""POST /predict: for people with curl, a picture, a sentence or a few numbers (stop 1 of the walk)."""
+"""POST /predict: a picture, a sentence or a few numbers, for people with curl (stop 1)."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from shared.model_spec import ModelSpec
 
 blueprint = Blueprint("predict", __name__)
 DEFAULT_TOP_K = 3
+MAX_TOP_K = 1000
 
 
 @blueprint.post("/predict")
@@ -163,6 +164,6 @@ def _answer(spec: ModelSpec, result: InferResult, answer: dict[str, Any]) -> Res
 
 def _top_k() -> int:
     raw = request.args.get("top_k", str(DEFAULT_TOP_K))
-    if not raw.isascii() or not raw.isdigit() or not 1 <= int(raw[:6]) <= 1000:
-        raise BadRequest(f"top_k={raw!r} must be a number from 1 to 1000")
+    if not raw.isascii() or not raw.isdigit() or not 1 <= int(raw[:6]) <= MAX_TOP_K:
+        raise BadRequest(f"top_k={raw!r} must be a number from 1 to {MAX_TOP_K}")
     return int(raw)
