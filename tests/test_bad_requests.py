@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,7 @@ from PIL import Image
 from registered import register, spec
 
 from api.app import create_app
+from api.media import limit_pictures
 from shared.model_spec import ImageInput, TensorSpec
 from shared.redis_connection import connect
 from shared.request_queue import QueueKeys
@@ -61,9 +63,11 @@ def settings(redis_url: str) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def app(settings: Settings) -> Flask:
+def app(settings: Settings) -> Iterator[Flask]:
     register(settings, *MODELS)
-    return create_app(settings)
+    limit = Image.MAX_IMAGE_PIXELS
+    yield create_app(settings)
+    Image.MAX_IMAGE_PIXELS = limit  # Pillow's limit is the process's, not the app's
 
 
 @pytest.fixture
@@ -581,6 +585,16 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(
 
 def test_a_picture_just_above_the_pixel_limit_is_refused(client: FlaskClient) -> None:
     assert "more than 1000000 pixels" in refused_picture(client, declared_png(1001, 1000))
+
+
+def test_the_pixel_limit_needs_no_help_from_pytests_warning_filters(client: FlaskClient) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        limit_pictures(1_000_000)
+
+        message = refused_picture(client, declared_png(1001, 1000))
+
+    assert "more than 1000000 pixels" in message
 
 
 def test_a_line_that_would_be_huge_once_resized_is_refused(client: FlaskClient) -> None:
