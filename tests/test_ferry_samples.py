@@ -36,10 +36,10 @@ def maker(monkeypatch, tmp_path) -> Maker:
     return maker
 
 
-def test_without_names_the_three_that_show_everything_are_made(maker, capsys):
+def test_without_names_one_model_of_each_kind_and_a_larger_one_are_made(maker, capsys):
     assert main(["samples"]) == 0
 
-    assert [name for name, _ in maker.calls] == ["digits", "sentiment", "resnet18"]
+    assert [name for name, _ in maker.calls] == ["digits", "sentiment", "resnet18", "tiny"]
     assert "digits: made in " in capsys.readouterr().out
 
 
