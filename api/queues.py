@@ -47,6 +47,5 @@ class Queues:
                 self._client,
                 QueueKeys(self._settings.key_prefix, model_key),
                 max_queue_size=self._settings.max_queue_size,
-                result_ttl_seconds=self._settings.result_ttl_seconds,
             )
         return queue

@@ -81,13 +81,10 @@ class QueueKeys:
 class RequestQueue:
     """The API's end: push a request, wait for its answer. For use by many threads."""
 
-    def __init__(
-        self, client: Redis, keys: QueueKeys, *, max_queue_size: int, result_ttl_seconds: float
-    ) -> None:
+    def __init__(self, client: Redis, keys: QueueKeys, *, max_queue_size: int) -> None:
         """Bind to one model version's keys; opens nothing before the first push."""
         self._keys = keys
         self._max_queue_size = max_queue_size
-        self._result_ttl_seconds = result_ttl_seconds
         self._process = token_hex(4)
         self._courier = Courier(
             partial(open_wire, client), keys.answered + self._process, keys.result

@@ -53,7 +53,7 @@ def work(wire: Wire, keys: QueueKeys) -> WorkQueue:
 
 
 def api_end(redis: Redis, keys: QueueKeys, max_queue_size: int = 100) -> RequestQueue:
-    return RequestQueue(redis, keys, max_queue_size=max_queue_size, result_ttl_seconds=5.0)
+    return RequestQueue(redis, keys, max_queue_size=max_queue_size)
 
 
 def worker_end(wire: Wire, keys: QueueKeys, instance: str = "i") -> WorkQueue:

@@ -27,9 +27,7 @@ class Served:
         self.model = model
         self.keys = QueueKeys(settings.key_prefix, f"{model}/1")
         self.registry = Registry(redis, settings.key_prefix)
-        self.queue = RequestQueue(
-            redis, self.keys, max_queue_size=100, result_ttl_seconds=settings.result_ttl_seconds
-        )
+        self.queue = RequestQueue(redis, self.keys, max_queue_size=100)
 
     def push(self, value: float) -> Waiting:
         """Ask for one row of `value`s."""
