@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import IO
+
 from flask import request
 
 from shared.errors import BadRequest, PayloadTooLarge
@@ -18,9 +20,14 @@ def read_body() -> bytes:
     length = request.content_length
     if length is None:
         return _read_chunked(limit)
+    return read_declared(request.environ["wsgi.input"], length, limit)
+
+
+def read_declared(stream: IO[bytes], length: int, limit: int) -> bytes:
+    """Read `length` bytes; raises PayloadTooLarge above `limit`, BadRequest when there are less."""
     if length > limit:
         raise PayloadTooLarge(f"the body is {length} bytes, at most {limit} bytes are taken")
-    raw: bytes = request.environ["wsgi.input"].read(length)
+    raw = stream.read(length)
     if len(raw) < length:
         raise BadRequest(f"the body ended after {len(raw)} of {length} bytes")
     return raw

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.exceptions import NotFound as WerkzeugNotFound
 
-from api.json_answers import json_response
+from api.json_answers import JsonAnswer, json_answer
 from shared.errors import (
     BadRequest,
     FerryError,
@@ -27,16 +27,26 @@ log = logging.getLogger(__name__)
 
 def register_error_handlers(app: Flask) -> None:
     """Make every failure of `app` a JSON answer."""
-    app.register_error_handler(FerryError, _ferry_error)
     app.register_error_handler(HTTPException, _http_error)
-    app.register_error_handler(Exception, _unexpected)
+    app.register_error_handler(Exception, _any_error)
 
 
-def _ferry_error(error: FerryError) -> Response:
-    response = json_response({"error": error.message, "code": error.code}, error.status)
-    if error.retry_after_seconds is not None:
-        response.headers["Retry-After"] = str(error.retry_after_seconds)
-    return response
+def error_answer(error: Exception, asked: str) -> JsonAnswer:
+    """Return a FerryError's own answer; anything else becomes a bare 500 with an id.
+
+    The detail goes to the log only, with `asked`, the method and path.
+    """
+    if isinstance(error, FerryError):
+        retry_after = error.retry_after_seconds
+        headers = () if retry_after is None else (("Retry-After", str(retry_after)),)
+        return json_answer({"error": error.message, "code": error.code}, error.status, headers)
+    error_id = token_hex(6)
+    log.error("%s: error %s", asked, error_id, exc_info=error)
+    return json_answer({"error": f"internal error {error_id}", "code": "internal"}, 500)
+
+
+def _any_error(error: Exception) -> Response:
+    return error_answer(error, f"{request.method} {request.path}").response()
 
 
 def _http_error(error: HTTPException) -> Response:
@@ -50,7 +60,7 @@ def _http_error(error: HTTPException) -> Response:
         ours = MethodNotAllowed(f"{request.method} {request.path}: allowed are {allowed}")
     else:
         ours = BadRequest(error.description or error.name)
-    response = _ferry_error(ours)
+    response = _any_error(ours)
     if isinstance(error, WerkzeugMethodNotAllowed) and error.valid_methods:
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     return response
@@ -63,10 +73,3 @@ def _too_large(content_length: int | None) -> str:
     if content_length > limit:
         return f"the body is {content_length} bytes, at most {limit} bytes are taken"
     return f"the multipart body has more than {request.max_form_parts} parts, or too long fields"
-
-
-def _unexpected(error: Exception) -> Response:
-    """Answer a bare 500 with an id; the detail goes to the log only. A border."""
-    error_id = token_hex(6)
-    log.error("%s %s: error %s", request.method, request.path, error_id, exc_info=error)
-    return json_response({"error": f"internal error {error_id}", "code": "internal"}, 500)

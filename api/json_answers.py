@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from flask import Response
 from flask.json.provider import JSONProvider
 
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+JSON_TYPE = "application/json"
+Headers = tuple[tuple[str, str], ...]
 
 
-def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+class JsonAnswer(NamedTuple):
+    """An answer that is not Flask's yet, so that it can also be given without Flask."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+    def response(self) -> Response:
+        """Return it as Flask's."""
+        return Response(self.body, self.status, self.headers, content_type=JSON_TYPE)
+
+
+def json_answer(body: Any, status: int = 200, headers: Headers = ()) -> JsonAnswer:
     """Return `body` as JSON. NaN and infinities become null: JSON has no word for them."""
-    return Response(
-        orjson.dumps(body, option=OPTIONS), status, headers, content_type="application/json"
-    )
+    return JsonAnswer(status, headers, orjson.dumps(body, option=OPTIONS))
+
+
+def json_response(body: Any, status: int = 200, headers: Headers = ()) -> Response:
+    """Return `body` as JSON, see `json_answer`."""
+    return json_answer(body, status, headers).response()
 
 
 class OrjsonProvider(JSONProvider):

@@ -159,7 +159,7 @@ def _answer(spec: ModelSpec, result: InferResult, answer: dict[str, Any]) -> Res
         "version": spec.version,
         "timings": timings_json(result.timings),
     }
-    return json_response(answer, headers={"Server-Timing": server_timing(result.timings)})
+    return json_response(answer, headers=(("Server-Timing", server_timing(result.timings)),))
 
 
 def _top_k() -> int:

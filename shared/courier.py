@@ -12,29 +12,40 @@ import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError, ResponseError
 
-from shared.errors import FerryError, QueueFull, RedisUnavailable
-from shared.redis_connection import Wire, script_digest
+from shared.errors import FerryError, QueueFull, RedisUnavailable, RequestExpired
+from shared.redis_connection import LONGEST_BLOCK_SECONDS, Wire, script_digest
 
 log = logging.getLogger(__name__)
 
 MAX_PARCELS_PER_WRITE = 256
-BLOCK_SECONDS = 1.0
 RETRY_SECONDS = 0.1
+DEADLINE_CHECK_SECONDS = 0.05
+
+
+class Push(NamedTuple):
+    """What `push.lua` wants to know of one request, in its order."""
+
+    id: str
+    rows: int
+    signature: bytes
+    timeout_seconds: float
+    ttl_ms: int
+    body: bytes
 
 
 class Parcel:
-    """One request under way: the push command, and later an encoded result or an error."""
+    """One request under way, and later its encoded result or an error. `deadline` is monotonic."""
 
-    __slots__ = ("accepted", "done", "error", "id", "push", "result")
+    __slots__ = ("accepted", "deadline", "done", "error", "push", "result")
 
-    def __init__(self, request_id: str, push: tuple[Any, ...]) -> None:
-        """Hold a request's push command."""
-        self.id = request_id
+    def __init__(self, push: Push, deadline: float) -> None:
+        """Hold what is to be pushed."""
         self.push = push
+        self.deadline = deadline
         self.accepted = False
         self.done = Event()
         self.result: bytes | None = None
@@ -42,13 +53,22 @@ class Parcel:
 
 
 class Courier:
-    """Two threads and connections per process and model version, started at the first request."""
+    """Three threads, two connections per process and model version, started at the first request.
+
+    One thread sends, one collects answers, and one looks for passed deadlines, because a timer for
+    every request costs as much as its answer.
+    """
 
     def __init__(
-        self, open_wire: Callable[[], Wire], answered_key: str, result_prefix: str
+        self,
+        open_wire: Callable[[], Wire],
+        push_command: Callable[[list[Push]], tuple[Any, ...]],
+        answered_key: str,
+        result_prefix: str,
     ) -> None:
         """Announcements come on `answered_key`, results are on `result_prefix` + id."""
         self._open_wire = open_wire
+        self._push_command = push_command
         self._answered_key = answered_key
         self._result_prefix = result_prefix
         self._outbox: SimpleQueue[Parcel] = SimpleQueue()
@@ -57,21 +77,20 @@ class Courier:
         self._started = False
 
     def carry(self, parcel: Parcel) -> None:
-        """Push the parcel's request soon; its `done` is set once there is a result or an error."""
+        """Push the parcel's request soon.
+
+        Its `done` is set once there is a result or an error, at the latest soon after its deadline.
+        """
         if not self._started:
             self._start()
-        self._waiting[parcel.id] = parcel
+        self._waiting[parcel.push.id] = parcel
         self._outbox.put(parcel)
-
-    def forget(self, parcel: Parcel) -> None:
-        """Stop waiting for a parcel."""
-        self._waiting.pop(parcel.id, None)
 
     def _start(self) -> None:
         with self._starting:
             if not self._started:
-                Thread(target=self._send_forever, name="ferry-send", daemon=True).start()
-                Thread(target=self._collect_forever, name="ferry-collect", daemon=True).start()
+                for run in (self._send_forever, self._collect_forever, self._expire_forever):
+                    Thread(target=run, name=f"ferry{run.__name__}", daemon=True).start()
                 self._started = True
 
     def _send_forever(self) -> None:
@@ -89,13 +108,14 @@ class Courier:
         """Push all parcels in one write; a stale connection is opened anew, once."""
         try:
             try:
-                wire.send(*(parcel.push for parcel in parcels))
-                self._read_statuses(wire, parcels)
+                statuses = self._push(wire, parcels)
             except ResponseError:
                 raise
             except RedisError:
-                wire.send(*(parcel.push for parcel in parcels))
-                self._read_statuses(wire, parcels)
+                statuses = self._push(wire, parcels)
+        except ResponseError as error:
+            for parcel in parcels:
+                self._fail(parcel, RedisUnavailable(f"Redis refuses the request: {error}"))
         except RedisError as error:
             log.warning("%d requests refused, Redis fails: %s", len(parcels), error)
             for parcel in parcels:
@@ -106,20 +126,28 @@ class Courier:
                         RedisUnavailable("cannot reach the request queue, Redis does not answer"),
                     )
 
-    def _read_statuses(self, wire: Wire, parcels: list[Parcel]) -> None:
-        for parcel in parcels:
-            try:
-                status = wire.reply()
-            except ResponseError as error:
-                self._fail(parcel, RedisUnavailable(f"Redis refuses the request: {error}"))
-                continue
-            if status == b"full":
-                self._fail(parcel, QueueFull("Exceeds maximum queue size"))
-            else:
-                parcel.accepted = True
+        else:
+            for parcel, status in zip(parcels, statuses, strict=True):
+                if status == b"full":
+                    self._fail(parcel, QueueFull("Exceeds maximum queue size"))
+                else:
+                    parcel.accepted = True
+
+    def _push(self, wire: Wire, parcels: list[Parcel]) -> list[bytes]:
+        wire.send(self._push_command([parcel.push for parcel in parcels]))
+        statuses: list[bytes] = wire.reply()
+        return statuses
+
+    def _expire_forever(self) -> None:
+        while True:
+            time.sleep(DEADLINE_CHECK_SECONDS)
+            now = time.monotonic()
+            for parcel in list(self._waiting.values()):
+                if parcel.deadline <= now:
+                    self._fail(parcel, RequestExpired("Request timeout expired"))
 
     def _fail(self, parcel: Parcel, error: FerryError) -> None:
-        self.forget(parcel)
+        self._waiting.pop(parcel.push.id, None)
         parcel.error = error
         parcel.done.set()
 
@@ -128,7 +156,7 @@ class Courier:
         key, wire, lost = self._answered_key, self._open_wire(), False
         # BLMOVE onto itself waits for an announcement without taking it: what is lost on the way
         # to a process that cannot read it is still there for its next attempt.
-        wait = ("BLMOVE", key, key, "LEFT", "LEFT", BLOCK_SECONDS)
+        wait = ("BLMOVE", key, key, "LEFT", "LEFT", LONGEST_BLOCK_SECONDS)
         collect = ("EVALSHA", script_digest("collect"), 1, key, self._result_prefix)
         while True:
             try:
@@ -137,8 +165,10 @@ class Courier:
                     lost = False
                     log.info("Redis is back, %d requests wait on", len(self._waiting))
                 wire.send(wait, collect)
-                wire.reply(BLOCK_SECONDS)
+                wire.reply()
                 self._hand_out(wire.reply())
+                # Those who were just given their answer go first, the next wait can wait.
+                time.sleep(0)
             except RedisError as error:
                 if not lost:
                     log.warning("answers wait, Redis fails, trying until it is back: %s", error)

@@ -8,8 +8,7 @@ scripts must read without decoding (rows, signature, times, attempts) is the tic
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
@@ -19,8 +18,7 @@ from shared.errors import BadMessage, FerryError, by_code
 Message = TypeVar("Message")
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One named tensor: `data` is row-major little-endian, BYTES in the protocol's binary form.
 
     `pixels` marks a uint8 picture batch [rows, height, width, channels] that the worker still has
@@ -43,8 +41,7 @@ class Tensor:
         return from_bytes(self.data, self.datatype, self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """What one client asks: every input has `rows` rows (1 for models without a batch dimension).
 
     `outputs` names the wanted outputs, empty for all. `signature` is 8 bytes that are equal for
@@ -60,7 +57,7 @@ class InferRequest:
 
     def encode(self) -> bytes:
         """Encode inputs and wanted outputs; id, rows and times travel in the ticket."""
-        return _pack([list(self.outputs), [_fields(tensor) for tensor in self.inputs]])
+        return _pack([self.outputs, self.inputs])
 
     @classmethod
     def decode(cls, request_id: str, rows: int, body: bytes) -> InferRequest:
@@ -73,8 +70,7 @@ class InferRequest:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(NamedTuple):
     """What one answer cost, in seconds, and where it was made.
 
     `queue_seconds` runs from push to claim, `batch_wait_seconds` from claim to the start of the
@@ -89,30 +85,17 @@ class Timings:
     instance: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class InferResult:
+class InferResult(NamedTuple):
     """The answer to one request: outputs, or an error, and what it cost."""
 
     outputs: tuple[Tensor, ...] = ()
-    timings: Timings = field(default_factory=Timings)
+    timings: Timings = Timings()
     error: FerryError | None = None
 
     def encode(self) -> bytes:
         """Encode for the request's result key."""
-        cost = self.timings
         return _pack(
-            [
-                [_fields(tensor) for tensor in self.outputs],
-                [
-                    cost.queue_seconds,
-                    cost.batch_wait_seconds,
-                    cost.compute_seconds,
-                    cost.batch_size,
-                    cost.attempts,
-                    cost.instance,
-                ],
-                self.error and [self.error.code, self.error.message],
-            ]
+            [self.outputs, self.timings, self.error and [self.error.code, self.error.message]]
         )
 
     @classmethod
@@ -126,10 +109,6 @@ class InferResult:
                 by_code(*parts[2]) if parts[2] else None,
             ),
         )
-
-
-def _fields(tensor: Tensor) -> list[Any]:
-    return [tensor.name, tensor.datatype, tensor.shape, tensor.data, tensor.pixels]
 
 
 def _tensor(fields: list[Any]) -> Tensor:

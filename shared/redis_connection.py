@@ -7,21 +7,27 @@ one, which a client's pipeline cannot do: a blocking command and what follows it
 from __future__ import annotations
 
 import logging
+import socket
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any
 
+import hiredis
 import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 0.4
 COMMAND_TIMEOUT_SECONDS = 5.0
+LONGEST_BLOCK_SECONDS = 1.0
+"""How long a blocking command on a wire may wait."""
+READ_BYTES = 1 << 16
+_INCOMPLETE = object()
 SCRIPTS = ("push", "collect", "claim", "publish", "recover")
 
 
@@ -40,15 +46,18 @@ def connect(redis_url: str) -> redis.Redis:
 class Wire:
     """One connection with our scripts loaded. Not for use by two threads at once.
 
-    A lost connection closes it and raises redis.RedisError; the next `send` opens it anew. An error
-    reply of one command is raised as redis.ResponseError and leaves it open.
+    redis-py opens it, with all that its URL asks for (TLS, users, unix sockets); the commands go
+    past redis-py, which spends more on one than Redis does. A lost connection closes the wire and
+    raises redis.RedisError; the next `send` opens it anew. An error reply of one command is raised
+    as redis.ResponseError and leaves it open.
     """
 
     def __init__(self, connection: Any) -> None:
         """Wrap a redis-py connection that is not open yet."""
         connection.retry = Retry(NoBackoff(), 0)
         self._connection = connection
-        self._open = False
+        self._socket: socket.socket | None = None
+        self._reader = _reader()
         self._unread = 0
 
     def send(self, *commands: tuple[Any, ...]) -> None:
@@ -58,44 +67,55 @@ class Wire:
         """
         if self._unread:
             self.close()
+        data = b"".join([hiredis.pack_command(command) for command in commands])
         try:
-            if not self._open:
-                self._connect()
-            self._connection.send_packed_command(
-                self._connection.pack_commands(commands), check_health=False
-            )
+            (self._socket or self._connect()).sendall(data)
             self._unread = len(commands)
         except (RedisError, OSError) as error:
             self.close()
             raise _redis_error(error) from error
 
-    def reply(self, wait_seconds: float = 0.0) -> Any:
-        """Read the next reply; `wait_seconds` is what the command itself may block."""
+    def reply(self) -> Any:
+        """Read the next reply, waiting for it as long as a blocking command may take."""
         self._unread -= 1
         try:
-            return self._connection.read_response(timeout=wait_seconds + COMMAND_TIMEOUT_SECONDS)
-        except ResponseError as error:
-            if isinstance(error, NoScriptError):
-                self.close()
-                raise _redis_error(error) from error
-            raise
+            found = self._next_reply()
         except (RedisError, OSError) as error:
             self.close()
             raise _redis_error(error) from error
+        if isinstance(found, ResponseError):
+            raise found
+        if isinstance(found, RedisError):
+            self.close()
+            raise found
+        return found
 
     def close(self) -> None:
         """Drop the connection and whatever replies were still to come."""
-        self._open = False
+        self._socket = None
+        self._reader = _reader()
         self._unread = 0
         self._connection.disconnect()
 
-    def _connect(self) -> None:
+    def _next_reply(self) -> Any:
+        assert self._socket is not None, "a reply is read after a send"
+        while (found := self._reader.gets()) is _INCOMPLETE:
+            data = self._socket.recv(READ_BYTES)
+            if not data:
+                raise RedisConnectionError("Redis closed the connection")
+            self._reader.feed(data)
+        return found
+
+    def _connect(self) -> socket.socket:
         self._connection.connect()
-        loads = [("SCRIPT", "LOAD", script_text(name)) for name in SCRIPTS]
-        self._connection.send_packed_command(self._connection.pack_commands(loads))
-        for _ in loads:
+        for name in SCRIPTS:
+            self._connection.send_command("SCRIPT", "LOAD", script_text(name))
             self._connection.read_response()
-        self._open = True
+        # subtle: what redis-py read ahead would be lost, but every reply so far was waited for.
+        opened: socket.socket = self._connection._sock
+        opened.settimeout(LONGEST_BLOCK_SECONDS + COMMAND_TIMEOUT_SECONDS)
+        self._socket = opened
+        return opened
 
 
 def open_wire(client: redis.Redis) -> Wire:
@@ -115,7 +135,20 @@ def script_digest(name: str) -> str:
     return sha1(script_text(name).encode(), usedforsecurity=False).hexdigest()
 
 
+def _reader() -> Any:
+    return hiredis.Reader(replyError=_reply_error, notEnoughData=_INCOMPLETE)
+
+
+def _reply_error(text: str) -> RedisError:
+    """Return the exception of an error reply; those that a new connection may mend close the wire.
+
+    Source: https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors
+    """
+    code = text.partition(" ")[0]
+    if code in ("NOSCRIPT", "LOADING", "MASTERDOWN"):
+        return RedisConnectionError(text)
+    return ResponseError(text)
+
+
 def _redis_error(error: Exception) -> RedisError:
-    if isinstance(error, NoScriptError) or not isinstance(error, RedisError):
-        return RedisConnectionError(str(error))
-    return error
+    return error if isinstance(error, RedisError) else RedisConnectionError(str(error))

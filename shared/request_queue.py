@@ -26,31 +26,28 @@ however often a request is run.
 
 from __future__ import annotations
 
+import os
 import struct
 import time
-from dataclasses import dataclass
 from functools import partial
-from secrets import token_hex
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis import Redis
 
-from shared.courier import Courier, Parcel
-from shared.errors import ModelCrashed, RequestExpired
+from shared.courier import Courier, Parcel, Push
+from shared.errors import ModelCrashed
 from shared.messages import InferRequest, InferResult
-from shared.redis_connection import Wire, open_wire, script_digest
+from shared.redis_connection import LONGEST_BLOCK_SECONDS, Wire, open_wire, script_digest
 
 TICKET = struct.Struct("<BBIdd8s")
 MAX_ATTEMPTS = 3
 BODY_GRACE_SECONDS = 60.0
-LONGEST_BLOCK_SECONDS = 1.0
 _CRASHED = InferResult(
     error=ModelCrashed(f"the worker process died {MAX_ATTEMPTS} times while running this request")
 ).encode()
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """One request as its instance holds it: the body is not decoded yet."""
 
     id: str
@@ -85,52 +82,62 @@ class RequestQueue:
         """Bind to one model version's keys; opens nothing before the first push."""
         self._keys = keys
         self._max_queue_size = max_queue_size
-        self._process = token_hex(4)
+        self._process = os.urandom(4).hex()
         self._courier = Courier(
-            partial(open_wire, client), keys.answered + self._process, keys.result
+            partial(open_wire, client),
+            self._push_command,
+            keys.answered + self._process,
+            keys.result,
         )
 
     def new_id(self) -> str:
         """Return an id whose answer this process will be told of."""
-        return self._process + token_hex(12)
+        return self._process + os.urandom(12).hex()
 
     def push(self, request: InferRequest) -> Waiting:
         """Send the request to Redis, together with others of this process (stop 2).
 
         Whether it was accepted is said by `wait`. Next stop: `worker.loop.run`, which claims it.
         """
-        keys, timeout_seconds = self._keys, request.timeout_seconds
-        ttl_ms = int(1000 * (timeout_seconds + BODY_GRACE_SECONDS))
-        command = (
-            "EVALSHA", script_digest("push"), 4,
-            keys.queue, keys.bell, keys.body + request.id, keys.result + request.id,
-            request.id, request.rows, request.signature, timeout_seconds, request.encode(),
-            self._max_queue_size, ttl_ms,
+        timeout_seconds = request.timeout_seconds
+        push = Push(
+            request.id, request.rows, request.signature, timeout_seconds,
+            int(1000 * (timeout_seconds + BODY_GRACE_SECONDS)), request.encode(),
         )  # fmt: skip
-        parcel = Parcel(request.id, command)
+        parcel = Parcel(push, time.monotonic() + timeout_seconds)
         self._courier.carry(parcel)
-        return Waiting(self._courier, parcel, time.monotonic() + timeout_seconds)
+        return Waiting(parcel)
+
+    def _push_command(self, pushes: list[Push]) -> tuple[Any, ...]:
+        keys = self._keys
+        names, arguments = list[Any](), list[Any]()
+        for push in pushes:
+            names += (keys.body + push.id, keys.result + push.id)
+            arguments += push
+        return (
+            "EVALSHA", script_digest("push"), 2 + len(names), keys.queue, keys.bell, *names,
+            self._max_queue_size, *arguments,
+        )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
 class Waiting:
     """A request that is not answered yet."""
 
-    courier: Courier
-    parcel: Parcel
-    deadline: float
+    __slots__ = ("parcel",)
+
+    def __init__(self, parcel: Parcel) -> None:
+        """Wait for what the courier carries."""
+        self.parcel = parcel
 
     def wait(self) -> InferResult:
         """Block until the answer is there (stop 8) and return it, or raise the error it carries.
 
-        Raises QueueFull or RedisUnavailable when the request was not accepted, RequestExpired at
-        the deadline. An accepted request survives a Redis that goes away: the courier pushes it
-        again, under the same id, until the deadline.
+        Raises QueueFull or RedisUnavailable when the request was not accepted, RequestExpired soon
+        after the deadline. An accepted request survives a Redis that goes away: the courier pushes
+        it again, under the same id, until the deadline.
         """
         parcel = self.parcel
-        if not parcel.done.wait(max(0.0, self.deadline - time.monotonic())):
-            self.courier.forget(parcel)
-            raise RequestExpired("Request timeout expired")
+        parcel.done.wait()
         if parcel.error is not None:
             raise parcel.error
         assert parcel.result is not None, "a done parcel has a result or an error"
@@ -173,7 +180,7 @@ class WorkQueue:
         claim = self._claim(max_rows, max_delay_seconds)
         self._wire.send(self._publish(claimed, results, len(claimed)), bell, claim)
         self._wire.reply()
-        self._wire.reply(LONGEST_BLOCK_SECONDS)
+        self._wire.reply()
         batch, wait_seconds = self._read_batch()
         if batch or wait_seconds < 0:
             return batch
@@ -226,7 +233,7 @@ class WorkQueue:
         seconds = LONGEST_BLOCK_SECONDS if wait_seconds < 0 else max(wait_seconds, 0.001)
         bell = ("BLPOP", self._keys.bell, seconds)
         self._wire.send(bell, self._claim(max_rows, max_delay_seconds))
-        self._wire.reply(seconds)
+        self._wire.reply()
         return self._read_batch()[0]
 
     def _read_batch(self) -> tuple[list[Claimed], float]:

@@ -82,7 +82,7 @@ def push_many(queue: RequestQueue, *rows: int) -> list[Waiting]:
 
 
 def ids(batch: list[Claimed] | list[Waiting]) -> list[str]:
-    return [item.id if isinstance(item, Claimed) else item.parcel.id for item in batch]
+    return [item.id if isinstance(item, Claimed) else item.parcel.push.id for item in batch]
 
 
 def answers(batch: list[Claimed]) -> list[bytes]:
@@ -152,7 +152,7 @@ def test_an_expired_request_is_skipped_and_closed(
     batch = work.claim(32, 0.0)
 
     assert ids(batch) == ids([alive])
-    assert not redis.exists(keys.body + late.parcel.id)
+    assert not redis.exists(keys.body + late.parcel.push.id)
     assert depth(redis, keys) == 0
 
 
@@ -364,7 +364,7 @@ def test_a_second_answer_to_a_request_is_not_delivered(
     with pytest.raises(ModelFailed, match="the first"):
         waiter.wait()
     second._wire.close()
-    assert not redis.exists(keys.result + waiter.parcel.id)
+    assert not redis.exists(keys.result + waiter.parcel.push.id)
 
 
 def test_an_answer_closes_the_ticket_that_a_recovery_had_put_back(

@@ -18,6 +18,9 @@ def main() -> int:
         if not settings.redis_url:
             raise BadSetting("REDIS_URL is not set: `ferry up` sets it, or name a Redis server")
         configure_logging(settings.log_level)
+        # OpenMP's threads would otherwise spin after each forward pass, on cores the API needs:
+        # twice the CPU for a small model. Read when torch loads, in the processes started later.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         Supervisor(settings).run()
     except (BadSetting, BadModel) as error:
         print(f"worker: {error}", file=sys.stderr)

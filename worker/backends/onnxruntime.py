@@ -25,6 +25,7 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(str(file), options, _providers(device))
         names = {item.name for item in self._session.get_inputs()}
         if names != {tensor.name for tensor in spec.inputs}:

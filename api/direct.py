@@ -1,0 +1,53 @@
+"""Answers v2 infer requests without Flask's request and response objects.
+
+They cost several times what Ferry's own code does for a small tensor (docs/performance.md). What is
+plain is answered here, by the same functions that Flask's routes call; all else goes on to Flask.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from api.body import read_declared
+from api.errors import error_answer
+from api.inference import Inference
+from api.json_answers import JSON_TYPE
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+ROUTE = re.compile(r"/v2/models/([\w.-]+)(?:/versions/(\d+))?/infer", re.ASCII)
+STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+
+
+class DirectInference:
+    """WSGI middleware, see https://flask.palletsprojects.com/en/stable/quickstart/#hooking-in-wsgi-middleware."""
+
+    def __init__(
+        self, next_app: WSGIApplication, inference: Inference, max_body_bytes: int
+    ) -> None:
+        """Answer by `inference`; hand on to `next_app` what is anything but plain."""
+        self._next_app = next_app
+        self._inference = inference
+        self._max_body_bytes = max_body_bytes
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request."""
+        route = ROUTE.fullmatch(environ["PATH_INFO"])
+        length = environ.get("CONTENT_LENGTH", "")
+        if route is None or environ["REQUEST_METHOD"] != "POST" or not length.isdecimal():
+            return self._next_app(environ, start_response)
+        try:
+            raw = read_declared(environ["wsgi.input"], int(length), self._max_body_bytes)
+            name, version = route.groups()
+            status, headers, body = self._inference.infer(name, version, raw)
+        except Exception as error:  # a border, as Flask's own error handlers are
+            status, headers, body = error_answer(error, f"POST {environ['PATH_INFO']}")
+        start_response(
+            STATUS_LINES[status],
+            [("Content-Type", JSON_TYPE), ("Content-Length", str(len(body))), *headers],
+        )
+        return (body,)
