@@ -69,7 +69,10 @@ class Wire:
             self.close()
         data = b"".join([hiredis.pack_command(command) for command in commands])
         try:
-            (self._socket or self._connect()).sendall(data)
+            opened = self._socket or self._connect()
+            sent = opened.send(data)
+            if sent < len(data):  # rare, and gevent's sendall costs twice its send
+                opened.sendall(memoryview(data)[sent:])
             self._unread = len(commands)
         except (RedisError, OSError) as error:
             self.close()

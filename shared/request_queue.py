@@ -8,7 +8,7 @@ shards by model. `ferry` is FERRY_KEY_PREFIX.
     ferry:{m/v}:bell                list    at most one wake-up token, no data            no
     ferry:{m/v}:inflight:<instance> list    tickets claimed and not yet published         no (see 1)
     ferry:{m/v}:body:<id>           string  a request's tensors; exists while it is open  yes
-    ferry:{m/v}:result:<id>         list    one encoded result                            yes
+    ferry:{m/v}:result:<id>         string  one encoded result                            yes
     ferry:{m/v}:answered:<process>  list    ids answered for one API process, no results  yes
 
     1: dropped when its batch is published; a dead instance's is moved by `recover`.
@@ -26,6 +26,7 @@ however often a request is run.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import time
@@ -83,6 +84,8 @@ class RequestQueue:
         self._keys = keys
         self._max_queue_size = max_queue_size
         self._process = os.urandom(4).hex()
+        self._salt = os.urandom(6).hex()
+        self._numbers = itertools.count()
         self._courier = Courier(
             partial(open_wire, client),
             self._push_command,
@@ -92,7 +95,7 @@ class RequestQueue:
 
     def new_id(self) -> str:
         """Return an id whose answer this process will be told of."""
-        return self._process + os.urandom(12).hex()
+        return f"{self._process}{self._salt}{next(self._numbers):012x}"
 
     def push(self, request: InferRequest) -> Waiting:
         """Send the request to Redis, together with others of this process (stop 2).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -187,7 +186,7 @@ def test_the_same_id_pushed_twice_is_stored_once(
     twice = request(queue)
 
     push(queue, twice)
-    waiter = push(queue, replace(twice))
+    waiter = push(queue, twice._replace())
 
     assert depth(redis, keys) == 1
     batch = work.claim(32, 0.0)
@@ -199,7 +198,7 @@ def test_an_id_whose_answer_is_there_already_is_not_run_again(
     redis: Redis, keys: QueueKeys, queue: RequestQueue
 ) -> None:
     answered = request(queue)
-    redis.rpush(keys.result + answered.id, InferResult().encode())
+    redis.set(keys.result + answered.id, InferResult().encode())
 
     push(queue, answered)
 
@@ -397,13 +396,12 @@ def test_a_refused_publish_does_not_mix_up_the_replies_that_follow(
 ) -> None:
     push_many(queue, 1, 1)
     batch = work.claim(1, 0.0)
-    redis.set(keys.result + batch[0].id, "not a list")
+    redis.set(keys.answered + batch[0].id[:8], "not a list")
 
     with pytest.raises(ResponseError):
         work.publish_and_claim(batch, answers(batch), 1, 0.0)
 
     assert work.publish([], []) == 0
-    assert work.put_back()[0] >= 1
 
 
 def test_wires_load_the_scripts_again_after_the_server_forgot_them(
@@ -427,7 +425,7 @@ def test_every_key_but_the_documented_ones_expires(
     redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue, wire: Wire
 ) -> None:
     for _ in range(2):  # each for an API process of its own, which is gone before its answer comes
-        push(queue, replace(request(queue), id=api_end(redis, keys).new_id()))
+        push(queue, request(queue)._replace(id=api_end(redis, keys).new_id()))
     for _ in range(3):
         work.claim(1, 0.0)
         crash(wire, keys)

@@ -10,7 +10,8 @@ local now = clock[1] + clock[2] / 1e6
 
 -- A batch is a run of tickets from the head: it ends when it is full, before a request of another
 -- signature, and around a request that has been in a crash, which travels alone.
-local tickets, bodies = {}, {}
+local now_text = string.format('%.6f', now)
+local reply, tickets = {now_text, '0'}, {}
 local rows, seen, oldest, first_signature, complete = 0, 0, nil, nil, false
 while not complete do
   local chunk = redis.call('LRANGE', queue, seen, seen + max_rows - 1)
@@ -21,14 +22,21 @@ while not complete do
     local body = prefix .. string.sub(ticket, next_byte)
     if deadline <= now then
       redis.call('UNLINK', body)
-    elseif redis.call('EXISTS', body) == 1 then -- else cancelled or answered: no passenger, no seat
-      if rows > 0 and (rows + ticket_rows > max_rows or signature ~= first_signature or attempts > 0) then
+    elseif rows > 0 and (rows + ticket_rows > max_rows or signature ~= first_signature or attempts > 0) then
+      -- A boundary, unless it was cancelled or answered: such a one is no passenger and takes no seat.
+      if redis.call('EXISTS', body) == 1 then
         complete = true
         break
       end
-      tickets[#tickets + 1], bodies[#bodies + 1] = ticket, body
-      rows, oldest, first_signature = rows + ticket_rows, oldest or enqueued, signature
-      complete = rows >= max_rows or attempts > 0
+    else
+      local payload = redis.call('GET', body)
+      if payload then
+        tickets[#tickets + 1] = ticket
+        reply[#reply + 1] = ticket
+        reply[#reply + 1] = payload
+        rows, oldest, first_signature = rows + ticket_rows, oldest or enqueued, signature
+        complete = rows >= max_rows or attempts > 0
+      end
     end
     seen = seen + 1
     if complete then break end
@@ -36,17 +44,10 @@ while not complete do
 end
 
 local age = now - (oldest or now)
-if not complete and rows > 0 and age < max_delay then return {string.format('%.6f', now), string.format('%.6f', max_delay - age)} end
+if not complete and rows > 0 and age < max_delay then return {now_text, string.format('%.6f', max_delay - age)} end
 
 if seen > 0 then redis.call('LTRIM', queue, seen, -1) end
-if rows == 0 then return {string.format('%.6f', now), '-1'} end
+if rows == 0 then return {now_text, '-1'} end
 redis.call('RPUSH', inflight, unpack(tickets))
 if redis.call('LLEN', queue) > 0 and redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
-
-local reply = {string.format('%.6f', now), '0'}
-local payloads = redis.call('MGET', unpack(bodies))
-for i, ticket in ipairs(tickets) do
-  reply[#reply + 1] = ticket
-  reply[#reply + 1] = payloads[i]
-end
 return reply

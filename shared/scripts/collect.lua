@@ -5,7 +5,7 @@ local ids = redis.call('LPOP', KEYS[1], 1000) or {}
 for i = 2, #ARGV do ids[#ids + 1] = ARGV[i] end
 local found = {}
 for _, id in ipairs(ids) do
-  local result = redis.call('LPOP', ARGV[1] .. id)
+  local result = redis.call('GETDEL', ARGV[1] .. id)
   if result then
     found[#found + 1] = id
     found[#found + 1] = result

@@ -8,14 +8,17 @@ local told, first = {}, 0
 for i = 6, #ARGV, 2 do
   local id = ARGV[i]
   if redis.call('UNLINK', body_prefix .. id) == 1 then
-    local result, answered = result_prefix .. id, answered_prefix .. string.sub(id, 1, 8)
-    redis.call('RPUSH', result, ARGV[i + 1])
-    redis.call('PEXPIRE', result, ttl)
-    redis.call('RPUSH', answered, id)
-    told[answered] = true
+    redis.call('SET', result_prefix .. id, ARGV[i + 1], 'PX', ttl)
+    local process = string.sub(id, 1, 8)
+    local ids = told[process] or {}
+    ids[#ids + 1] = id
+    told[process] = ids
     first = first + 1
   end
 end
-for answered in pairs(told) do redis.call('PEXPIRE', answered, ttl) end
+for process, ids in pairs(told) do
+  redis.call('RPUSH', answered_prefix .. process, unpack(ids))
+  redis.call('PEXPIRE', answered_prefix .. process, ttl)
+end
 redis.call('LTRIM', KEYS[1], count, -1)
 return first

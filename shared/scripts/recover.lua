@@ -14,8 +14,7 @@ for i = #tickets, 1, -1 do
   if redis.call('EXISTS', body_prefix .. id) == 1 then
     if attempts >= tonumber(max_attempts) then
       redis.call('UNLINK', body_prefix .. id)
-      redis.call('RPUSH', result_prefix .. id, error_result)
-      redis.call('PEXPIRE', result_prefix .. id, ttl)
+      redis.call('SET', result_prefix .. id, error_result, 'PX', ttl)
       local answered = answered_prefix .. string.sub(id, 1, 8)
       redis.call('RPUSH', answered, id)
       redis.call('PEXPIRE', answered, ttl)
