@@ -88,7 +88,7 @@ def spawn(
     log_file = state_dir / "valkey.log"
     command = [str(get_binary_path()), "--port", "0", "--daemonize", "no", "--save", ""]
     command += ["--unixsocket", str(socket), "--unixsocketperm", "700", "--dir", str(state_dir)]
-    command += ["--appendonly", "yes", "--appendfsync", "everysec"]
+    command += ["--appendonly", "yes", "--appendfsync", "everysec", "--latency-tracking", "no"]
     with log_file.open("wb") as output:
         process = start(command, stdout=output, stderr=subprocess.STDOUT)
     return EmbeddedValkey(process, socket, log_file)

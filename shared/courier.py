@@ -1,63 +1,35 @@
 """Carries one process's requests to Redis and its answers back, for all its threads at once.
 
-System calls are what a small request costs most, so nobody makes their own: whatever was handed in
-while the last write was under way leaves in the next one, and one reader takes all answers that
-are there. Measured 2026-11-21, see docs/performance.md.
+System calls and the switches between processes are what a small request costs most, so nobody makes
+their own: requests leave together, and one reader takes all answers that are there. Measured
+2026-11-21, see docs/performance.md.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
-from threading import Event, Lock, Thread
-from typing import Any, NamedTuple
+from threading import Lock, Thread
+from typing import Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
-from shared.errors import FerryError, QueueFull, RedisUnavailable, RequestExpired
+from shared.errors import FerryError, RequestExpired
+from shared.parcels import Parcel, Push
 from shared.redis_connection import LONGEST_BLOCK_SECONDS, Wire, script_digest
+from shared.sender import Sender
 
 log = logging.getLogger(__name__)
 
-MAX_PARCELS_PER_WRITE = 256
 RETRY_SECONDS = 0.1
-DEADLINE_CHECK_SECONDS = 0.05
-
-
-class Push(NamedTuple):
-    """What `push.lua` wants to know of one request, in its order."""
-
-    id: str
-    rows: int
-    signature: bytes
-    timeout_seconds: float
-    ttl_ms: int
-    body: bytes
-
-
-class Parcel:
-    """One request under way, and later its encoded result or an error. `deadline` is monotonic."""
-
-    __slots__ = ("accepted", "deadline", "done", "error", "push", "result")
-
-    def __init__(self, push: Push, deadline: float) -> None:
-        """Hold what is to be pushed."""
-        self.push = push
-        self.deadline = deadline
-        self.accepted = False
-        self.done = Event()
-        self.result: bytes | None = None
-        self.error: FerryError | None = None
+TICK_SECONDS = 0.02
 
 
 class Courier:
     """Two connections per process and model version, opened at the first request.
 
-    A request that finds nobody sending is sent by its own thread, which at low load saves two
-    switches; those that come meanwhile are left to a thread that sends all there is at once.
-    Another collects answers, and a third looks for passed deadlines, because a timer for every
+    One thread collects answers, and another looks for passed deadlines, because a timer for every
     request costs as much as its answer.
     """
 
@@ -70,13 +42,9 @@ class Courier:
     ) -> None:
         """Announcements come on `answered_key`, results are on `result_prefix` + id."""
         self._open_wire = open_wire
-        self._push_command = push_command
         self._answered_key = answered_key
         self._result_prefix = result_prefix
-        self._outbox: deque[Parcel] = deque()
-        self._sending = Lock()
-        self._more = Event()
-        self._wire = open_wire()
+        self._sender = Sender(open_wire(), push_command, self._fail)
         self._waiting: dict[str, Parcel] = {}
         self._starting = Lock()
         self._started = False
@@ -89,84 +57,28 @@ class Courier:
         if not self._started:
             self._start()
         self._waiting[parcel.push.id] = parcel
-        self._outbox.append(parcel)
-        # Whoever holds the lock looks at the outbox again after giving it up: nothing is forgotten.
-        if self._sending.acquire(blocking=False):
-            try:
-                self._send_some()
-            finally:
-                self._sending.release()
-            if self._outbox:
-                self._more.set()
+        self._sender.send(parcel)
 
     def _start(self) -> None:
         with self._starting:
             if not self._started:
-                for run in (self._send_forever, self._collect_forever, self._expire_forever):
-                    Thread(target=run, name=f"ferry{run.__name__}", daemon=True).start()
+                self._sender.start()
+                Thread(target=self._collect_forever, name="ferry-collect", daemon=True).start()
+                Thread(target=self._tick_forever, name="ferry-tick", daemon=True).start()
                 self._started = True
 
-    def _send_forever(self) -> None:
+    def _tick_forever(self) -> None:
         while True:
-            self._more.wait()
-            self._more.clear()
-            while self._outbox:
-                with self._sending:
-                    self._send_some()
-
-    def _send_some(self) -> None:
-        parcels: list[Parcel] = []
-        while self._outbox and len(parcels) < MAX_PARCELS_PER_WRITE:
-            parcels.append(self._outbox.popleft())
-        if parcels:
-            self._send(self._wire, parcels)
-
-    def _send(self, wire: Wire, parcels: list[Parcel]) -> None:
-        """Push all parcels in one write; a stale connection is opened anew, once."""
-        try:
-            try:
-                statuses = self._push(wire, parcels)
-            except ResponseError:
-                raise
-            except RedisError:
-                statuses = self._push(wire, parcels)
-        except ResponseError as error:
-            for parcel in parcels:
-                self._fail(parcel, RedisUnavailable(f"Redis refuses the request: {error}"))
-        except RedisError as error:
-            log.warning("%d requests refused, Redis fails: %s", len(parcels), error)
-            for parcel in parcels:
-                # An accepted one was being pushed again; the reader tries until Redis is back.
-                if not parcel.accepted:
-                    self._fail(
-                        parcel,
-                        RedisUnavailable("cannot reach the request queue, Redis does not answer"),
-                    )
-
-        else:
-            for parcel, status in zip(parcels, statuses, strict=True):
-                if status == b"full":
-                    self._fail(parcel, QueueFull("Exceeds maximum queue size"))
-                else:
-                    parcel.accepted = True
-
-    def _push(self, wire: Wire, parcels: list[Parcel]) -> list[bytes]:
-        wire.send(self._push_command([parcel.push for parcel in parcels]))
-        statuses: list[bytes] = wire.reply()
-        return statuses
-
-    def _expire_forever(self) -> None:
-        while True:
-            time.sleep(DEADLINE_CHECK_SECONDS)
+            time.sleep(TICK_SECONDS)
+            self._sender.confirm()
             now = time.monotonic()
             for parcel in list(self._waiting.values()):
                 if parcel.deadline <= now:
                     self._fail(parcel, RequestExpired("Request timeout expired"))
 
     def _fail(self, parcel: Parcel, error: FerryError) -> None:
-        self._waiting.pop(parcel.push.id, None)
-        parcel.error = error
-        parcel.done.set()
+        if self._waiting.pop(parcel.push.id, None) is not None:
+            parcel.fail(error)
 
     def _collect_forever(self) -> None:
         """Take answers as they are announced; after a lost connection, all that are there."""
@@ -196,12 +108,10 @@ class Courier:
         """Take every answer that is there, and push again what may be gone; a known id is left."""
         wire.send((*collect, *list(self._waiting)))
         self._hand_out(wire.reply())
-        self._outbox.extend(list(self._waiting.values()))
-        self._more.set()
+        self._sender.send_again(list(self._waiting.values()))
 
     def _hand_out(self, found: list[bytes]) -> None:
         for request_id, result in zip(found[::2], found[1::2], strict=True):
             parcel = self._waiting.pop(request_id.decode(), None)
             if parcel is not None:
-                parcel.result = result
-                parcel.done.set()
+                parcel.answer(result)

@@ -42,15 +42,16 @@ def datatype_of(array: Array) -> str:
     """
     if array.dtype.kind in "SU":
         return "BYTES"
-    return _NAMES[array.dtype.newbyteorder("<")]
+    return _NAMES.get(array.dtype) or _NAMES[array.dtype.newbyteorder("<")]
 
 
 def to_bytes(array: Array) -> bytes:
     """Encode an array row-major and little-endian; object and string arrays as BYTES."""
     if array.dtype.kind in "OSU":
         return b"".join(_element(item) for item in array.ravel())
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return little.tobytes()
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return array.tobytes()
 
 
 def from_bytes(data: bytes | memoryview, datatype: str, shape: tuple[int, ...]) -> Array:

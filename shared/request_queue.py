@@ -35,9 +35,10 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 
-from shared.courier import Courier, Parcel, Push
+from shared.courier import Courier
 from shared.errors import ModelCrashed
 from shared.messages import InferRequest, InferResult
+from shared.parcels import Parcel, Push
 from shared.redis_connection import LONGEST_BLOCK_SECONDS, Wire, open_wire, script_digest
 
 TICKET = struct.Struct("<BBIdd8s")

@@ -6,10 +6,12 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
-from shared.datatypes import Array, datatype_of
+from shared.datatypes import Array, datatype_of, to_bytes
 from shared.errors import BadMessage, BadModelOutput, FerryError, ModelFailed
 from shared.messages import InferRequest, InferResult, Tensor, Timings
 from shared.model_spec import ModelSpec
@@ -19,8 +21,7 @@ from worker.backends.base import Backend
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Passenger:
+class Passenger(NamedTuple):
     """A claimed request whose body could be decoded, with its inputs as arrays."""
 
     claimed: Claimed
@@ -101,20 +102,39 @@ def _run(passengers: list[Passenger], trip: Trip) -> dict[str, InferResult]:
     compute_seconds = time.monotonic() - started
     rows = sum(passenger.claimed.rows for passenger in passengers)
     _check(outputs, spec, rows)
-    results, first_row = {}, 0
-    for passenger in passengers:
-        item = passenger.claimed
+    counts = [passenger.claimed.rows for passenger in passengers]
+    tensors = {
+        declared.name: split(declared.name, outputs[declared.name], counts, batched=spec.batched)
+        for declared in spec.outputs
+    }
+    results = {}
+    for index, (item, request, _) in enumerate(passengers):
         timings = Timings(
             item.queue_seconds, started - trip.claimed_at, compute_seconds,
             rows, item.attempts, trip.instance,
         )  # fmt: skip
-        part = slice(first_row, first_row + item.rows) if spec.batched else slice(None)
-        wanted = passenger.request.outputs or [declared.name for declared in spec.outputs]
-        results[item.id] = InferResult(
-            tuple(Tensor.of(name, outputs[name][part]) for name in wanted), timings
-        )
-        first_row += item.rows
+        wanted = request.outputs or tensors
+        results[item.id] = InferResult(tuple([tensors[name][index] for name in wanted]), timings)
     return results
+
+
+def split(name: str, array: Array, counts: list[int], *, batched: bool) -> list[Tensor]:
+    """Return one tensor per request of a batch whose requests have `counts` rows each.
+
+    Numbers are turned into bytes once for the whole batch.
+    """
+    if not batched:
+        return [Tensor.of(name, array)] * len(counts)
+    ends = list(accumulate(counts))
+    if array.dtype.kind in "OSU":
+        parts = zip(ends, counts, strict=True)
+        return [Tensor.of(name, array[end - count : end]) for end, count in parts]
+    datatype, shape, data = datatype_of(array), array.shape[1:], to_bytes(array)
+    width = len(data) // len(array)
+    return [
+        Tensor(name, datatype, (count, *shape), data[(end - count) * width : end * width])
+        for end, count in zip(ends, counts, strict=True)
+    ]
 
 
 def _stack(passengers: list[Passenger], spec: ModelSpec) -> tuple[dict[str, Array], frozenset[str]]:

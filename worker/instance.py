@@ -72,14 +72,15 @@ def run_instance(job: InstanceJob, reports: Connection, busy_since: Any) -> None
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
     reports.send(("ready", ""))
-    run(
-        queue,
-        partial(answer_batch, spec=job.spec, backend=backend, instance=job.id),
-        lambda: bool(stopping),
-        busy_since,
-        max_rows=job.spec.batch_rows,
-        max_delay_seconds=job.spec.max_queue_delay_seconds,
-    )
+    with torch.inference_mode():  # once, not for every batch
+        run(
+            queue,
+            partial(answer_batch, spec=job.spec, backend=backend, instance=job.id),
+            lambda: bool(stopping),
+            busy_since,
+            max_rows=job.spec.batch_rows,
+            max_delay_seconds=job.spec.max_queue_delay_seconds,
+        )
 
 
 def load_backend(job: InstanceJob) -> Backend:

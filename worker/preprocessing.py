@@ -33,4 +33,6 @@ class Normaliser:
 
 def writable(array: Array) -> Array:
     """Return the array, or a copy of one that torch must not share: a message's own bytes."""
-    return np.require(array, requirements=["C", "W"])
+    if array.flags.writeable and array.flags.c_contiguous:
+        return array
+    return np.array(array, order="C")

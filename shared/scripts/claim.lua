@@ -15,7 +15,6 @@ local reply, tickets = {now_text, '0'}, {}
 local rows, seen, oldest, first_signature, complete = 0, 0, nil, nil, false
 while not complete do
   local chunk = redis.call('LRANGE', queue, seen, seen + max_rows - 1)
-  if #chunk == 0 then break end
   for _, ticket in ipairs(chunk) do
     local _, attempts, ticket_rows, enqueued, deadline, signature, next_byte =
       struct.unpack('<BBI4ddc8', ticket)
@@ -41,6 +40,7 @@ while not complete do
     seen = seen + 1
     if complete then break end
   end
+  if #chunk < max_rows then break end
 end
 
 local age = now - (oldest or now)

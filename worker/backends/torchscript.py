@@ -25,6 +25,7 @@ class TorchScriptBackend:
     def __init__(self, spec: ModelSpec, file: Path, device: str) -> None:
         """Load `file`; raises RuntimeError when it is no TorchScript archive."""
         self._device = torch.device(device)
+        self._on_cpu = self._device.type == "cpu"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             load: Any = torch.jit.load  # has no types
@@ -39,16 +40,22 @@ class TorchScriptBackend:
 
     def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
         """Run one batch; see `Backend.forward`."""
-        with torch.inference_mode():
-            tensors = [self._tensor(inputs[name], name in pixels) for name in self._inputs]
-            answer = self._module(*tensors)
-            return {name: tensor.cpu().numpy() for name, tensor in self._named(answer).items()}
+        if torch.is_grad_enabled():
+            with torch.inference_mode():
+                return self._forward(inputs, pixels)
+        return self._forward(inputs, pixels)
+
+    def _forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
+        tensors = [self._tensor(inputs[name], name in pixels) for name in self._inputs]
+        answer = self._module.forward(*tensors)
+        return {name: tensor.cpu().numpy() for name, tensor in self._named(answer).items()}
 
     def _tensor(self, array: Array, is_pixels: bool) -> torch.Tensor:
         if is_pixels:
             assert self._normaliser is not None, "pixels are made for image models only"
             return self._normaliser(array)
-        return torch.from_numpy(writable(array)).to(self._device, non_blocking=True)
+        tensor = torch.from_numpy(writable(array))
+        return tensor if self._on_cpu else tensor.to(self._device, non_blocking=True)
 
     def _named(self, answer: Any) -> dict[str, torch.Tensor]:
         if isinstance(answer, dict):
