@@ -11,7 +11,7 @@ bind = (
     if ":" in _settings.host
     else f"{_settings.host}:{_settings.port}"
 )
-workers = _settings.api_processes
+workers = _settings.api_process_count
 worker_connections = _settings.api_connections
 # Requests mostly wait, and greenlets wait cheaper than threads: see docs/performance.md.
 worker_class = "gevent"
@@ -26,7 +26,11 @@ http_parser = "auto"
 limit_request_line = 4094
 limit_request_fields = 100
 limit_request_field_size = 8190
-forwarded_allow_ips = "127.0.0.1,::1"
+# No client and no proxy is believed about its scheme, path or address: nothing here asks for them,
+# and gunicorn then has no addresses to compare for every request.
+forwarded_allow_ips = "*"
+secure_scheme_headers: dict[str, str] = {}
+forwarder_headers = ""
 accesslog = None
 errorlog = "-"
 loglevel = _settings.log_level.lower()

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -30,8 +29,7 @@ STRUCT_CODES = {
 TENSOR_KEYS = {"data", "input_tensor"}
 
 
-@dataclass(frozen=True, slots=True)
-class InferBody:
+class InferBody(NamedTuple):
     """A checked request body: inputs in the model's order, wanted outputs (empty for all)."""
 
     id: str | None
@@ -180,13 +178,14 @@ def _inputs(items: list[Any], spec: ModelSpec, *, names_booleans: bool) -> tuple
         if name in found:
             raise BadRequest(f"input {name!r} is given twice")
         found[name] = _input(item, declared[name], spec, names_booleans)
-    missing = [name for name in declared if name not in found]
-    if missing:
-        raise BadRequest(f"missing input {missing[0]!r}: '{spec.name}' wants {list(declared)}")
-    rows = {tensor.shape[0] for tensor in found.values()} if spec.batched else {1}
-    if len(rows) > 1:
-        raise BadRequest(f"all inputs must have the same batch size, not {sorted(rows)}")
-    return tuple(found[name] for name in declared)
+    if len(found) < len(declared):
+        missing = next(name for name in declared if name not in found)
+        raise BadRequest(f"missing input {missing!r}: '{spec.name}' wants {list(declared)}")
+    if spec.batched and len(found) > 1:
+        rows = {tensor.shape[0] for tensor in found.values()}
+        if len(rows) > 1:
+            raise BadRequest(f"all inputs must have the same batch size, not {sorted(rows)}")
+    return tuple([found[name] for name in declared])
 
 
 def _input(

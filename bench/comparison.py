@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +26,7 @@ from shared.settings import Settings
 DEFAULT_CLIENTS = (1, 16, 64)
 WARM_UP_SECONDS = 1
 SIMULATED = "simulated"
+SAME_BODY = "constant, same body"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def run_scenario(scenario: Scenario, plan: Plan, settings: Settings) -> list[Row
         ours = Request(port, scenario.path, "POST", scenario.content_type, scenario.body())
         loads = {"ferry": ours}
         if scenario.against_constant:
-            loads["constant"] = stack.enter_context(constant(settings, directory))
+            loads["constant"] = bodyless = stack.enter_context(constant(settings, directory))
+            loads[SAME_BODY] = replace(ours, port=bodyless.port, path=bodyless.path)
         limits = stack.enter_context(
             bare_limits(
                 scenario.model,

@@ -44,7 +44,7 @@ def run_facts(plan: Plan, settings: Settings) -> dict[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "commit": _commit(),
         "cores": str(default_cores()),
-        "processes": str(settings.api_processes),
+        "processes": str(settings.api_process_count),
         "connections": str(settings.api_connections),
         "rounds": str(plan.rounds),
         "seconds": str(plan.seconds),

@@ -73,7 +73,10 @@ class Settings:
         ".ferry", "FERRY_STATE_DIR", "directory of the embedded Valkey's socket and data", _text
     )
     api_processes: int = _setting(
-        2, "FERRY_API_PROCESSES", "gunicorn worker processes", _whole(1, 256)
+        0,
+        "FERRY_API_PROCESSES",
+        "gunicorn worker processes; 0 takes half of the cores, at least one",
+        _whole(0, 256),
     )
     api_connections: int = _setting(
         1000,
@@ -120,6 +123,11 @@ class Settings:
     log_level: str = _setting(
         "INFO", "FERRY_LOG_LEVEL", "DEBUG, INFO, WARNING or ERROR", _log_level
     )
+
+    @property
+    def api_process_count(self) -> int:
+        """Return the gunicorn worker processes; the other half of the cores is for the models."""
+        return self.api_processes or max(1, default_cores() // 2)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:

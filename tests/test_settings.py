@@ -25,7 +25,7 @@ BAD = [
     ("FERRY_DASHBOARD_PORT", "-1"),
     ("FERRY_MODELS", "  "),
     ("FERRY_STATE_DIR", "\t"),
-    ("FERRY_API_PROCESSES", "0"),
+    ("FERRY_API_PROCESSES", "-1"),
     ("FERRY_API_CONNECTIONS", "0"),
     ("FERRY_MAX_BODY_BYTES", "64M"),
     ("FERRY_MAX_BODY_BYTES", "1023"),

@@ -1,0 +1,44 @@
+"""What the courier carries: one request under way, and later its answer."""
+
+from __future__ import annotations
+
+from threading import Event
+from typing import NamedTuple
+
+from shared.errors import FerryError
+
+
+class Push(NamedTuple):
+    """What `push.lua` wants to know of one request, in its order."""
+
+    id: str
+    rows: int
+    signature: bytes
+    timeout_seconds: float
+    ttl_ms: int
+    body: bytes
+
+
+class Parcel:
+    """A request until it has an encoded result or an error. `deadline` is monotonic seconds."""
+
+    __slots__ = ("accepted", "deadline", "done", "error", "push", "result")
+
+    def __init__(self, push: Push, deadline: float) -> None:
+        """Hold what is to be pushed."""
+        self.push = push
+        self.deadline = deadline
+        self.accepted = False
+        self.done = Event()
+        self.result: bytes | None = None
+        self.error: FerryError | None = None
+
+    def answer(self, result: bytes) -> None:
+        """Give it its encoded result."""
+        self.result = result
+        self.done.set()
+
+    def fail(self, error: FerryError) -> None:
+        """Give it an error instead."""
+        self.error = error
+        self.done.set()

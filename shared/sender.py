@@ -1,0 +1,139 @@
+"""Pushes one process's requests of one model: many in one write, without waiting for the replies.
+
+A request that finds nobody sending is sent by its own thread, which at low load saves two switches
+between threads; those that come meanwhile are left to a thread that sends all there is at once. The
+reply to a write is read before the next one, or soon by `confirm`: waiting for it right away would
+wake the process once more for every request.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from threading import Event, Thread
+from typing import Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from shared.errors import FerryError, QueueFull, RedisUnavailable
+from shared.parcels import Parcel, Push
+from shared.redis_connection import Wire
+
+log = logging.getLogger(__name__)
+
+MAX_PARCELS_PER_WRITE = 256
+
+
+class Sender:
+    """One connection that only pushes. A push sent twice is known by its id and changes nothing."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        push_command: Callable[[list[Push]], tuple[Any, ...]],
+        refuse: Callable[[Parcel, FerryError], None],
+    ) -> None:
+        """Push by `push_command`; `refuse` is told of every parcel that was not accepted."""
+        self._wire = wire
+        self._push_command = push_command
+        self._refuse = refuse
+        self._outbox: deque[Parcel] = deque()
+        self._unconfirmed: list[Parcel] = []
+        # Whoever pops the token sends. A deque does it atomically, at a tenth of gevent's Lock.
+        self._turn = deque([None])
+        self._more = Event()
+
+    def start(self) -> None:
+        """Start the thread that sends what comes while another is sending."""
+        Thread(target=self._send_forever, name="ferry-send", daemon=True).start()
+
+    def send(self, parcel: Parcel) -> None:
+        """Push the parcel's request, now or soon."""
+        self._outbox.append(parcel)
+        self._take_turn(self._send_some)
+
+    def send_again(self, parcels: Iterable[Parcel]) -> None:
+        """Push requests once more, soon, since Redis may have lost them."""
+        self._outbox.extend(parcels)
+        self._more.set()
+
+    def confirm(self) -> None:
+        """Read the reply to the last write, if nobody has read it yet."""
+        if self._unconfirmed:
+            self._take_turn(self._confirm)
+
+    def _send_forever(self) -> None:
+        while True:
+            self._more.wait()
+            self._more.clear()
+            self._take_turn(self._send_some)
+
+    def _take_turn(self, work: Callable[[], None]) -> None:
+        """Do the work, unless somebody else has the turn.
+
+        Whoever had it looks at the outbox again after giving it up: nothing is forgotten.
+        """
+        try:
+            self._turn.pop()
+        except IndexError:
+            return
+        try:
+            work()
+        finally:
+            self._turn.append(None)
+        if self._outbox:
+            self._more.set()
+
+    def _send_some(self) -> None:
+        self._confirm()
+        parcels: list[Parcel] = []
+        while self._outbox and len(parcels) < MAX_PARCELS_PER_WRITE:
+            parcels.append(self._outbox.popleft())
+        if parcels:
+            self._write(parcels)
+
+    def _write(self, parcels: list[Parcel]) -> None:
+        try:
+            self._wire.send(self._push_command([parcel.push for parcel in parcels]))
+            self._unconfirmed = parcels
+        except RedisError as error:
+            self._give_up(parcels, error)
+
+    def _confirm(self) -> None:
+        """Read what became of the last write; a lost connection has it written again, once."""
+        parcels, self._unconfirmed = self._unconfirmed, []
+        if not parcels:
+            return
+        try:
+            try:
+                statuses = self._wire.reply()
+            except ResponseError:
+                raise
+            except RedisError:
+                self._wire.send(self._push_command([parcel.push for parcel in parcels]))
+                statuses = self._wire.reply()
+        except ResponseError as error:
+            for parcel in parcels:
+                self._refuse(parcel, RedisUnavailable(f"Redis refuses the request: {error}"))
+        except RedisError as error:
+            self._give_up(parcels, error)
+        else:
+            self._note(parcels, statuses)
+
+    def _note(self, parcels: list[Parcel], statuses: list[bytes]) -> None:
+        for parcel, status in zip(parcels, statuses, strict=True):
+            if status == b"full":
+                self._refuse(parcel, QueueFull("Exceeds maximum queue size"))
+            else:
+                parcel.accepted = True
+
+    def _give_up(self, parcels: list[Parcel], error: RedisError) -> None:
+        log.warning("%d requests refused, Redis fails: %s", len(parcels), error)
+        for parcel in parcels:
+            # An accepted one was being pushed again; the collector tries until Redis is back.
+            if not parcel.accepted:
+                self._refuse(
+                    parcel,
+                    RedisUnavailable("cannot reach the request queue, Redis does not answer"),
+                )
