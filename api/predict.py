@@ -11,7 +11,8 @@ from werkzeug.datastructures import FileStorage
 
 from api.body import read_body
 from api.json_answers import json_response
-from api.json_tensors import check_shape, json_type, load_object, to_array
+from api.json_arrays import json_type, to_array
+from api.json_tensors import check_shape, load_object
 from api.media import decode_picture, picture_tensor
 from api.metadata import checked_version
 from api.predictions import describe_rows

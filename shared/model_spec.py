@@ -78,12 +78,12 @@ class ModelSpec(_Frozen):
     label_key: str | None = None
     parameters: dict[str, str] = Field(default_factory=dict)
 
-    @cached_property
+    @property
     def key(self) -> str:
         """Return `name/version`, the model version's name in Redis keys and logs."""
         return f"{self.name}/{self.version}"
 
-    @cached_property
+    @property
     def batched(self) -> bool:
         """Tell whether tensors have a leading batch dimension."""
         return self.max_batch_size > 0

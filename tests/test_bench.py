@@ -12,7 +12,7 @@ import pytest
 
 from bench import wrk
 from bench.__main__ import parse_arguments
-from bench.comparison import Plan, Variant, run_rounds
+from bench.comparison import SAME_BODY, Plan, Variant, run_rounds
 from bench.errors import BenchError
 from bench.floors import Floor, cautions, device_shares, floors
 from bench.measurements import Measurement, Row, mean_batch, summarize
@@ -120,6 +120,7 @@ def test_rounds_are_interleaved(capsys: pytest.CaptureFixture[str]) -> None:
 FULL_RUN = [
     replace(row("tiny", "ferry", 1, 500.0), p50_seconds=0.0035),
     row("tiny", "constant", 1, 1500.0),
+    row("tiny", SAME_BODY, 1, 1000.0),
     row("tiny", "ferry", 16, 500.0),
     row("tiny", "constant", 16, 1000.0),
     row("tiny", "ferry", 64, 690.0),

@@ -20,6 +20,9 @@ max_batch_size: 32
 input [ { name: "input" data_type: TYPE_FP32 format: FORMAT_NCHW dims: [3, 224, 224] } ]
 output [ { name: "output" data_type: TYPE_FP32 dims: [1000] label_filename: "labels.txt" } ]
 dynamic_batching { }
+# On a CPU two instances with half of the cores each serve more pictures than one with all of them;
+# on a GPU one copies its batch while the other computes.
+instance_group [ { count: 2 } ]
 # Pictures: shorter side to 256 pixels, the middle 224 x 224, then ImageNet's mean and deviation.
 parameters { key: "input_kind" value { string_value: "image" } }
 parameters { key: "image_channels" value { string_value: "RGB" } }
