@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from flask import Flask
 
-from api import health, inference, metadata, predict
+from api import health, inference, metadata, predict, requests
 from api.catalog import Catalog
 from api.direct import DirectInference
 from api.errors import register_error_handlers
 from api.inference import Inference
 from api.json_answers import OrjsonProvider
+from api.later import Later
 from api.media import TokenizerCache, limit_pictures
 from api.queues import Queues
 from shared.redis_connection import connect
@@ -28,12 +29,13 @@ def create_app(settings: Settings) -> Flask:
     registry = Registry(client, settings.key_prefix)
     app.extensions["settings"] = settings
     app.extensions["catalog"] = catalog = Catalog(registry)
-    app.extensions["queues"] = queues = Queues(client, settings)
+    app.extensions["queues"] = queues = Queues(client, settings, catalog)
+    app.extensions["later"] = Later(client, settings, queues)
     app.extensions["inference"] = direct = Inference(catalog, queues)
     app.extensions["tokenizers"] = TokenizerCache(registry)
     limit_pictures(settings.max_image_pixels)
-    for blueprint in (health.blueprint, metadata.blueprint, inference.blueprint, predict.blueprint):
-        app.register_blueprint(blueprint)
+    for module in (health, metadata, inference, predict, requests):
+        app.register_blueprint(module.blueprint)
     register_error_handlers(app)
     app.wsgi_app = DirectInference(app.wsgi_app, direct, settings.max_body_bytes)  # type: ignore[method-assign]
     return app

@@ -64,6 +64,10 @@ class Catalog:
             return False
         return self.find(name, version).key in snapshot.ready
 
+    def drain_rate(self, model_key: str) -> float:
+        """Return how many requests per second the model's instances answered lately."""
+        return self._current().drain_rate(model_key)
+
     def all_ready(self) -> bool:
         """Tell whether every model is served now, with Redis answering."""
         self._registry.ping()

@@ -38,12 +38,18 @@ class DirectInference:
         """Answer one request."""
         route = ROUTE.fullmatch(environ["PATH_INFO"])
         length = environ.get("CONTENT_LENGTH", "")
-        if route is None or environ["REQUEST_METHOD"] != "POST" or not length.isdecimal():
+        if (
+            route is None
+            or environ["REQUEST_METHOD"] != "POST"
+            or not length.isdecimal()
+            or "HTTP_PREFER" in environ
+            or "HTTP_IDEMPOTENCY_KEY" in environ
+        ):
             return self._next_app(environ, start_response)
         try:
             raw = read_declared(environ["wsgi.input"], int(length), self._max_body_bytes)
             name, version = route.groups()
-            status, headers, body = self._inference.infer(name, version, raw)
+            status, headers, body = self._inference.infer(name, version, raw, environ)
         except Exception as error:  # a border, as Flask's own error handlers are
             status, headers, body = error_answer(error, f"POST {environ['PATH_INFO']}")
         start_response(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response, current_app, request
 
+from api.answers import How, render
+from api.asking import Question, answer
 from api.body import read_body
 from api.catalog import Catalog
-from api.json_answers import JsonAnswer, json_answer
-from api.json_tensors import InferBody, json_output, parse_infer
+from api.json_answers import JsonAnswer
+from api.json_tensors import parse_infer
 from api.metadata import checked_version
 from api.queues import Queues
-from api.timings import server_timing, timings_json
-from shared.messages import InferResult
-from shared.model_spec import ModelSpec
+from api.terms import terms_of
 
 blueprint = Blueprint("inference", __name__)
 
@@ -27,29 +28,29 @@ class Inference:
         self._catalog = catalog
         self._queues = queues
 
-    def infer(self, name: str, version: str | None, raw: bytes) -> JsonAnswer:
-        """Answer one client's tensors; whatever does not fit the model is never queued.
+    def infer(
+        self, name: str, version: str | None, raw: bytes, environ: Mapping[str, Any]
+    ) -> JsonAnswer:
+        """Answer one client's tensors now; whatever does not fit the model is never queued.
 
         Raises FerryError. Next stop: `RequestQueue.push`.
         """
+        spec, inputs, outputs, terms, how = self.question(name, version, raw, environ)
+        return render(spec, self._queues.ask(spec, inputs, outputs, terms), how)
+
+    def question(
+        self, name: str, version: str | None, raw: bytes, environ: Mapping[str, Any]
+    ) -> Question:
+        """Check one client's tensors against the model; raises BadRequest and the like."""
         spec = self._catalog.serving(name, checked_version(version))
         body = parse_infer(raw, spec)
-        result = self._queues.ask(spec, body.inputs, body.outputs)
-        return _answer(spec, body, result)
+        terms = terms_of(environ, body.parameters)
+        return Question(spec, body.inputs, body.outputs, terms, How("infer", body.id))
 
 
 @blueprint.post("/v2/models/<name>/infer")
 @blueprint.post("/v2/models/<name>/versions/<version>/infer")
 def infer(name: str, version: str | None = None) -> Response:
-    """Answer requests that `DirectInference` leaves to Flask, such as chunked ones."""
+    """Answer requests that `DirectInference` leaves to Flask: chunked or asynchronous ones."""
     inference: Inference = current_app.extensions["inference"]
-    return inference.infer(name, version, read_body()).response()
-
-
-def _answer(spec: ModelSpec, body: InferBody, result: InferResult) -> JsonAnswer:
-    answer: dict[str, Any] = {"model_name": spec.name, "model_version": spec.version}
-    if body.id is not None:
-        answer["id"] = body.id
-    answer["outputs"] = [json_output(tensor) for tensor in result.outputs]
-    answer["timings"] = timings_json(result.timings)
-    return json_answer(answer, headers=(("Server-Timing", server_timing(result.timings)),))
+    return answer(inference.question(name, version, read_body(), request.environ))

@@ -27,6 +27,7 @@ class InferBody(NamedTuple):
     id: str | None
     inputs: tuple[Tensor, ...]
     outputs: tuple[str, ...]
+    parameters: dict[str, str | int | float | bool]
 
 
 def parse_infer(raw: bytes, spec: ModelSpec) -> InferBody:
@@ -35,12 +36,12 @@ def parse_infer(raw: bytes, spec: ModelSpec) -> InferBody:
     request_id = body.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise BadRequest(f'"id" must be a string, not {json_type(request_id)}')
-    check_parameters(body.get("parameters"), "the request")
+    parameters = check_parameters(body.get("parameters"), "the request")
     items = body.get("inputs")
     if not isinstance(items, list):
         raise BadRequest(f'"inputs" must be a list of tensors, not {json_type(items)}')
     inputs = _inputs(items, spec, names_booleans=b"true" in raw or b"false" in raw)
-    return InferBody(request_id, inputs, _outputs(body.get("outputs"), spec))
+    return InferBody(request_id, inputs, _outputs(body.get("outputs"), spec), parameters)
 
 
 def load_object(raw: bytes) -> dict[str, Any]:

@@ -9,17 +9,17 @@ import numpy as np
 from flask import Blueprint, Response, current_app, request
 from werkzeug.datastructures import FileStorage
 
+from api.answers import How
+from api.asking import Question, answer
 from api.body import read_body
-from api.json_answers import json_response
 from api.json_arrays import json_type, to_array
 from api.json_tensors import check_shape, load_object
 from api.media import decode_picture, picture_tensor
 from api.metadata import checked_version
-from api.predictions import describe_rows
-from api.timings import server_timing, timings_json
+from api.terms import terms_of
 from shared.datatypes import to_bytes
 from shared.errors import BadRequest
-from shared.messages import InferResult, Tensor
+from shared.messages import Tensor
 from shared.model_spec import ModelSpec
 
 blueprint = Blueprint("predict", __name__)
@@ -106,9 +106,8 @@ def _tensor(data: Any, name: str | None, version: str | None) -> Response:
     array = to_array(data, declared.datatype, "input_tensor")
     check_shape(array.shape, declared, spec, "input_tensor")
     tensor = Tensor(declared.name, declared.datatype, array.shape, to_bytes(array))
-    result = _ask(spec, (tensor,))
-    answer = {"prediction": result.outputs[0].array()}
-    return _answer(spec, result, answer)
+    terms = terms_of(request.environ, {})
+    return answer(Question(spec, (tensor,), (), terms, How("tensor")))
 
 
 def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
@@ -137,30 +136,11 @@ def _check_count(spec: ModelSpec, count: int) -> None:
         )
 
 
-def _ask(spec: ModelSpec, inputs: tuple[Tensor, ...]) -> InferResult:
-    result: InferResult = current_app.extensions["queues"].ask(spec, inputs)
-    return result
-
-
 def _described(
     spec: ModelSpec, inputs: tuple[Tensor, ...], *, one: bool, cut: list[bool] | None = None
 ) -> Response:
-    top_k = _top_k()
-    result = _ask(spec, inputs)
-    rows = describe_rows(spec, result, top_k)
-    for row, was_cut in zip(rows, cut or [False] * len(rows), strict=True):
-        if was_cut:
-            row["truncated"] = True
-    return _answer(spec, result, rows[0] if one else {"predictions": rows})
-
-
-def _answer(spec: ModelSpec, result: InferResult, answer: dict[str, Any]) -> Response:
-    answer |= {
-        "model": spec.name,
-        "version": spec.version,
-        "timings": timings_json(result.timings),
-    }
-    return json_response(answer, headers=(("Server-Timing", server_timing(result.timings)),))
+    how = How("rows", top_k=_top_k(), one=one, cut=tuple(cut or ()))
+    return answer(Question(spec, inputs, (), terms_of(request.environ, {}), how))
 
 
 def _top_k() -> int:

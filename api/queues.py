@@ -1,51 +1,124 @@
-"""The request queues of all models, and the two steps every inference route takes with them."""
+"""The request queues of all models, and what every route does with them."""
 
 from __future__ import annotations
 
+import math
+
 import redis
 
+from api.catalog import Catalog
+from api.terms import USUAL, Terms
+from shared.detached import Detached
+from shared.errors import QueueFull
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.model_spec import ModelSpec
-from shared.request_queue import QueueKeys, RequestQueue, Waiting
+from shared.queue_keys import QueueKeys
+from shared.request_queue import Limits, RequestQueue, Waiting
 from shared.settings import Settings
+
+LONGEST_RETRY_AFTER_SECONDS = 60
 
 
 class Queues:
     """One RequestQueue per model version, made at its first request."""
 
-    def __init__(self, client: redis.Redis, settings: Settings) -> None:
+    def __init__(self, client: redis.Redis, settings: Settings, catalog: Catalog) -> None:
         """Open connections like `client`'s, at a model's first request."""
         self._client = client
         self._settings = settings
+        self._catalog = catalog
         self._queues: dict[str, RequestQueue] = {}
 
     def ask(
-        self, spec: ModelSpec, inputs: tuple[Tensor, ...], outputs: tuple[str, ...] = ()
+        self,
+        spec: ModelSpec,
+        inputs: tuple[Tensor, ...],
+        outputs: tuple[str, ...] = (),
+        terms: Terms = USUAL,
     ) -> InferResult:
         """Push one request and wait for its answer; raises what either raises."""
-        return self.push(spec, inputs, outputs).wait()
+        try:
+            return self.push(spec, inputs, outputs, terms).wait()
+        except QueueFull as error:
+            raise self._with_retry_after(spec, error) from None
 
     def push(
-        self, spec: ModelSpec, inputs: tuple[Tensor, ...], outputs: tuple[str, ...] = ()
+        self,
+        spec: ModelSpec,
+        inputs: tuple[Tensor, ...],
+        outputs: tuple[str, ...] = (),
+        terms: Terms = USUAL,
     ) -> Waiting:
-        """Push one request: its rows are the first dimension of its first input."""
-        queue = self._queue(spec.key)
-        request = InferRequest(
-            queue.new_id(),
+        """Push one request: its rows are the first dimension of its first input.
+
+        Raises QueueFull when too many wait in this process.
+        """
+        queue = self._queue(spec)
+        waiting = sum(other.waiting for other in self._queues.values())
+        if waiting >= self._settings.max_waiting:
+            raise QueueFull.with_waiting(waiting)
+        request = self._request(queue.new_id(), spec, inputs, outputs, terms)
+        return queue.push(request, terms.client)
+
+    def submit(
+        self,
+        request_id: str,
+        spec: ModelSpec,
+        inputs: tuple[Tensor, ...],
+        outputs: tuple[str, ...],
+        terms: Terms,
+    ) -> None:
+        """Store a request for whose answer nobody waits; raises QueueFull, RedisUnavailable."""
+        request = self._request(request_id, spec, inputs, outputs, terms)
+        try:
+            self.detached(spec).submit(request, durable=self._settings.durable)
+        except QueueFull as error:
+            raise self._with_retry_after(spec, error) from None
+
+    def detached(self, spec: ModelSpec) -> Detached:
+        """Return the model's requests that nobody waits for."""
+        return Detached(self._client, self._keys(spec), self._limits(spec))
+
+    def timeout_seconds(self, terms: Terms) -> float:
+        """Return how long a request under `terms` may wait."""
+        return terms.timeout_seconds or self._settings.request_timeout_seconds
+
+    def _request(
+        self,
+        request_id: str,
+        spec: ModelSpec,
+        inputs: tuple[Tensor, ...],
+        outputs: tuple[str, ...],
+        terms: Terms,
+    ) -> InferRequest:
+        return InferRequest(
+            request_id,
             inputs[0].shape[0] if spec.batched else 1,
             inputs,
             outputs,
-            self._settings.request_timeout_seconds,
+            self.timeout_seconds(terms),
             spec.signature(inputs),
+            terms.level(spec),
         )
-        return queue.push(request)
 
-    def _queue(self, model_key: str) -> RequestQueue:
-        queue = self._queues.get(model_key)
+    def _with_retry_after(self, spec: ModelSpec, error: QueueFull) -> QueueFull:
+        """Say when half of what waits will be gone, at the rate the model is answering now."""
+        rate = self._catalog.drain_rate(spec.key)
+        if rate > 0:
+            seconds = math.ceil(error.waiting / rate / 2)
+            error.retry_after_seconds = min(max(1, seconds), LONGEST_RETRY_AFTER_SECONDS)
+        return error
+
+    def _keys(self, spec: ModelSpec) -> QueueKeys:
+        return QueueKeys(self._settings.key_prefix, spec.key, spec.levels)
+
+    def _limits(self, spec: ModelSpec) -> Limits:
+        settings = self._settings
+        return Limits(spec.max_queue_size or settings.max_queue_size, settings.max_queue_bytes)
+
+    def _queue(self, spec: ModelSpec) -> RequestQueue:
+        queue = self._queues.get(spec.key)
         if queue is None:
-            queue = self._queues[model_key] = RequestQueue(
-                self._client,
-                QueueKeys(self._settings.key_prefix, model_key),
-                max_queue_size=self._settings.max_queue_size,
-            )
+            queue = RequestQueue(self._client, self._keys(spec), self._limits(spec))
+            self._queues[spec.key] = queue
         return queue

@@ -13,10 +13,12 @@ from collections import deque
 
 import numpy as np
 
+from api.catalog import Catalog
 from api.queues import Queues
 from bench.simulated_device import BATCH_ROWS, KEY_PREFIX, WIDTH, model_name, simulated_spec
 from shared.messages import InferResult, Tensor
 from shared.redis_connection import connect
+from shared.registry import Registry
 from shared.request_queue import Waiting
 from shared.settings import Settings
 
@@ -78,7 +80,8 @@ def requests_in_flight(instance_count: int) -> int:
 
 def main() -> None:
     """Load as told until standard input ends."""
-    queues = Queues(connect(sys.argv[1]), Settings(key_prefix=KEY_PREFIX))
+    client, settings = connect(sys.argv[1]), Settings(key_prefix=KEY_PREFIX)
+    queues = Queues(client, settings, Catalog(Registry(client, KEY_PREFIX)))
     print("ready", flush=True)
     for line in sys.stdin:
         count, seconds = line.split()

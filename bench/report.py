@@ -21,11 +21,15 @@ WORD_COLUMNS = 2
 
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as aligned text; `-` where a variant has no such figure."""
-    lines = [HEADINGS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+    return aligned([HEADINGS, *(_cells(row) for row in rows)], WORD_COLUMNS)
+
+
+def aligned(lines: Sequence[Sequence[str]], word_columns: int) -> str:
+    """Return lines of cells as text, the first columns to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if column < WORD_COLUMNS else cell.rjust(width)
+            cell.ljust(width) if column < word_columns else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

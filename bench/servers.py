@@ -40,9 +40,9 @@ def ferry(model: str, settings: Settings, directory: Path) -> Iterator[int]:
         worker_log, api_log = directory / "worker.log", directory / "api.log"
         worker = running([sys.executable, "-m", "worker"], environ, worker_log)
         started = [(stack.enter_context(worker), worker_log)]
-        api = running(_gunicorn("api.wsgi:app"), environ, api_log)
+        api = running(gunicorn("api.wsgi:app"), environ, api_log)
         started.append((stack.enter_context(api), api_log))
-        _wait_until_ready(Request(settings.port, "/v2/health/ready"), started)
+        wait_until_ready(Request(settings.port, "/v2/health/ready"), started)
         yield settings.port
 
 
@@ -52,8 +52,8 @@ def constant(settings: Settings, directory: Path) -> Iterator[Request]:
     request = Request(free_port(), constant_app.PATH)
     environ = child_environment(replace(settings, host="127.0.0.1", port=request.port), os.environ)
     log_file = directory / "constant.log"
-    with running(_gunicorn("bench.constant_app:app"), environ, log_file) as process:
-        _wait_until_ready(request, [(process, log_file)])
+    with running(gunicorn("bench.constant_app:app"), environ, log_file) as process:
+        wait_until_ready(request, [(process, log_file)])
         yield request
 
 
@@ -67,12 +67,14 @@ def single_model_repository(model: str, settings: Settings, directory: Path) -> 
     return str(repository)
 
 
-def _gunicorn(app: str) -> list[str]:
+def gunicorn(app: str, *options: str) -> list[str]:
+    """Return the command that serves `app` as Ferry's API is served."""
     config = str(PROJECT_ROOT / "gunicorn.conf.py")
-    return [sys.executable, "-m", "gunicorn", "--config", config, app]
+    return [sys.executable, "-m", "gunicorn", "--config", config, *options, app]
 
 
-def _wait_until_ready(request: Request, processes: list[tuple[Popen[bytes], Path]]) -> None:
+def wait_until_ready(request: Request, processes: list[tuple[Popen[bytes], Path]]) -> None:
+    """Return once `request` is answered with a 200; raises BenchError with the logs' ends."""
     deadline = time.monotonic() + READY_TIMEOUT_SECONDS
     while True:
         connection = HTTPConnection("127.0.0.1", request.port, timeout=5.0)

@@ -12,14 +12,15 @@ import sys
 import time
 from collections.abc import Mapping
 from functools import partial
-from types import SimpleNamespace
 
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec, TensorSpec
+from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect, open_wire
-from shared.request_queue import QueueKeys, WorkQueue
+from shared.request_queue import WorkQueue
 from worker.batch import answer_batch
 from worker.loop import run
+from worker.meter import Meter
 
 KEY_PREFIX = "bench"
 BATCH_SECONDS = 0.020
@@ -70,7 +71,7 @@ def main() -> None:
         queue,
         partial(answer_batch, spec=spec, backend=SleepingBackend(), instance=instance),
         lambda: bool(stopping) or os.getppid() != parent,
-        SimpleNamespace(value=0.0),
+        Meter(),
         max_rows=BATCH_ROWS,
         max_delay_seconds=0.0,
     )

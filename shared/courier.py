@@ -15,7 +15,8 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from shared.errors import FerryError, RequestExpired
+from shared.departures import has_left
+from shared.errors import ClientLeft, FerryError, RequestExpired
 from shared.parcels import Parcel, Push
 from shared.redis_connection import LONGEST_BLOCK_SECONDS, Wire, script_digest
 from shared.sender import Sender
@@ -24,30 +25,38 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.1
 TICK_SECONDS = 0.02
+DEPARTURES_SECONDS = 0.2
 
 
 class Courier:
-    """Two connections per process and model version, opened at the first request.
+    """A few connections per process and model version, opened when they are first needed.
 
-    One thread collects answers, and another looks for passed deadlines, because a timer for every
-    request costs as much as its answer.
+    One thread collects answers; another looks for passed deadlines and for clients that left,
+    because a timer for every request costs as much as its answer.
     """
 
     def __init__(
         self,
         open_wire: Callable[[], Wire],
         push_command: Callable[[list[Push]], tuple[Any, ...]],
+        cancel_command: Callable[[str, list[str]], tuple[Any, ...]],
         answered_key: str,
         result_prefix: str,
     ) -> None:
         """Announcements come on `answered_key`, results are on `result_prefix` + id."""
         self._open_wire = open_wire
+        self._cancel_command = cancel_command
         self._answered_key = answered_key
         self._result_prefix = result_prefix
         self._sender = Sender(open_wire(), push_command, self._fail)
         self._waiting: dict[str, Parcel] = {}
         self._starting = Lock()
         self._started = False
+
+    @property
+    def waiting(self) -> int:
+        """How many parcels are under way."""
+        return len(self._waiting)
 
     def carry(self, parcel: Parcel) -> None:
         """Push the parcel's request, now or soon.
@@ -68,13 +77,29 @@ class Courier:
                 self._started = True
 
     def _tick_forever(self) -> None:
+        wire, next_look = self._open_wire(), 0.0
         while True:
             time.sleep(TICK_SECONDS)
             self._sender.confirm()
             now = time.monotonic()
-            for parcel in list(self._waiting.values()):
-                if parcel.deadline <= now:
-                    self._fail(parcel, RequestExpired("Request timeout expired"))
+            late = [parcel for parcel in list(self._waiting.values()) if parcel.deadline <= now]
+            self._take_back(wire, "expired", late, RequestExpired("Request timeout expired"))
+            if now >= next_look:
+                next_look = now + DEPARTURES_SECONDS
+                left = [p for p in list(self._waiting.values()) if p.client and has_left(p.client)]
+                self._take_back(wire, "cancelled", left, ClientLeft("the client hung up"))
+
+    def _take_back(self, wire: Wire, why: str, parcels: list[Parcel], error: FerryError) -> None:
+        """Fail parcels, and take them off the queue so that they are not computed."""
+        for parcel in parcels:
+            self._fail(parcel, error)
+        if not parcels:
+            return
+        try:
+            wire.send(self._cancel_command(why, [parcel.push.id for parcel in parcels]))
+            wire.reply()
+        except RedisError as failure:
+            log.info("%d requests stay on the queue until claimed: %s", len(parcels), failure)
 
     def _fail(self, parcel: Parcel, error: FerryError) -> None:
         if self._waiting.pop(parcel.push.id, None) is not None:

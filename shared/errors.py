@@ -21,7 +21,7 @@ class FerryError(Exception):
 
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
-    retry_after_seconds: ClassVar[int | None] = None
+    retry_after_seconds: int | None = None
 
     @property
     def message(self) -> str:
@@ -80,11 +80,20 @@ class Unsupported(FerryError):
 
 
 class QueueFull(FerryError):
-    """The model's queue holds FERRY_MAX_QUEUE_SIZE requests already."""
+    """As many requests, or bytes, wait already as may wait: for the model, or in this process."""
 
     code = "queue_full"
     status = 503
     retry_after_seconds = 1
+    waiting = 0
+    """How many requests were waiting."""
+
+    @classmethod
+    def with_waiting(cls, count: int) -> QueueFull:
+        """Return the error of a queue that `count` requests wait on."""
+        error = cls("Exceeds maximum queue size")
+        error.waiting = count
+        return error
 
 
 class RedisUnavailable(FerryError):
@@ -100,6 +109,41 @@ class RequestExpired(FerryError):
 
     code = "request_expired"
     status = 503
+
+
+class ClientLeft(FerryError):
+    """The client hung up while its request waited, which was taken back; nobody reads this."""
+
+    code = "client_left"
+    status = 499
+
+
+class UnknownRequest(FerryError):
+    """No asynchronous request has this id."""
+
+    code = "unknown_request"
+    status = 404
+
+
+class RequestGone(FerryError):
+    """An asynchronous request expired, was cancelled, or its answer was kept long enough."""
+
+    code = "request_gone"
+    status = 410
+
+
+class RequestStarted(FerryError):
+    """A request that runs already cannot be cancelled."""
+
+    code = "request_started"
+    status = 409
+
+
+class IdempotencyConflict(FerryError):
+    """An Idempotency-Key came again with another request."""
+
+    code = "idempotency_conflict"
+    status = 422
 
 
 class ModelFailed(FerryError):

@@ -54,6 +54,7 @@ class InferRequest(NamedTuple):
     outputs: tuple[str, ...] = ()
     timeout_seconds: float = 30.0
     signature: bytes = bytes(8)
+    priority: int = 1
 
     def encode(self) -> bytes:
         """Encode inputs and wanted outputs; id, rows and times travel in the ticket."""

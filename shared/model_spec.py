@@ -70,6 +70,9 @@ class ModelSpec(_Frozen):
     platform: str
     max_batch_size: int
     max_queue_delay_seconds: float = 0.0
+    max_queue_size: int = 0
+    priority_levels: int = 0
+    default_priority_level: int = 1
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     image: ImageInput | None = None
@@ -92,6 +95,11 @@ class ModelSpec(_Frozen):
     def batch_rows(self) -> int:
         """Return the most rows of one forward pass; 1 for models without a batch dimension."""
         return max(1, self.max_batch_size)
+
+    @property
+    def levels(self) -> int:
+        """Return how many queues there are, one for each level of priority."""
+        return max(1, self.priority_levels)
 
     @property
     def input_kind(self) -> Literal["image", "text", "tensor"]:

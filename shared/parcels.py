@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from threading import Event
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ class Push(NamedTuple):
 
     id: str
     rows: int
+    priority: int
     signature: bytes
     timeout_seconds: float
     ttl_ms: int
@@ -20,14 +22,18 @@ class Push(NamedTuple):
 
 
 class Parcel:
-    """A request until it has an encoded result or an error. `deadline` is monotonic seconds."""
+    """A request until it has an encoded result or an error. `deadline` is monotonic seconds.
 
-    __slots__ = ("accepted", "deadline", "done", "error", "push", "result")
+    `client` is the connection of whoever asked, None when it is not known.
+    """
 
-    def __init__(self, push: Push, deadline: float) -> None:
+    __slots__ = ("accepted", "client", "deadline", "done", "error", "push", "result")
+
+    def __init__(self, push: Push, deadline: float, client: socket.socket | None = None) -> None:
         """Hold what is to be pushed."""
         self.push = push
         self.deadline = deadline
+        self.client = client
         self.accepted = False
         self.done = Event()
         self.result: bytes | None = None

@@ -28,7 +28,7 @@ LONGEST_BLOCK_SECONDS = 1.0
 """How long a blocking command on a wire may wait."""
 READ_BYTES = 1 << 16
 _INCOMPLETE = object()
-SCRIPTS = ("push", "collect", "claim", "publish", "recover")
+SCRIPTS = ("push", "collect", "claim", "publish", "recover", "cancel")
 
 
 def connect(redis_url: str) -> redis.Redis:

@@ -30,7 +30,11 @@ State = Literal["starting", "ready", "failed"]
 
 
 class InstanceRecord(BaseModel):
-    """One worker process: which model it runs where, and whether it takes requests."""
+    """One worker process: which model it runs where, whether it takes requests, what it has done.
+
+    What it has done is as of its supervisor's last heartbeat. `row_limit` is how many rows at once
+    its memory holds when that is less than the model's batch, 0 when nothing limits it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,6 +47,11 @@ class InstanceRecord(BaseModel):
     host: str = ""
     pid: int = 0
     reason: str = ""
+    answered_count: int = 0
+    requests_per_second: float = 0.0
+    last_batch_rows: int = 0
+    last_batch_seconds: float = 0.0
+    row_limit: int = 0
 
     @property
     def model_key(self) -> str:
@@ -54,12 +63,21 @@ class InstanceRecord(BaseModel):
 class Snapshot:
     """The registry at one moment: models by name and version, and which of them are served.
 
-    `failures` says of models that nobody serves why they could not be loaded.
+    `failures` says of models that nobody serves why they could not be loaded, `drain_rates` how
+    many requests per second the ready instances of each `name/version` answered of late.
     """
 
     models: dict[str, dict[str, ModelSpec]] = field(default_factory=dict)
     ready: frozenset[str] = frozenset()
     failures: dict[str, str] = field(default_factory=dict)
+    drain_rates: dict[str, float] = field(default_factory=dict)
+
+    def drain_rate(self, model_key: str) -> float:
+        """Return the requests per second that a model version's instances answered of late.
+
+        What they could answer when they are busy; less, down to 0, when little was asked of them.
+        """
+        return self.drain_rates.get(model_key, 0.0)
 
     def all_ready(self) -> bool:
         """Tell whether every registered model has a ready instance and none failed to load."""
@@ -148,11 +166,12 @@ class Registry:
             spec = ModelSpec.model_validate_json(row)
             models.setdefault(spec.name, {})[spec.version] = spec
         records, alive = self.instances()
-        ready = frozenset(
-            record.model_key
-            for record in records
-            if record.state == "ready" and record.supervisor in alive
-        )
+        drain_rates: dict[str, float] = {}
+        for record in records:
+            if record.state == "ready" and record.supervisor in alive:
+                rate = drain_rates.get(record.model_key, 0.0) + record.requests_per_second
+                drain_rates[record.model_key] = rate
+        ready = frozenset(drain_rates)
         failures = _asking(lambda: self._client.hgetall(self._failures))
         reasons = {name.decode(): reason.decode() for name, reason in failures.items()}
         for record in records:
@@ -160,7 +179,7 @@ class Registry:
                 reasons[record.model] = record.reason
         for key in ready:
             reasons.pop(key.partition("/")[0], None)
-        return Snapshot(models, ready, reasons)
+        return Snapshot(models, ready, reasons, drain_rates)
 
 
 def asset_digest(content: bytes) -> str:

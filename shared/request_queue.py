@@ -1,35 +1,12 @@
-"""Both ends of every hop a request takes through Redis.
-
-Keys of one model version m/v share a hash tag, so each script runs in one slot and a cluster
-shards by model. `ferry` is FERRY_KEY_PREFIX.
-
-    key                             type    holds                                          expires
-    ferry:{m/v}:queue               list    tickets of waiting requests, oldest first     no
-    ferry:{m/v}:bell                list    at most one wake-up token, no data            no
-    ferry:{m/v}:inflight:<instance> list    tickets claimed and not yet published         no (see 1)
-    ferry:{m/v}:body:<id>           string  a request's tensors; exists while it is open  yes
-    ferry:{m/v}:result:<id>         string  one encoded result                            yes
-    ferry:{m/v}:answered:<process>  list    ids answered for one API process, no results  yes
-
-    1: dropped when its batch is published; a dead instance's is moved by `recover`.
-
-A ticket is 30 bytes that the scripts read without decoding anything else, then the id:
-
-    B version   B attempts   I4 rows   d enqueued   d deadline   8 bytes signature   id
-
-An id is 32 hex digits; the first 8 name the API process that waits for it.
-
-Times are Redis's own clock, so no host's clock matters. A request is open while its body exists:
-whoever removes the body (the first answer, expiry, a cancel) closes it, so an answer is given once
-however often a request is run.
-"""
+"""Both ends of every hop a request takes through Redis; the keys stand in `queue_keys.py`."""
 
 from __future__ import annotations
 
 import itertools
 import os
-import struct
+import socket
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,14 +16,25 @@ from shared.courier import Courier
 from shared.errors import ModelCrashed
 from shared.messages import InferRequest, InferResult
 from shared.parcels import Parcel, Push
+from shared.queue_keys import TICKET, QueueKeys
 from shared.redis_connection import LONGEST_BLOCK_SECONDS, Wire, open_wire, script_digest
 
-TICKET = struct.Struct("<BBIdd8s")
 MAX_ATTEMPTS = 3
 BODY_GRACE_SECONDS = 60.0
+KEPT_SECONDS = 3600.0
+"""How long the answer to a request with an Idempotency-Key is kept."""
+DEAD_SECONDS = 7 * 86400.0
+"""How long a request that was given up is kept."""
 _CRASHED = InferResult(
     error=ModelCrashed(f"the worker process died {MAX_ATTEMPTS} times while running this request")
 ).encode()
+
+
+class Limits(NamedTuple):
+    """What may wait for one model version: requests, and bytes of their bodies."""
+
+    requests: int = 10_000
+    bytes: int = 256 * 2**20
 
 
 class Claimed(NamedTuple):
@@ -63,65 +51,69 @@ class Claimed(NamedTuple):
         return InferRequest.decode(self.id, self.rows, self.body)
 
 
-class QueueKeys:
-    """The names of one model version's keys."""
-
-    def __init__(self, prefix: str, model_key: str) -> None:
-        """Name the keys of `model_key` (`name/version`) under `prefix`."""
-        tag = f"{prefix}:{{{model_key}}}"
-        self.queue = f"{tag}:queue"
-        self.bell = f"{tag}:bell"
-        self.inflight = f"{tag}:inflight:"
-        self.body = f"{tag}:body:"
-        self.result = f"{tag}:result:"
-        self.answered = f"{tag}:answered:"
-
-
 class RequestQueue:
     """The API's end: push a request, wait for its answer. For use by many threads."""
 
-    def __init__(self, client: Redis, keys: QueueKeys, *, max_queue_size: int) -> None:
+    def __init__(self, client: Redis, keys: QueueKeys, limits: Limits) -> None:
         """Bind to one model version's keys; opens nothing before the first push."""
         self._keys = keys
-        self._max_queue_size = max_queue_size
+        self._limits = limits
         self._process = os.urandom(4).hex()
         self._salt = os.urandom(6).hex()
         self._numbers = itertools.count()
         self._courier = Courier(
             partial(open_wire, client),
-            self._push_command,
+            partial(push_command, keys, limits),
+            partial(cancel_command, keys),
             keys.answered + self._process,
             keys.result,
         )
+
+    @property
+    def waiting(self) -> int:
+        """How many requests this process has under way."""
+        return self._courier.waiting
 
     def new_id(self) -> str:
         """Return an id whose answer this process will be told of."""
         return f"{self._process}{self._salt}{next(self._numbers):012x}"
 
-    def push(self, request: InferRequest) -> Waiting:
+    def push(self, request: InferRequest, client: socket.socket | None = None) -> Waiting:
         """Send the request to Redis, together with others of this process (stop 2).
 
-        Whether it was accepted is said by `wait`. Next stop: `worker.loop.run`, which claims it.
+        Whether it was accepted is said by `wait`. When the peer of `client` hangs up, the request
+        is taken back. Next stop: `worker.loop.run`, which claims it.
         """
-        timeout_seconds = request.timeout_seconds
-        push = Push(
-            request.id, request.rows, request.signature, timeout_seconds,
-            int(1000 * (timeout_seconds + BODY_GRACE_SECONDS)), request.encode(),
-        )  # fmt: skip
-        parcel = Parcel(push, time.monotonic() + timeout_seconds)
+        parcel = Parcel(as_push(request), time.monotonic() + request.timeout_seconds, client)
         self._courier.carry(parcel)
         return Waiting(parcel)
 
-    def _push_command(self, pushes: list[Push]) -> tuple[Any, ...]:
-        keys = self._keys
-        names, arguments = list[Any](), list[Any]()
-        for push in pushes:
-            names += (keys.body + push.id, keys.result + push.id)
-            arguments += push
-        return (
-            "EVALSHA", script_digest("push"), 2 + len(names), keys.queue, keys.bell, *names,
-            self._max_queue_size, *arguments,
-        )  # fmt: skip
+
+def as_push(request: InferRequest) -> Push:
+    """Return what `push.lua` wants to know of a request."""
+    return Push(
+        request.id, request.rows, request.priority, request.signature, request.timeout_seconds,
+        int(1000 * (request.timeout_seconds + BODY_GRACE_SECONDS)), request.encode(),
+    )  # fmt: skip
+
+
+def push_command(keys: QueueKeys, limits: Limits, pushes: list[Push]) -> tuple[Any, ...]:
+    """Return the command that pushes requests; it replies with one status for each."""
+    return (
+        "EVALSHA", script_digest("push"), 2 + keys.levels, keys.bell, keys.bytes, *keys.queues,
+        keys.body, keys.result, limits.requests, limits.bytes,
+        *itertools.chain.from_iterable(pushes),
+    )  # fmt: skip
+
+
+def cancel_command(
+    keys: QueueKeys, why: str, ids: Iterable[str], *, only_waiting: bool = False
+) -> tuple[Any, ...]:
+    """Return the command that closes requests, counted as `why`: `expired` or `cancelled`."""
+    return (
+        "EVALSHA", script_digest("cancel"), 2 + keys.levels, keys.bytes, keys.counts, *keys.queues,
+        keys.body, why, int(only_waiting), *ids,
+    )  # fmt: skip
 
 
 class Waiting:
@@ -161,7 +153,7 @@ class WorkQueue:
         self._wire = wire
         self._keys = keys
         self._instance = instance
-        self._result_ttl_ms = int(1000 * result_ttl_seconds)
+        self._result_ttl_seconds = result_ttl_seconds
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
         """Take one batch, waiting up to a second for work (stop 3); empty when there is none.
@@ -209,14 +201,15 @@ class WorkQueue:
             self._keys,
             self._instance,
             crashed=False,
-            result_ttl_seconds=self._result_ttl_ms / 1000,
+            result_ttl_seconds=self._result_ttl_seconds,
         )
 
     def _claim(self, max_rows: int, max_delay_seconds: float) -> tuple[Any, ...]:
         keys = self._keys
         return (
-            "EVALSHA", script_digest("claim"), 3, keys.queue, keys.bell,
-            keys.inflight + self._instance, max_rows, max_delay_seconds, keys.body,
+            "EVALSHA", script_digest("claim"), 4 + keys.levels, keys.bell,
+            keys.inflight + self._instance, keys.bytes, keys.counts, *keys.queues,
+            max_rows, max_delay_seconds, keys.body,
         )  # fmt: skip
 
     def _publish(
@@ -227,7 +220,8 @@ class WorkQueue:
             answers += (item.id, result)
         return (
             "EVALSHA", script_digest("publish"), 1, keys.inflight + self._instance,
-            drop_count, self._result_ttl_ms, keys.body, keys.result, keys.answered, *answers,
+            drop_count, _ms(self._result_ttl_seconds), _ms(KEPT_SECONDS),
+            keys.body, keys.result, keys.answered, *answers,
         )  # fmt: skip
 
     def _wait_and_claim(
@@ -254,19 +248,25 @@ def recover(
 ) -> tuple[int, int]:
     """Put an instance's in-flight work back to the head of the queue.
 
-    A crash counts as an attempt: after MAX_ATTEMPTS a request is answered with ModelCrashed.
+    A crash counts as an attempt: after MAX_ATTEMPTS a request is answered with ModelCrashed, and
+    kept among the dead.
     Returns how many requests went back and how many were given up. Raises RedisError.
     """
     wire.send(
-        ("EVALSHA", script_digest("recover"), 3, keys.queue, keys.bell, keys.inflight + instance,
-         int(crashed), MAX_ATTEMPTS, int(1000 * result_ttl_seconds),
-         keys.body, keys.result, keys.answered, _CRASHED)
+        ("EVALSHA", script_digest("recover"), 5, keys.bell, keys.inflight + instance, keys.bytes,
+         keys.counts, keys.dead, int(crashed), MAX_ATTEMPTS, _ms(result_ttl_seconds),
+         _ms(KEPT_SECONDS), _ms(DEAD_SECONDS), keys.queue, keys.body, keys.result, keys.answered,
+         keys.dead_body, _CRASHED, instance)
     )  # fmt: skip
     back, given_up = wire.reply()
     return back, given_up
 
 
 def _claimed(ticket: bytes, body: bytes, now: float) -> Claimed:
-    _, attempts, rows, enqueued, _, _ = TICKET.unpack_from(ticket)
+    _, attempts, _, rows, enqueued, _, _ = TICKET.unpack_from(ticket)
     request_id = ticket[TICKET.size :].decode()
     return Claimed(request_id, rows, attempts + 1, max(0.0, now - enqueued), body)
+
+
+def _ms(seconds: float) -> int:
+    return int(1000 * seconds)

@@ -89,7 +89,9 @@ class Sender:
         self._confirm()
         parcels: list[Parcel] = []
         while self._outbox and len(parcels) < MAX_PARCELS_PER_WRITE:
-            parcels.append(self._outbox.popleft())
+            parcel = self._outbox.popleft()
+            if parcel.error is None:  # else it was taken back meanwhile
+                parcels.append(parcel)
         if parcels:
             self._write(parcels)
 
@@ -123,8 +125,8 @@ class Sender:
 
     def _note(self, parcels: list[Parcel], statuses: list[bytes]) -> None:
         for parcel, status in zip(parcels, statuses, strict=True):
-            if status == b"full":
-                self._refuse(parcel, QueueFull("Exceeds maximum queue size"))
+            if status.startswith(b"full"):
+                self._refuse(parcel, QueueFull.with_waiting(int(status.split()[1])))
             else:
                 parcel.accepted = True
 

@@ -50,6 +50,12 @@ def _redis_url(value: str) -> str:
     return value
 
 
+def _flag(value: str) -> bool:
+    if value.lower() not in {"0", "1", "false", "true"}:
+        raise ValueError("must be 0 or 1")
+    return value.lower() in {"1", "true"}
+
+
 def _key_prefix(value: str) -> str:
     if not value or any(sign in value for sign in "{}: "):
         raise ValueError("must be a word without braces, colons or spaces")
@@ -95,6 +101,21 @@ class Settings:
     )
     max_queue_size: int = _setting(
         10_000, "FERRY_MAX_QUEUE_SIZE", "requests waiting per model before 503", _whole(1)
+    )
+    max_queue_bytes: int = _setting(
+        256 * 2**20,
+        "FERRY_MAX_QUEUE_BYTES",
+        "bytes of request bodies waiting per model before 503",
+        _whole(1024),
+    )
+    max_waiting: int = _setting(
+        1000, "FERRY_MAX_WAITING", "requests under way in one API process before 503", _whole(1)
+    )
+    durable: bool = _setting(
+        False,
+        "FERRY_DURABLE",
+        "1 accepts an asynchronous request only once Redis has flushed it to its disk",
+        _flag,
     )
     request_timeout_seconds: float = _setting(
         30.0, "FERRY_REQUEST_TIMEOUT_SECONDS", "deadline of a request, from its arrival", _seconds

@@ -79,7 +79,7 @@ def client(app: Flask) -> FlaskClient:
 def nothing_is_queued(settings: Settings) -> Iterator[None]:
     redis = connect(settings.redis_url)
     yield
-    queues = [QueueKeys(settings.key_prefix, model.key).queue for model in MODELS]
+    queues = [QueueKeys(settings.key_prefix, model.key).queues[0] for model in MODELS]
     queued = [queue for queue in queues if redis.delete(queue)]
     redis.close()
     assert not queued

@@ -15,8 +15,9 @@ from waiting import wait_until
 
 from shared.errors import ModelCrashed, ModelFailed, QueueFull, RequestExpired
 from shared.messages import InferRequest, InferResult, Tensor
+from shared.queue_keys import QueueKeys
 from shared.redis_connection import Wire, connect, open_wire
-from shared.request_queue import Claimed, QueueKeys, RequestQueue, Waiting, WorkQueue, recover
+from shared.request_queue import Claimed, Limits, RequestQueue, Waiting, WorkQueue, recover
 from shared.settings import Settings
 
 MODEL = "m/1"
@@ -52,7 +53,7 @@ def work(wire: Wire, keys: QueueKeys) -> WorkQueue:
 
 
 def api_end(redis: Redis, keys: QueueKeys, max_queue_size: int = 100) -> RequestQueue:
-    return RequestQueue(redis, keys, max_queue_size=max_queue_size)
+    return RequestQueue(redis, keys, Limits(max_queue_size))
 
 
 def worker_end(wire: Wire, keys: QueueKeys, instance: str = "i") -> WorkQueue:
@@ -94,7 +95,7 @@ def crash(wire: Wire, keys: QueueKeys, instance: str = "i") -> tuple[int, int]:
 
 
 def depth(redis: Redis, keys: QueueKeys) -> int:
-    return int(redis.llen(keys.queue))
+    return int(redis.llen(keys.queues[0]))
 
 
 def test_every_waiter_gets_the_answer_to_its_own_request(
@@ -439,7 +440,9 @@ def test_every_key_but_the_documented_ones_expires(
     assert sum(key.startswith(keys.result) for key in found) == 2
     assert sum(key.startswith(keys.answered) for key in found) == 2
     forever = {key for key in found if redis.ttl(key) == -1}
-    assert forever == {keys.queue, keys.bell, keys.inflight + "i"}
+    assert forever == {
+        keys.queues[0], keys.bytes, keys.bell, keys.inflight + "i", keys.counts, keys.dead,
+    }  # fmt: skip
 
 
 def test_after_everything_is_answered_only_the_bell_and_expiring_keys_remain(
@@ -472,5 +475,5 @@ def test_a_push_wakes_a_worker_that_waits(
 
 
 def _keys(redis: Redis, keys: QueueKeys) -> set[str]:
-    pattern = keys.queue.removesuffix("queue") + "*"
+    pattern = keys.queue.removesuffix("queue:") + "*"
     return {key.decode() for key in redis.scan_iter(match=pattern)}

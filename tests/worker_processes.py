@@ -13,9 +13,10 @@ from waiting import wait_until
 
 from shared.datatypes import Array
 from shared.messages import InferRequest, InferResult, Tensor
+from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect
 from shared.registry import InstanceRecord, Registry
-from shared.request_queue import QueueKeys, RequestQueue, Waiting
+from shared.request_queue import Limits, RequestQueue, Waiting
 from shared.settings import Settings
 
 
@@ -27,7 +28,7 @@ class Served:
         self.model = model
         self.keys = QueueKeys(settings.key_prefix, f"{model}/1")
         self.registry = Registry(redis, settings.key_prefix)
-        self.queue = RequestQueue(redis, self.keys, max_queue_size=100)
+        self.queue = RequestQueue(redis, self.keys, Limits(100))
 
     def push(self, value: float) -> Waiting:
         """Ask for one row of `value`s."""

@@ -10,13 +10,13 @@ from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from shared.model_spec import ModelSpec
+from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect, open_wire
-from shared.request_queue import QueueKeys, WorkQueue
+from shared.request_queue import WorkQueue
 from worker.backends.base import Backend
 from worker.backends.onnxruntime import OnnxRuntimeBackend
 from worker.backends.torchscript import TorchScriptBackend
@@ -24,6 +24,8 @@ from worker.batch import answer_batch
 from worker.devices import Placement
 from worker.logs import configure_logging
 from worker.loop import run
+from worker.memory import PiecewiseBackend
+from worker.meter import Meter
 from worker.warmup import warm_up
 
 log = logging.getLogger(__name__)
@@ -46,11 +48,12 @@ class InstanceJob:
     log_level: str
 
 
-def run_instance(job: InstanceJob, reports: Connection, busy_since: Any) -> None:
+def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     """Be the instance: the body of a forked process, which ends when this returns.
 
-    Sends `("ready", "")` or `("failed", reason)` to `reports`. SIGTERM finishes the batch in hand;
-    before the first batch it ends the process at once.
+    Sends `("ready", "")` or `("failed", reason)` to `reports`, and writes what it does into
+    `meter`, which the supervisor reads. SIGTERM finishes the batch in hand; before the first batch
+    it ends the process at once.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -58,6 +61,8 @@ def run_instance(job: InstanceJob, reports: Connection, busy_since: Any) -> None
     configure_logging(job.log_level)
     try:
         backend = load_backend(job)
+        if job.spec.batched:
+            backend = PiecewiseBackend(backend, job.spec, meter)
         warm_up(job.spec, backend)
     except Exception as error:  # a border: the supervisor reports it and tries again later
         log.error("%s failed to load, the supervisor will retry: %s", job.spec.key, error)
@@ -65,7 +70,7 @@ def run_instance(job: InstanceJob, reports: Connection, busy_since: Any) -> None
         raise SystemExit(1) from error
     queue = WorkQueue(
         open_wire(connect(job.redis_url)),
-        QueueKeys(job.key_prefix, job.spec.key),
+        QueueKeys(job.key_prefix, job.spec.key, job.spec.levels),
         job.id,
         result_ttl_seconds=job.result_ttl_seconds,
     )
@@ -77,7 +82,7 @@ def run_instance(job: InstanceJob, reports: Connection, busy_since: Any) -> None
             queue,
             partial(answer_batch, spec=job.spec, backend=backend, instance=job.id),
             lambda: bool(stopping),
-            busy_since,
+            meter,
             max_rows=job.spec.batch_rows,
             max_delay_seconds=job.spec.max_queue_delay_seconds,
         )

@@ -25,6 +25,7 @@ SUPPORTED = {
     "dynamic_batching", "parameters", "default_model_filename",
 }  # fmt: skip
 Number = TypeVar("Number", int, float)
+MAX_PRIORITY_LEVELS = 100
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
@@ -77,6 +78,7 @@ def _config(message: Any, directory: Path, version: str, versions: tuple[str, ..
         kind = parameters["input_kind"]
         raise ValueError(f"input_kind {kind!r}: expected image, text or tensor")
     backend = _backend(message)
+    levels, default_level = _priorities(message.dynamic_batching)
     spec = ModelSpec(
         name=directory.name,
         version=version,
@@ -84,6 +86,9 @@ def _config(message: Any, directory: Path, version: str, versions: tuple[str, ..
         platform=message.platform or message.backend,
         max_batch_size=message.max_batch_size,
         max_queue_delay_seconds=message.dynamic_batching.max_queue_delay_microseconds / 1e6,
+        max_queue_size=message.dynamic_batching.default_queue_policy.max_queue_size,
+        priority_levels=levels,
+        default_priority_level=default_level,
         inputs=tuple(_tensor(item, directory) for item in message.input),
         outputs=tuple(_tensor(item, directory) for item in message.output),
         image=_image(message, parameters),
@@ -100,6 +105,16 @@ def _config(message: Any, directory: Path, version: str, versions: tuple[str, ..
         tuple(_group(item) for item in message.instance_group) or (InstanceGroup(),),
         parameters,
     )
+
+
+def _priorities(batching: Any) -> tuple[int, int]:
+    """Return the levels of priority and the default one, which Triton wants if there are any."""
+    levels, default = batching.priority_levels, batching.default_priority_level
+    if levels > MAX_PRIORITY_LEVELS:
+        raise ValueError(f"priority_levels {levels} must not exceed {MAX_PRIORITY_LEVELS}")
+    if levels and not 1 <= default <= levels:
+        raise ValueError(f"default_priority_level {default} must be from 1 to {levels}")
+    return levels, default if levels else 1
 
 
 def _backend(message: Any) -> str:

@@ -1,29 +1,38 @@
 -- push: accept requests, each once. Run by RequestQueue.push, through Courier, which sends several at once.
--- KEYS: queue, bell, then body and result of each request
--- ARGV: max_queue_size, then id, rows, signature, timeout_seconds, body_ttl_ms, body of each request
+-- KEYS: bell, bytes, queue of each level
+-- ARGV: body and result key prefix, max_requests, max_bytes,
+--       then id, rows, level, signature, timeout_seconds, body_ttl_ms, body of each request
 -- Returns for each: 'queued', 'known' (this id is stored or answered already: a push sent again after a
--- lost connection changes nothing) or 'full' (refused).
-local queue, bell, max_queue_size = KEYS[1], KEYS[2], tonumber(ARGV[1])
+-- lost connection changes nothing) or 'full <waiting>' (refused).
+local bell, bytes_key = KEYS[1], KEYS[2]
+local body_prefix, result_prefix, max_requests, max_bytes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
-local length = redis.call('LLEN', queue)
+local waiting = 0
+for level = 3, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[level]) end
+local bytes = tonumber(redis.call('GET', bytes_key) or 0)
 
-local statuses, tickets = {}, {}
-for i = 1, (#ARGV - 1) / 6 do
-  local body, result = KEYS[2 * i + 1], KEYS[2 * i + 2]
-  local id, rows, signature, timeout, ttl, payload = unpack(ARGV, 6 * i - 4, 6 * i + 1)
-  if redis.call('EXISTS', body, result) > 0 then
+local statuses, tickets, added = {}, {}, 0
+for i = 1, (#ARGV - 4) / 7 do
+  local id, rows, level, signature, timeout, ttl, payload = unpack(ARGV, 7 * i - 2, 7 * i + 4)
+  local body = body_prefix .. id
+  if redis.call('EXISTS', body, result_prefix .. id) > 0 then
     statuses[i] = 'known'
-  elseif length + #tickets >= max_queue_size then
-    statuses[i] = 'full'
+  -- One request that is larger than all the queue may hold still fits into an empty one.
+  elseif waiting >= max_requests or (waiting > 0 and bytes + added + #payload > max_bytes) then
+    statuses[i] = 'full ' .. waiting
   else
     redis.call('SET', body, payload, 'PX', ttl)
-    tickets[#tickets + 1] = struct.pack('<BBI4ddc8', 1, 0, rows, now, now + timeout, signature) .. id
+    local queue = KEYS[2 + level]
+    tickets[queue] = tickets[queue] or {}
+    table.insert(tickets[queue], struct.pack('<BBBI4ddc8', 2, 0, level, rows, now, now + timeout, signature) .. id)
+    waiting, added = waiting + 1, added + #payload
     statuses[i] = 'queued'
   end
 end
-if #tickets > 0 then
-  redis.call('RPUSH', queue, unpack(tickets))
+if added > 0 then
+  for queue, new in pairs(tickets) do redis.call('RPUSH', queue, unpack(new)) end
+  redis.call('INCRBY', bytes_key, added)
   if redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
 end
 return statuses

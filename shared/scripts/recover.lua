@@ -1,30 +1,52 @@
 -- recover: put what an instance held back to the head of its queue, oldest first. Run for a dead
 -- instance by a supervisor (crashed = 1), and by an instance that lost its connection (crashed = 0).
--- KEYS: queue, bell, inflight   ARGV: crashed, max_attempts, result_ttl_ms, body, result and answered key prefix, error result
--- A request whose attempts are used up is answered with the error result instead.
+-- KEYS: bell, inflight, bytes, counts, dead
+-- ARGV: crashed, max_attempts, result_ttl_ms, kept_ttl_ms, dead_ttl_ms, queue, body, result, answered and
+--       dead body key prefix, error result, instance
+-- A request whose attempts are used up is answered with the error result instead, and kept among the dead.
 -- Atomic, so two supervisors that recover the same instance do it once. Returns {put back, given up}.
-local queue, bell, inflight = unpack(KEYS)
-local crashed, max_attempts, ttl, body_prefix, result_prefix, answered_prefix, error_result = unpack(ARGV)
+local bell, inflight, bytes_key, counts, dead = unpack(KEYS)
+local crashed, max_attempts, ttl, kept_ttl, dead_ttl, queue_prefix, body_prefix, result_prefix, answered_prefix,
+  dead_prefix, error_result, instance = unpack(ARGV)
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1e6
+
+local function give_up(id, body, attempts, level, rows, enqueued, signature)
+  local process = string.sub(id, 1, 8)
+  redis.call('RENAME', body, dead_prefix .. id)
+  redis.call('PEXPIRE', dead_prefix .. id, dead_ttl)
+  redis.call('LPUSH', dead, cmsgpack.pack({id, rows, level, attempts, enqueued, now, instance, signature}))
+  redis.call('LTRIM', dead, 0, 999)
+  redis.call('HINCRBY', counts, 'dead', 1)
+  redis.call('SET', result_prefix .. id, error_result, 'PX', process == '00000001' and kept_ttl or ttl)
+  if process ~= '00000000' and process ~= '00000001' then
+    redis.call('RPUSH', answered_prefix .. process, id)
+    redis.call('PEXPIRE', answered_prefix .. process, ttl)
+  end
+end
+
 local tickets = redis.call('LRANGE', inflight, 0, -1)
-local back, given_up = 0, 0
+local back, given_up, bytes = 0, 0, 0
 for i = #tickets, 1, -1 do
-  local version, attempts = struct.unpack('<BB', tickets[i])
-  local id = string.sub(tickets[i], 31)
+  local version, attempts, level, rows, enqueued, deadline, signature, next_byte =
+    struct.unpack('<BBBI4ddc8', tickets[i])
+  local id = string.sub(tickets[i], next_byte)
+  local body = body_prefix .. id
   attempts = attempts + crashed
-  if redis.call('EXISTS', body_prefix .. id) == 1 then
+  if redis.call('EXISTS', body) == 1 then
     if attempts >= tonumber(max_attempts) then
-      redis.call('UNLINK', body_prefix .. id)
-      redis.call('SET', result_prefix .. id, error_result, 'PX', ttl)
-      local answered = answered_prefix .. string.sub(id, 1, 8)
-      redis.call('RPUSH', answered, id)
-      redis.call('PEXPIRE', answered, ttl)
+      give_up(id, body, attempts, level, rows, enqueued, signature)
       given_up = given_up + 1
     else
-      redis.call('LPUSH', queue, struct.pack('<BB', version, attempts) .. string.sub(tickets[i], 3))
+      redis.call('LPUSH', queue_prefix .. level, struct.pack('<BB', version, attempts) .. string.sub(tickets[i], 3))
+      bytes = bytes + redis.call('STRLEN', body)
       back = back + 1
     end
   end
 end
 redis.call('UNLINK', inflight)
-if back > 0 and redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
+if back > 0 then
+  redis.call('INCRBY', bytes_key, bytes)
+  if redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
+end
 return {back, given_up}

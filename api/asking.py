@@ -1,0 +1,42 @@
+"""Asks a checked question: now, later (`Prefer: respond-async`), or once (`Idempotency-Key`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from flask import Response, current_app, request
+
+from api.answers import How, render
+from api.terms import Terms
+from shared.messages import Tensor
+from shared.model_spec import ModelSpec
+
+if TYPE_CHECKING:
+    from api.later import Later
+    from api.queues import Queues
+
+PREFER, IDEMPOTENCY_KEY = "Prefer", "Idempotency-Key"
+
+
+class Question(NamedTuple):
+    """One request that fits its model, and how its answer is to be written."""
+
+    spec: ModelSpec
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[str, ...]
+    terms: Terms
+    how: How
+
+
+def answer(question: Question) -> Response:
+    """Answer as the request's headers want it; raises FerryError."""
+    later: Later = current_app.extensions["later"]
+    key = request.headers.get(IDEMPOTENCY_KEY)
+    wants_async = "respond-async" in request.headers.get(PREFER, "").lower()
+    if key is not None:
+        return later.once(key, question, wait=not wants_async)
+    if wants_async:
+        return later.accept(question)
+    queues: Queues = current_app.extensions["queues"]
+    spec, inputs, outputs, terms, how = question
+    return render(spec, queues.ask(spec, inputs, outputs, terms), how).response()

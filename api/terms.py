@@ -1,0 +1,78 @@
+"""How long, how urgently and for whom a request waits."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from shared.errors import BadRequest
+from shared.model_spec import ModelSpec
+
+LONGEST_TIMEOUT_SECONDS = 3600.0
+TIMEOUT_HEADER = "HTTP_X_REQUEST_TIMEOUT"
+
+
+class Terms(NamedTuple):
+    """`timeout_seconds` None means the default, `priority` 0 the model's default level.
+
+    `client` is the connection that is watched while the request waits, if there is one.
+    """
+
+    timeout_seconds: float | None = None
+    priority: int = 0
+    client: socket.socket | None = None
+
+    def level(self, spec: ModelSpec) -> int:
+        """Return the queue to wait on, 1 for the most urgent; raises BadRequest.
+
+        Source: Triton's schedule policy extension. A model without levels has one for all.
+        """
+        if not spec.priority_levels:
+            return 1
+        if self.priority > spec.priority_levels:
+            raise BadRequest(
+                f"\"priority\" {self.priority}: '{spec.name}' has the levels 1 to "
+                f"{spec.priority_levels}"
+            )
+        return self.priority or spec.default_priority_level
+
+
+USUAL = Terms()
+
+
+def terms_of(environ: Mapping[str, Any], parameters: Mapping[str, Any]) -> Terms:
+    """Read a request's header `X-Request-Timeout` (seconds) and its v2 parameters.
+
+    `timeout` is in microseconds, `priority` a level, as in Triton's schedule policy extension; the
+    header counts less. Raises BadRequest.
+    """
+    client = environ.get("gunicorn.socket")
+    header = environ.get(TIMEOUT_HEADER)
+    if not parameters and header is None:
+        return Terms(client=client)
+    seconds = None if header is None else _seconds(header)
+    if "timeout" in parameters:
+        seconds = _whole(parameters, "timeout") / 1e6 or seconds
+    if seconds is not None and seconds > LONGEST_TIMEOUT_SECONDS:
+        raise BadRequest(f"a request may wait {LONGEST_TIMEOUT_SECONDS:g} s at most, not {seconds}")
+    priority = _whole(parameters, "priority") if "priority" in parameters else 0
+    return Terms(seconds, priority, client)
+
+
+def _seconds(header: str) -> float:
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0 or math.isinf(seconds):
+        raise BadRequest(f"X-Request-Timeout {header!r} must be a number of seconds above 0")
+    return seconds
+
+
+def _whole(parameters: Mapping[str, Any], name: str) -> int:
+    value = parameters[name]
+    if type(value) is not int or value < 0:
+        raise BadRequest(f'parameter "{name}" must be a whole number from 0, not {value!r}')
+    return value

@@ -1,0 +1,64 @@
+"""The keys that a request passes through in Redis, and the ticket that stands on the queue.
+
+Keys of one model version m/v share a hash tag, so each script runs in one slot and a cluster
+shards by model. `ferry` is FERRY_KEY_PREFIX.
+
+    key                             type    holds                                          expires
+    ferry:{m/v}:queue:<level>       list    tickets of waiting requests, oldest first     no
+    ferry:{m/v}:bytes               string  bytes of the bodies of waiting requests       no
+    ferry:{m/v}:bell                list    at most one wake-up token, no data            no
+    ferry:{m/v}:inflight:<instance> list    tickets claimed and not yet published         no (see 1)
+    ferry:{m/v}:body:<id>           string  a request's tensors; exists while it is open  yes
+    ferry:{m/v}:result:<id>         string  one encoded result                            yes
+    ferry:{m/v}:answered:<process>  list    ids answered for one API process, no results  yes
+    ferry:{m/v}:counts              hash    requests expired, cancelled, dead so far      no
+    ferry:{m/v}:dead                list    the last 1000 requests given up, newest first no
+    ferry:{m/v}:deadbody:<id>       string  the tensors of such a request                 7 days
+
+    1: dropped when its batch is published; a dead instance's is moved by `recover`.
+
+A ticket is 31 bytes that the scripts read without decoding anything else, then the id:
+
+    B version   B attempts   B level   I4 rows   d enqueued   d deadline   8 bytes signature   id
+
+An id is 32 hex digits; the first 8 name the API process that waits for it, or DETACHED or KEPT when
+none does. Level 1 is served first.
+
+Times are Redis's own clock, so no host's clock matters. A request is open while its body exists:
+whoever removes the body (the first answer, expiry, a cancel) closes it, so an answer is given once
+however often a request is run.
+"""
+
+from __future__ import annotations
+
+import struct
+
+TICKET = struct.Struct("<BBBIdd8s")
+DETACHED = "00000000"
+"""Begins the id of a request for whose answer no API process waits; it is asked for later."""
+KEPT = "00000001"
+"""As DETACHED, for an answer that is kept for an hour: its Idempotency-Key may come again."""
+
+
+class QueueKeys:
+    """The names of one model version's keys."""
+
+    def __init__(self, prefix: str, model_key: str, levels: int = 1) -> None:
+        """Name the keys of `model_key` (`name/version`) under `prefix`, with `levels` queues."""
+        tag = f"{prefix}:{{{model_key}}}"
+        self.levels = levels
+        self.queue = f"{tag}:queue:"
+        self.bytes = f"{tag}:bytes"
+        self.bell = f"{tag}:bell"
+        self.inflight = f"{tag}:inflight:"
+        self.body = f"{tag}:body:"
+        self.result = f"{tag}:result:"
+        self.answered = f"{tag}:answered:"
+        self.counts = f"{tag}:counts"
+        self.dead = f"{tag}:dead"
+        self.dead_body = f"{tag}:deadbody:"
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues of all levels, the one that is served first at the front."""
+        return [f"{self.queue}{level}" for level in range(1, self.levels + 1)]
