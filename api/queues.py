@@ -12,8 +12,9 @@ from shared.detached import Detached
 from shared.errors import QueueFull
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.model_spec import ModelSpec
+from shared.queue_commands import Limits
 from shared.queue_keys import QueueKeys
-from shared.request_queue import Limits, RequestQueue, Waiting
+from shared.request_queue import RequestQueue, Waiting
 from shared.settings import Settings
 
 LONGEST_RETRY_AFTER_SECONDS = 60

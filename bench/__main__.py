@@ -38,16 +38,24 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    rows: list[Row] = []
+    failure = ""
     try:
         settings = Settings.from_env(os.environ)
-        rows = [row for name in names for row in _run(name, plan, settings)]
-    except (BadSetting, BenchError, CannotStart) as error:
+        for name in names:
+            rows += _run(name, plan, settings)
+    except BadSetting as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
+    except (BenchError, CannotStart) as error:
+        failure = str(error)  # what was measured before it is worth its minutes
     except KeyboardInterrupt:
         print("bench: interrupted, everything it started has ended", file=sys.stderr)
         return 130
-    return _report(rows, plan, settings)
+    code = _report(rows, plan, settings)
+    if failure:
+        print(f"bench: {failure}", file=sys.stderr)
+    return 2 if failure else code
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[list[str], Plan]:

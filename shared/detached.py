@@ -10,9 +10,9 @@ from redis.exceptions import RedisError, ResponseError
 
 from shared.errors import QueueFull, RedisUnavailable
 from shared.messages import InferRequest, InferResult
+from shared.queue_commands import Limits, as_push, cancel_command, push_command
 from shared.queue_keys import DETACHED, KEPT, QueueKeys
 from shared.redis_connection import script_text
-from shared.request_queue import Limits, as_push, cancel_command, push_command
 
 FLUSH_MS = 2000
 

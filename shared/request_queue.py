@@ -6,7 +6,6 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,12 +14,12 @@ from redis import Redis
 from shared.courier import Courier
 from shared.errors import ModelCrashed
 from shared.messages import InferRequest, InferResult
-from shared.parcels import Parcel, Push
+from shared.parcels import Parcel
+from shared.queue_commands import Limits, as_push, cancel_command, push_command
 from shared.queue_keys import TICKET, QueueKeys
 from shared.redis_connection import LONGEST_BLOCK_SECONDS, Wire, open_wire, script_digest
 
 MAX_ATTEMPTS = 3
-BODY_GRACE_SECONDS = 60.0
 KEPT_SECONDS = 3600.0
 """How long the answer to a request with an Idempotency-Key is kept."""
 DEAD_SECONDS = 7 * 86400.0
@@ -28,13 +27,6 @@ DEAD_SECONDS = 7 * 86400.0
 _CRASHED = InferResult(
     error=ModelCrashed(f"the worker process died {MAX_ATTEMPTS} times while running this request")
 ).encode()
-
-
-class Limits(NamedTuple):
-    """What may wait for one model version: requests, and bytes of their bodies."""
-
-    requests: int = 10_000
-    bytes: int = 256 * 2**20
 
 
 class Claimed(NamedTuple):
@@ -87,33 +79,6 @@ class RequestQueue:
         parcel = Parcel(as_push(request), time.monotonic() + request.timeout_seconds, client)
         self._courier.carry(parcel)
         return Waiting(parcel)
-
-
-def as_push(request: InferRequest) -> Push:
-    """Return what `push.lua` wants to know of a request."""
-    return Push(
-        request.id, request.rows, request.priority, request.signature, request.timeout_seconds,
-        int(1000 * (request.timeout_seconds + BODY_GRACE_SECONDS)), request.encode(),
-    )  # fmt: skip
-
-
-def push_command(keys: QueueKeys, limits: Limits, pushes: list[Push]) -> tuple[Any, ...]:
-    """Return the command that pushes requests; it replies with one status for each."""
-    return (
-        "EVALSHA", script_digest("push"), 2 + keys.levels, keys.bell, keys.bytes, *keys.queues,
-        keys.body, keys.result, limits.requests, limits.bytes,
-        *itertools.chain.from_iterable(pushes),
-    )  # fmt: skip
-
-
-def cancel_command(
-    keys: QueueKeys, why: str, ids: Iterable[str], *, only_waiting: bool = False
-) -> tuple[Any, ...]:
-    """Return the command that closes requests, counted as `why`: `expired` or `cancelled`."""
-    return (
-        "EVALSHA", script_digest("cancel"), 2 + keys.levels, keys.bytes, keys.counts, *keys.queues,
-        keys.body, why, int(only_waiting), *ids,
-    )  # fmt: skip
 
 
 class Waiting:

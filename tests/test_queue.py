@@ -15,9 +15,10 @@ from waiting import wait_until
 
 from shared.errors import ModelCrashed, ModelFailed, QueueFull, RequestExpired
 from shared.messages import InferRequest, InferResult, Tensor
+from shared.queue_commands import Limits
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import Wire, connect, open_wire
-from shared.request_queue import Claimed, Limits, RequestQueue, Waiting, WorkQueue, recover
+from shared.request_queue import Claimed, RequestQueue, Waiting, WorkQueue, recover
 from shared.settings import Settings
 
 MODEL = "m/1"

@@ -13,10 +13,11 @@ from waiting import wait_until
 
 from shared.datatypes import Array
 from shared.messages import InferRequest, InferResult, Tensor
+from shared.queue_commands import Limits
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect
 from shared.registry import InstanceRecord, Registry
-from shared.request_queue import Limits, RequestQueue, Waiting
+from shared.request_queue import RequestQueue, Waiting
 from shared.settings import Settings
 
 
@@ -30,10 +31,11 @@ class Served:
         self.registry = Registry(redis, settings.key_prefix)
         self.queue = RequestQueue(redis, self.keys, Limits(100))
 
-    def push(self, value: float) -> Waiting:
-        """Ask for one row of `value`s."""
-        x = Tensor.of("x", np.full((1, 2), value, np.float32))
-        return self.queue.push(InferRequest(self.queue.new_id(), 1, (x,), (), 60.0))
+    def push(self, value: float, shape: tuple[int, ...] = (1, 2)) -> Waiting:
+        """Ask for an x full of `value`s: rows of two, or two numbers without a batch dimension."""
+        x = Tensor.of("x", np.full(shape, value, np.float32))
+        rows = 1 if len(shape) == 1 else shape[0]
+        return self.queue.push(InferRequest(self.queue.new_id(), rows, (x,), (), 60.0))
 
     def records(self) -> list[InstanceRecord]:
         return [record for record in self.registry.instances()[0] if record.model == self.model]
