@@ -24,16 +24,18 @@ class Push(NamedTuple):
 class Parcel:
     """A request until it has an encoded result or an error. `deadline` is monotonic seconds.
 
-    `client` is the connection of whoever asked, None when it is not known.
+    It was `sent` when it may be stored, and `accepted` when Redis said so. `client` is the
+    connection of whoever asked, None when it is not known.
     """
 
-    __slots__ = ("accepted", "client", "deadline", "done", "error", "push", "result")
+    __slots__ = ("accepted", "client", "deadline", "done", "error", "push", "result", "sent")
 
     def __init__(self, push: Push, deadline: float, client: socket.socket | None = None) -> None:
         """Hold what is to be pushed."""
         self.push = push
         self.deadline = deadline
         self.client = client
+        self.sent = False
         self.accepted = False
         self.done = Event()
         self.result: bytes | None = None

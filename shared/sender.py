@@ -99,6 +99,8 @@ class Sender:
         try:
             self._wire.send(self._push_command([parcel.push for parcel in parcels]))
             self._unconfirmed = parcels
+            for parcel in parcels:
+                parcel.sent = True
         except RedisError as error:
             self._give_up(parcels, error)
 
@@ -131,10 +133,10 @@ class Sender:
                 parcel.accepted = True
 
     def _give_up(self, parcels: list[Parcel], error: RedisError) -> None:
-        log.warning("%d requests refused, Redis fails: %s", len(parcels), error)
+        log.warning("%d requests cannot be pushed, Redis fails: %s", len(parcels), error)
         for parcel in parcels:
-            # An accepted one was being pushed again; the collector tries until Redis is back.
-            if not parcel.accepted:
+            # What was sent may be stored: the collector has it pushed again when Redis is back.
+            if not parcel.sent:
                 self._refuse(
                     parcel,
                     RedisUnavailable("cannot reach the request queue, Redis does not answer"),
