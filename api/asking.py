@@ -32,11 +32,16 @@ def answer(question: Question) -> Response:
     """Answer as the request's headers want it; raises FerryError."""
     later: Later = current_app.extensions["later"]
     key = request.headers.get(IDEMPOTENCY_KEY)
-    wants_async = "respond-async" in request.headers.get(PREFER, "").lower()
+    wants_async = "respond-async" in _preferences(request.headers.get(PREFER, ""))
     if key is not None:
-        return later.once(key, question, wait=not wants_async)
+        return later.once(key, request.path, question, wait=not wants_async)
     if wants_async:
         return later.accept(question)
     queues: Queues = current_app.extensions["queues"]
     spec, inputs, outputs, terms, how = question
     return render(spec, queues.ask(spec, inputs, outputs, terms), how).response()
+
+
+def _preferences(header: str) -> set[str]:
+    """Return the preferences of a header as RFC 7240 has it, without their parameters."""
+    return {item.partition(";")[0].strip().lower() for item in header.split(",")}

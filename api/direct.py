@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ROUTE = re.compile(r"/v2/models/([\w.-]+)(?:/versions/(\d+))?/infer", re.ASCII)
 STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+STATUS_LINES[499] = "499 Client Closed Request"
 
 
 class DirectInference:

@@ -1,27 +1,21 @@
-"""Answers that are asked for later, by id or by Idempotency-Key.
-
-key                              holds                                              expires
-ferry:request:<id>               Record: model, deadline, how to answer             with the answer
-ferry:once:<hash of the key>     the first request's id and the hash of its body    an hour
-"""
+"""Answers that are asked for later, by id or by Idempotency-Key; `records.py` has their keys."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
 import msgpack
 import redis
 from flask import Response
-from pydantic import BaseModel, ConfigDict
-from redis.exceptions import RedisError, ResponseError
 
 from api.answers import How, render
 from api.asking import Question
 from api.json_answers import json_response
 from api.queues import Queues
+from api.records import First, Records
+from api.terms import LONGEST_TIMEOUT_SECONDS
 from shared.detached import State, new_id
 from shared.errors import (
     BadRequest,
@@ -39,18 +33,6 @@ from shared.settings import Settings
 
 LONGEST_KEY = 255
 FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.005, 0.2
-MEMORY_SECONDS = 3600.0
-"""How long it is known that a request existed after its answer has expired."""
-
-
-class Record(BaseModel):
-    """What is kept of a request beside its tensors and its answer; times are Unix seconds."""
-
-    model_config = ConfigDict(frozen=True)
-
-    spec: ModelSpec
-    how: How
-    deadline: float
 
 
 class Later:
@@ -58,11 +40,11 @@ class Later:
 
     def __init__(self, client: redis.Redis, settings: Settings, queues: Queues) -> None:
         """Open nothing yet."""
-        self._client = client
         self._settings = settings
         self._queues = queues
-        self._records = f"{settings.key_prefix}:request:"
-        self._once = f"{settings.key_prefix}:once:"
+        longest_timeout = max(LONGEST_TIMEOUT_SECONDS, settings.request_timeout_seconds)
+        longest_kept = max(KEPT_SECONDS, settings.result_ttl_seconds)
+        self._records = Records(client, settings.key_prefix, longest_timeout + longest_kept)
 
     def accept(self, question: Question) -> Response:
         """Store a request and answer 202 with its location."""
@@ -70,122 +52,122 @@ class Later:
         self._submit(request_id, question, self._settings.result_ttl_seconds)
         return _accepted(request_id, State("waiting"))
 
-    def once(self, key: str, question: Question, *, wait: bool) -> Response:
-        """Answer what the first request with this key and body was, or will be, answered.
+    def once(self, key: str, path: str, question: Question, *, wait: bool) -> Response:
+        """Answer what the first request with this key, path and body was, or will be, answered.
 
-        Raises IdempotencyConflict for another body under the same key.
+        Raises IdempotencyConflict when the first was another, RequestExpired when the answer is
+        not there by this request's deadline; the same key may then come again.
         """
         if not 0 < len(key) <= LONGEST_KEY:
             raise BadRequest(f"Idempotency-Key must have 1 to {LONGEST_KEY} characters")
-        name = self._once + sha256(f"{question.spec.name}\0{key}".encode()).hexdigest()
-        asked = _digest(question)
-        first_id = new_id(kept=True)
-        found = self._claim_key(name, msgpack.packb([first_id, asked]))
-        if found is None:
-            request_id = first_id
-            try:
-                self._submit(request_id, question, KEPT_SECONDS)
-            except FerryError:
-                self._delete(name)
-                raise
+        ours = First(new_id(kept=True), _digest(path, question))
+        first = self._records.first(question.spec.name, key, ours)
+        if first.asked != ours.asked:
+            raise IdempotencyConflict("this Idempotency-Key came with another request before")
+        request_id, spec = first.request_id, question.spec
+        if first == ours:
+            self._submit_first(request_id, key, question)
         else:
-            request_id, before = msgpack.unpackb(found)
-            if before != asked:
-                raise IdempotencyConflict("this Idempotency-Key came with another request before")
-            # Expired on the queue, or not pushed yet, by a process that may have died: pushing is
-            # idempotent, so whoever comes does it.
-            if self._queues.detached(question.spec).state(request_id).what == "gone":
-                self._submit(request_id, question, KEPT_SECONDS)
+            spec = self._joined(request_id, question)
         seconds = self._queues.timeout_seconds(question.terms) if wait else 0.0
-        return self.answer(request_id, seconds, refuse_late=wait)
+        state = self._wait(request_id, spec, seconds)
+        if state.result is None and wait:
+            raise RequestExpired("Request timeout expired")
+        return _answered(request_id, spec, question.how, state)
 
-    def answer(
-        self, request_id: str, wait_seconds: float, *, refuse_late: bool = False
-    ) -> Response:
+    def answer(self, request_id: str, wait_seconds: float) -> Response:
         """Return the answer, or 202 when it is not there within `wait_seconds`.
 
-        With `refuse_late` that is RequestExpired. Raises UnknownRequest, RequestGone, and the error
-        that the request was answered with.
+        Raises UnknownRequest, RequestGone, and the error that the request was answered with.
         """
-        deadline, pause = time.monotonic() + wait_seconds, FIRST_LOOK_SECONDS
-        record = self._record(request_id)
-        while True:
-            state = self._queues.detached(record.spec).state(request_id)
-            left = deadline - time.monotonic()
-            if state.what in {"done", "gone"} or left <= 0:
-                break
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, LONGEST_LOOK_SECONDS)
-        if state.result is not None:
-            if state.result.error is not None:
-                raise state.result.error
-            return render(record.spec, state.result, record.how).response()
-        if state.what == "gone" or time.time() > record.deadline:
-            raise RequestGone(f"request {request_id} has expired, or was cancelled")
-        if refuse_late:
-            raise RequestExpired("Request timeout expired")
-        return _accepted(request_id, state)
+        spec, how = self._records.find(request_id)
+        return _answered(request_id, spec, how, self._wait(request_id, spec, wait_seconds))
 
     def cancel(self, request_id: str) -> Response:
         """Take back a request that waits; raises RequestStarted, UnknownRequest or RequestGone."""
-        what = self._queues.detached(self._record(request_id).spec).cancel(request_id)
-        if what == "running":
-            raise RequestStarted(f"request {request_id} is running and cannot be cancelled")
+        requests = self._queues.detached(self._records.find(request_id)[0])
+        what = requests.cancel(request_id)
         if what == "gone":
-            raise RequestGone(f"request {request_id} is answered, expired or cancelled already")
+            what = requests.state(request_id).what
+        if what in {"running", "done"}:
+            raise RequestStarted(f"request {request_id} is {what} and cannot be cancelled")
+        if what == "gone":
+            raise _gone(request_id)
         return json_response({"id": request_id, "status": "cancelled"})
 
     def _submit(self, request_id: str, question: Question, keep_seconds: float) -> None:
+        """Push first: a request that is refused leaves nothing behind."""
         spec, inputs, outputs, terms, how = question
-        timeout = self._queues.timeout_seconds(terms)
-        record = Record(spec=spec, how=how, deadline=time.time() + timeout)
-        name = self._records + request_id
-        self._set(name, record.model_dump_json().encode(), timeout + keep_seconds + MEMORY_SECONDS)
+        self._queues.submit(request_id, spec, inputs, outputs, terms)
+        life_seconds = self._queues.timeout_seconds(terms) + keep_seconds
+        durable = self._settings.durable
         try:
-            self._queues.submit(request_id, spec, inputs, outputs, terms)
-        except FerryError:
-            self._delete(name)
+            self._records.save(request_id, spec, how, life_seconds, durable=durable)
+        except RedisUnavailable:
+            self._queues.detached(spec).cancel(request_id)
             raise
 
-    def _record(self, request_id: str) -> Record:
-        found = _asking(lambda: self._client.get(self._records + request_id))
-        if found is None:
-            raise UnknownRequest(f"no request {request_id!r}")
-        return Record.model_validate_json(found)
+    def _submit_first(self, request_id: str, key: str, question: Question) -> None:
+        """Submit under a new key; one that is refused frees the key, unless it came again since."""
+        try:
+            self._submit(request_id, question, KEPT_SECONDS)
+        except FerryError:
+            if self._queues.detached(question.spec).state(request_id).what == "gone":
+                self._records.forget_key(question.spec.name, key)
+            raise
 
-    def _set(self, name: str, value: bytes, seconds: float) -> None:
-        _asking(lambda: self._client.set(name, value, px=int(1000 * seconds)))
+    def _joined(self, request_id: str, question: Question) -> ModelSpec:
+        """Return the model that an earlier request asked; see to it that it is under way.
 
-    def _claim_key(self, name: str, value: bytes) -> bytes | None:
-        """Return what an earlier request wrote under `name`, or write `value` and return None."""
-        ttl_ms = int(1000 * KEPT_SECONDS)
-        found: bytes | None = _asking(
-            lambda: self._client.set(name, value, nx=True, get=True, px=ttl_ms)
-        )
-        return found
+        It may have expired on the queue, or not be pushed yet, by a process that may have died:
+        pushing is idempotent, so whoever comes does it.
+        """
+        try:
+            spec = self._records.find(request_id)[0]  # another version may serve by now
+        except UnknownRequest:
+            spec = question.spec
+        if self._queues.detached(spec).state(request_id).what != "gone":
+            return spec
+        self._submit(request_id, question, KEPT_SECONDS)
+        return question.spec
 
-    def _delete(self, name: str) -> None:
-        _asking(lambda: self._client.delete(name))
+    def _wait(self, request_id: str, spec: ModelSpec, seconds: float) -> State:
+        """Return what became of a request as soon as it is closed, or after some seconds.
+
+        subtle: where it stands on the queue costs a walk over the queue, so that is asked last.
+        """
+        requests = self._queues.detached(spec)
+        deadline, pause = time.monotonic() + seconds, FIRST_LOOK_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            if not requests.is_open(request_id):
+                break
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_LOOK_SECONDS)
+        return requests.state(request_id)
+
+
+def _answered(request_id: str, spec: ModelSpec, how: How, state: State) -> Response:
+    if state.what == "gone":
+        raise _gone(request_id)
+    if state.result is None:
+        return _accepted(request_id, state)
+    if state.result.error is not None:
+        raise state.result.error
+    return render(spec, state.result, how).response()
 
 
 def _accepted(request_id: str, state: State) -> Response:
     location = f"/v2/requests/{request_id}"
     body: dict[str, Any] = {"id": request_id, "status": state.what, "location": location}
-    if state.what == "waiting":
+    if state.ahead is not None:
         body["position"] = state.ahead
     return json_response(body, 202, (("Location", location),))
 
 
-def _digest(question: Question) -> bytes:
+def _gone(request_id: str) -> RequestGone:
+    return RequestGone(f"request {request_id} has expired, or was cancelled")
+
+
+def _digest(path: str, question: Question) -> bytes:
     """Return a hash of what was asked, tensors included."""
-    parts = [question.spec.key, question.inputs, question.outputs, question.how]
-    return sha256(msgpack.packb(parts)).digest()
-
-
-def _asking(command: Callable[[], Any]) -> Any:
-    try:
-        return command()
-    except ResponseError as error:
-        raise RedisUnavailable(f"Redis refuses the request: {error}") from error
-    except RedisError as error:
-        raise RedisUnavailable("cannot reach Redis, it does not answer") from error
+    return sha256(msgpack.packb([path, question.inputs, question.outputs, question.how])).digest()

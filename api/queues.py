@@ -72,7 +72,7 @@ class Queues:
         """Store a request for whose answer nobody waits; raises QueueFull, RedisUnavailable."""
         request = self._request(request_id, spec, inputs, outputs, terms)
         try:
-            self.detached(spec).submit(request, durable=self._settings.durable)
+            self.detached(spec).submit(request)
         except QueueFull as error:
             raise self._with_retry_after(spec, error) from None
 

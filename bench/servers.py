@@ -68,9 +68,13 @@ def single_model_repository(model: str, settings: Settings, directory: Path) -> 
 
 
 def gunicorn(app: str, *options: str) -> list[str]:
-    """Return the command that serves `app` as Ferry's API is served."""
-    config = str(PROJECT_ROOT / "gunicorn.conf.py")
-    return [sys.executable, "-m", "gunicorn", "--config", config, *options, app]
+    """Return the command that serves `app` as Ferry's API is served.
+
+    subtle: `python -m gunicorn` could not start itself anew on SIGUSR2, where it finds its own
+    package `http` before Python's.
+    """
+    program, config = Path(sys.executable).parent / "gunicorn", PROJECT_ROOT / "gunicorn.conf.py"
+    return [str(program), "--config", str(config), *options, app]
 
 
 def wait_until_ready(request: Request, processes: list[tuple[Popen[bytes], Path]]) -> None:

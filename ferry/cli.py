@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ferry.errors import CannotStart
+from ferry.errors import CannotStart, NoRedis
 from ferry.samples import DEFAULT_NAMES, NAMES, make_samples
 from ferry.up import up
+from ferry.workers import workers
 from shared.errors import BadSetting
 from shared.settings import Settings
 
@@ -21,13 +22,16 @@ EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; return its exit code, 2 for a bad setting, 1 for what is in the way."""
+    """Run one subcommand; return its exit code.
+
+    2 for a bad setting or no Redis to look into, 1 for what is in the way.
+    """
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
-    except BadSetting as error:
+    except (BadSetting, NoRedis) as error:
         print(f"ferry: {error}", file=sys.stderr)
         return EXIT_BAD_USAGE
     except CannotStart as error:
@@ -42,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_up(commands.add_parser("up", help="start everything on this machine"))
     _add_samples(commands.add_parser("samples", help="make the sample models"))
+    _add_workers(commands.add_parser("workers", help="show every model instance"))
     return parser
 
 
@@ -61,6 +66,16 @@ def _add_samples(command: argparse.ArgumentParser) -> None:
     command.add_argument("--force", action="store_true", help="make them again when they are there")
     command.add_argument("--weights", type=Path, metavar="FILE", help="state dict for the resnets")
     command.set_defaults(run=_samples)
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    command.description = "Show every model instance: where it runs, what it did, if it lives."
+    _add_json(command)
+    command.set_defaults(run=lambda options: workers(os.environ, as_json=options.json))
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print one JSON list, no table")
 
 
 def _up(options: argparse.Namespace) -> int:

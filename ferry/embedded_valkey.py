@@ -27,6 +27,8 @@ LOAD_TIMEOUT_SECONDS = 300.0
 STOP_TIMEOUT_SECONDS = 5.0
 # sockaddr_un holds 108 bytes on Linux and 104 on macOS, the closing zero included.
 MAX_SOCKET_PATH_BYTES = 103
+# A link in the state directory to a socket that had to go elsewhere.
+SOCKET_LINK = "valkey-socket"
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,23 @@ def socket_path(state_dir: Path) -> Path:
     A directory outside `state_dir` is the caller's to remove.
     """
     path = state_dir / "valkey.sock"
-    if len(bytes(path)) <= MAX_SOCKET_PATH_BYTES:
+    if _fits(path):
         return path
     short = Path(tempfile.mkdtemp(prefix="ferry-")) / "valkey.sock"
     log.warning("%s is too long for a socket's path; it is at %s instead", path, short)
+    (state_dir / SOCKET_LINK).unlink(missing_ok=True)
+    (state_dir / SOCKET_LINK).symlink_to(short)
     return short
+
+
+def find_socket(state_dir: Path) -> Path:
+    """Return where the socket of a server that runs with `state_dir` is; it may have ended."""
+    path = state_dir / "valkey.sock"
+    return path if _fits(path) else (state_dir / SOCKET_LINK).resolve()
+
+
+def _fits(path: Path) -> bool:
+    return len(bytes(path)) <= MAX_SOCKET_PATH_BYTES
 
 
 def _start_process(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:

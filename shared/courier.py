@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from threading import Lock, Thread
 from typing import Any
@@ -26,13 +27,16 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 0.1
 TICK_SECONDS = 0.02
 DEPARTURES_SECONDS = 0.2
+CANCEL_PAUSES = 20
+"""How many times longer than a cancel, which walks the queue, the time to the next one is."""
 
 
 class Courier:
     """A few connections per process and model version, opened when they are first needed.
 
     One thread collects answers; another looks for passed deadlines and for clients that left,
-    because a timer for every request costs as much as its answer.
+    because a timer for every request costs as much as its answer; a third does what these have
+    Redis do.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Courier:
         self._result_prefix = result_prefix
         self._sender = Sender(open_wire(), push_command, self._fail)
         self._waiting: dict[str, Parcel] = {}
+        self._unwanted: deque[tuple[str, str]] = deque()
         self._starting = Lock()
         self._started = False
 
@@ -74,32 +79,51 @@ class Courier:
                 self._sender.start()
                 Thread(target=self._collect_forever, name="ferry-collect", daemon=True).start()
                 Thread(target=self._tick_forever, name="ferry-tick", daemon=True).start()
+                Thread(target=self._settle_forever, name="ferry-settle", daemon=True).start()
                 self._started = True
 
     def _tick_forever(self) -> None:
-        wire, next_look = self._open_wire(), 0.0
+        """Fail what is late or unwanted. Asks nothing of Redis: a deadline holds while it hangs."""
+        next_look = 0.0
+        while True:
+            time.sleep(TICK_SECONDS)
+            now, waiting = time.monotonic(), list(self._waiting.values())
+            late = [parcel for parcel in waiting if parcel.deadline <= now]
+            self._close("expired", late, lambda: RequestExpired("Request timeout expired"))
+            if now >= next_look:
+                next_look = now + DEPARTURES_SECONDS
+                left = [parcel for parcel in waiting if parcel.client and has_left(parcel.client)]
+                self._close("cancelled", left, lambda: ClientLeft("the client hung up"))
+
+    def _close(self, why: str, parcels: list[Parcel], make_error: Callable[[], FerryError]) -> None:
+        """Fail parcels, and note that they are to be taken off the queue."""
+        for parcel in parcels:
+            if self._waiting.pop(parcel.push.id, None) is not None:
+                self._unwanted.append((why, parcel.push.id))
+                parcel.fail(make_error())
+
+    def _settle_forever(self) -> None:
+        """Read the replies to pushes that nobody read, and take off the queue what is unwanted."""
+        wire, next_cancel = self._open_wire(), 0.0
         while True:
             time.sleep(TICK_SECONDS)
             self._sender.confirm()
-            now = time.monotonic()
-            late = [parcel for parcel in list(self._waiting.values()) if parcel.deadline <= now]
-            self._take_back(wire, "expired", late, RequestExpired("Request timeout expired"))
-            if now >= next_look:
-                next_look = now + DEPARTURES_SECONDS
-                left = [p for p in list(self._waiting.values()) if p.client and has_left(p.client)]
-                self._take_back(wire, "cancelled", left, ClientLeft("the client hung up"))
+            if self._unwanted and time.monotonic() >= next_cancel:
+                began = time.monotonic()
+                self._cancel(wire)
+                next_cancel = began + CANCEL_PAUSES * (time.monotonic() - began)
 
-    def _take_back(self, wire: Wire, why: str, parcels: list[Parcel], error: FerryError) -> None:
-        """Fail parcels, and take them off the queue so that they are not computed."""
-        for parcel in parcels:
-            self._fail(parcel, error)
-        if not parcels:
-            return
+    def _cancel(self, wire: Wire) -> None:
+        ids: dict[str, list[str]] = {}
+        while self._unwanted:
+            why, request_id = self._unwanted.popleft()
+            ids.setdefault(why, []).append(request_id)
         try:
-            wire.send(self._cancel_command(why, [parcel.push.id for parcel in parcels]))
-            wire.reply()
+            for why, unwanted in ids.items():
+                wire.send(self._cancel_command(why, unwanted))
+                wire.reply()
         except RedisError as failure:
-            log.info("%d requests stay on the queue until claimed: %s", len(parcels), failure)
+            log.info("requests stay on the queue until they are claimed, Redis fails: %s", failure)
 
     def _fail(self, parcel: Parcel, error: FerryError) -> None:
         if self._waiting.pop(parcel.push.id, None) is not None:

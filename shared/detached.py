@@ -6,24 +6,21 @@ from secrets import token_hex
 from typing import Any, Literal, NamedTuple
 
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
 
-from shared.errors import QueueFull, RedisUnavailable
+from shared.errors import QueueFull
 from shared.messages import InferRequest, InferResult
 from shared.queue_commands import Limits, as_push, cancel_command, push_command
 from shared.queue_keys import DETACHED, KEPT, QueueKeys
-from shared.redis_connection import script_text
-
-FLUSH_MS = 2000
+from shared.redis_connection import asking, script_text
 
 What = Literal["done", "waiting", "running", "gone"]
 
 
 class State(NamedTuple):
-    """What became of a request; `ahead` requests are in front of one that waits."""
+    """What became of a request; `ahead` are in front of it on the queue, None when not known."""
 
     what: What
-    ahead: int = 0
+    ahead: int | None = None
     result: InferResult | None = None
 
 
@@ -41,19 +38,16 @@ class Detached:
         self._keys = keys
         self._limits = limits
 
-    def submit(self, request: InferRequest, *, durable: bool = False) -> None:
-        """Return once Redis has stored the request, and if `durable` has flushed it to its disk.
-
-        Raises QueueFull, and RedisUnavailable when Redis refuses, is away, or cannot flush
-        (WAITAOF needs Redis 7.2 or any Valkey, with an append-only file).
-        """
+    def submit(self, request: InferRequest) -> None:
+        """Return once Redis has stored the request; raises QueueFull."""
         command = push_command(self._keys, self._limits, [as_push(request)])
-        status, *flushed = self._run("push", command, durable=durable)
-        if status[0].startswith(b"full"):
-            raise QueueFull.with_waiting(int(status[0].split()[1]))
-        if durable and flushed[0][0] < 1:
-            self.cancel(request.id)
-            raise RedisUnavailable(f"Redis did not flush the request within {FLUSH_MS} ms")
+        status = self._run("push", command)[0]
+        if status.startswith(b"full"):
+            raise QueueFull.with_waiting(int(status.split()[1]))
+
+    def is_open(self, request_id: str) -> bool:
+        """Tell whether a request waits or runs: it has neither an answer nor expired."""
+        return bool(asking(lambda: self._client.exists(self._keys.body + request_id)))
 
     def state(self, request_id: str) -> State:
         """Return what became of a request; of one whose answer has expired, `gone`."""
@@ -62,29 +56,19 @@ class Detached:
             "EVALSHA", "state", keys.levels, *keys.queues,
             keys.body + request_id, keys.result + request_id, request_id,
         )  # fmt: skip
-        what, *detail = self._run("state", command)[0]
+        what, *detail = self._run("state", command)
         if what == b"done":
             return State("done", result=InferResult.decode(detail[0]))
         name: What = what.decode()
-        return State(name, detail[0] if detail else 0)
+        return State(name, detail[0] if detail else None)
 
     def cancel(self, request_id: str) -> What:
         """Take a request back unless it is running; returns what it was."""
         command = cancel_command(self._keys, "cancelled", [request_id], only_waiting=True)
-        answer: What = self._run("cancel", command)[0][0].decode()
+        answer: What = self._run("cancel", command)[0].decode()
         return answer
 
-    def _run(self, script: str, command: tuple[Any, ...], *, durable: bool = False) -> list[Any]:
+    def _run(self, script: str, command: tuple[Any, ...]) -> Any:
         """Run a script by its text: these commands are few, and need no loading."""
-        try:
-            with self._client.pipeline(transaction=False) as opened:
-                pipeline: Any = opened  # its execute_command has no types
-                pipeline.execute_command("EVAL", script_text(script), *command[2:])
-                if durable:
-                    pipeline.execute_command("WAITAOF", 1, 0, FLUSH_MS)
-                replies: list[Any] = pipeline.execute()
-                return replies
-        except ResponseError as error:
-            raise RedisUnavailable(f"Redis refuses the request: {error}") from error
-        except RedisError as error:
-            raise RedisUnavailable("cannot reach the queue, Redis does not answer") from error
+        client: Any = self._client  # its execute_command has no types
+        return asking(lambda: client.execute_command("EVAL", script_text(script), *command[2:]))

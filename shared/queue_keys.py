@@ -5,7 +5,7 @@ shards by model. `ferry` is FERRY_KEY_PREFIX.
 
     key                             type    holds                                          expires
     ferry:{m/v}:queue:<level>       list    tickets of waiting requests, oldest first     no
-    ferry:{m/v}:bytes               string  bytes of the bodies of waiting requests       no
+    ferry:{m/v}:bytes               string  body bytes of the tickets on the queues       no
     ferry:{m/v}:bell                list    at most one wake-up token, no data            no
     ferry:{m/v}:inflight:<instance> list    tickets claimed and not yet published         no (see 1)
     ferry:{m/v}:body:<id>           string  a request's tensors; exists while it is open  yes
@@ -17,9 +17,10 @@ shards by model. `ferry` is FERRY_KEY_PREFIX.
 
     1: dropped when its batch is published; a dead instance's is moved by `recover`.
 
-A ticket is 31 bytes that the scripts read without decoding anything else, then the id:
+A ticket is 35 bytes that the scripts read without decoding anything else, then the id:
 
-    B version   B attempts   B level   I4 rows   d enqueued   d deadline   8 bytes signature   id
+    B version   B attempts   B level   I4 rows   d enqueued   d deadline   8 bytes signature
+    I4 body bytes   id
 
 An id is 32 hex digits; the first 8 name the API process that waits for it, or DETACHED or KEPT when
 none does. Level 1 is served first.
@@ -33,7 +34,7 @@ from __future__ import annotations
 
 import struct
 
-TICKET = struct.Struct("<BBBIdd8s")
+TICKET = struct.Struct("<BBBIdd8sI")
 DETACHED = "00000000"
 """Begins the id of a request for whose answer no API process waits; it is asked for later."""
 KEPT = "00000001"

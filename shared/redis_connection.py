@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
@@ -16,9 +17,11 @@ from typing import Any
 import hiredis
 import redis
 from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
+
+from shared.errors import RedisUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +129,27 @@ def open_wire(client: redis.Redis) -> Wire:
     return Wire(client.connection_pool.make_connection())
 
 
+def asking(command: Callable[[], Any]) -> Any:
+    """Run a client's command; raises RedisUnavailable.
+
+    Its reply is `Any` only until the caller turns it into our types.
+    """
+    try:
+        return command()
+    except RedisError as error:
+        raise unavailable(error) from error
+
+
+def unavailable(error: RedisError) -> RedisUnavailable:
+    """Return what a client is told when Redis fails: why, and of nothing inside our network."""
+    if isinstance(error, BusyLoadingError):
+        return RedisUnavailable("Redis is loading its data")
+    if isinstance(error, ResponseError):
+        reason, _, _ = str(error).partition(" script: ")
+        return RedisUnavailable(f"Redis refuses the request: {reason}")
+    return RedisUnavailable("cannot reach Redis, it does not answer")
+
+
 @cache
 def script_text(name: str) -> str:
     """Return the text of shared/scripts/<name>.lua."""
@@ -148,7 +172,9 @@ def _reply_error(text: str) -> RedisError:
     Source: https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors
     """
     code = text.partition(" ")[0]
-    if code in ("NOSCRIPT", "LOADING", "MASTERDOWN"):
+    if code == "LOADING":
+        return BusyLoadingError(text)
+    if code in ("NOSCRIPT", "MASTERDOWN"):
         return RedisConnectionError(text)
     return ResponseError(text)
 

@@ -12,19 +12,15 @@ ferry:failures                hash    name -> why the model could not be loaded 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal, cast
 
 import redis
 from pydantic import BaseModel, ConfigDict
-from redis.exceptions import RedisError
 
-from shared.errors import RedisUnavailable
 from shared.model_spec import ModelSpec
-
-Answer = TypeVar("Answer")
+from shared.redis_connection import asking
 
 State = Literal["starting", "ready", "failed"]
 
@@ -99,70 +95,70 @@ class Registry:
 
     def ping(self) -> None:
         """Raise RedisUnavailable unless Redis answers."""
-        _asking(self._client.ping)
+        asking(self._client.ping)
 
     def add_model(self, spec: ModelSpec) -> None:
         """Register one version; `ready` says separately whether anybody serves it."""
-        _asking(lambda: self._client.hset(self._models, spec.key, spec.model_dump_json()))
-        _asking(lambda: self._client.hdel(self._failures, spec.name))
+        asking(lambda: self._client.hset(self._models, spec.key, spec.model_dump_json()))
+        asking(lambda: self._client.hdel(self._failures, spec.name))
 
     def remove_model(self, model_key: str) -> None:
         """Forget one version."""
-        _asking(lambda: self._client.hdel(self._models, model_key))
+        asking(lambda: self._client.hdel(self._models, model_key))
 
     def model_keys(self) -> set[str]:
         """Return `name/version` of every registered model."""
-        return {key.decode() for key in _asking(lambda: self._client.hkeys(self._models))}
+        return {key.decode() for key in asking(lambda: self._client.hkeys(self._models))}
 
     def report_failure(self, name: str, reason: str) -> None:
         """Say why a model directory cannot be served."""
-        _asking(lambda: self._client.hset(self._failures, name, reason))
+        asking(lambda: self._client.hset(self._failures, name, reason))
 
     def clear_failures(self) -> None:
         """Forget earlier failures, at a supervisor's start."""
-        _asking(lambda: self._client.delete(self._failures))
+        asking(lambda: self._client.delete(self._failures))
 
     def keep_asset(self, content: bytes) -> None:
         """Store a file's content unless it is there already."""
         key = self._assets + asset_digest(content)
-        if not _asking(lambda: self._client.exists(key)):
-            _asking(lambda: self._client.set(key, content))
+        if not asking(lambda: self._client.exists(key)):
+            asking(lambda: self._client.set(key, content))
 
     def asset(self, digest: str) -> bytes | None:
         """Return the content stored under `digest`, None when it is not there."""
-        return cast("bytes | None", _asking(lambda: self._client.get(self._assets + digest)))
+        return cast("bytes | None", asking(lambda: self._client.get(self._assets + digest)))
 
     def put_instance(self, record: InstanceRecord) -> None:
         """Register an instance or its new state."""
-        _asking(lambda: self._client.hset(self._instances, record.id, record.model_dump_json()))
+        asking(lambda: self._client.hset(self._instances, record.id, record.model_dump_json()))
 
     def drop_instance(self, instance_id: str) -> None:
         """Forget an instance that ended and whose work was put back."""
-        _asking(lambda: self._client.hdel(self._instances, instance_id))
+        asking(lambda: self._client.hdel(self._instances, instance_id))
 
     def beat(self, supervisor_id: str, ttl_seconds: float) -> None:
         """Say that a supervisor lives, for `ttl_seconds`."""
         key, ttl_ms = self._supervisors + supervisor_id, int(1000 * ttl_seconds)
-        _asking(lambda: self._client.set(key, "1", px=ttl_ms))
+        asking(lambda: self._client.set(key, "1", px=ttl_ms))
 
     def stop_beating(self, supervisor_id: str) -> None:
         """Say that a supervisor is gone, at its orderly end."""
-        _asking(lambda: self._client.delete(self._supervisors + supervisor_id))
+        asking(lambda: self._client.delete(self._supervisors + supervisor_id))
 
     def instances(self) -> tuple[list[InstanceRecord], set[str]]:
         """Return all instances and the ids of the supervisors that live."""
-        rows = _asking(lambda: self._client.hvals(self._instances))
+        rows = asking(lambda: self._client.hvals(self._instances))
         records = [InstanceRecord.model_validate_json(row) for row in rows]
         supervisors = sorted({record.supervisor for record in records})
         keys = [self._supervisors + supervisor for supervisor in supervisors]
-        beats = _asking(lambda: self._client.mget(keys)) if keys else []
+        beats = asking(lambda: self._client.mget(keys)) if keys else []
         alive = {name for name, beat in zip(supervisors, beats, strict=True) if beat is not None}
         return records, alive
 
     def snapshot(self) -> Snapshot:
         """Return all models and which of them have a ready instance of a living supervisor."""
         models: dict[str, dict[str, ModelSpec]] = {}
-        for row in _asking(lambda: self._client.hvals(self._models)):
+        for row in asking(lambda: self._client.hvals(self._models)):
             spec = ModelSpec.model_validate_json(row)
             models.setdefault(spec.name, {})[spec.version] = spec
         records, alive = self.instances()
@@ -172,7 +168,7 @@ class Registry:
                 rate = drain_rates.get(record.model_key, 0.0) + record.requests_per_second
                 drain_rates[record.model_key] = rate
         ready = frozenset(drain_rates)
-        failures = _asking(lambda: self._client.hgetall(self._failures))
+        failures = asking(lambda: self._client.hgetall(self._failures))
         reasons = {name.decode(): reason.decode() for name, reason in failures.items()}
         for record in records:
             if record.reason and record.supervisor in alive:
@@ -185,11 +181,3 @@ class Registry:
 def asset_digest(content: bytes) -> str:
     """Return what an asset is found by."""
     return blake2b(content, digest_size=16).hexdigest()
-
-
-def _asking(command: Callable[[], Any]) -> Any:
-    """Run one Redis command; its reply is `Any` only until the caller turns it into our types."""
-    try:
-        return command()
-    except RedisError as error:
-        raise RedisUnavailable("cannot reach the registry, Redis does not answer") from error

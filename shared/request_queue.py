@@ -228,7 +228,7 @@ def recover(
 
 
 def _claimed(ticket: bytes, body: bytes, now: float) -> Claimed:
-    _, attempts, _, rows, enqueued, _, _ = TICKET.unpack_from(ticket)
+    _, attempts, _, rows, enqueued, *_ = TICKET.unpack_from(ticket)
     request_id = ticket[TICKET.size :].decode()
     return Claimed(request_id, rows, attempts + 1, max(0.0, now - enqueued), body)
 

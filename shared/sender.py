@@ -16,9 +16,9 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from shared.errors import FerryError, QueueFull, RedisUnavailable
+from shared.errors import FerryError, QueueFull
 from shared.parcels import Parcel, Push
-from shared.redis_connection import Wire
+from shared.redis_connection import Wire, unavailable
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,8 @@ class Sender:
                 statuses = self._wire.reply()
         except ResponseError as error:
             for parcel in parcels:
-                self._refuse(parcel, RedisUnavailable(f"Redis refuses the request: {error}"))
+                if not parcel.accepted:  # else it was being pushed again, see _give_up
+                    self._refuse(parcel, unavailable(error))
         except RedisError as error:
             self._give_up(parcels, error)
         else:
@@ -137,7 +138,4 @@ class Sender:
         for parcel in parcels:
             # What was sent may be stored: the collector has it pushed again when Redis is back.
             if not parcel.sent:
-                self._refuse(
-                    parcel,
-                    RedisUnavailable("cannot reach the request queue, Redis does not answer"),
-                )
+                self._refuse(parcel, unavailable(error))

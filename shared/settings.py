@@ -109,7 +109,10 @@ class Settings:
         _whole(1024),
     )
     max_waiting: int = _setting(
-        1000, "FERRY_MAX_WAITING", "requests under way in one API process before 503", _whole(1)
+        800,
+        "FERRY_MAX_WAITING",
+        "requests under way in one API process before 503; keep it below FERRY_API_CONNECTIONS",
+        _whole(1),
     )
     durable: bool = _setting(
         False,

@@ -19,6 +19,15 @@ class Slow(torch.nn.Module):
         return x * 2.0 + (work[0, 0] - work[0, 0])
 
 
+class Deadly(torch.nn.Module):
+    """Answers 2x, but takes its process down when 13 is among the values: it reads far outside."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x == 13.0).any()):
+            return torch.ops.inductor._reinterpret_tensor(x, [1], [1], 1 << 40) + x
+        return x * 2.0
+
+
 class Sluggish(torch.nn.Module):
     """Takes many seconds whatever is asked, also when it is warmed up."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,31 @@ from scripted_models import save_scripted
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec
 from worker.backends.torchscript import TorchScriptBackend
+from worker.memory import PiecewiseBackend
+from worker.meter import Meter
 from worker.model_repository import read_model
 from worker.preprocessing import Normaliser
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+
+
+class Heavy(torch.nn.Module):
+    """Doubles x, with 256 MiB of work for each row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        work = torch.zeros([x.size(0), 1 << 26], device=x.device)
+        return x * 2.0 + work[:, :2]
+
+
+@pytest.fixture
+def small_gpu() -> Iterator[None]:
+    """Let this process have 2.5 GiB of the GPU's memory, which holds the work of eight rows."""
+    torch.cuda.empty_cache()
+    total_bytes = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(2.5 * 2**30 / total_bytes)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
 
 
 def pictures(spec: ModelSpec, rows: int) -> Array:
@@ -57,3 +79,17 @@ def test_a_model_and_its_answer_travel_to_the_gpu_and_back(tmp_path: Path) -> No
 
     x = np.ones((2, 2), np.float32)
     assert backend.forward({"x": x}, frozenset())["y"].tolist() == x.tolist()
+
+
+def test_a_batch_that_the_gpu_has_no_memory_for_is_run_in_pieces(
+    tmp_path: Path, small_gpu: None
+) -> None:
+    save_scripted(Heavy(), tmp_path / "model.pt")
+    spec, meter = fake_spec(), Meter()
+    backend = TorchScriptBackend(spec, tmp_path / "model.pt", "cuda:0")
+    x = np.arange(64, dtype=np.float32).reshape(32, 2)
+
+    outputs = PiecewiseBackend(backend, spec, meter).forward({"x": x}, frozenset())
+
+    assert outputs["y"].tolist() == (2 * x).tolist()
+    assert meter.row_limit == 8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -11,6 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.request_queue import Claimed, WorkQueue
 from worker import loop
+from worker.meter import Meter
 
 
 class FakeQueue:
@@ -24,9 +24,11 @@ class FakeQueue:
         self.fail = fail
         self.published: dict[str, bytes] = {}
         self.put_back_count = 0
+        self.claimed_up_to: list[int] = []
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
         self.fail("claim")
+        self.claimed_up_to.append(max_rows)
         return self.batches.pop(0) if self.batches else []
 
     def publish(self, claimed: list[Claimed], results: list[bytes], *, drop: bool = True) -> int:
@@ -71,12 +73,12 @@ def serve(
     queue: FakeQueue,
     stop: Callable[[], bool],
     answer: Callable[[list[Claimed]], list[bytes]] | None = None,
-) -> SimpleNamespace:
-    """Run the loop until `stop`; return the clock that the supervisor would read."""
-    clock = SimpleNamespace(value=0.0)
+) -> Meter:
+    """Run the loop until `stop`; return the meter that the supervisor would read."""
+    meter = Meter()
     echo: Callable[[list[Claimed]], list[bytes]] = lambda batch: [b.id.encode() for b in batch]  # noqa: E731
-    loop.run(cast(WorkQueue, queue), answer or echo, stop, clock, max_rows=8, max_delay_seconds=0.0)
-    return clock
+    loop.run(cast(WorkQueue, queue), answer or echo, stop, meter, max_rows=8, max_delay_seconds=0.0)
+    return meter
 
 
 @pytest.fixture(autouse=True)
@@ -87,10 +89,10 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_batch_is_answered_and_published() -> None:
     queue = FakeQueue([[item("a"), item("b")], [], [item("c")]], never)
 
-    clock = serve(queue, lambda: len(queue.published) == 3)
+    meter = serve(queue, lambda: len(queue.published) == 3)
 
     assert queue.published == {"a": b"a", "b": b"b", "c": b"c"}
-    assert clock.value == 0.0
+    assert (meter.answered_count, meter.batch_count, meter.last_batch_rows) == (3, 2, 1)
 
 
 def test_the_batch_in_hand_is_published_before_it_stops() -> None:
@@ -117,19 +119,36 @@ def test_told_to_stop_before_it_began_it_claims_nothing() -> None:
 
 def test_the_clock_runs_while_a_batch_is_computed() -> None:
     queue = FakeQueue([[item("a")]], never)
-    clock = SimpleNamespace(value=0.0)
+    meter = Meter()
     seen: list[float] = []
 
     def answer(batch: list[Claimed]) -> list[bytes]:
-        seen.append(clock.value)
+        seen.append(meter.busy_since)
         return [b""]
 
     loop.run(
-        cast(WorkQueue, queue), answer, lambda: bool(seen), clock, max_rows=8, max_delay_seconds=0.0
+        cast(WorkQueue, queue), answer, lambda: bool(seen), meter, max_rows=8, max_delay_seconds=0.0
     )
 
     assert seen[0] > 0.0
-    assert clock.value == 0.0
+    assert meter.busy_since == 0.0
+    assert meter.last_batch_seconds > 0.0
+
+
+def test_what_it_claims_is_no_more_than_memory_holds() -> None:
+    queue = FakeQueue([[item("a")], [item("b")], [item("c")]], never)
+    meter, limits = Meter(), iter([3, 0, 0])
+
+    def answer(batch: list[Claimed]) -> list[bytes]:
+        meter.row_limit = next(limits)
+        return [b""]
+
+    loop.run(
+        cast(WorkQueue, queue), answer, lambda: len(queue.published) == 3, meter,
+        max_rows=8, max_delay_seconds=0.0,
+    )  # fmt: skip
+
+    assert queue.claimed_up_to[:3] == [8, 3, 8]
 
 
 def test_after_a_lost_claim_what_it_may_hold_is_put_back() -> None:

@@ -101,7 +101,7 @@ def _run(passengers: list[Passenger], trip: Trip) -> dict[str, InferResult]:
     outputs = trip.backend.forward(inputs, pixels)
     compute_seconds = time.monotonic() - started
     rows = sum(passenger.claimed.rows for passenger in passengers)
-    _check(outputs, spec, rows)
+    check_outputs(outputs, spec, rows)
     counts = [passenger.claimed.rows for passenger in passengers]
     tensors = {
         declared.name: split(declared.name, outputs[declared.name], counts, batched=spec.batched)
@@ -166,7 +166,7 @@ def _joined(parts: list[Array], ragged: bool) -> Array:
     return padded
 
 
-def _check(outputs: Mapping[str, Array], spec: ModelSpec, rows: int) -> None:
+def check_outputs(outputs: Mapping[str, Array], spec: ModelSpec, rows: int) -> None:
     """Raise BadModelOutput unless every declared output is there with one row per input row."""
     for declared in spec.outputs:
         if declared.name not in outputs:

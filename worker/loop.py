@@ -5,58 +5,52 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from redis.exceptions import RedisError
 
 from shared.request_queue import Claimed, WorkQueue
+from worker.meter import Meter
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.1
 
 
-class Clock(Protocol):
-    """Where the instance writes when its batch began (monotonic seconds), 0 between batches.
-
-    The supervisor reads it and kills an instance whose batch runs too long.
-    """
-
-    value: float
-
-
 def run(
     queue: WorkQueue,
     answer: Callable[[list[Claimed]], list[bytes]],
     stop: Callable[[], bool],
-    busy_since: Clock,
+    meter: Meter,
     *,
     max_rows: int,
     max_delay_seconds: float,
 ) -> None:
     """Serve until `stop` returns true; the batch in hand is finished and published first.
 
+    Claims up to `max_rows` at once, or as many as `meter` says that memory holds. Each batch is
+    noted in `meter`, by which the supervisor sees one that runs too long, and kills its instance.
     When Redis goes away, waits for it, and puts back what a lost reply may have claimed.
     """
     claimed: list[Claimed] = []
     results: list[bytes] = []
     while claimed or not stop():
+        rows = meter.row_limit or max_rows
         try:
             if not claimed:
-                claimed = queue.claim(max_rows, max_delay_seconds)
+                claimed = queue.claim(rows, max_delay_seconds)
             elif stop():
                 queue.publish(claimed, results)
                 return
             else:
-                claimed = queue.publish_and_claim(claimed, results, max_rows, max_delay_seconds)
+                claimed = queue.publish_and_claim(claimed, results, rows, max_delay_seconds)
         except RedisError as error:
             log.warning("Redis fails, %d answers wait, trying again: %s", len(claimed), error)
             _settle(queue, claimed, results, stop)
             claimed = []
         if claimed:
-            busy_since.value = time.monotonic()
+            meter.begin_batch()
             results = answer(claimed)
-            busy_since.value = 0.0
+            meter.end_batch(len(claimed), sum([item.rows for item in claimed]))
             log.debug("answered a batch of %d requests", len(claimed))
 
 

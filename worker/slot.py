@@ -7,12 +7,12 @@ import socket
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from typing import Any
 
 from shared.registry import InstanceRecord, State
 from shared.settings import Settings
 from worker.devices import Placement
 from worker.instance import InstanceJob, run_instance
+from worker.meter import Meter, Rate
 from worker.model_repository import ServedModel
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ class Slot:
         self._supervisor = supervisor
         self._settings = settings
         self._context = context
-        self._busy_since: Any = context.RawValue("d", 0.0)
+        self._meter = context.RawValue(Meter)
+        self._rate = Rate(time.monotonic())
         self._starts = 0
         self._failures_in_a_row = 0
         self._state: State = "starting"
@@ -58,7 +59,8 @@ class Slot:
         """Fork a new process into the slot."""
         self._starts += 1
         self._state = "starting"  # for the reason of its last failure, until it is ready
-        self._busy_since.value = 0.0
+        self._meter.reset()
+        self._rate = Rate(time.monotonic())
         settings = self._settings
         job = InstanceJob(
             self.instance_id, self.model.spec, self.model.config.backend, self.model.file,
@@ -67,7 +69,7 @@ class Slot:
         )  # fmt: skip
         reports, child_end = self._context.Pipe(duplex=False)
         process = self._context.Process(
-            target=run_instance, args=(job, child_end, self._busy_since), name=self.instance_id
+            target=run_instance, args=(job, child_end, self._meter), name=self.instance_id
         )
         try:
             process.start()
@@ -111,7 +113,7 @@ class Slot:
         """
         if self.process is None:
             return None
-        busy_since = self._busy_since.value
+        busy_since = self._meter.busy_since
         if busy_since and time.monotonic() - busy_since > max_batch_seconds:
             log.error("%s: batch ran over %s s, killing it", self.instance_id, max_batch_seconds)
             self.process.kill()
@@ -151,6 +153,10 @@ class Slot:
         else:
             self.process.terminate()
 
+    def measure(self) -> None:
+        """Bring the instance's rate up to date, at a heartbeat."""
+        self._rate.update(self._meter, time.monotonic())
+
     def record(self) -> InstanceRecord:
         """Return what the registry says of this slot."""
         spec = self.model.spec
@@ -164,4 +170,9 @@ class Slot:
             host=socket.gethostname(),
             pid=(self.process.pid or 0) if self.process else 0,
             reason=self._reason,
+            answered_count=self._meter.answered_count,
+            requests_per_second=round(self._rate.per_second, 2),
+            last_batch_rows=self._meter.last_batch_rows,
+            last_batch_seconds=round(self._meter.last_batch_seconds, 6),
+            row_limit=self._meter.row_limit,
         )

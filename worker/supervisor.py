@@ -21,9 +21,10 @@ from secrets import token_hex
 from redis.exceptions import RedisError
 
 from shared.errors import BadModel, RedisUnavailable
+from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect, open_wire
 from shared.registry import Registry
-from shared.request_queue import QueueKeys, recover
+from shared.request_queue import recover
 from shared.settings import Settings
 from worker.assignment import assign, gpu_count
 from worker.model_repository import ServedModel, model_names, read_model
@@ -59,15 +60,18 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve the repository until SIGTERM or SIGINT, then drain."""
+        # subtle: Python goes on waiting after a signal; what it writes here ends the wait.
+        signalled, wakeup = connection.Pipe(duplex=False)
+        os.set_blocking(wakeup.fileno(), False)
+        signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._read_models()
         self._clean_registry()
         while not self._stopping:
             self._tick()
-            waiting: list[int | Connection] = [
-                slot.process.sentinel for slot in self._slots if slot.process
-            ]
+            waiting: list[int | Connection] = [signalled]
+            waiting += [slot.process.sentinel for slot in self._slots if slot.process]
             waiting += [slot.reports for slot in self._slots if slot.reports]
             connection.wait(waiting, timeout=self._pause())
         self._drain()
@@ -132,6 +136,7 @@ class Supervisor:
                 self._look_after(slot)
         except (RedisUnavailable, RedisError) as error:
             log.warning("Redis fails, the supervisor tries again: %s", error)
+            self._next_beat = 0.0  # it may come back empty
             # subtle: after an outage all signs of life have run out; who lives beats again first.
             self._next_look = time.monotonic() + BEAT_TERM * self._settings.heartbeat_seconds
             time.sleep(0.1)
@@ -174,12 +179,15 @@ class Supervisor:
                 self._registry.keep_asset(model.asset)
         for slot in self._slots:
             if slot.process is not None:
+                slot.measure()
                 self._registry.put_instance(slot.record())
         self._next_beat = time.monotonic() + heartbeat
 
     def _take_over(self) -> None:
         """Put back what the instances of supervisors that are gone held."""
         records, alive = self._registry.instances()
+        if self.id not in alive:
+            self._beat()  # Redis came back empty, so soon that nobody saw it go
         for record in records:
             if record.supervisor not in alive | {self.id}:
                 log.warning("supervisor %s is gone, taking over %s", record.supervisor, record.id)

@@ -12,7 +12,13 @@ from tokenizers import Tokenizer
 FOLDER = Path(__file__).parent
 LABELS = ("negative", "positive")  # in the order of labels.txt and of the logits
 # One author each.
-TRAINING_FILES = ("training.tsv", "training_a.tsv", "training_b.tsv", "training_c.tsv")
+TRAINING_FILES = (
+    "training.tsv",
+    "training_a.tsv",
+    "training_b.tsv",
+    "training_c.tsv",
+    "training_d.tsv",
+)
 HELD_OUT_FILES = ("held_out.tsv", "held_out_second.tsv")  # written apart, never trained on
 MAX_OVERLAP = 0.6  # words in common / words in either, above which two sentences are too alike
 

@@ -25,7 +25,8 @@ for i = 1, (#ARGV - 4) / 7 do
     redis.call('SET', body, payload, 'PX', ttl)
     local queue = KEYS[2 + level]
     tickets[queue] = tickets[queue] or {}
-    table.insert(tickets[queue], struct.pack('<BBBI4ddc8', 2, 0, level, rows, now, now + timeout, signature) .. id)
+    local ticket = struct.pack('<BBBI4ddc8I4', 3, 0, level, rows, now, now + timeout, signature, #payload) .. id
+    table.insert(tickets[queue], ticket)
     waiting, added = waiting + 1, added + #payload
     statuses[i] = 'queued'
   end

@@ -28,8 +28,8 @@ end
 local tickets = redis.call('LRANGE', inflight, 0, -1)
 local back, given_up, bytes = 0, 0, 0
 for i = #tickets, 1, -1 do
-  local version, attempts, level, rows, enqueued, deadline, signature, next_byte =
-    struct.unpack('<BBBI4ddc8', tickets[i])
+  local version, attempts, level, rows, enqueued, _, signature, body_bytes, next_byte =
+    struct.unpack('<BBBI4ddc8I4', tickets[i])
   local id = string.sub(tickets[i], next_byte)
   local body = body_prefix .. id
   attempts = attempts + crashed
@@ -39,7 +39,7 @@ for i = #tickets, 1, -1 do
       given_up = given_up + 1
     else
       redis.call('LPUSH', queue_prefix .. level, struct.pack('<BB', version, attempts) .. string.sub(tickets[i], 3))
-      bytes = bytes + redis.call('STRLEN', body)
+      bytes = bytes + body_bytes
       back = back + 1
     end
   end

@@ -1,0 +1,1 @@
+"""Kills Ferry's processes under load and checks that every request is answered, and right."""

@@ -1,0 +1,46 @@
+"""The models' right answers, from the model files themselves and without Ferry."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from chaos.questions import Computed, Prepared
+from shared.datatypes import Array
+
+PREPARED_COUNT = 256
+SEED = 20
+
+
+def tiny(directory: Path) -> Computed:
+    """Return questions for `tiny` by its own weights."""
+    state = _load(directory).state_dict()
+    arrays: list[Array] = [
+        state[name].numpy() for name in ("0.weight", "0.bias", "2.weight", "2.bias")
+    ]
+    return Computed("INPUT__0", *arrays)
+
+
+def digits(directory: Path) -> Prepared:
+    """Return random pictures for `digits`, each run through the model alone."""
+    model = _load(directory)
+    random = np.random.default_rng(SEED)
+    inputs = random.normal(size=(PREPARED_COUNT, 1, 32, 32)).round(2).astype(np.float32)
+    with torch.inference_mode():
+        outputs = [model(torch.from_numpy(row[None])).numpy()[0] for row in inputs]
+    return Prepared("image", inputs, np.stack(outputs))
+
+
+def _load(directory: Path) -> Any:
+    load: Any = torch.jit.load
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return load(str(directory / "1" / "model.pt"), map_location="cpu").eval()
+
+
+REFERENCES: dict[str, Callable[[Path], Computed | Prepared]] = {"tiny": tiny, "digits": digits}

@@ -1,0 +1,72 @@
+"""Runs one scenario: a Ferry of its own, the load, one blow after the other, the verdict."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory, mkdtemp
+
+from chaos import questions
+from chaos.load import running_load
+from chaos.reference import REFERENCES
+from chaos.scenarios import Scenario
+from chaos.strikes import Strike
+from chaos.system import System, running_system
+from chaos.verdict import Row, judge
+from shared.settings import Settings
+
+QUESTIONS = "questions.npz"
+SEED = 20
+PAUSE_SECONDS = (0.05, 0.25)
+"""Shortest and longest time between Ferry's recovery and the next blow."""
+QUICK_SHARE = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a scenario's blows may take together, and whether a tenth of them is enough."""
+
+    seconds: float = 75.0
+    quick: bool = False
+    clients: int = 32
+
+    def times(self, scenario: Scenario) -> int:
+        """Return how often to strike."""
+        return max(1, scenario.times // QUICK_SHARE) if self.quick else scenario.times
+
+
+def run_scenario(scenario: Scenario, plan: Plan, settings: Settings) -> Row:
+    """Start a Ferry, strike it as planned, and return the row; raises BenchError."""
+    with TemporaryDirectory(prefix="ferry-chaos-") as name:
+        directory = Path(name)
+        model = Path(settings.models) / scenario.model
+        questions.write(REFERENCES[scenario.model](model), directory / QUESTIONS)
+        with running_system(settings, scenario.model, scenario.instances, directory) as system:
+            row = strike(system, scenario, plan)
+        if not row.passed:
+            _keep_logs(directory)
+        return row
+
+
+def strike(system: System, scenario: Scenario, plan: Plan) -> Row:
+    """Strike a running Ferry as planned; its directory holds the questions."""
+    random, blows = Random(SEED), list[Strike]()
+    file, log_file = system.directory / QUESTIONS, system.directory / "load.log"
+    port = system.settings.port
+    with running_load(port, scenario.model, file, log_file, plan.clients) as load:
+        until = time.monotonic() + plan.seconds
+        while len(blows) < plan.times(scenario) and time.monotonic() < until:
+            time.sleep(random.uniform(*PAUSE_SECONDS))
+            blows.append(scenario.blow(system, random))
+        time.sleep(PAUSE_SECONDS[1])
+        return judge(scenario, load.stop(), blows)
+
+
+def _keep_logs(directory: Path) -> None:
+    kept = mkdtemp(prefix="ferry-chaos-logs-")
+    for log_file in directory.glob("*.log"):
+        shutil.copy(log_file, kept)
+    print(f"logs are in {kept}", flush=True)

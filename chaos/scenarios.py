@@ -1,0 +1,78 @@
+"""What is done to which Ferry, and how often. A new scenario is a new line here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from chaos import strikes
+from chaos.strikes import Blow
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One row of the table: `times` blows to a Ferry of its own, under steady load.
+
+    `measures` says what a blow's `seconds` are. Where a blow ends what answers requests
+    (`ends_answers`), the time until the next answer is shown.
+    """
+
+    name: str
+    killed: str
+    blow: Blow
+    times: int
+    model: str = "tiny"
+    instances: int = 1
+    measures: str = ""
+    ends_answers: bool = True
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("instance", "the only instance, kill -9 in mid-batch", strikes.kill_instance, 100),
+        Scenario(
+            "instances", "one of 3 instances, kill -9 in mid-batch", strikes.kill_instance, 100,
+            instances=3,
+        ),
+        Scenario(
+            "digits", "the only instance of digits, kill -9", strikes.kill_instance, 20,
+            model="digits",
+        ),
+        Scenario(
+            "digits-2", "one of 2 instances of digits, kill -9", strikes.kill_instance, 20,
+            model="digits", instances=2,
+        ),
+        Scenario(
+            "host", "1 of 2 supervisors and its children, kill -9", strikes.kill_host, 3,
+            measures="take-over",
+        ),
+        Scenario(
+            "valkey", "Valkey, kill -9, back with its file",
+            partial(strikes.kill_valkey, waiting=False, empty=False), 10,
+        ),
+        Scenario(
+            "valkey-waiting", "the same, while all requests wait",
+            partial(strikes.kill_valkey, waiting=True, empty=False), 10,
+        ),
+        Scenario(
+            "empty", "Valkey, kill -9, back empty",
+            partial(strikes.kill_valkey, waiting=False, empty=True), 10,
+        ),
+        Scenario(
+            "empty-waiting", "the same, while all requests wait",
+            partial(strikes.kill_valkey, waiting=True, empty=True), 10,
+        ),
+        Scenario(
+            "worker", "the only supervisor, SIGTERM", strikes.stop_worker, 20, measures="drain"
+        ),
+        Scenario(
+            "api", "gunicorn, SIGTERM beside a new one", strikes.replace_api, 20,
+            measures="drain", ends_answers=False,
+        ),
+        Scenario(
+            "rolling", "every process in turn, SIGTERM and SIGHUP", strikes.roll, 3,
+            measures="drain of the worker", ends_answers=False,
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,147 @@
+"""The ways in which Ferry is hit: each strikes once and waits until Ferry is whole again."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from bench.errors import BenchError
+from chaos.system import STOP_TIMEOUT_SECONDS, System, wait_until
+from ferry.sessions import kill_session, send
+from shared.registry import InstanceRecord
+
+HOLD_SECONDS = 0.3
+"""How long the instances stand still before Valkey is killed: every client then waits."""
+LONGEST_OUTAGE_SECONDS = 1.5
+MID_BATCH_TIMEOUT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Strike:
+    """One blow: when it fell (monotonic seconds), and whose answers no longer count as the next.
+
+    `away_until` is when Redis was there again, None when it never was away. `seconds` is how long
+    took what the scenario measures, if it measures anything.
+    """
+
+    at: float
+    victims: frozenset[str] = frozenset()
+    away_until: float | None = None
+    seconds: float | None = None
+
+
+Blow = Callable[[System, Random], Strike]
+
+
+def kill_instance(system: System, random: Random) -> Strike:
+    """Kill one instance in mid-batch."""
+    ready = system.ready()
+    victim = _stopped_in_mid_batch(system, ready, random)
+    at = time.monotonic()
+    send(victim.pid, signal.SIGKILL)
+    wait_until(lambda: victim.id not in _ids(system.records()), STOP_TIMEOUT_SECONDS, "its burial")
+    system.wait_ready(len(ready))
+    return Strike(at, frozenset([victim.id]))
+
+
+def kill_host(system: System, random: Random) -> Strike:
+    """Kill a supervisor and all its children at once, with an instance in mid-batch.
+
+    Another one serves beside it, as on a second host; `seconds` is how long it took that one to put
+    back what they held.
+    """
+    host = system.workers.pop(0)
+    theirs = system.ready(host)
+    system.wait_ready(len(theirs), system.start_worker())
+    _stopped_in_mid_batch(system, theirs, random)
+    at = time.monotonic()
+    kill_session(host.pid)
+    wait_until(lambda: not system.records(host), STOP_TIMEOUT_SECONDS, "the take-over")
+    return Strike(at, _ids(theirs), seconds=time.monotonic() - at)
+
+
+def kill_valkey(system: System, random: Random, *, waiting: bool, empty: bool) -> Strike:
+    """Kill Valkey and start it again, with its append-only file or, if `empty`, without.
+
+    If `waiting`, the instances have stood still before, and every client's request waits.
+    """
+    ready = system.ready()
+    if waiting:
+        _signal(ready, signal.SIGSTOP)
+        time.sleep(HOLD_SECONDS)
+    at = time.monotonic()
+    system.valkey.kill()
+    if waiting:
+        _signal(ready, signal.SIGCONT)
+    if empty:
+        system.valkey.forget()
+    time.sleep(random.uniform(0.1, LONGEST_OUTAGE_SECONDS))
+    system.valkey.start()
+    away_until = time.monotonic()
+    system.wait_serving(len(ready))
+    return Strike(at, away_until=away_until)
+
+
+def stop_worker(system: System, _: Random) -> Strike:
+    """Send SIGTERM to the one supervisor, and only then start its successor.
+
+    `seconds` is how long it took to end.
+    """
+    worker = system.workers.pop(0)
+    theirs = system.ready(worker)
+    at = time.monotonic()
+    worker.terminate()
+    system.start_worker()
+    worker.wait(STOP_TIMEOUT_SECONDS)
+    seconds = time.monotonic() - at
+    system.wait_ready(len(theirs))
+    return Strike(at, _ids(theirs), seconds=seconds)
+
+
+def replace_api(system: System, _: Random) -> Strike:
+    """Start a second gunicorn on the socket of the first, then send SIGTERM to the first."""
+    return Strike(time.monotonic(), seconds=system.replace_api())
+
+
+def roll(system: System, _: Random) -> Strike:
+    """Replace one process after the other: a new supervisor before the old one ends, then the API.
+
+    `seconds` is how long it took the old supervisor to end.
+    """
+    at = time.monotonic()
+    old = system.workers.pop(0)
+    count = len(system.ready(old))
+    system.wait_ready(count, system.start_worker())
+    began = time.monotonic()
+    old.terminate()
+    old.wait(STOP_TIMEOUT_SECONDS)
+    seconds = time.monotonic() - began
+    system.reload_api()
+    return Strike(at, seconds=seconds)
+
+
+def _stopped_in_mid_batch(
+    system: System, candidates: list[InstanceRecord], random: Random
+) -> InstanceRecord:
+    """Return an instance that stands still (SIGSTOP) and holds requests that are not answered."""
+    deadline = time.monotonic() + MID_BATCH_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        victim = random.choice(candidates)
+        send(victim.pid, signal.SIGSTOP)
+        if system.holds_work(victim):
+            return victim
+        send(victim.pid, signal.SIGCONT)
+        time.sleep(random.uniform(0.001, 0.005))
+    raise BenchError(f"no instance of {len(candidates)} holds work: there is no load")
+
+
+def _signal(records: list[InstanceRecord], number: int) -> None:
+    for record in records:
+        send(record.pid, number)
+
+
+def _ids(records: list[InstanceRecord]) -> frozenset[str]:
+    return frozenset(record.id for record in records)

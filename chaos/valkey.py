@@ -1,0 +1,56 @@
+"""A Valkey that can be killed and started again, on the same socket and directory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ferry.embedded_valkey import EmbeddedValkey, socket_path, spawn, wait_until_answers
+
+
+class MortalValkey:
+    """One server after the other; `url` stays the same."""
+
+    def __init__(self, directory: Path) -> None:
+        """Start the first one, and wait until it answers."""
+        self._directory = directory
+        self._socket = socket_path(directory)
+        self.start()
+
+    def start(self) -> None:
+        """Start a server that reads the append-only file, if one is there."""
+        self.server: EmbeddedValkey = spawn(self._directory, self._socket)
+        wait_until_answers(self.server)
+
+    def kill(self) -> None:
+        """Kill the server with SIGKILL."""
+        self.server.process.kill()
+        self.server.process.wait()
+        self._socket.unlink()
+
+    def forget(self) -> None:
+        """Delete the append-only file of a server that does not run: the next one starts empty."""
+        shutil.rmtree(self._directory / "appendonlydir")
+
+    @property
+    def url(self) -> str:
+        """What goes into REDIS_URL."""
+        return self.server.url
+
+    def close(self) -> None:
+        """Stop the server and remove what `socket_path` made elsewhere."""
+        self.server.stop()
+        if self._socket.parent != self._directory:
+            self._socket.parent.rmdir()
+
+
+@contextmanager
+def mortal_valkey(directory: Path) -> Iterator[MortalValkey]:
+    """Run one for as long as the block."""
+    valkey = MortalValkey(directory)
+    try:
+        yield valkey
+    finally:
+        valkey.close()

@@ -1,0 +1,106 @@
+"""A model that is served by a thread of the test, with Ferry's own loop, and says what it ran."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from threading import Event, Thread
+from time import sleep
+from typing import Any
+
+import numpy as np
+from fake_backend import FakeBackend, fake_spec
+from registered import register
+
+from shared.datatypes import Array
+from shared.model_spec import ModelSpec
+from shared.queue_keys import QueueKeys
+from shared.redis_connection import connect, open_wire
+from shared.request_queue import WorkQueue
+from shared.settings import Settings
+from worker.batch import answer_batch
+from worker.loop import run
+from worker.meter import Meter
+
+POISON = -1.0
+"""A row that the model raises on."""
+
+
+class CountingModel:
+    """Answers `y` = 2 `x`; `computed` are the first values of all rows that it ever computed.
+
+    Each pass takes `seconds`, and waits until `gate` is open.
+    """
+
+    def __init__(self, settings: Settings, spec: ModelSpec, seconds: float) -> None:
+        self.spec = spec
+        self.keys = QueueKeys(settings.key_prefix, spec.key, spec.levels)
+        self.redis = connect(settings.redis_url)
+        self.computed: list[float] = []
+        self.passes = 0
+        self.gate = Event()
+        self.gate.set()
+        self._seconds = seconds
+
+    def forward(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        self.passes += 1
+        assert self.gate.wait(30)
+        sleep(self._seconds)
+        self.computed += inputs["x"][:, 0].tolist()
+        return {"y": inputs["x"] * np.float32(2)}
+
+    def count(self, what: str) -> int:
+        """Return how many requests were `expired` or `cancelled`."""
+        return int(self.redis.hget(self.keys.counts, what) or 0)
+
+    def depth(self) -> int:
+        """Return how many requests wait, on all levels."""
+        return sum(int(self.redis.llen(queue)) for queue in self.keys.queues)
+
+    def busy(self) -> bool:
+        """Tell whether a batch is claimed and not yet published."""
+        return bool(self.redis.exists(self.keys.inflight + "counting"))
+
+
+@contextmanager
+def counting_model(
+    settings: Settings, *, seconds: float = 0.0, max_batch_size: int = 1, **fields: Any
+) -> Iterator[CountingModel]:
+    """Register and serve the model `fake`, whose spec has `fields`, for as long as the block."""
+    spec = fake_spec(max_batch_size=max_batch_size).model_copy(update=fields)
+    register(settings, spec)
+    model, stopped = CountingModel(settings, spec, seconds), Event()
+    queue = WorkQueue(open_wire(model.redis), model.keys, "counting", result_ttl_seconds=60.0)
+    backend = FakeBackend(model.forward, poison=POISON)
+    thread = Thread(
+        target=run,
+        args=(
+            queue,
+            partial(answer_batch, spec=spec, backend=backend, instance="counting"),
+            stopped.is_set,
+            Meter(),
+        ),
+        kwargs={"max_rows": spec.batch_rows, "max_delay_seconds": 0.0},
+    )
+    thread.start()
+    try:
+        yield model
+    finally:
+        stopped.set()
+        model.gate.set()
+        model.redis.rpush(model.keys.bell, "1")  # it need not wait out its second
+        thread.join(timeout=30)
+        model.redis.close()
+    assert not thread.is_alive()
+
+
+def tensor(value: float) -> dict[str, Any]:
+    """Return the `/predict` body that asks for one row of `value`s."""
+    return {"input_tensor": [[value, value]]}
+
+
+def v2(value: float, **parameters: Any) -> dict[str, Any]:
+    """Return the v2 body that asks for one row of `value`s."""
+    inputs = [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [value, value]}]
+    return {"inputs": inputs, "parameters": parameters}

@@ -1,0 +1,89 @@
+"""Whatever dies under load, every request is answered, and right: the crash programme, in small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from chaos import questions
+from chaos.reference import tiny
+from chaos.run import QUESTIONS, Plan, strike
+from chaos.scenarios import SCENARIOS
+from chaos.system import System, running_system
+from chaos.verdict import Row
+from shared.settings import Settings
+
+HEARTBEAT_SECONDS = 0.5
+BLOWS = {"instance": 5, "instances": 5}
+
+
+@contextmanager
+def ferry(models: Path, directory: Path, instances: int) -> Iterator[System]:
+    """Run a whole Ferry that serves `tiny`."""
+    questions.write(tiny(models / "tiny"), directory / QUESTIONS)
+    settings = Settings(models=str(models), heartbeat_seconds=HEARTBEAT_SECONDS)
+    with running_system(settings, "tiny", instances, directory) as system:
+        yield system
+
+
+@pytest.fixture(scope="module")
+def single(sample_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A Ferry with one instance, which every test must leave whole."""
+    with ferry(sample_models, tmp_path_factory.mktemp("f"), instances=1) as system:
+        yield system
+
+
+def struck(system: System, name: str) -> Row:
+    """Strike `system` some times as the scenario does, under steady load."""
+    scenario = replace(SCENARIOS[name], times=BLOWS.get(name, 1))
+    row = strike(system, scenario, Plan(seconds=30.0, clients=8))
+    assert row.times == scenario.times
+    return row
+
+
+def assert_all_answered(row: Row) -> None:
+    assert row.troubles == ()
+    assert row.sent == row.right > 0
+    assert row.passed
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "instance", "valkey", "valkey-waiting", "empty", "empty-waiting", "worker", "api",
+        "rolling",
+    ],
+)  # fmt: skip
+def test_every_request_under_load_is_answered_right(single: System, name: str) -> None:
+    row = struck(single, name)
+
+    assert_all_answered(row)
+    if name == "instance":
+        assert row.again_count >= row.times  # each kill hit at least one request
+
+
+def test_another_supervisor_takes_over_a_dead_host_within_three_heartbeats(
+    single: System,
+) -> None:
+    row = struck(single, "host")
+
+    assert_all_answered(row)
+    assert row.again_count > 0
+    assert row.measured_seconds is not None
+    assert row.measured_seconds < 3 * HEARTBEAT_SECONDS + 0.2
+
+
+def test_an_instance_that_dies_beside_others_leaves_no_gap(
+    sample_models: Path, tmp_path: Path
+) -> None:
+    with ferry(sample_models, tmp_path, instances=2) as system:
+        row = struck(system, "instances")
+
+    assert_all_answered(row)
+    assert row.again_count >= row.times
+    assert row.next_answer_seconds is not None
+    assert row.next_answer_seconds < 0.1

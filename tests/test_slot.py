@@ -1,0 +1,55 @@
+"""How a model instance that cannot be started is tried again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from fake_backend import fake_spec
+
+from shared.settings import Settings
+from worker import slot as slot_module
+from worker.devices import Placement
+from worker.meter import Meter
+from worker.slot import LONGEST_PAUSE_SECONDS, Slot
+
+
+class NoProcesses:
+    """A machine that has no room for another process."""
+
+    def RawValue(self, _: object) -> Meter:
+        return Meter()
+
+    def Pipe(self, *, duplex: bool) -> tuple[Any, Any]:
+        assert not duplex
+        end = SimpleNamespace(close=lambda: None)
+        return end, end
+
+    def Process(self, **_: object) -> Any:
+        def start() -> None:
+            raise OSError("Cannot allocate memory")
+
+        return SimpleNamespace(start=start)
+
+
+def test_an_instance_that_cannot_start_is_tried_again_after_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slot_module.time, "monotonic", lambda: 1000.0)
+    model = SimpleNamespace(
+        spec=fake_spec(), file=Path("model.pt"), config=SimpleNamespace(backend="torchscript")
+    )
+    slot = Slot(
+        cast(Any, model), Placement("cpu", 1), 0, "host", Settings(), cast(Any, NoProcesses())
+    )
+    pauses = []
+
+    for _ in range(8):
+        slot.start()
+        pauses.append(slot.start_at - 1000.0)
+
+    assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0, *[LONGEST_PAUSE_SECONDS] * 3]
+    assert slot.record().state == "failed"
+    assert slot.record().reason == "cannot start a process: Cannot allocate memory"

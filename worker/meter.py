@@ -1,0 +1,79 @@
+"""What an instance tells its supervisor while it serves, through shared memory."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+
+WEIGHT_OF_LATEST = 0.5
+"""What the latest heartbeat's rate counts for in the mean."""
+NEGLIGIBLE_RATE = 0.01
+
+
+class Meter(ctypes.Structure):
+    """Written by the instance, one plain store per field; read by the supervisor at any time.
+
+    `busy_since` is when the batch in hand began (monotonic seconds), 0 between batches: a batch
+    that runs too long is killed. `row_limit` is how many rows at once memory holds, 0 for no limit.
+    """
+
+    busy_since: float
+    answered_count: int
+    row_count: int
+    batch_count: int
+    last_batch_rows: int
+    last_batch_seconds: float
+    row_limit: int
+
+    _fields_ = (
+        ("busy_since", ctypes.c_double),
+        ("answered_count", ctypes.c_uint64),
+        ("row_count", ctypes.c_uint64),
+        ("batch_count", ctypes.c_uint64),
+        ("last_batch_rows", ctypes.c_uint64),
+        ("last_batch_seconds", ctypes.c_double),
+        ("row_limit", ctypes.c_uint64),
+    )
+
+    def begin_batch(self) -> None:
+        """Start the clock of a batch."""
+        self.busy_since = time.monotonic()
+
+    def end_batch(self, requests: int, rows: int) -> None:
+        """Count a batch and stop its clock."""
+        self.last_batch_seconds = time.monotonic() - self.busy_since
+        self.busy_since = 0.0
+        self.answered_count += requests
+        self.row_count += rows
+        self.batch_count += 1
+        self.last_batch_rows = rows
+
+    def reset(self) -> None:
+        """Set everything to 0, for the next process."""
+        ctypes.memset(ctypes.addressof(self), 0, ctypes.sizeof(self))
+
+
+class Rate:
+    """Requests per second of one instance: a mean in which each heartbeat weighs half of the next.
+
+    `per_second` is 0 before anything ran and again some heartbeats after the last request.
+    """
+
+    def __init__(self, now: float) -> None:
+        """Begin to measure at `now` (monotonic seconds), with nothing answered."""
+        self.per_second = 0.0
+        self._answered_count = 0
+        self._since = now
+
+    def update(self, meter: Meter, now: float) -> None:
+        """Take in what was answered since the last call, at a heartbeat."""
+        answered_count, busy = meter.answered_count, meter.busy_since > 0.0
+        answered, seconds = answered_count - self._answered_count, now - self._since
+        if seconds <= 0.0 or (busy and not answered):
+            return  # a batch longer than a heartbeat is measured when it ends
+        latest = answered / seconds
+        # After a rest the first rate is the mean; half of it would be wrong for several heartbeats.
+        before = self.per_second or latest
+        mean = before + WEIGHT_OF_LATEST * (latest - before)
+        self.per_second = mean if mean >= NEGLIGIBLE_RATE else 0.0
+        self._answered_count, self._since = answered_count, now
