@@ -136,20 +136,25 @@ class Courier:
         # to a process that cannot read it is still there for its next attempt.
         wait = ("BLMOVE", key, key, "LEFT", "LEFT", LONGEST_BLOCK_SECONDS)
         collect = ("EVALSHA", script_digest("collect"), 1, key, self._result_prefix)
+        told = ""
         while True:
             try:
                 if lost:
                     self._resume(wire, collect)
                     lost = False
-                    log.info("Redis is back, %d requests wait on", len(self._waiting))
                 wire.send(wait, collect)
                 wire.reply()
                 self._hand_out(wire.reply())
+                if told:
+                    log.info("Redis is back, %d requests wait on", len(self._waiting))
+                    told = ""
                 # Those who were just given their answer go first, the next wait can wait.
                 time.sleep(0)
             except RedisError as error:
-                if not lost:
-                    log.warning("answers wait, Redis fails, trying until it is back: %s", error)
+                # At its memory limit Redis refuses the wait, and lets the answers be taken.
+                if told != str(error):
+                    told = str(error)
+                    log.warning("answers are slow, Redis fails, trying until it is back: %s", told)
                 lost = True
                 time.sleep(RETRY_SECONDS)
 

@@ -7,6 +7,7 @@ one, which a client's pipeline cannot do: a blocking command and what follows it
 from __future__ import annotations
 
 import logging
+import re
 import socket
 from collections.abc import Callable
 from functools import cache
@@ -145,7 +146,8 @@ def unavailable(error: RedisError) -> RedisUnavailable:
     if isinstance(error, BusyLoadingError):
         return RedisUnavailable("Redis is loading its data")
     if isinstance(error, ResponseError):
-        reason, _, _ = str(error).partition(" script: ")
+        # redis-py takes the code off some replies, and scripts add where they failed.
+        reason, _, _ = re.sub("^[A-Z]+ ", "", str(error)).partition(" script: ")
         return RedisUnavailable(f"Redis refuses the request: {reason}")
     return RedisUnavailable("cannot reach Redis, it does not answer")
 

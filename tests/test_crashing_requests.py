@@ -1,11 +1,10 @@
-"""A request that takes its instance down fails alone, after three attempts."""
+"""A request that takes its instance down fails alone; a model that cannot start is tried again."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,19 +23,40 @@ MAX_BATCH_SECONDS = 0.5
 
 
 @pytest.fixture(scope="module")
-def serving(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """A worker with a model that dies on one value and one that never ends on another."""
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that dies on one value, one that never ends on another, one that cannot be loaded."""
     models = tmp_path_factory.mktemp("models")
     add_model(models, Deadly(), max_batch_size=8)
     add_model(models, Slow(), max_batch_size=8)
+    file = add_model(models, torch.nn.Identity())
+    file.rename(file.with_suffix(".good"))
+    file.write_bytes(b"no model at all")
+    return models
+
+
+@pytest.fixture(scope="module")
+def serving(redis_url: str, models: Path) -> Iterator[Settings]:
     settings = Settings(
         redis_url=redis_url,
         key_prefix="crashing",
         models=str(models),
         max_batch_seconds=MAX_BATCH_SECONDS,
     )
-    with running_worker(settings):
+    with running_worker(settings, wait_ready=False):
         yield settings
+
+
+def test_a_model_whose_file_is_mended_is_served_by_itself(serving: Settings, models: Path) -> None:
+    with seen(serving, "identity") as broken, seen(serving, "slow") as slow:
+        slow.wait_ready()
+        wait_until(lambda: "identity" in broken.registry.snapshot().failures, 30, "it is reported")
+        assert numbers(slow.push(1.0).wait()).tolist() == [[2.0, 2.0]]
+        file = models / "identity" / "1" / "model.pt"
+        file.with_suffix(".good").replace(file)
+
+        broken.wait_ready()
+
+        wait_until(lambda: broken.registry.snapshot().all_ready(), 30, "every model is ready")
 
 
 @pytest.mark.parametrize(("model", "value"), [("deadly", DEADLY), ("slow", ENDLESS)])
@@ -64,26 +84,3 @@ def test_a_request_that_kills_its_instance_fails_alone_after_three_attempts(
         # They shared its first batch; from then on each of them travelled alone.
         assert {answer.timings.attempts for answer in answers[1:]} == {2}
         assert {answer.timings.batch_size for answer in answers} == {1}
-
-
-def test_a_model_whose_file_is_mended_is_served_by_itself(
-    settings: Settings, tmp_path: Path
-) -> None:
-    add_model(tmp_path, Slow())
-    good = add_model(tmp_path, torch.nn.Identity())
-    content = good.read_bytes()
-    good.write_bytes(b"no model at all")
-    settings = replace(settings, models=str(tmp_path), heartbeat_seconds=0.3)
-
-    with (
-        running_worker(settings, wait_ready=False),
-        seen(settings, "identity") as broken,
-        seen(settings, "slow") as slow,
-    ):
-        wait_until(lambda: "identity" in broken.registry.snapshot().failures, 30, "it is reported")
-        assert numbers(slow.push(1.0).wait()).tolist() == [[2.0, 2.0]]
-        good.write_bytes(content)
-
-        broken.wait_ready()
-
-        assert broken.registry.snapshot().all_ready()

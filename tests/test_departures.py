@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from http.client import HTTPConnection
 from typing import Any
 
@@ -25,12 +24,22 @@ LEFT = 1000.0
 """What those ask who leave."""
 
 
-@pytest.fixture
-def serving(settings: Settings) -> Iterator[tuple[int, CountingModel]]:
+@pytest.fixture(scope="module")
+def started(redis_url: str) -> Iterator[tuple[int, CountingModel]]:
     """A port of a real gunicorn, and the slow model behind it."""
-    settings = replace(settings, port=free_port())
+    settings = Settings(redis_url=redis_url, key_prefix="departures", port=free_port())
     with counting_model(settings, seconds=0.01) as model, running_gunicorn(settings):
         yield settings.port, model
+
+
+@pytest.fixture
+def serving(started: tuple[int, CountingModel]) -> tuple[int, CountingModel]:
+    """The same, with nothing computed or counted yet."""
+    model = started[1]
+    wait_until(lambda: not model.busy(), 5, "nothing runs")
+    model.computed.clear()
+    model.redis.delete(model.keys.counts)
+    return started
 
 
 def ask(port: int, value: float) -> Any:

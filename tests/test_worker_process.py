@@ -143,6 +143,17 @@ def test_an_instance_computes_with_the_threads_it_was_told_to(slow: Served) -> N
     assert len(os.listdir(f"/proc/{instance.pid}/task")) >= 3
 
 
+def test_a_redis_that_lost_everything_knows_the_models_again_before_the_next_heartbeat(
+    alone: Settings,
+) -> None:
+    rare = replace(alone, heartbeat_seconds=12.0)
+    with running_worker(rare), seen(rare, "slow") as slow:
+        lost = list(slow.redis.scan_iter(match=f"{rare.key_prefix}:*"))
+        assert slow.redis.delete(*lost) >= 3
+
+        wait_until(lambda: slow.registry.snapshot().all_ready(), 5, "it is registered again")
+
+
 def test_sigterm_answers_what_is_in_flight_and_leaves_nothing_behind(alone: Settings) -> None:
     with running_worker(alone) as worker, seen(alone, "slow") as slow:
         family = descendants(worker.pid)

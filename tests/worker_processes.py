@@ -54,8 +54,13 @@ class Served:
 
     def wait_in_flight(self) -> str:
         """Return the id of the instance that holds work, once one does."""
-        wait_until(self.holders, 10, f"a request of {self.model} in flight")
-        return self.holders()[0]
+        found: list[str] = []
+        wait_until(
+            lambda: found.extend(self.holders()) or found,
+            10,
+            f"a request of {self.model} in flight",
+        )
+        return found[0]
 
     def holder(self) -> InstanceRecord:
         """Return the instance that holds work, once one does."""

