@@ -97,12 +97,16 @@ class Catalog:
 
     def _read(self, now: float) -> None:
         try:
-            self._snapshot = self._registry.snapshot()
+            snapshot = self._registry.snapshot()
         except RedisUnavailable:
             if not self._snapshot.models:
                 raise
             return  # the old copy serves on; push will say that Redis is away
         self._read_at = now
+        served_at = max(self._ready_at.values(), default=float("-inf"))
+        if not snapshot.models and now - served_at <= RESTART_GRACE_SECONDS:
+            return  # Redis came back empty, and the supervisors are about to fill it again
+        self._snapshot = snapshot
         for key in self._snapshot.ready:
             self._ready_at[key] = now
 

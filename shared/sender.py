@@ -97,12 +97,19 @@ class Sender:
 
     def _write(self, parcels: list[Parcel]) -> None:
         try:
-            self._wire.send(self._push_command([parcel.push for parcel in parcels]))
+            self._send(self._push_command([parcel.push for parcel in parcels]))
             self._unconfirmed = parcels
             for parcel in parcels:
                 parcel.sent = True
         except RedisError as error:
             self._give_up(parcels, error)
+
+    def _send(self, command: tuple[Any, ...]) -> None:
+        """Write on the connection that is open, which Redis may have left since, or on a new one."""
+        try:
+            self._wire.send(command)
+        except RedisError:
+            self._wire.send(command)
 
     def _confirm(self) -> None:
         """Read what became of the last write; a lost connection has it written again, once."""
