@@ -14,7 +14,7 @@ from collections.abc import Callable
 from threading import Lock, Thread
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from shared.departures import has_left
 from shared.errors import ClientLeft, FerryError, RequestExpired
@@ -143,15 +143,16 @@ class Courier:
                     self._resume(wire, collect)
                     lost = False
                 wire.send(wait, collect)
-                wire.reply()
+                refusal = _refusal(wire)
                 self._hand_out(wire.reply())
+                if refusal is not None:
+                    raise refusal
                 if told:
                     log.info("Redis is back, %d requests wait on", len(self._waiting))
                     told = ""
                 # Those who were just given their answer go first, the next wait can wait.
                 time.sleep(0)
             except RedisError as error:
-                # At its memory limit Redis refuses the wait, and lets the answers be taken.
                 if told != str(error):
                     told = str(error)
                     log.warning("answers are slow, Redis fails, trying until it is back: %s", told)
@@ -169,3 +170,15 @@ class Courier:
             parcel = self._waiting.pop(request_id.decode(), None)
             if parcel is not None:
                 parcel.answer(result)
+
+
+def _refusal(wire: Wire) -> ResponseError | None:
+    """Read a reply; return its error, for the next reply is to be read in any case.
+
+    At its memory limit Redis refuses to wait, but what follows has taken answers: lost if unread.
+    """
+    try:
+        wire.reply()
+    except ResponseError as error:
+        return error
+    return None

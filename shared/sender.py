@@ -105,7 +105,7 @@ class Sender:
             self._give_up(parcels, error)
 
     def _send(self, command: tuple[Any, ...]) -> None:
-        """Write on the connection that is open, which Redis may have left since, or on a new one."""
+        """Write on the open connection, which Redis may have left since, or on a new one."""
         try:
             self._wire.send(command)
         except RedisError:
