@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from api.json_answers import JsonAnswer, json_answer
 from api.json_tensors import json_output
@@ -10,21 +10,7 @@ from api.predictions import describe_rows
 from api.timings import server_timing, timings_json
 from shared.messages import InferResult
 from shared.model_spec import ModelSpec
-
-
-class How(NamedTuple):
-    """What was asked for: kept with a request that is answered later, as JSON.
-
-    `infer` answers v2 tensors under the client's `id`. `rows` describes each row by its `top_k`
-    classes, a single one by itself when `one`; `cut` tells whose text was truncated. `tensor`
-    answers the first output's numbers.
-    """
-
-    kind: Literal["infer", "rows", "tensor"]
-    id: str | None = None
-    top_k: int = 0
-    one: bool = False
-    cut: tuple[bool, ...] = ()
+from shared.records import How
 
 
 def render(spec: ModelSpec, result: InferResult, how: How) -> JsonAnswer:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flask import Response, current_app, request
 
-from api.answers import How, render
+from api.answers import render
 from api.terms import Terms
 from shared.messages import Tensor
 from shared.model_spec import ModelSpec
+from shared.records import How
 
 if TYPE_CHECKING:
     from api.later import Later

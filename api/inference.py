@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, request
 
-from api.answers import How, render
+from api.answers import render
 from api.asking import Question, answer
 from api.body import read_body
 from api.catalog import Catalog
@@ -16,6 +16,7 @@ from api.json_tensors import parse_infer
 from api.metadata import checked_version
 from api.queues import Queues
 from api.terms import terms_of
+from shared.records import How
 
 blueprint = Blueprint("inference", __name__)
 

@@ -1,4 +1,4 @@
-"""Answers that are asked for later, by id or by Idempotency-Key; `records.py` has their keys."""
+"""Answers that are asked for later, by id or by key; `shared/records.py` has the schema."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import msgpack
 import redis
 from flask import Response
 
-from api.answers import How, render
+from api.answers import render
 from api.asking import Question
 from api.json_answers import json_response
 from api.queues import Queues
-from api.records import First, Records
 from api.terms import LONGEST_TIMEOUT_SECONDS
 from shared.detached import State, new_id
 from shared.errors import (
@@ -28,6 +27,7 @@ from shared.errors import (
     UnknownRequest,
 )
 from shared.model_spec import ModelSpec
+from shared.records import First, How, Records
 from shared.request_queue import KEPT_SECONDS
 from shared.settings import Settings
 

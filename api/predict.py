@@ -9,7 +9,6 @@ import numpy as np
 from flask import Blueprint, Response, current_app, request
 from werkzeug.datastructures import FileStorage
 
-from api.answers import How
 from api.asking import Question, answer
 from api.body import read_body
 from api.json_arrays import json_type, to_array
@@ -21,6 +20,7 @@ from shared.datatypes import to_bytes
 from shared.errors import BadRequest
 from shared.messages import Tensor
 from shared.model_spec import ModelSpec
+from shared.records import How
 
 blueprint = Blueprint("predict", __name__)
 DEFAULT_TOP_K = 3

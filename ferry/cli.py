@@ -7,13 +7,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from ferry.errors import CannotStart, NoRedis
 from ferry.samples import DEFAULT_NAMES, NAMES, make_samples
 from ferry.up import up
-from ferry.workers import workers
-from shared.errors import BadSetting
+from shared.errors import BadSetting, FerryError
 from shared.settings import Settings
 
 EXIT_FAILED = 1
@@ -21,10 +21,22 @@ EXIT_BAD_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
+def _from(module: str, name: str) -> Callable[..., int]:
+    """Return a command that is imported when it runs: looking inside needs numpy, starting not."""
+    return lambda *values, **named: int(getattr(import_module(module), name)(*values, **named))
+
+
+workers = _from("ferry.workers", "workers")
+queues = _from("ferry.queues", "queues")
+list_dead, show_dead, replay_dead, drop_dead = (
+    _from("ferry.dead", f"{action}_dead") for action in ("list", "show", "replay", "drop")
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; return its exit code.
 
-    2 for a bad setting or no Redis to look into, 1 for what is in the way.
+    2 for a bad setting or no Redis to look into, 1 for what is in the way or cannot be done.
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
@@ -34,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BadSetting, NoRedis) as error:
         print(f"ferry: {error}", file=sys.stderr)
         return EXIT_BAD_USAGE
-    except CannotStart as error:
+    except (CannotStart, FerryError) as error:
         print(f"ferry: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
@@ -47,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_up(commands.add_parser("up", help="start everything on this machine"))
     _add_samples(commands.add_parser("samples", help="make the sample models"))
     _add_workers(commands.add_parser("workers", help="show every model instance"))
+    _add_queue(commands.add_parser("queue", help="show what waits for each model"))
+    _add_dead(commands.add_parser("dead", help="show, replay or drop requests that were given up"))
     return parser
 
 
@@ -72,6 +86,32 @@ def _add_workers(command: argparse.ArgumentParser) -> None:
     command.description = "Show every model instance: where it runs, what it did, if it lives."
     _add_json(command)
     command.set_defaults(run=lambda options: workers(os.environ, as_json=options.json))
+
+
+def _add_queue(command: argparse.ArgumentParser) -> None:
+    command.description = "Show what waits for each model version, and what its instances hold."
+    _add_json(command)
+    command.set_defaults(run=lambda options: queues(os.environ, as_json=options.json))
+
+
+def _add_dead(command: argparse.ArgumentParser) -> None:
+    command.description = "Requests that were given up: the model's process died under them."
+    actions = command.add_subparsers(required=True, metavar="ACTION")
+    for name, does, act in (
+        ("list", "show all, newest first", lambda o: list_dead(os.environ, as_json=o.json)),
+        ("show", "show one and its inputs",
+         lambda o: show_dead(os.environ, o.id, as_json=o.json)),
+        ("replay", "push anew, under a new id",
+         lambda o: replay_dead(os.environ, o.ids, as_json=o.json)),
+        ("drop", "forget, with the inputs", lambda o: drop_dead(os.environ, o.ids, as_json=o.json)),
+    ):  # fmt: skip
+        action = actions.add_parser(name, help=does, description=does.capitalize() + ".")
+        if name == "show":
+            action.add_argument("id", metavar="ID")
+        elif name != "list":
+            action.add_argument("ids", nargs="+", metavar="ID")
+        _add_json(action)
+        action.set_defaults(run=act)
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:

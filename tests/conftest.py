@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -32,6 +33,8 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a private Valkey server that lives as long as the test run."""
     with running(tmp_path_factory.mktemp("valkey")) as server:
         yield server.url
+    # The couriers of all tests are daemons: behind the last line they would say that it is gone.
+    logging.getLogger("shared").setLevel(logging.CRITICAL)
 
 
 @pytest.fixture

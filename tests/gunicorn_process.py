@@ -27,13 +27,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_gunicorn(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    """Serve the API on the settings' port until the block ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "api.wsgi:app"],
-        env=os.environ | environment(settings),
-        cwd=ROOT,
-    )
+def running_gunicorn(
+    settings: Settings, log_file: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Serve the API on the settings' port until the block ends; its log goes to `log_file`."""
+    command = [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "api.wsgi:app"]
+    environ = os.environ | environment(settings)
+    with open(log_file or os.devnull, "ab") as log:
+        output = log if log_file else None
+        process = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=output, stderr=output)
     try:
         wait_until(lambda: _answers(settings.port), 30, "gunicorn answers")
         yield process

@@ -6,65 +6,40 @@ have been lost with a connection is played by running a beginning of what was wr
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
 
+from queue_reading import Seen, Ticket, look
 from redis import Redis
 
-from shared import queue_keys
 from shared.parcels import Push
 from shared.queue_commands import Limits, cancel_command, push_command
-from shared.queue_keys import DETACHED, TICKET, QueueKeys
+from shared.queue_keys import DETACHED, QueueKeys
 from shared.redis_connection import open_wire, script_digest
 from shared.request_queue import MAX_ATTEMPTS, Claimed, WorkQueue, recover
 
 LIMITS = Limits(requests=6, bytes=400)
 PROCESS = "beefbeef"
-SHORT_SECONDS = 0.005
 RESULT_TTL_SECONDS = 60.0
-DOCUMENTED = [
-    (re.sub("<[a-z]+>", "[^:]+", name.replace("ferry:{m/v}", "model:\\{m/1\\}")), expires)
-    for name, expires in re.findall(
-        r"^    (ferry:\{m/v\}:\S+) .* (no|yes|no \(see 1\)|7 days)$",
-        queue_keys.__doc__,
-        re.MULTILINE,
-    )
-]
 
 
 @dataclass
 class Asked:
-    """One request as whoever asked knows it; nothing is promised of a `short` one."""
+    """One request as whoever asked knows it; `late` when its deadline has passed.
+
+    When it `is_again` on the queue, because its answer was lost, an old ticket may be left.
+    """
 
     push: Push
     order: int
     closed: bool = False
+    late: bool = False
     returned: bool = False
+    crashes: int = 0
+    is_again: bool = False
     deliveries: int = 0
-
-    @property
-    def short(self) -> bool:
-        return self.push.timeout_seconds < 1
-
-
-class Ticket(NamedTuple):
-    """One ticket as it stands on a list."""
-
-    id: str
-    attempts: int
-    level: int
-    rows: int
-    signature: bytes
-    body_bytes: int
-    deadline: float
-
-    @classmethod
-    def read(cls, raw: bytes) -> Ticket:
-        _, attempts, level, rows, _, deadline, signature, size = TICKET.unpack_from(raw)
-        return cls(raw[TICKET.size :].decode(), attempts, level, rows, signature, size, deadline)
 
 
 class QueueModel:
@@ -82,17 +57,16 @@ class QueueModel:
         self.held: list[list[Claimed]] = [[], []]
         self.unrecovered: list[str] = []
         self.last_claimed = {1: -1, 2: -1}
-        self.counts = {"cancelled": 0, "dead": 0}
+        self.counts = {"expired": 0, "cancelled": 0, "dead": 0}
         self.bell_lost = False
 
     def new_push(
-        self, level: int, rows: int, signature: bytes, size: int, *, short: bool, detached: bool
+        self, level: int, rows: int, signature: bytes, size: int, *, detached: bool
     ) -> Push:
         """Make a request with a body of its own."""
         request_id = f"{DETACHED if detached else PROCESS}{next(self.numbers):024x}"
-        timeout = SHORT_SECONDS if short else 1000.0
         body = request_id.encode().ljust(size, b".")
-        return Push(request_id, rows, level, signature, timeout, int(1200 * timeout), body)
+        return Push(request_id, rows, level, signature, 1000.0, 1_060_000, body)
 
     def push(self, pushes: list[Push]) -> None:
         """Push for the first time; checks what is accepted and what is refused."""
@@ -115,9 +89,10 @@ class QueueModel:
         self.collect(list(self.waiting))
         again = list(self.waiting.values())
         for asked, status in zip(again, self.send_push([each.push for each in again]), strict=True):
-            assert status == b"known" or asked.closed or asked.short, "an open one was not known"
+            assert status == b"known" or asked.closed, "an open one was not known"
             if status == b"queued":
                 asked.closed, asked.returned, asked.order = False, False, next(self.numbers)
+                asked.crashes, asked.is_again = 0, True
             elif status.startswith(b"full"):
                 del self.waiting[asked.push.id]
                 asked.closed = True
@@ -131,6 +106,7 @@ class QueueModel:
     def claim(self, slot: int, max_rows: int) -> None:
         """Claim as the instance in `slot` does when the bell rang or a second is over."""
         self.client.lpop(self.keys.bell)
+        before = Counter(self.queue(1) + self.queue(2))
         batch = self.send_claim(slot, max_rows)
         self.held[slot] = batch
         tickets = self.in_flight(self.names[slot])[-len(batch) :] if batch else []
@@ -139,14 +115,23 @@ class QueueModel:
         assert len({ticket.signature for ticket in tickets}) <= 1
         for ticket, item in zip(tickets, batch, strict=True):
             asked = self.asked[item.id]
-            assert not asked.closed or asked.short, "a closed request was claimed"
+            assert not (asked.closed or asked.late), "a closed request was claimed"
             assert item.body == asked.push.body
-            assert item.attempts <= MAX_ATTEMPTS
+            assert item.attempts == asked.crashes + 1 or asked.is_again
             assert item.attempts == 1 or len(batch) == 1, "one that was in a crash has company"
             assert not any(self.live(self.queue(level)) for level in range(1, ticket.level))
-            if not asked.returned:
+            if not (asked.returned or asked.is_again):
                 assert asked.order > self.last_claimed[ticket.level], "overtaken on its level"
                 self.last_claimed[ticket.level] = asked.order
+        before.subtract(tickets + self.queue(1) + self.queue(2))
+        self.note_dropped({ticket.id for ticket in before.elements()})
+
+    def note_dropped(self, ids: set[str]) -> None:
+        """Take in which requests a claim left out: they were late, or closed already."""
+        for asked in (self.asked[request_id] for request_id in ids):
+            assert asked.closed or asked.late, "a request was dropped that could be answered"
+            self.counts["expired"] += not asked.closed
+            asked.closed = True
 
     def send_claim(self, slot: int, max_rows: int) -> list[Claimed]:
         """Run claim.lua without waiting for the bell."""
@@ -160,8 +145,7 @@ class QueueModel:
         items = {item.id: self.asked[item.id] for item in held}
         open_ones = [asked for asked in items.values() if not asked.closed]
         first = self.work(slot).publish(held, [b"of " + item.body for item in held], drop=drop)
-        assert first <= len(open_ones)
-        assert first >= sum(not asked.short for asked in open_ones)
+        assert first == len(open_ones)
         for asked in open_ones:
             asked.closed = True
 
@@ -173,7 +157,7 @@ class QueueModel:
         if done >= 1 and self.held[slot]:
             self.publish(slot)
         if done >= 2:
-            self.bell_lost = bool(self.client.lpop(self.keys.bell))
+            self.bell_lost = bool(self.client.lpop(self.keys.bell)) or self.bell_lost
         if done >= 3:
             self.send_claim(slot, max_rows)
         for _ in range(2):
@@ -183,19 +167,31 @@ class QueueModel:
         self.held[slot] = []
 
     def put_back(self, name: str, *, crashed: bool) -> None:
-        """Recover an instance's in-flight list; checks who goes back and who is given up."""
-        tickets = self.in_flight(name)
-        open_ones = [ticket for ticket in tickets if self.client.exists(self.keys.body + ticket.id)]
-        given_up = {t.id for t in open_ones if crashed and t.attempts + 1 == MAX_ATTEMPTS}
+        """Recover an instance's list; checks who goes back, and where, and who is given up."""
+        held, before = self.in_flight(name), [self.queue(level) for level in (1, 2)]
         outcome = recover(
             self.wire, self.keys, name, crashed=crashed, result_ttl_seconds=RESULT_TTL_SECONDS
         )
-        if not any(self.asked[ticket.id].short for ticket in tickets):
-            assert outcome == (len(open_ones) - len(given_up), len(given_up))
-        for ticket in tickets:
+        back: list[list[Ticket]] = [[], []]
+        given_up = 0
+        for ticket in held:
+            asked = self.asked[ticket.id]
+            if asked.closed:
+                continue
+            if crashed and ticket.attempts + 1 == MAX_ATTEMPTS:
+                assert asked.crashes + 1 == MAX_ATTEMPTS or asked.is_again
+                asked.closed = True
+                given_up += 1
+            else:
+                asked.returned, asked.crashes = True, asked.crashes + crashed
+                attempts = ticket.attempts + crashed
+                back[ticket.level - 1].append(ticket._replace(attempts=attempts))
+        assert outcome == (len(back[0] + back[1]), given_up)
+        assert [self.queue(level) for level in (1, 2)] == [
+            new + old for new, old in zip(back, before, strict=True)
+        ], "not put back to the head, or not in order"
+        for ticket in held:
             self.asked[ticket.id].returned = True
-        for request_id in given_up:
-            self.asked[request_id].closed = True
         self.counts["dead"] += outcome[1]
 
     def die(self, slot: int) -> None:
@@ -220,27 +216,38 @@ class QueueModel:
             assert result == b"of " + asked.push.body or b"model_crashed" in result
             self.waiting.pop(raw_id.decode(), None)
 
-    def cancel(self, ids: list[str], *, only_waiting: bool) -> None:
-        """Take requests back; those that nobody waits for any more are forgotten by the API."""
+    def cancel(self, ids: list[str], why: str, *, only_waiting: bool) -> None:
+        """Take requests back, which the API then no longer waits for."""
         queued = {ticket.id for level in (1, 2) for ticket in self.queue(level)}
-        self.wire.send(cancel_command(self.keys, "cancelled", ids, only_waiting=only_waiting))
+        self.wire.send(cancel_command(self.keys, why, ids, only_waiting=only_waiting))
         for request_id, reply in zip(ids, self.wire.reply(), strict=True):
             asked = self.asked[request_id]
-            if not asked.short:
-                expected = b"waiting" if request_id in queued else b"running"
-                assert reply == (b"gone" if asked.closed else expected)
+            expected = b"waiting" if request_id in queued else b"running"
+            assert reply == (b"gone" if asked.closed else expected)
             if reply == b"waiting" or (reply == b"running" and not only_waiting):
                 asked.closed = True
-                self.counts["cancelled"] += 1
+                self.counts[why] += 1
                 self.waiting.pop(request_id, None)
 
+    def pass_deadline(self, request_id: str, *, body_expires: bool) -> None:
+        """Let a request's deadline pass, and perhaps the minute that its body outlives it."""
+        for key in [*self.keys.queues, *(self.keys.inflight + name for name in self.instances())]:
+            for position, raw in enumerate(self.client.lrange(key, 0, -1)):
+                if Ticket.read(raw).id == request_id:
+                    self.client.lset(key, position, Ticket.made_late(raw))
+        asked = self.asked[request_id]
+        asked.late = True
+        self.waiting.pop(request_id, None)
+        if body_expires:
+            self.client.delete(self.keys.body + request_id)
+            asked.closed = True
+
     def forget(self) -> None:
-        """Empty Redis. What no API process waits for is lost with it, as documented."""
+        """Empty Redis: until it is pushed again, everything is lost."""
         self.client.flushdb()
         for asked in self.asked.values():
             asked.closed = True
         self.counts = dict.fromkeys(self.counts, 0)
-        self.resume()
 
     def work(self, slot: int) -> WorkQueue:
         """Return the worker's end of an instance."""
@@ -258,4 +265,12 @@ class QueueModel:
 
     def live(self, tickets: list[Ticket]) -> list[Ticket]:
         """Return those that an instance would take."""
-        return [t for t in tickets if not (self.asked[t.id].closed or self.asked[t.id].short)]
+        return [t for t in tickets if not (self.asked[t.id].closed or self.asked[t.id].late)]
+
+    def look(self) -> Seen:
+        """Read all that is in Redis."""
+        return look(self.client, self.keys, self.instances(), list(self.asked))
+
+    def instances(self) -> list[str]:
+        """Return who may have an in-flight list."""
+        return [*self.names, *self.unrecovered]

@@ -65,7 +65,8 @@ def test_a_good_config_is_read_whole(model: Path) -> None:
     more = (
         'name: "m" default_model_filename: "other.pt"\n'
         "instance_group [ { kind: KIND_CPU count: 2 }, { kind: KIND_GPU gpus: [0, 1] } ]\n"
-        "dynamic_batching { max_queue_delay_microseconds: 1500 }\n"
+        "dynamic_batching { max_queue_delay_microseconds: 1500 priority_levels: 3\n"
+        "  default_priority_level: 2 default_queue_policy { max_queue_size: 7 } }\n"
     )
 
     config = config_of(model, GOOD + more + parameters(output_activation="none"))
@@ -73,6 +74,7 @@ def test_a_good_config_is_read_whole(model: Path) -> None:
     spec = config.spec
     assert (spec.name, spec.version, spec.platform) == ("m", "1", "pytorch_libtorch")
     assert (spec.max_batch_size, spec.max_queue_delay_seconds) == (8, 0.0015)
+    assert (spec.max_queue_size, spec.priority_levels, spec.default_priority_level) == (7, 3, 2)
     assert spec.inputs == (TensorSpec(name="x", datatype="FP32", dims=(4,)),)
     assert spec.outputs == (TensorSpec(name="y", datatype="FP32", dims=(3,)),)
     assert spec.output_activation == "none"
@@ -88,6 +90,11 @@ def test_what_a_config_leaves_out_has_tritons_defaults(model: Path) -> None:
 
     assert (config.spec.max_batch_size, config.spec.batched) == (0, False)
     assert config.spec.max_queue_delay_seconds == 0.0
+    assert (config.spec.max_queue_size, config.spec.priority_levels, config.spec.levels) == (
+        0,
+        0,
+        1,
+    )
     assert config.instance_groups == (InstanceGroup("auto", 1),)
     assert config.filename == "model.pt"
 
@@ -279,3 +286,19 @@ def test_a_repository_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_the_sample_models_are_read(sample_models: Path) -> None:
     for name in ("digits", "resnet18", "tiny"):
         assert read_model(sample_models, name).spec.max_batch_size == 32
+
+
+@pytest.mark.parametrize(
+    ("batching", "message"),
+    [
+        ("priority_levels: 101", "priority_levels 101 must not exceed 100"),
+        ("priority_levels: 2", "default_priority_level 0 must be from 1 to 2"),
+        (
+            "priority_levels: 2 default_priority_level: 3",
+            "default_priority_level 3 must be from 1 to 2",
+        ),
+    ],
+)
+def test_levels_that_cannot_be_are_refused(model: Path, batching: str, message: str) -> None:
+    with pytest.raises(BadModel, match=message):
+        config_of(model, GOOD + f"dynamic_batching {{ {batching} }}")

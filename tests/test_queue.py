@@ -15,7 +15,8 @@ from waiting import wait_until
 
 from shared.errors import ModelCrashed, ModelFailed, QueueFull, RequestExpired
 from shared.messages import InferRequest, InferResult, Tensor
-from shared.queue_commands import Limits
+from shared.parcels import Push
+from shared.queue_commands import Limits, push_command
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import Wire, connect, open_wire
 from shared.request_queue import Claimed, RequestQueue, Waiting, WorkQueue, recover
@@ -128,6 +129,21 @@ def test_a_batch_counts_rows_and_never_exceeds_its_limit(
     batches = [[item.rows for item in work.claim(8, 0.0)] for _ in range(4)]
 
     assert batches == [[3, 3], [3], [8], [1]]
+
+
+def test_more_requests_than_lua_can_unpack_make_several_batches(
+    redis: Redis, keys: QueueKeys, wire: Wire, work: WorkQueue
+) -> None:
+    ids = [f"{number:032x}" for number in range(9000)]
+    for start in range(0, 9000, 250):
+        some = [Push(each, 1, 1, bytes(8), 10.0, 10_000, b"x") for each in ids[start : start + 250]]
+        wire.send(push_command(keys, Limits(), some))
+        wire.reply()
+
+    batches = [work.claim(9000, 0.0) for _ in range(5)]
+
+    assert [item.id for batch in batches for item in batch] == ids
+    assert redis.llen(keys.inflight + "i") == 9000
 
 
 def test_a_request_of_another_signature_is_a_boundary_not_skipped(

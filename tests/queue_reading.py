@@ -1,0 +1,86 @@
+"""What stands in Redis of one model version's queue, taken apart, and which keys may."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from redis import Redis
+
+from shared import queue_keys
+from shared.queue_keys import TICKET, QueueKeys
+
+DOCUMENTED = [
+    (re.sub("<[a-z]+>", "[^:]+", name.replace("ferry:{m/v}", "model:\\{m/1\\}")), expires)
+    for name, expires in re.findall(
+        r"^    (ferry:\{m/v\}:\S+) .* (no|yes|no \(see 1\)|7 days)$",
+        queue_keys.__doc__,
+        re.MULTILINE,
+    )
+]
+
+
+class Ticket(NamedTuple):
+    """One ticket as it stands on a list."""
+
+    id: str
+    attempts: int
+    level: int
+    rows: int
+    signature: bytes
+    body_bytes: int
+    deadline: float
+
+    @classmethod
+    def read(cls, raw: bytes) -> Ticket:
+        _, attempts, level, rows, _, deadline, signature, size = TICKET.unpack_from(raw)
+        return cls(raw[TICKET.size :].decode(), attempts, level, rows, signature, size, deadline)
+
+    @staticmethod
+    def made_late(raw: bytes) -> bytes:
+        *first, _, signature, size = TICKET.unpack_from(raw)
+        return TICKET.pack(*first, 0.0, signature, size) + raw[TICKET.size :]
+
+
+class Seen(NamedTuple):
+    """All that stands in Redis; `stored` are the ids of bodies."""
+
+    queued: list[Ticket]
+    in_flight: list[Ticket]
+    bytes: int
+    bell: int
+    counts: dict[str, int]
+    dead: int
+    stored: set[str]
+
+
+def look(client: Redis, keys: QueueKeys, instances: list[str], ids: list[str]) -> Seen:
+    """Read what the queues and these instances hold, and which of these requests have a body."""
+    with client.pipeline() as pipeline:
+        for key in [*keys.queues, *(keys.inflight + name for name in instances)]:
+            pipeline.lrange(key, 0, -1)
+        queue_1, queue_2, *in_flight = (
+            [Ticket.read(raw) for raw in found] for found in pipeline.execute()
+        )
+        pipeline.get(keys.bytes).llen(keys.bell).hgetall(keys.counts).llen(keys.dead)
+        for request_id in ids:
+            pipeline.exists(keys.body + request_id)
+        waiting_bytes, bell, counts, dead, *stored = pipeline.execute()
+    return Seen(
+        queue_1 + queue_2,
+        [ticket for found in in_flight for ticket in found],
+        int(waiting_bytes or 0),
+        bell,
+        {key.decode(): int(number) for key, number in counts.items()},
+        dead,
+        {request_id for request_id, found in zip(ids, stored, strict=True) if found},
+    )
+
+
+def lifetimes(client: Redis) -> dict[str, int]:
+    """Return every key and its PTTL; of one that has just expired -2."""
+    found = [key.decode() for key in client.scan_iter(count=1000)]
+    with client.pipeline() as pipeline:
+        for key in found:
+            pipeline.pttl(key)
+        return dict(zip(found, pipeline.execute(), strict=True))
