@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import count
 
-from queue_reading import Seen, Ticket, look
+from queue_reading import Asked, Seen, Ticket, look
 from redis import Redis
 
 from shared.parcels import Push
@@ -23,23 +22,6 @@ from shared.request_queue import MAX_ATTEMPTS, Claimed, WorkQueue, recover
 LIMITS = Limits(requests=6, bytes=400)
 PROCESS = "beefbeef"
 RESULT_TTL_SECONDS = 60.0
-
-
-@dataclass
-class Asked:
-    """One request as whoever asked knows it; `late` when its deadline has passed.
-
-    When it `is_again` on the queue, because its answer was lost, an old ticket may be left.
-    """
-
-    push: Push
-    order: int
-    closed: bool = False
-    late: bool = False
-    returned: bool = False
-    crashes: int = 0
-    is_again: bool = False
-    deliveries: int = 0
 
 
 class QueueModel:
@@ -60,13 +42,11 @@ class QueueModel:
         self.counts = {"expired": 0, "cancelled": 0, "dead": 0}
         self.bell_lost = False
 
-    def new_push(
-        self, level: int, rows: int, signature: bytes, size: int, *, detached: bool
-    ) -> Push:
+    def new_push(self, detached: bool, size: int, **terms) -> Push:
         """Make a request with a body of its own."""
         request_id = f"{DETACHED if detached else PROCESS}{next(self.numbers):024x}"
         body = request_id.encode().ljust(size, b".")
-        return Push(request_id, rows, level, signature, 1000.0, 1_060_000, body)
+        return Push(id=request_id, timeout_seconds=1000.0, ttl_ms=1_060_000, body=body, **terms)
 
     def push(self, pushes: list[Push]) -> None:
         """Push for the first time; checks what is accepted and what is refused."""
@@ -100,13 +80,11 @@ class QueueModel:
     def send_push(self, pushes: list[Push]) -> list[bytes]:
         """Run push.lua."""
         self.wire.send(push_command(self.keys, LIMITS, pushes))
-        statuses: list[bytes] = self.wire.reply()
-        return statuses
+        return list(self.wire.reply())
 
     def claim(self, slot: int, max_rows: int) -> None:
         """Claim as the instance in `slot` does when the bell rang or a second is over."""
         self.client.lpop(self.keys.bell)
-        before = Counter(self.queue(1) + self.queue(2))
         batch = self.send_claim(slot, max_rows)
         self.held[slot] = batch
         tickets = self.in_flight(self.names[slot])[-len(batch) :] if batch else []
@@ -123,21 +101,20 @@ class QueueModel:
             if not (asked.returned or asked.is_again):
                 assert asked.order > self.last_claimed[ticket.level], "overtaken on its level"
                 self.last_claimed[ticket.level] = asked.order
-        before.subtract(tickets + self.queue(1) + self.queue(2))
-        self.note_dropped({ticket.id for ticket in before.elements()})
 
-    def note_dropped(self, ids: set[str]) -> None:
-        """Take in which requests a claim left out: they were late, or closed already."""
-        for asked in (self.asked[request_id] for request_id in ids):
+    def send_claim(self, slot: int, max_rows: int) -> list[Claimed]:
+        """Run claim.lua without waiting for the bell; checks what it drops."""
+        work = self.work(slot)
+        dropped = Counter(ticket.id for ticket in self.queue(1) + self.queue(2))
+        self.wire.send(work._claim(max_rows, 0.0))
+        batch = work._read_batch()[0]
+        dropped.subtract(item.id for item in batch)
+        dropped.subtract(ticket.id for ticket in self.queue(1) + self.queue(2))
+        for asked in (self.asked[request_id] for request_id in dropped.elements()):
             assert asked.closed or asked.late, "a request was dropped that could be answered"
             self.counts["expired"] += not asked.closed
             asked.closed = True
-
-    def send_claim(self, slot: int, max_rows: int) -> list[Claimed]:
-        """Run claim.lua without waiting for the bell."""
-        work = self.work(slot)
-        self.wire.send(work._claim(max_rows, 0.0))
-        return work._read_batch()[0]
+        return batch
 
     def publish(self, slot: int, *, drop: bool = True) -> None:
         """Answer what the instance holds, on time or late; the first answer closes a request."""
@@ -150,10 +127,7 @@ class QueueModel:
             asked.closed = True
 
     def lose_connection(self, slot: int, done: int, max_rows: int) -> None:
-        """Have the first `done` of publish, BLPOP and claim done, then settle as worker.loop does.
-
-        A second loss, while settling, has the publishing done twice.
-        """
+        """Run the first `done` of publish, BLPOP and claim, then settle as worker.loop does."""
         if done >= 1 and self.held[slot]:
             self.publish(slot)
         if done >= 2:

@@ -1,13 +1,15 @@
-"""What stands in Redis of one model version's queue, taken apart, and which keys may."""
+"""What the model knows of a request, and what stands in Redis, taken apart."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from redis import Redis
 
 from shared import queue_keys
+from shared.parcels import Push
 from shared.queue_keys import TICKET, QueueKeys
 
 DOCUMENTED = [
@@ -18,6 +20,23 @@ DOCUMENTED = [
         re.MULTILINE,
     )
 ]
+
+
+@dataclass
+class Asked:
+    """One request as whoever asked knows it; `late` when its deadline has passed.
+
+    When it `is_again` on the queue, because its answer was lost, an old ticket may be left.
+    """
+
+    push: Push
+    order: int
+    closed: bool = False
+    late: bool = False
+    returned: bool = False
+    crashes: int = 0
+    is_again: bool = False
+    deliveries: int = 0
 
 
 class Ticket(NamedTuple):

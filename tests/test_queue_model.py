@@ -30,7 +30,7 @@ slots = some.sampled_from([0, 1])
 batch_rows = some.sampled_from([1, 2, 4])
 requests = some.fixed_dictionaries(
     {
-        "level": some.sampled_from([1, 1, 2]),
+        "priority": some.sampled_from([1, 1, 2]),
         "rows": some.sampled_from([1, 1, 2]),
         "signature": some.sampled_from([b"a" * 8] * 4 + [b"b" * 8]),
         "size": some.sampled_from([40, 40, 40, 150, 500]),

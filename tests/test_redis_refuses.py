@@ -22,6 +22,8 @@ from werkzeug.test import TestResponse
 
 from api.app import create_app
 from ferry.embedded_valkey import EmbeddedValkey, spawn, wait_until_answers
+from shared.redis_connection import open_wire
+from shared.request_queue import recover
 from shared.settings import Settings
 
 PREDICT, INFER = "/predict/fake", "/v2/models/fake/infer"
@@ -137,6 +139,20 @@ def test_redis_at_its_memory_limit_refuses_and_answers_those_who_wait(trouble: T
     assert [answer(each.result(15))["prediction"] for each in asked] == [[[2.0] * 2], [[4.0] * 2]]
     trouble.redis.config_set("maxmemory", "0")
     served_again(trouble, asked)
+
+
+def test_a_dead_instances_work_is_put_back_at_the_memory_limit(trouble: Troubled) -> None:
+    asked = trouble.two_waiting()
+    trouble.redis.config_set("maxmemory", "1")
+    wire = open_wire(trouble.redis)
+
+    back = recover(wire, trouble.model.keys, "counting", crashed=True, result_ttl_seconds=60.0)
+
+    wire.close()
+    assert back == (1, 0)
+    trouble.model.gate.set()
+    assert [answer(each.result(15))["prediction"] for each in asked] == [[[2.0] * 2], [[4.0] * 2]]
+    trouble.redis.config_set("maxmemory", "0")
 
 
 def test_what_redis_lost_is_pushed_until_there_is_memory_for_it(trouble: Troubled) -> None:
