@@ -74,8 +74,7 @@ def _config(message: Any, directory: Path, version: str, versions: tuple[str, ..
     if not message.input or not message.output:
         raise ValueError("at least one input and one output must be declared")
     parameters = {key: value.string_value for key, value in message.parameters.items()}
-    if parameters.get("input_kind", "tensor") not in {"image", "text", "tensor"}:
-        kind = parameters["input_kind"]
+    if (kind := parameters.get("input_kind", "tensor")) not in {"image", "text", "tensor"}:
         raise ValueError(f"input_kind {kind!r}: expected image, text or tensor")
     backend = _backend(message)
     levels, default_level = _priorities(message.dynamic_batching)
