@@ -19,6 +19,7 @@ ANSWER_TIMEOUT_SECONDS = 60.0
 """Longer than any deadline of the server's: a request that it lost is seen as such."""
 GIVE_UP_SECONDS = 30.0
 """How long a request that is refused is asked again."""
+RECONNECT_SECONDS = 0.1
 OK, UNAVAILABLE = 200, 503
 
 
@@ -42,8 +43,9 @@ class Trouble(NamedTuple):
 class Tally:
     """What became of the requests: each of `sent` is in exactly one of the first three lists.
 
-    A refusal is a 503 that names a time to ask again, which the client does: it is no end of a
-    request. `reconnected` counts connections that were closed between two requests.
+    A refusal is a 503 that names a time to ask again, or a port where nobody listens; the client
+    asks again: it is no end of a request. `reconnected` counts connections that were closed between
+    two requests.
     """
 
     sent: int = 0
@@ -146,6 +148,9 @@ class Client:
         """Return the JSON of a 200; raises Refused or Failed."""
         try:
             status, after, text = self._send(body)
+        except ConnectionRefusedError as error:  # nobody listens, so nobody accepted anything
+            self._connection.close()
+            raise Refused(repr(error), RECONNECT_SECONDS) from error
         except (OSError, HTTPException) as error:
             self._connection.close()
             raise Failed(repr(error)) from error

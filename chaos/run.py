@@ -16,6 +16,7 @@ from chaos.scenarios import Scenario
 from chaos.strikes import Strike
 from chaos.system import System, running_system
 from chaos.verdict import Row, judge
+from chaos.whole import WholeSystem, running_whole
 from shared.settings import Settings
 
 QUESTIONS = "questions.npz"
@@ -44,14 +45,15 @@ def run_scenario(scenario: Scenario, plan: Plan, settings: Settings) -> Row:
         directory = Path(name)
         model = Path(settings.models) / scenario.model
         questions.write(REFERENCES[scenario.model](model), directory / QUESTIONS)
-        with running_system(settings, scenario.model, scenario.instances, directory) as system:
+        running = running_whole if scenario.whole else running_system
+        with running(settings, scenario.model, scenario.instances, directory) as system:
             row = strike(system, scenario, plan)
         if not row.passed:
             _keep_logs(directory)
         return row
 
 
-def strike(system: System, scenario: Scenario, plan: Plan) -> Row:
+def strike(system: System | WholeSystem, scenario: Scenario, plan: Plan) -> Row:
     """Strike a running Ferry as planned; its directory holds the questions."""
     random, blows = Random(SEED), list[Strike]()
     file, log_file = system.directory / QUESTIONS, system.directory / "load.log"

@@ -14,7 +14,7 @@ class Scenario:
     """One row of the table: `times` blows to a Ferry of its own, under steady load.
 
     `measures` says what a blow's `seconds` are. Where a blow ends what answers requests
-    (`ends_answers`), the time until the next answer is shown.
+    (`ends_answers`), the time until the next answer is shown. A `whole` one strikes `ferry up`.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Scenario:
     instances: int = 1
     measures: str = ""
     ends_answers: bool = True
+    whole: bool = False
 
 
 SCENARIOS = {
@@ -73,6 +74,10 @@ SCENARIOS = {
         Scenario(
             "rolling", "every process in turn, SIGTERM and SIGHUP", strikes.roll, 3,
             measures="drain of the worker", ends_answers=False,
+        ),
+        Scenario(
+            "system", "all of `ferry up`, SIGTERM", strikes.restart_all, 20,
+            measures="drain of all", whole=True,
         ),
     )
 }  # fmt: skip

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from bench.errors import BenchError
 from chaos.system import STOP_TIMEOUT_SECONDS, System, wait_until
+from chaos.whole import WholeSystem
 from ferry.sessions import kill_session, send
 from shared.registry import InstanceRecord
 
@@ -23,17 +25,20 @@ MID_BATCH_TIMEOUT_SECONDS = 20.0
 class Strike:
     """One blow: when it fell (monotonic seconds), and whose answers no longer count as the next.
 
-    `away_until` is when Redis was there again, None when it never was away. `seconds` is how long
-    took what the scenario measures, if it measures anything.
+    `away_until` is when what was away was there again, None when nothing was; it went at
+    `away_from`, or with the blow. `seconds` is how long took what the scenario measures, if
+    anything.
     """
 
     at: float
     victims: frozenset[str] = frozenset()
+    away_from: float | None = None
     away_until: float | None = None
     seconds: float | None = None
 
 
-Blow = Callable[[System, Random], Strike]
+Blow = Callable[[Any, Random], Strike]
+"""Strikes the kind of system that its scenario runs."""
 
 
 def kill_instance(system: System, random: Random) -> Strike:
@@ -107,7 +112,7 @@ def replace_api(system: System, _: Random) -> Strike:
 
 
 def roll(system: System, _: Random) -> Strike:
-    """Replace one process after the other: a new supervisor before the old one ends, then the API.
+    """Restart one process after the other: a supervisor (after its successor), the API, Valkey.
 
     `seconds` is how long it took the old supervisor to end.
     """
@@ -120,7 +125,19 @@ def roll(system: System, _: Random) -> Strike:
     old.wait(STOP_TIMEOUT_SECONDS)
     seconds = time.monotonic() - began
     system.reload_api()
-    return Strike(at, seconds=seconds)
+    away_from = time.monotonic()
+    system.valkey.restart()
+    away_until = time.monotonic()
+    system.wait_serving(count)
+    return Strike(at, away_from=away_from, away_until=away_until, seconds=seconds)
+
+
+def restart_all(system: WholeSystem, _: Random) -> Strike:
+    """Send SIGTERM to a whole `ferry up`, which takes `seconds` to end, and start it again."""
+    at = time.monotonic()
+    seconds = system.stop()
+    system.start()
+    return Strike(at, away_until=time.monotonic(), seconds=seconds)
 
 
 def _stopped_in_mid_batch(

@@ -185,7 +185,7 @@ def running_system(
             host="127.0.0.1",
             port=free_port(),
             redis_url=valkey.url,
-            models=str(_repository(Path(settings.models), model, instances, directory)),
+            models=str(repository_of(Path(settings.models), model, instances, directory)),
         )
         system = System(settings, model, valkey, directory, stack)
         system.start_worker()
@@ -194,7 +194,7 @@ def running_system(
         yield system
 
 
-def _repository(models: Path, model: str, instances: int, directory: Path) -> Path:
+def repository_of(models: Path, model: str, instances: int, directory: Path) -> Path:
     """Return a repository with nothing but `model`, in so many instances."""
     copy = directory / "models" / model
     copy.mkdir(parents=True)

@@ -30,6 +30,11 @@ class MortalValkey:
         self.server.process.wait()
         self._socket.unlink()
 
+    def restart(self) -> None:
+        """Stop the server with SIGTERM, as an operator does, and start the next one."""
+        self.server.stop()
+        self.start()
+
     def forget(self) -> None:
         """Delete the append-only file of a server that does not run: the next one starts empty."""
         shutil.rmtree(self._directory / "appendonlydir")

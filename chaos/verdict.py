@@ -72,7 +72,9 @@ def judge(scenario: Scenario, tally: Tally, strikes: Sequence[Strike]) -> Row:
 
 def _justified(refusal: Trouble, strikes: Sequence[Strike]) -> bool:
     return any(
-        strike.at - IN_FLIGHT_SECONDS <= refusal.sent_at <= strike.away_until + SETTLE_SECONDS
+        (strike.away_from or strike.at) - IN_FLIGHT_SECONDS
+        <= refusal.sent_at
+        <= strike.away_until + SETTLE_SECONDS
         for strike in strikes
         if strike.away_until is not None
     )

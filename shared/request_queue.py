@@ -200,12 +200,12 @@ class WorkQueue:
         return self._read_batch()[0]
 
     def _read_batch(self) -> tuple[list[Claimed], float]:
-        now, wait_seconds, *parts = self._wire.reply()
+        now, wait, *parts = self._wire.reply()
         batch = [
-            _claimed(ticket, body, float(now))
+            _claimed(ticket, body, now / 1e6)
             for ticket, body in zip(parts[::2], parts[1::2], strict=True)
         ]
-        return batch, float(wait_seconds)
+        return batch, wait / 1e6
 
 
 def recover(

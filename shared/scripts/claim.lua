@@ -2,8 +2,8 @@
 -- instance's in-flight work. Run by WorkQueue.claim.
 -- KEYS: bell, inflight, bytes, counts, queue of each level
 -- ARGV: max_rows, max_delay_seconds, body key prefix
--- Returns {now, wait_seconds, ticket, body, ticket, body, ...}; without tickets, wait_seconds says how
--- long the pending ones may still wait for company (-1: nothing is pending), and nothing is changed.
+-- Returns {now, wait, ticket, body, ticket, body, ...}, times in microseconds; without tickets, wait says
+-- how long the pending ones may still wait for company (-1: nothing is pending), and nothing is changed.
 local bell, inflight, bytes_key, counts = unpack(KEYS, 1, 4)
 local max_rows, max_delay, prefix = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local max_tickets = 2000 -- Lua's unpack has a limit near 8000
@@ -12,8 +12,7 @@ local now = clock[1] + clock[2] / 1e6
 
 -- A batch is a run of tickets from the head, level 1 first: it ends when it is full, before a request of
 -- another signature, and around a request that has been in a crash, which travels alone.
-local now_text = string.format('%.6f', now)
-local reply, tickets, seen, expired = {now_text, '0'}, {}, {}, {}
+local reply, tickets, seen, expired = {now * 1e6, 0}, {}, {}, {}
 local rows, oldest, first_signature, complete = 0, now, nil, false
 local seen_bytes, left = 0, 0
 for level = 5, #KEYS do
@@ -53,22 +52,22 @@ for level = 5, #KEYS do
 end
 
 local age = now - oldest
-if not complete and rows > 0 and age < max_delay then return {now_text, string.format('%.6f', max_delay - age)} end
+if not complete and rows > 0 and age < max_delay then return {now * 1e6, (max_delay - age) * 1e6} end
 
 for level, position in pairs(seen) do
   if position > 0 then redis.call('LTRIM', KEYS[level], position, -1) end
 end
+if complete and left == 0 then
+  for level = 5, #KEYS do left = left + redis.call('LLEN', KEYS[level]) end
+end
 -- What leaves the queue takes along the bytes that it came with, whatever became of its body.
-if seen_bytes > 0 and redis.call('DECRBY', bytes_key, seen_bytes) <= 0 then redis.call('DEL', bytes_key) end
+if left == 0 then redis.call('DEL', bytes_key) else redis.call('DECRBY', bytes_key, seen_bytes) end
 if #expired > 0 then
   local closed = 0
   for _, body in ipairs(expired) do closed = closed + redis.call('UNLINK', body) end
   if closed > 0 then redis.call('HINCRBY', counts, 'expired', closed) end
 end
-if rows == 0 then return {now_text, '-1'} end
+if rows == 0 then return {now * 1e6, -1} end
 redis.call('RPUSH', inflight, unpack(tickets))
-if complete and left == 0 then
-  for level = 5, #KEYS do left = left + redis.call('LLEN', KEYS[level]) end
-end
 if left > 0 and redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
 return reply

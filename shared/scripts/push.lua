@@ -10,7 +10,8 @@ local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
 local waiting = 0
 for level = 3, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[level]) end
-local bytes = tonumber(redis.call('GET', bytes_key) or 0)
+-- An empty queue takes one request of any size, so only behind others the bytes count.
+local bytes = waiting > 0 and tonumber(redis.call('GET', bytes_key) or 0) or 0
 
 local statuses, tickets, added = {}, {}, 0
 for i = 1, (#ARGV - 4) / 7 do
@@ -18,7 +19,6 @@ for i = 1, (#ARGV - 4) / 7 do
   local body = body_prefix .. id
   if redis.call('EXISTS', body, result_prefix .. id) > 0 then
     statuses[i] = 'known'
-  -- One request that is larger than all the queue may hold still fits into an empty one.
   elseif waiting >= max_requests or (waiting > 0 and bytes + added + #payload > max_bytes) then
     statuses[i] = 'full ' .. waiting
   else
