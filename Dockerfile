@@ -29,7 +29,7 @@ COPY shared/ shared/
 COPY api/ api/
 USER ferry
 ENV FERRY_HOST=0.0.0.0
-EXPOSE 8000
+EXPOSE 8000 8001
 HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ.get(\"FERRY_PORT\", 8000)}/v2/health/live', timeout=2)"]
 CMD ["gunicorn", "--config", "gunicorn.conf.py", "api.wsgi:app"]

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install samples up test check bench chaos lock clean
+.PHONY: help install samples up test check bench chaos soak lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -39,6 +39,9 @@ check: $(INSTALLED) ## Run ruff and mypy
 
 bench: samples ## Run the load benchmarks
 	$(BIN)/python -m bench
+
+soak: samples ## Ten minutes at twice the capacity: nothing may fail, no memory may grow
+	$(BIN)/python -m chaos.soak 10
 
 chaos: samples ## Kill Ferry's processes under load and check every answer, ten minutes at most
 	$(BIN)/python -m chaos

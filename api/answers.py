@@ -4,30 +4,66 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.json_answers import JsonAnswer, json_answer
-from api.json_tensors import json_output
+import numpy as np
+
+from api.binary_tensors import HEADER
+from api.json_answers import Answer, Headers, json_answer
+from api.json_tensors import binary_output, json_output
+from api.outputs import shown_outputs
 from api.predictions import describe_rows
 from api.timings import server_timing, timings_json
-from shared.messages import InferResult
+from api.v1_tensors import FORMS, v1_values
+from shared.messages import InferResult, Tensor
 from shared.model_spec import ModelSpec
 from shared.records import How
 
 
-def render(spec: ModelSpec, result: InferResult, how: How) -> JsonAnswer:
+def render(spec: ModelSpec, result: InferResult, how: How) -> Answer:
     """Return the answer; raises BadRequest for an output that JSON cannot carry."""
     if how.kind == "infer":
-        answer: dict[str, Any] = {"model_name": spec.name, "model_version": spec.version}
-        if how.id is not None:
-            answer["id"] = how.id
-        answer["outputs"] = [json_output(tensor) for tensor in result.outputs]
+        return _inferred(spec, result, how)
+    if how.kind in FORMS.values():
+        body = {how.kind: v1_values(result, how.kind), "timings": timings_json(result.timings)}
+        return json_answer(body, headers=_headers(result))
+    if how.kind == "tensor":
+        answer: dict[str, Any] = {"prediction": _prediction(result.outputs[0])}
     else:
-        if how.kind == "tensor":
-            answer = {"prediction": result.outputs[0].array()}
-        else:
-            answer = _described(spec, result, how)
-        answer["model"], answer["version"] = spec.name, spec.version
+        answer = _described(spec, result, how)
+    answer["model"], answer["version"] = spec.name, spec.version
     answer["timings"] = timings_json(result.timings)
-    return json_answer(answer, headers=(("Server-Timing", server_timing(result.timings)),))
+    return json_answer(answer, headers=_headers(result))
+
+
+def _inferred(spec: ModelSpec, result: InferResult, how: How) -> Answer:
+    """Return v2's answer: JSON, and the data of binary outputs behind it."""
+    answer: dict[str, Any] = {"model_name": spec.name, "model_version": spec.version}
+    if how.id is not None:
+        answer["id"] = how.id
+    chunks = []
+    answer["outputs"] = outputs = []
+    for tensor, is_binary in shown_outputs(spec, result, how):
+        if is_binary:
+            outputs.append(binary_output(tensor))
+            chunks.append(tensor.data)
+        else:
+            outputs.append(json_output(tensor))
+    answer["timings"] = timings_json(result.timings)
+    head = json_answer(answer, headers=_headers(result))
+    if not chunks:
+        return head
+    length = (HEADER, str(len(head.body)))
+    body = b"".join([head.body, *chunks])
+    return Answer(200, (*head.headers, length), body, "application/octet-stream")
+
+
+def _prediction(tensor: Tensor) -> Any:
+    if tensor.datatype == "BF16":  # orjson does not know it
+        return tensor.array().astype(np.float32)
+    return v1_values(InferResult((tensor,)), "outputs")
+
+
+def _headers(result: InferResult) -> Headers:
+    return (("Server-Timing", server_timing(result.timings)),)
 
 
 def _described(spec: ModelSpec, result: InferResult, how: How) -> dict[str, Any]:

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from flask import Flask
 
-from api import health, inference, metadata, predict, requests
+from api import (
+    docs,
+    health,
+    inference,
+    log_settings,
+    metadata,
+    openapi,
+    predict,
+    repository,
+    requests,
+    unsupported,
+    v1,
+)
 from api.catalog import Catalog
+from api.compression import Compressed
 from api.direct import DirectInference
 from api.errors import register_error_handlers
 from api.inference import Inference
@@ -13,6 +26,7 @@ from api.json_answers import OrjsonProvider
 from api.later import Later
 from api.media import TokenizerCache, limit_pictures
 from api.queues import Queues
+from shared.log_settings import LogLevel, LogSettings
 from shared.redis_connection import connect
 from shared.registry import Registry
 from shared.settings import Settings
@@ -28,14 +42,20 @@ def create_app(settings: Settings) -> Flask:
     client = connect(settings.redis_url)
     registry = Registry(client, settings.key_prefix)
     app.extensions["settings"] = settings
-    app.extensions["catalog"] = catalog = Catalog(registry)
+    log_level = LogLevel(settings.log_level, "gunicorn.error")
+    app.extensions["log_settings"] = LogSettings(registry, log_level)
+    app.extensions["catalog"] = catalog = Catalog(registry, log_level)
     app.extensions["queues"] = queues = Queues(client, settings, catalog)
     app.extensions["later"] = Later(client, settings, queues)
     app.extensions["inference"] = direct = Inference(catalog, queues)
     app.extensions["tokenizers"] = TokenizerCache(registry)
     limit_pictures(settings.max_image_pixels)
-    for module in (health, metadata, inference, predict, requests):
+    for module in (health, metadata, inference, predict, requests, v1, openapi):
         app.register_blueprint(module.blueprint)
+    for module in (repository, log_settings, unsupported):
+        app.register_blueprint(module.blueprint)
+    app.register_blueprint(docs.make_blueprint())
     register_error_handlers(app)
-    app.wsgi_app = DirectInference(app.wsgi_app, direct, settings.max_body_bytes)  # type: ignore[method-assign]
+    plain = DirectInference(app.wsgi_app, direct, settings.max_body_bytes)
+    app.wsgi_app = Compressed(plain)  # type: ignore[method-assign]
     return app

@@ -6,6 +6,7 @@ import time
 from threading import Lock
 
 from shared.errors import ModelNotReady, RedisUnavailable, UnknownModel
+from shared.log_settings import LogLevel
 from shared.model_spec import ModelSpec
 from shared.registry import Registry, Snapshot
 
@@ -22,9 +23,10 @@ Its instances may be restarting; what is accepted waits on the queue until its o
 class Catalog:
     """A copy of the registry, at most half a second old, shared by the process's threads."""
 
-    def __init__(self, registry: Registry) -> None:
-        """Start empty; the first look reads the registry."""
+    def __init__(self, registry: Registry, log_level: LogLevel | None = None) -> None:
+        """Start empty; the first look reads the registry, and each one sets the `log_level`."""
         self._registry = registry
+        self._log_level = log_level
         self._snapshot = Snapshot()
         self._read_at = float("-inf")
         self._ready_at: dict[str, float] = {}
@@ -70,12 +72,19 @@ class Catalog:
 
     def all_ready(self) -> bool:
         """Tell whether every model is served now, with Redis answering."""
-        self._registry.ping()
-        return self._current().all_ready()
+        try:
+            self._registry.ping()
+            return self._current().all_ready()
+        except RedisUnavailable:
+            return False
 
     def specs(self) -> list[ModelSpec]:
         """Return the highest version of every model, by name."""
         return [self.find(name) for name in sorted(self._current().models)]
+
+    def snapshot(self) -> Snapshot:
+        """Return the registry as of half a second ago at most."""
+        return self._current()
 
     def _current(self, max_age_seconds: float = FRESH_SECONDS) -> Snapshot:
         """Return the snapshot, read anew when it is old; a Redis that is away leaves the old one.
@@ -103,6 +112,8 @@ class Catalog:
                 raise
             return  # the old copy serves on; push will say that Redis is away
         self._read_at = now
+        if self._log_level is not None:
+            self._log_level.follow(snapshot.log)
         served_at = max(self._ready_at.values(), default=float("-inf"))
         if not snapshot.models and now - served_at <= RESTART_GRACE_SECONDS:
             return  # Redis came back empty, and the supervisors are about to fill it again

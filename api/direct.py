@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from api.body import read_declared
+from api.binary_tensors import HEADER_VARIABLE
+from api.body import read_binary, read_declared
 from api.errors import error_answer
 from api.inference import Inference
-from api.json_answers import JSON_TYPE
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -43,18 +43,24 @@ class DirectInference:
             route is None
             or environ["REQUEST_METHOD"] != "POST"
             or not length.isdecimal()
+            or "HTTP_CONTENT_ENCODING" in environ
             or "HTTP_PREFER" in environ
             or "HTTP_IDEMPOTENCY_KEY" in environ
         ):
             return self._next_app(environ, start_response)
         try:
-            raw = read_declared(environ["wsgi.input"], int(length), self._max_body_bytes)
+            read = read_binary if HEADER_VARIABLE in environ else read_declared
+            raw = read(environ["wsgi.input"], int(length), self._max_body_bytes)
             name, version = route.groups()
-            status, headers, body = self._inference.infer(name, version, raw, environ)
+            answer = self._inference.infer(name, version, raw, environ)
         except Exception as error:  # a border, as Flask's own error handlers are
-            status, headers, body = error_answer(error, f"POST {environ['PATH_INFO']}")
+            answer = error_answer(error, f"POST {environ['PATH_INFO']}")
         start_response(
-            STATUS_LINES[status],
-            [("Content-Type", JSON_TYPE), ("Content-Length", str(len(body))), *headers],
+            STATUS_LINES[answer.status],
+            [
+                ("Content-Type", answer.content_type),
+                ("Content-Length", str(len(answer.body))),
+                *answer.headers,
+            ],
         )
-        return (body,)
+        return (answer.body,)

@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import logging
-from secrets import token_hex
-
 from flask import Flask, Response, request
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.exceptions import NotFound as WerkzeugNotFound
 
-from api.json_answers import JsonAnswer, json_answer
+from api.failures import told
+from api.json_answers import Answer, json_answer
 from shared.errors import (
     BadRequest,
     FerryError,
@@ -22,27 +21,23 @@ from shared.errors import (
     UnknownRoute,
 )
 
-log = logging.getLogger(__name__)
-
 
 def register_error_handlers(app: Flask) -> None:
     """Make every failure of `app` a JSON answer."""
     app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(ParseException, _body_error)
     app.register_error_handler(Exception, _any_error)
 
 
-def error_answer(error: Exception, asked: str) -> JsonAnswer:
+def error_answer(error: Exception, asked: str) -> Answer:
     """Return a FerryError's own answer; anything else becomes a bare 500 with an id.
 
     The detail goes to the log only, with `asked`, the method and path.
     """
-    if isinstance(error, FerryError):
-        retry_after = error.retry_after_seconds
-        headers = () if retry_after is None else (("Retry-After", str(retry_after)),)
-        return json_answer({"error": error.message, "code": error.code}, error.status, headers)
-    error_id = token_hex(6)
-    log.error("%s: error %s", asked, error_id, exc_info=error)
-    return json_answer({"error": f"internal error {error_id}", "code": "internal"}, 500)
+    ours = told(error, asked)
+    retry_after = ours.retry_after_seconds
+    headers = () if retry_after is None else (("Retry-After", str(retry_after)),)
+    return json_answer({"error": ours.message, "code": ours.code}, ours.status, headers)
 
 
 def _any_error(error: Exception) -> Response:
@@ -64,6 +59,11 @@ def _http_error(error: HTTPException) -> Response:
     if isinstance(error, WerkzeugMethodNotAllowed) and error.valid_methods:
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     return response
+
+
+def _body_error(error: ParseException) -> Response:
+    """Refuse what gunicorn could not read: chunks that are none, trailers that are too long."""
+    return _any_error(BadRequest(f"the body cannot be read: {error}"))
 
 
 def _too_large(content_length: int | None) -> str:

@@ -6,7 +6,6 @@ from flask import Blueprint, Response, current_app
 
 from api.catalog import Catalog
 from api.json_answers import json_response
-from shared.errors import RedisUnavailable
 
 blueprint = Blueprint("health", __name__)
 
@@ -21,8 +20,5 @@ def live() -> Response:
 def ready() -> Response:
     """Answer 200 when every model is served, else 400."""
     catalog: Catalog = current_app.extensions["catalog"]
-    try:
-        is_ready = catalog.all_ready()
-    except RedisUnavailable:
-        is_ready = False
+    is_ready = catalog.all_ready()
     return json_response({"ready": is_ready}, 200 if is_ready else 400)

@@ -9,9 +9,10 @@ from flask import Blueprint, Response, current_app, request
 
 from api.answers import render
 from api.asking import Question, answer
+from api.binary_tensors import Buffer, header_length
 from api.body import read_body
 from api.catalog import Catalog
-from api.json_answers import JsonAnswer
+from api.json_answers import Answer
 from api.json_tensors import parse_infer
 from api.metadata import checked_version
 from api.queues import Queues
@@ -30,8 +31,8 @@ class Inference:
         self._queues = queues
 
     def infer(
-        self, name: str, version: str | None, raw: bytes, environ: Mapping[str, Any]
-    ) -> JsonAnswer:
+        self, name: str, version: str | None, raw: Buffer, environ: Mapping[str, Any]
+    ) -> Answer:
         """Answer one client's tensors now; whatever does not fit the model is never queued.
 
         Raises FerryError. Next stop: `RequestQueue.push`.
@@ -40,13 +41,14 @@ class Inference:
         return render(spec, self._queues.ask(spec, inputs, outputs, terms), how)
 
     def question(
-        self, name: str, version: str | None, raw: bytes, environ: Mapping[str, Any]
+        self, name: str, version: str | None, raw: Buffer, environ: Mapping[str, Any]
     ) -> Question:
         """Check one client's tensors against the model; raises BadRequest and the like."""
         spec = self._catalog.serving(name, checked_version(version))
-        body = parse_infer(raw, spec)
+        body = parse_infer(raw, spec, header_length(environ, len(raw)))
         terms = terms_of(environ, body.parameters)
-        return Question(spec, body.inputs, body.outputs, terms, How("infer", body.id))
+        how = How("infer", body.id, outputs=body.outputs, binary=body.binary)
+        return Question(spec, body.inputs, body.output_names, terms, how)
 
 
 @blueprint.post("/v2/models/<name>/infer")

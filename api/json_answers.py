@@ -13,21 +13,22 @@ JSON_TYPE = "application/json"
 Headers = tuple[tuple[str, str], ...]
 
 
-class JsonAnswer(NamedTuple):
+class Answer(NamedTuple):
     """An answer that is not Flask's yet, so that it can also be given without Flask."""
 
     status: int
     headers: Headers
     body: bytes
+    content_type: str = JSON_TYPE
 
     def response(self) -> Response:
         """Return it as Flask's."""
-        return Response(self.body, self.status, self.headers, content_type=JSON_TYPE)
+        return Response(self.body, self.status, self.headers, content_type=self.content_type)
 
 
-def json_answer(body: Any, status: int = 200, headers: Headers = ()) -> JsonAnswer:
+def json_answer(body: Any, status: int = 200, headers: Headers = ()) -> Answer:
     """Return `body` as JSON. NaN and infinities become null: JSON has no word for them."""
-    return JsonAnswer(status, headers, orjson.dumps(body, option=OPTIONS))
+    return Answer(status, headers, orjson.dumps(body, option=OPTIONS))
 
 
 def json_response(body: Any, status: int = 200, headers: Headers = ()) -> Response:

@@ -1,51 +1,62 @@
-"""The Open Inference Protocol's JSON body: bytes in, checked tensors out, and back.
+"""The Open Inference Protocol's HTTP body: JSON, and binary tensor data behind it; and back.
 
 The work on elements is numpy's and orjson's; nothing here loops over them.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from typing import Any
 
 import orjson
 
-from api.json_arrays import BINARY_ONLY, json_type, small_numbers, to_array
-from shared.datatypes import DATATYPES, to_bytes
+from api.binary_tensors import Buffer, Chunks, raw_input
+from api.infer_request import (
+    Given,
+    InferBody,
+    check_inputs,
+    check_outputs,
+    check_parameters,
+    class_count,
+)
+from api.json_arrays import BINARY_ONLY, json_type
 from shared.errors import BadRequest
 from shared.messages import Tensor
-from shared.model_spec import ModelSpec, TensorSpec
+from shared.model_spec import ModelSpec
+from shared.records import Wanted
 
 MAX_NESTING = 100
-_ONLY_INTEGERS = frozenset({int})
 TENSOR_KEYS = {"data", "input_tensor"}
 
 
-class InferBody(NamedTuple):
-    """A checked request body: inputs in the model's order, wanted outputs (empty for all)."""
+def parse_infer(raw: Buffer, spec: ModelSpec, json_length: int | None = None) -> InferBody:
+    """Check a v2 body against the model; raises BadRequest saying what and where.
 
-    id: str | None
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[str, ...]
-    parameters: dict[str, str | int | float | bool]
-
-
-def parse_infer(raw: bytes, spec: ModelSpec) -> InferBody:
-    """Check a v2 JSON body against the model; raises BadRequest saying what and where."""
-    body = load_object(raw)
+    Of the body `json_length` bytes are JSON, the rest is tensor data; None when all of it is JSON,
+    0 when none is: a raw request.
+    """
+    if json_length == 0:
+        return InferBody(None, (raw_input(raw, spec),), (), {}, binary=True)
+    if json_length is None:
+        text, rest = bytes(raw), memoryview(b"")  # bytes of bytes is no copy
+    else:
+        view = memoryview(raw)
+        text, rest = bytes(view[:json_length]), view[json_length:]
+    body, chunks = load_object(text), Chunks(rest)
     request_id = body.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise BadRequest(f'"id" must be a string, not {json_type(request_id)}')
     parameters = check_parameters(body.get("parameters"), "the request")
-    items = body.get("inputs")
-    if not isinstance(items, list):
-        raise BadRequest(f'"inputs" must be a list of tensors, not {json_type(items)}')
-    inputs = _inputs(items, spec, names_booleans=b"true" in raw or b"false" in raw)
-    return InferBody(request_id, inputs, _outputs(body.get("outputs"), spec), parameters)
+    binary = _flag(parameters, "binary_data_output", "the request")
+    given = _given(body.get("inputs"), chunks, names_booleans=b"true" in text or b"false" in text)
+    chunks.finish()
+    outputs = _wanted(body.get("outputs"), binary)
+    check_outputs(outputs, binary, spec)
+    return InferBody(request_id, check_inputs(given, spec), outputs, parameters, binary)
 
 
-def load_object(raw: bytes) -> dict[str, Any]:
-    """Decode a JSON object; raises BadRequest for anything else."""
+def load_object(raw: bytes, tensor_keys: Collection[str] = TENSOR_KEYS) -> dict[str, Any]:
+    """Decode a JSON object, nested as it likes under `tensor_keys` only; raises BadRequest."""
     if not raw:
         raise BadRequest("the body is empty, a JSON object was expected")
     try:
@@ -56,21 +67,8 @@ def load_object(raw: bytes) -> dict[str, Any]:
         raise BadRequest(f"the body must be a JSON object, not {json_type(body)}")
     # The brackets bound the depth: nearly every body is cleared by counting them.
     if raw.count(b"[") + raw.count(b"{") > MAX_NESTING:
-        _check_nesting(body)
+        _check_nesting(body, tensor_keys)
     return body
-
-
-def check_parameters(parameters: Any, where: str) -> dict[str, str | int | float | bool]:
-    """Return `parameters` when it is an object of strings, numbers and booleans (or absent)."""
-    if parameters is None:
-        return {}
-    if not isinstance(parameters, dict) or not all(
-        isinstance(value, str | int | float | bool) for value in parameters.values()
-    ):
-        raise BadRequest(
-            f'"parameters" of {where} must be an object of strings, numbers and booleans'
-        )
-    return parameters
 
 
 def json_output(tensor: Tensor) -> dict[str, Any]:
@@ -91,106 +89,64 @@ def json_output(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-def check_shape(shape: tuple[int, ...], declared: TensorSpec, spec: ModelSpec, where: str) -> None:
-    """Raise BadRequest unless `shape` fits the declared one and the batch limit."""
-    wanted = spec.full_shape(declared)
-    if len(shape) != len(wanted):
-        raise BadRequest(
-            f"{where}: shape {list(shape)} has {len(shape)} dimensions, the model wants {wanted}"
-        )
-    for got, want in zip(shape, wanted, strict=True):
-        if want not in (got, -1):
-            raise BadRequest(f"{where}: shape {list(shape)}, the model wants {wanted}")
-    if 0 in shape:
-        raise BadRequest(f"{where}: shape {list(shape)} has no elements")
-    if spec.batched and shape[0] > spec.max_batch_size:
-        raise BadRequest(
-            f"inference request batch-size must be <= {spec.max_batch_size} for '{spec.name}', "
-            f"{where} has {shape[0]} rows"
-        )
+def binary_output(tensor: Tensor) -> dict[str, Any]:
+    """Return one output as the protocol's JSON whose data stands behind the JSON."""
+    return {
+        "name": tensor.name,
+        "datatype": tensor.datatype,
+        "shape": list(tensor.shape),
+        "parameters": {"binary_data_size": len(tensor.data)},
+    }
 
 
-def _inputs(items: list[Any], spec: ModelSpec, *, names_booleans: bool) -> tuple[Tensor, ...]:
-    declared = spec.inputs_by_name
-    found: dict[str, Tensor] = {}
+def _given(items: Any, chunks: Chunks, *, names_booleans: bool) -> list[Given]:
+    if not isinstance(items, list):
+        raise BadRequest(f'"inputs" must be a list of tensors, not {json_type(items)}')
+    found = []
     for index, item in enumerate(items):
         name = item.get("name") if isinstance(item, dict) else None
         if not isinstance(name, str):
             raise BadRequest(f"inputs[{index}] must be an object with a name")
-        if name not in declared:
-            raise BadRequest(
-                f"unknown input {name!r}: the inputs of '{spec.name}' are {sorted(declared)}"
-            )
-        if name in found:
-            raise BadRequest(f"input {name!r} is given twice")
-        found[name] = _input(item, declared[name], spec, names_booleans)
-    if len(found) < len(declared):
-        missing = next(name for name in declared if name not in found)
-        raise BadRequest(f"missing input {missing!r}: '{spec.name}' wants {list(declared)}")
-    if spec.batched and len(found) > 1:
-        rows = {tensor.shape[0] for tensor in found.values()}
-        if len(rows) > 1:
-            raise BadRequest(f"all inputs must have the same batch size, not {sorted(rows)}")
-    return tuple([found[name] for name in declared])
-
-
-def _input(
-    item: dict[str, Any], declared: TensorSpec, spec: ModelSpec, names_booleans: bool
-) -> Tensor:
-    where = f"input {declared.name!r}"
-    datatype, shape = item.get("datatype"), item.get("shape")
-    if "parameters" in item:
-        check_parameters(item["parameters"], where)
-    if datatype != declared.datatype:
-        known = isinstance(datatype, str) and datatype in DATATYPES | BINARY_ONLY
-        raise BadRequest(
-            f"{where}: datatype {datatype}, the model wants {declared.datatype}"
-            if known
-            else f"{where}: unknown datatype {datatype!r}, the model wants {declared.datatype}"
+        raw = None
+        if "parameters" in item:
+            where = f"input {name!r}"
+            parameters = check_parameters(item["parameters"], where)
+            if "binary_data_size" in parameters:
+                if "data" in item:
+                    raise BadRequest(f'{where} has both "data" and "binary_data_size"')
+                raw = chunks.take(parameters["binary_data_size"], where)
+        data = item.get("data")
+        found.append(
+            Given(name, item.get("datatype"), item.get("shape"), data, raw, names_booleans)
         )
-    if (
-        not isinstance(shape, list)
-        or not _ONLY_INTEGERS.issuperset(map(type, shape))
-        or min(shape, default=0) < 0
-    ):
-        raise BadRequest(f"{where}: shape must be a list of numbers that are not negative")
-    check_shape(tuple(shape), declared, spec, where)
-    if "data" not in item:
-        raise BadRequest(f"{where}: data is missing")
-    count = math.prod(shape)
-    if not names_booleans:
-        packed = small_numbers(item["data"], datatype, count)
-        if packed is not None:
-            return Tensor(declared.name, datatype, tuple(shape), packed)
-    array = to_array(item["data"], datatype, where, names_booleans=names_booleans)
-    if array.size != count:
-        raise BadRequest(f"{where}: data has {array.size} elements, shape {shape} wants {count}")
-    if array.ndim != 1 and list(array.shape) != shape:
-        raise BadRequest(f"{where}: data is nested as {list(array.shape)}, not as shape {shape}")
-    return Tensor(declared.name, datatype, tuple(shape), to_bytes(array))
+    return found
 
 
-def _outputs(items: Any, spec: ModelSpec) -> tuple[str, ...]:
+def _wanted(items: Any, binary: bool) -> tuple[Wanted, ...]:
     if items is None:
         return ()
     if not isinstance(items, list):
         raise BadRequest(f'"outputs" must be a list, not {json_type(items)}')
-    known = [tensor.name for tensor in spec.outputs]
-    wanted: list[str] = []
+    wanted = []
     for index, item in enumerate(items):
         name = item.get("name") if isinstance(item, dict) else None
         if not isinstance(name, str):
             raise BadRequest(f"outputs[{index}] must be an object with a name")
-        if name not in known:
-            raise BadRequest(f"unknown output {name!r}: the outputs of '{spec.name}' are {known}")
-        if name in wanted:
-            raise BadRequest(f"output {name!r} is requested twice")
-        check_parameters(item.get("parameters"), f"output {name!r}")
-        wanted.append(name)
+        where = f"output {name!r}"
+        parameters = check_parameters(item.get("parameters"), where)
+        is_binary = _flag(parameters, "binary_data", where, binary)
+        wanted.append(Wanted(name, is_binary, class_count(parameters, where)))
     return tuple(wanted)
 
 
-def _check_nesting(body: dict[str, Any]) -> None:
+def _flag(parameters: Any, name: str, where: str, default: bool = False) -> bool:
+    value = parameters.get(name, default)
+    if type(value) is not bool:
+        raise BadRequest(f'{where}: "{name}" must be true or false, not {value!r}')
+    return value
+
+
+def _check_nesting(body: dict[str, Any], tensor_keys: Collection[str]) -> None:
     """Refuse deep nesting anywhere but in tensors, whose depth numpy limits to 64."""
     level: list[Any] = [body]
     for _ in range(MAX_NESTING):
@@ -198,7 +154,7 @@ def _check_nesting(body: dict[str, Any]) -> None:
             child
             for parent in level
             for key, child in (parent.items() if isinstance(parent, dict) else enumerate(parent))
-            if isinstance(child, dict | list) and key not in TENSOR_KEYS
+            if isinstance(child, dict | list) and key not in tensor_keys
         ]
         if not level:
             return

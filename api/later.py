@@ -170,4 +170,6 @@ def _gone(request_id: str) -> RequestGone:
 
 def _digest(path: str, question: Question) -> bytes:
     """Return a hash of what was asked, tensors included."""
-    return sha256(msgpack.packb([path, question.inputs, question.outputs, question.how])).digest()
+    _, inputs, outputs, terms, how = question
+    asked = [path, inputs, outputs, dict(terms.parameters), how]
+    return sha256(msgpack.packb(asked)).digest()

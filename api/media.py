@@ -69,6 +69,16 @@ def picture_tensor(pixels: Array, image: ImageInput) -> Tensor:
     return Tensor.of(image.input, np.ascontiguousarray(pixels), pixels=True)
 
 
+def picture_batch(pictures: list[bytes], spec: ModelSpec) -> Tensor:
+    """Return encoded pictures as the image model's input; raises BadRequest."""
+    image = spec.image
+    assert image is not None, "only called for image models"
+    _check_count(spec, len(pictures))
+    where = "the picture" if len(pictures) == 1 else "picture {}"
+    rows = [decode_picture(data, image, where.format(n)) for n, data in enumerate(pictures)]
+    return picture_tensor(np.concatenate(rows), image)
+
+
 class TokenizerCache:
     """Tokenizers by digest, fetched from the registry once per process."""
 
@@ -81,11 +91,12 @@ class TokenizerCache:
     def encode(self, texts: list[str], spec: ModelSpec) -> tuple[tuple[Tensor, ...], list[bool]]:
         """Return the model's inputs [rows, longest text], and for each text whether it was cut.
 
-        Raises BadRequest for an empty text, and for one above the model's length when the model's
-        config does not allow it to be cut.
+        Raises BadRequest for more texts than a batch has rows, an empty text, and one above the
+        model's length when the model's config does not allow it to be cut.
         """
         text = spec.text
         assert text is not None, "only called for text models"
+        _check_count(spec, len(texts))
         for index, item in enumerate(texts):
             if not item.strip():
                 raise BadRequest(f"text {index} is empty")
@@ -121,6 +132,14 @@ class TokenizerCache:
                 found.enable_truncation(text.max_length)
                 self._tokenizers[text.tokenizer] = found
         return found
+
+
+def _check_count(spec: ModelSpec, count: int) -> None:
+    if count > spec.batch_rows:
+        raise BadRequest(
+            f"inference request batch-size must be <= {spec.batch_rows} for '{spec.name}', "
+            f"this one has {count}"
+        )
 
 
 def _padded(rows: list[list[int]], longest: int) -> Array:

@@ -1,27 +1,22 @@
-"""What is served: server and model metadata, model readiness (Open Inference Protocol v2)."""
+"""What is served: server, models, their configuration and readiness (v2 protocol)."""
 
 from __future__ import annotations
-
-from importlib.metadata import version as package_version
 
 from flask import Blueprint, Response, current_app
 
 from api.catalog import Catalog
+from api.descriptions import model_description, server_description
 from api.json_answers import json_response
 from shared.errors import UnknownModel
-from shared.model_spec import ModelSpec, TensorSpec
 
 blueprint = Blueprint("metadata", __name__)
-EXTENSIONS: list[str] = []
 
 
 @blueprint.get("/")
 @blueprint.get("/v2")
 def server() -> Response:
     """Answer the server's name, version and extensions."""
-    return json_response(
-        {"name": "ferry", "version": package_version("ferry"), "extensions": EXTENSIONS}
-    )
+    return json_response(server_description())
 
 
 @blueprint.get("/v2/models/<name>")
@@ -29,15 +24,14 @@ def server() -> Response:
 def model(name: str, version: str | None = None) -> Response:
     """Answer a model's inputs, outputs and versions; 404 for one that is not registered."""
     spec = _catalog().find(name, checked_version(version))
-    return json_response(
-        {
-            "name": spec.name,
-            "versions": list(spec.versions),
-            "platform": spec.platform,
-            "inputs": [_tensor(spec, tensor) for tensor in spec.inputs],
-            "outputs": [_tensor(spec, tensor) for tensor in spec.outputs],
-        }
-    )
+    return json_response(model_description(spec))
+
+
+@blueprint.get("/v2/models/<name>/config")
+@blueprint.get("/v2/models/<name>/versions/<version>/config")
+def config(name: str, version: str | None = None) -> Response:
+    """Answer a model's configuration; 404 for one that is not registered."""
+    return json_response(_catalog().find(name, checked_version(version)).config)
 
 
 @blueprint.get("/v2/models/<name>/ready")
@@ -56,14 +50,6 @@ def checked_version(version: str | None) -> str | None:
     if version is not None and not (version.isascii() and version.isdigit()):
         raise UnknownModel(f"version {version!r} is not found: a version is a number")
     return version
-
-
-def _tensor(spec: ModelSpec, tensor: TensorSpec) -> dict[str, object]:
-    return {
-        "name": tensor.name,
-        "datatype": tensor.datatype,
-        "shape": spec.full_shape(tensor),
-    }
 
 
 def _catalog() -> Catalog:

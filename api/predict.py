@@ -5,15 +5,15 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Any
 
-import numpy as np
 from flask import Blueprint, Response, current_app, request
 from werkzeug.datastructures import FileStorage
 
 from api.asking import Question, answer
-from api.body import read_body
+from api.body import read_body, read_form
+from api.infer_request import check_shape
 from api.json_arrays import json_type, to_array
-from api.json_tensors import check_shape, load_object
-from api.media import decode_picture, picture_tensor
+from api.json_tensors import load_object
+from api.media import picture_batch
 from api.metadata import checked_version
 from api.terms import terms_of
 from shared.datatypes import to_bytes
@@ -49,9 +49,10 @@ def predict(name: str | None = None, version: str | None = None) -> Response:
 
 
 def _files() -> list[bytes]:
-    files = request.files.getlist("file")
+    form, parts = read_form()
+    files = parts.getlist("file")
     if not files:
-        names = sorted({*request.files, *request.form})
+        names = sorted({*parts, *form})
         raise BadRequest(f'multipart has no part named "file" with a file name, only {names}')
     return [_read(file) for file in files]
 
@@ -67,13 +68,7 @@ def _pictures(
     pictures: list[bytes], name: str | None, version: str | None, *, one: bool | None
 ) -> Response:
     spec = _model("image", name, version)
-    assert spec.image is not None, "chosen by its input kind"
-    _check_count(spec, len(pictures))
-    where = "the picture" if len(pictures) == 1 else "picture {}"
-    rows = [
-        decode_picture(data, spec.image, where.format(index)) for index, data in enumerate(pictures)
-    ]
-    inputs = (picture_tensor(np.concatenate(rows), spec.image),)
+    inputs = (picture_batch(pictures, spec),)
     return _described(spec, inputs, one=len(pictures) == 1 if one is None else one)
 
 
@@ -92,7 +87,6 @@ def _texts(value: Any, name: str | None, version: str | None) -> Response:
     if not texts:
         raise BadRequest('"text" is an empty list')
     spec = _model("text", name, version)
-    _check_count(spec, len(texts))
     inputs, cut = current_app.extensions["tokenizers"].encode(texts, spec)
     return _described(spec, inputs, one=isinstance(value, str), cut=cut)
 
@@ -126,14 +120,6 @@ def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
         )
     only: ModelSpec = catalog.serving(fitting[0])
     return only
-
-
-def _check_count(spec: ModelSpec, count: int) -> None:
-    if count > spec.batch_rows:
-        raise BadRequest(
-            f"inference request batch-size must be <= {spec.batch_rows} for '{spec.name}', "
-            f"this one has {count}"
-        )
 
 
 def _described(

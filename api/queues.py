@@ -38,10 +38,7 @@ class Queues:
         terms: Terms = USUAL,
     ) -> InferResult:
         """Push one request and wait for its answer; raises what either raises."""
-        try:
-            return self.push(spec, inputs, outputs, terms).wait()
-        except QueueFull as error:
-            raise self._with_retry_after(spec, error) from None
+        return self.wait(spec, self.push(spec, inputs, outputs, terms))
 
     def push(
         self,
@@ -57,9 +54,16 @@ class Queues:
         queue = self._queue(spec)
         waiting = sum(other.waiting for other in self._queues.values())
         if waiting >= self._settings.max_waiting:
-            raise QueueFull.with_waiting(waiting)
+            raise self._with_retry_after(spec, QueueFull.with_waiting(waiting))
         request = self._request(queue.new_id(), spec, inputs, outputs, terms)
         return queue.push(request, terms.client)
+
+    def wait(self, spec: ModelSpec, waiting: Waiting) -> InferResult:
+        """Return what was pushed for a model, answered; raises what `Waiting.wait` raises."""
+        try:
+            return waiting.wait()
+        except QueueFull as error:
+            raise self._with_retry_after(spec, error) from None
 
     def submit(
         self,
@@ -100,6 +104,7 @@ class Queues:
             self.timeout_seconds(terms),
             spec.signature(inputs),
             terms.level(spec),
+            terms.parameters,
         )
 
     def _with_retry_after(self, spec: ModelSpec, error: QueueFull) -> QueueFull:

@@ -8,21 +8,25 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from shared.errors import BadRequest
+from shared.messages import NO_PARAMETERS, Parameters
 from shared.model_spec import ModelSpec
 
 LONGEST_TIMEOUT_SECONDS = 3600.0
 TIMEOUT_HEADER = "HTTP_X_REQUEST_TIMEOUT"
+OUR_PARAMETERS = {"timeout", "priority", "binary_data_output"}
 
 
 class Terms(NamedTuple):
     """`timeout_seconds` None means the default, `priority` 0 the model's default level.
 
     `client` is the connection that is watched while the request waits, if there is one.
+    `parameters` are those that Ferry itself has no use for: the model gets them.
     """
 
     timeout_seconds: float | None = None
     priority: int = 0
     client: socket.socket | None = None
+    parameters: Parameters = NO_PARAMETERS
 
     def level(self, spec: ModelSpec) -> int:
         """Return the queue to wait on, 1 for the most urgent; raises BadRequest.
@@ -58,7 +62,8 @@ def terms_of(environ: Mapping[str, Any], parameters: Mapping[str, Any]) -> Terms
     if seconds is not None and seconds > LONGEST_TIMEOUT_SECONDS:
         raise BadRequest(f"a request may wait {LONGEST_TIMEOUT_SECONDS:g} s at most, not {seconds}")
     priority = _whole(parameters, "priority") if "priority" in parameters else 0
-    return Terms(seconds, priority, client)
+    others = {name: value for name, value in parameters.items() if name not in OUR_PARAMETERS}
+    return Terms(seconds, priority, client, others)
 
 
 def _seconds(header: str) -> float:

@@ -17,6 +17,7 @@ from types import FrameType
 
 from bench import wrk
 from bench.comparison import SIMULATED, Plan, run_scenario, run_simulated_devices
+from bench.edge import EDGE, run_edge
 from bench.errors import BenchError
 from bench.floors import cautions, device_shares, floors
 from bench.measurements import Row
@@ -27,7 +28,7 @@ from ferry.samples import is_finished
 from shared.errors import BadSetting
 from shared.settings import Settings
 
-NAMES = (*SCENARIOS, SIMULATED)
+NAMES = (*SCENARIOS, EDGE, SIMULATED)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -92,6 +93,9 @@ def _run(name: str, plan: Plan, settings: Settings) -> list[Row]:
     if name == SIMULATED:
         print(f"{name}: starting", flush=True)
         return run_simulated_devices(plan)
+    if name == EDGE:
+        print(f"{name}: starting", flush=True)
+        return run_edge(plan, settings)
     directory = Path(settings.models) / name
     if not is_finished(directory):
         print(f"{name}: SKIPPED, no model in {directory}/1: `ferry samples {name}` makes it")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.comparison import SAME_BODY, SIMULATED, instances
+from bench.edge import AT_LEAST, EDGE, PARSE
 from bench.measurements import Row
 from bench.scaling import INSTANCE_COUNTS
 from bench.simulated_device import BATCH_ROWS, BATCH_SECONDS
@@ -42,6 +43,7 @@ def floors(rows: Sequence[Row]) -> list[Floor]:
     tiny = [row for row in rows if row.scenario == "tiny"]
     resnet = [row for row in rows if row.scenario == "resnet18"]
     simulated = [row for row in rows if row.scenario == SIMULATED]
+    edge = [row for row in rows if row.scenario == EDGE]
     bare = max((row.per_second for row in resnet if "pictures" in row.variant), default=None)
     one = _rate(simulated, instances(1))
     return [
@@ -71,6 +73,11 @@ def floors(rows: Sequence[Row]) -> list[Floor]:
                 0.95,
             )
             for count in (2, 4)
+        ),
+        Floor(
+            "edge: reads of a large JSON tensor, of orjson + numpy's",
+            _ratio(_rate(edge, PARSE), _rate(edge, AT_LEAST)),
+            0.5,
         ),
         Floor(
             "errors, in all rows", float(sum(row.error_count for row in rows)), 0.0, at_most=True

@@ -26,6 +26,7 @@ class Request:
     method: str = "GET"
     content_type: str = "text/plain"
     body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 def batch_size(answer: bytes) -> int | None:
@@ -36,7 +37,9 @@ def batch_size(answer: bytes) -> int | None:
 
 def ask(connection: HTTPConnection, request: Request) -> bytes:
     """Send one request and return the answer's body; raises BenchError unless it is a 200."""
-    headers = {"Content-Type": request.content_type} if request.body else {}
+    headers = dict(request.headers)
+    if request.body:
+        headers["Content-Type"] = request.content_type
     try:
         connection.request(request.method, request.path, request.body or None, headers)
         response = connection.getresponse()

@@ -20,6 +20,7 @@ SUMMARY = "bench-summary "
 # `done` runs once, at the end. Without `request` and `response` no Lua runs per request.
 SCRIPT = """\
 wrk.method = "%(method)s"
+%(headers)s
 if %(has_body)s then
   wrk.headers["Content-Type"] = "%(content_type)s"
   local file = assert(io.open([==[%(body_file)s]==], "rb"))
@@ -66,6 +67,9 @@ def write_script(request: Request, directory: Path) -> Path:
             "has_body": "true" if request.body else "false",
             "content_type": request.content_type,
             "body_file": body_file,
+            "headers": "\n".join(
+                f'wrk.headers["{name}"] = "{value}"' for name, value in request.headers
+            ),
         }
     )
     return script

@@ -19,6 +19,8 @@ HOLD_SECONDS = 0.3
 """How long the instances stand still before Valkey is killed: every client then waits."""
 LONGEST_OUTAGE_SECONDS = 1.5
 MID_BATCH_TIMEOUT_SECONDS = 20.0
+COME_BACK_SECONDS = 1.5
+"""Longer than a client waits that was told, by a Ferry not yet ready, to come back in a second."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ def restart_all(system: WholeSystem, _: Random) -> Strike:
     at = time.monotonic()
     seconds = system.stop()
     system.start()
-    return Strike(at, away_until=time.monotonic(), seconds=seconds)
+    away_until = time.monotonic()
+    time.sleep(COME_BACK_SECONDS)
+    return Strike(at, away_until=away_until, seconds=seconds)
 
 
 def _stopped_in_mid_batch(

@@ -59,6 +59,7 @@ def running_whole(
         settings,
         host="127.0.0.1",
         port=free_port(),
+        grpc_port=free_port(),
         dashboard_port=free_port(),
         redis_url="",
         state_dir=str(directory / "state"),

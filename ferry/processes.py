@@ -22,11 +22,11 @@ from ferry.errors import CannotStart
 from ferry.reaper import Reaper
 from ferry.sessions import kill, kill_session, send
 
-# Who is stopped when, and how many seconds after the stop began it is killed. The api goes first,
-# so that what it has taken is still answered (gunicorn keeps idle connections for two seconds
-# before it goes, 2026-11-21); what is not named goes last. All of it, with Valkey's second and a
-# half, stays below the ten seconds that an operator is promised.
-STOP_ORDER = (("api", 4.5), ("worker", 6.0))
+# Who is stopped when, and how many seconds after the stop began it is killed. The two APIs go
+# first, so that what they have taken is still answered (gunicorn keeps idle connections for two
+# seconds before it goes, 2026-11-21); what is not named goes last. All of it, with Valkey's second
+# and a half, stays below the ten seconds that an operator is promised.
+STOP_ORDER = (({"api", "grpc"}, 4.5), ({"worker"}, 6.0))
 LAST_STOP_SECONDS = 7.0
 
 
@@ -160,9 +160,9 @@ class OrderedManager(Manager):  # type: ignore[misc]
         while not self._all_started() and self._stopping_seconds() < STOP_ORDER[0][1]:
             time.sleep(0.01)
         left = set(self._processes)
-        for name, limit_seconds in STOP_ORDER:
-            self._stop_some(left & {name}, limit_seconds)
-            left.discard(name)
+        for names, limit_seconds in STOP_ORDER:
+            self._stop_some(left & names, limit_seconds)
+            left -= names
         self._stop_some(left, LAST_STOP_SECONDS)
         for process in self._processes.values():
             if "returncode" not in process:

@@ -49,14 +49,19 @@ def announce_when_ready(settings: Settings, console: Console, start: float) -> N
 
 def api_url(settings: Settings) -> str:
     """Return the API's address as this machine reaches it."""
-    host = _EVERYWHERE.get(settings.host, settings.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    return f"http://{_reached(settings.host)}:{settings.port}"
+
+
+def _reached(host: str) -> str:
+    found = _EVERYWHERE.get(host, host)
+    return f"[{found}]" if ":" in found else found
 
 
 def addresses(settings: Settings) -> Iterator[str]:
     """Yield one line per thing that can be opened or called."""
     url = api_url(settings)
     yield f"API        {url}/v2"
+    yield f"gRPC       {_reached(settings.host)}:{settings.grpc_port}"
     yield f"dashboard  http://127.0.0.1:{settings.dashboard_port}"
     for model in models(settings):
         yield f"{model:<10} {url}/v2/models/{model}  POST {url}/predict/{model}"

@@ -80,6 +80,7 @@ def _check_surroundings(settings: Settings) -> None:
             "`ferry samples` makes one with sample models in it"
         )
     _check_port("FERRY_PORT", settings.host, settings.port)
+    _check_port("FERRY_GRPC_PORT", settings.host, settings.grpc_port)
     _check_port("FERRY_DASHBOARD_PORT", "127.0.0.1", settings.dashboard_port)
     if settings.redis_url:
         _check_redis(settings.redis_url)

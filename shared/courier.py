@@ -73,6 +73,13 @@ class Courier:
         self._waiting[parcel.push.id] = parcel
         self._sender.send(parcel)
 
+    def take_back(self, parcel: Parcel) -> None:
+        """Fail a parcel that nobody waits for any more, and have its request off the queue soon.
+
+        Counted as cancelled. Nothing happens to one that is done. For any thread.
+        """
+        self._close("cancelled", [parcel], lambda: ClientLeft("the client hung up"))
+
     def _start(self) -> None:
         with self._starting:
             if not self._started:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from ml_dtypes import bfloat16
 
 from shared.errors import BadMessage
 
@@ -29,6 +30,7 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
+    "BF16": np.dtype(bfloat16),
     "BYTES": np.dtype(object),
 }
 DATATYPES = frozenset(NUMPY_TYPES)

@@ -1,7 +1,7 @@
 """Every error Ferry answers with, each belonging to one stop of a request's walk.
 
     1 api reads the body     BadRequest, PayloadTooLarge, UnknownRoute, MethodNotAllowed,
-                             UnknownModel, ModelNotReady, Unsupported
+                             UnknownModel, ModelNotReady, Unsupported, UnsupportedEncoding
     2 push                   QueueFull, RedisUnavailable
     3 claim                  RequestExpired
     4-6 the worker's batch   ModelFailed (it raised), BadModelOutput (wrong rows or names)
@@ -41,6 +41,13 @@ class PayloadTooLarge(FerryError):
 
     code = "payload_too_large"
     status = 413
+
+
+class UnsupportedEncoding(FerryError):
+    """The body came with a Content-Encoding other than gzip or deflate, or with several."""
+
+    code = "unsupported_encoding"
+    status = 415
 
 
 class UnknownRoute(FerryError):

@@ -7,15 +7,19 @@ scripts must read without decoding (rows, signature, times, attempts) is the tic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
 from shared.datatypes import Array, datatype_of, from_bytes, to_bytes
 from shared.errors import BadMessage, FerryError, by_code
+from shared.pieces import LARGE_BYTES, Pieces
 
 Message = TypeVar("Message")
+Parameters = Mapping[str, str | int | float | bool]
+NO_PARAMETERS: Parameters = MappingProxyType({})
 
 
 class Tensor(NamedTuple):
@@ -45,7 +49,8 @@ class InferRequest(NamedTuple):
     """What one client asks: every input has `rows` rows (1 for models without a batch dimension).
 
     `outputs` names the wanted outputs, empty for all. `signature` is 8 bytes that are equal for
-    requests that can share a batch (`ModelSpec.signature` makes it).
+    requests that can share a batch (`ModelSpec.signature` makes it). `parameters` are the client's,
+    for the model to read.
     """
 
     id: str
@@ -55,10 +60,31 @@ class InferRequest(NamedTuple):
     timeout_seconds: float = 30.0
     signature: bytes = bytes(8)
     priority: int = 1
+    parameters: Parameters = NO_PARAMETERS
 
     def encode(self) -> bytes:
         """Encode inputs and wanted outputs; id, rows and times travel in the ticket."""
-        return _pack([self.outputs, self.inputs])
+        return _pack([self.outputs, self.inputs, dict(self.parameters)])
+
+    def encode_large(self) -> bytes | Pieces:
+        """Encode the same; large tensors are pieces by themselves, not copied."""
+        if sum(len(tensor.data) for tensor in self.inputs) < LARGE_BYTES:
+            return self.encode()
+        packer = msgpack.Packer(autoreset=False)
+        pieces: list[bytes | memoryview] = []
+        packer.pack_array_header(3)
+        packer.pack(self.outputs)
+        packer.pack_array_header(len(self.inputs))
+        for name, datatype, shape, data, pixels in self.inputs:
+            packer.pack_array_header(5)
+            for item in (name, datatype, shape):
+                packer.pack(item)
+            # msgpack's "bin 32": what follows is so many bytes.
+            pieces += [packer.bytes() + b"\xc6" + len(data).to_bytes(4, "big"), data]
+            packer.reset()
+            packer.pack(pixels)
+        packer.pack(dict(self.parameters))
+        return Pieces([*pieces, packer.bytes()])
 
     @classmethod
     def decode(cls, request_id: str, rows: int, body: bytes) -> InferRequest:
@@ -66,7 +92,11 @@ class InferRequest(NamedTuple):
         return _decoding(
             body,
             lambda parts: cls(
-                request_id, rows, tuple(_tensor(item) for item in parts[1]), tuple(parts[0])
+                request_id,
+                rows,
+                tuple(_tensor(item) for item in parts[1]),
+                tuple(parts[0]),
+                parameters=parts[2],
             ),
         )
 

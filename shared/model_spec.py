@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cached_property, lru_cache
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -62,7 +62,11 @@ class TextInput(_Frozen):
 
 
 class ModelSpec(_Frozen):
-    """One served version of a model."""
+    """One served version of a model.
+
+    `config` is its whole configuration with the field names of Triton's model_config.proto, to be
+    shown: what has an effect stands in the other fields.
+    """
 
     name: str
     version: str
@@ -80,6 +84,7 @@ class ModelSpec(_Frozen):
     output_activation: Literal["softmax", "sigmoid", "none"] = "softmax"
     label_key: str | None = None
     parameters: dict[str, str] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:

@@ -7,6 +7,7 @@ from threading import Event
 from typing import NamedTuple
 
 from shared.errors import FerryError
+from shared.pieces import Pieces
 
 
 class Push(NamedTuple):
@@ -18,7 +19,7 @@ class Push(NamedTuple):
     signature: bytes
     timeout_seconds: float
     ttl_ms: int
-    body: bytes
+    body: bytes | Pieces
 
 
 class Parcel:

@@ -22,11 +22,12 @@ class Limits(NamedTuple):
     bytes: int = 256 * 2**20
 
 
-def as_push(request: InferRequest) -> Push:
-    """Return what `push.lua` wants to know of a request."""
+def as_push(request: InferRequest, *, in_pieces: bool = False) -> Push:
+    """Return what `push.lua` wants to know of a request; large ones `in_pieces` are for wires."""
+    body = request.encode_large() if in_pieces else request.encode()
     return Push(
         request.id, request.rows, request.priority, request.signature, request.timeout_seconds,
-        int(1000 * (request.timeout_seconds + BODY_GRACE_SECONDS)), request.encode(),
+        int(1000 * (request.timeout_seconds + BODY_GRACE_SECONDS)), body,
     )  # fmt: skip
 
 

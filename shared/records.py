@@ -30,19 +30,31 @@ MEMORY_SECONDS = 600.0
 FLUSH_MS = 2000
 
 
+class Wanted(NamedTuple):
+    """One output as it was asked for: in binary form, or as its `class_count` best classes."""
+
+    name: str
+    binary: bool = False
+    class_count: int = 0
+
+
 class How(NamedTuple):
     """What was asked for: kept with a request that is answered later, as JSON.
 
-    `infer` answers v2 tensors under the client's `id`. `rows` describes each row by its `top_k`
+    `infer` answers v2 tensors under the client's `id`: the `outputs`, or all of them, `binary` or
+    not. `rows` describes each row by its `top_k`
     classes, a single one by itself when `one`; `cut` tells whose text was truncated. `tensor`
-    answers the first output's numbers.
+    answers the first output's numbers. `predictions` and `outputs` are version 1's rows and
+    columns.
     """
 
-    kind: Literal["infer", "rows", "tensor"]
+    kind: Literal["infer", "rows", "tensor", "predictions", "outputs"]
     id: str | None = None
     top_k: int = 0
     one: bool = False
     cut: tuple[bool, ...] = ()
+    outputs: tuple[Wanted, ...] = ()
+    binary: bool = False
 
 
 class Record(BaseModel):

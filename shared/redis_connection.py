@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
@@ -23,12 +23,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from shared.errors import RedisUnavailable
+from shared.pieces import Buffer, in_pieces
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 0.4
 COMMAND_TIMEOUT_SECONDS = 5.0
-LONGEST_BLOCK_SECONDS = 1.0
+LONGEST_BLOCK_SECONDS = 0.5
 """How long a blocking command on a wire may wait."""
 READ_BYTES = 1 << 16
 _INCOMPLETE = object()
@@ -71,12 +72,16 @@ class Wire:
         """
         if self._unread:
             self.close()
-        data = b"".join([hiredis.pack_command(command) for command in commands])
+        try:
+            buffers: Iterable[Buffer] = [b"".join(map(hiredis.pack_command, commands))]
+        except TypeError:  # an argument in pieces
+            buffers = in_pieces(commands)
         try:
             opened = self._socket or self._connect()
-            sent = opened.send(data)
-            if sent < len(data):  # rare, and gevent's sendall costs twice its send
-                opened.sendall(memoryview(data)[sent:])
+            for data in buffers:
+                sent = opened.send(data)
+                if sent < len(data):  # rare, and gevent's sendall costs twice its send
+                    opened.sendall(memoryview(data)[sent:])
             self._unread = len(commands)
         except (RedisError, OSError) as error:
             self.close()

@@ -6,6 +6,8 @@ ferry:instances               hash    instance id -> InstanceRecord as JSON     
 ferry:supervisors:<id>        string  a supervisor's sign of life                    3 heartbeats
 ferry:assets:<digest>         string  a file the API needs (a tokenizer)             no
 ferry:failures                hash    name -> why the model could not be loaded      no
+ferry:log                     hash    log setting -> its number, of those that were  no
+                                      set for all processes (log_settings.py)
 
 1: removed when the instance ends; when its supervisor's key is gone, by whoever recovers it.
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import redis
 from pydantic import BaseModel, ConfigDict
@@ -60,13 +62,16 @@ class Snapshot:
     """The registry at one moment: models by name and version, and which of them are served.
 
     `failures` says of models that nobody serves why they could not be loaded, `drain_rates` how
-    many requests per second the ready instances of each `name/version` answered of late.
+    many requests per second the ready instances of each `name/version` answered of late, `loading`
+    of which `name/version` an instance is starting, and `log` what was set of the log settings.
     """
 
     models: dict[str, dict[str, ModelSpec]] = field(default_factory=dict)
     ready: frozenset[str] = frozenset()
     failures: dict[str, str] = field(default_factory=dict)
     drain_rates: dict[str, float] = field(default_factory=dict)
+    loading: frozenset[str] = frozenset()
+    log: dict[str, int] = field(default_factory=dict)
 
     def drain_rate(self, model_key: str) -> float:
         """Return the requests per second that a model version's instances answered of late.
@@ -92,6 +97,7 @@ class Registry:
         self._supervisors = f"{prefix}:supervisors:"
         self._assets = f"{prefix}:assets:"
         self._failures = f"{prefix}:failures"
+        self._log = f"{prefix}:log"
 
     def ping(self) -> None:
         """Raise RedisUnavailable unless Redis answers."""
@@ -145,37 +151,70 @@ class Registry:
         """Say that a supervisor is gone, at its orderly end."""
         asking(lambda: self._client.delete(self._supervisors + supervisor_id))
 
+    def log_changes(self) -> dict[str, int]:
+        """Return the log settings that were set."""
+        return _numbers(asking(lambda: self._client.hgetall(self._log)))
+
+    def change_log(self, changes: dict[str, int]) -> None:
+        """Set some log settings and leave the others."""
+        asking(lambda: self._client.hset(self._log, mapping=cast("dict[Any, Any]", changes)))
+
     def instances(self) -> tuple[list[InstanceRecord], set[str]]:
         """Return all instances and the ids of the supervisors that live."""
-        rows = asking(lambda: self._client.hvals(self._instances))
+        return self.instances_and_log()[:2]
+
+    def instances_and_log(self) -> tuple[list[InstanceRecord], set[str], dict[str, int]]:
+        """Return the same and the log settings that were set, which cost no round trip more."""
+        rows, log = self._read(("HVALS", self._instances), ("HGETALL", self._log))
         records = [InstanceRecord.model_validate_json(row) for row in rows]
-        supervisors = sorted({record.supervisor for record in records})
-        keys = [self._supervisors + supervisor for supervisor in supervisors]
-        beats = asking(lambda: self._client.mget(keys)) if keys else []
-        alive = {name for name, beat in zip(supervisors, beats, strict=True) if beat is not None}
-        return records, alive
+        return records, self._alive(records), _numbers(log)
 
     def snapshot(self) -> Snapshot:
         """Return all models and which of them have a ready instance of a living supervisor."""
+        specs, rows, failures, log = self._read(
+            ("HVALS", self._models), ("HVALS", self._instances),
+            ("HGETALL", self._failures), ("HGETALL", self._log),
+        )  # fmt: skip
         models: dict[str, dict[str, ModelSpec]] = {}
-        for row in asking(lambda: self._client.hvals(self._models)):
+        for row in specs:
             spec = ModelSpec.model_validate_json(row)
             models.setdefault(spec.name, {})[spec.version] = spec
-        records, alive = self.instances()
+        records = [InstanceRecord.model_validate_json(row) for row in rows]
+        alive = self._alive(records)
+        living = [record for record in records if record.supervisor in alive]
         drain_rates: dict[str, float] = {}
-        for record in records:
-            if record.state == "ready" and record.supervisor in alive:
+        for record in living:
+            if record.state == "ready":
                 rate = drain_rates.get(record.model_key, 0.0) + record.requests_per_second
                 drain_rates[record.model_key] = rate
-        ready = frozenset(drain_rates)
-        failures = asking(lambda: self._client.hgetall(self._failures))
         reasons = {name.decode(): reason.decode() for name, reason in failures.items()}
-        for record in records:
-            if record.reason and record.supervisor in alive:
-                reasons[record.model] = record.reason
-        for key in ready:
+        reasons |= {record.model: record.reason for record in living if record.reason}
+        for key in drain_rates:
             reasons.pop(key.partition("/")[0], None)
-        return Snapshot(models, ready, reasons, drain_rates)
+        loading = frozenset(record.model_key for record in living if record.state == "starting")
+        return Snapshot(
+            models, frozenset(drain_rates), reasons, drain_rates, loading, _numbers(log)
+        )
+
+    def _read(self, *commands: tuple[str, str]) -> list[Any]:
+        """Run commands that read, in one round trip."""
+        with self._client.pipeline(transaction=False) as opened:
+            pipeline: Any = opened  # its execute_command has no types
+            for command in commands:
+                pipeline.execute_command(*command)
+            found: list[Any] = asking(pipeline.execute)
+        return found
+
+    def _alive(self, records: list[InstanceRecord]) -> set[str]:
+        """Return which of the instances' supervisors live."""
+        supervisors = sorted({record.supervisor for record in records})
+        keys = [self._supervisors + supervisor for supervisor in supervisors]
+        beats = asking(lambda: self._client.mget(keys)) if keys else []
+        return {name for name, beat in zip(supervisors, beats, strict=True) if beat is not None}
+
+
+def _numbers(log: dict[bytes, bytes]) -> dict[str, int]:
+    return {name.decode(): int(value) for name, value in log.items()}
 
 
 def asset_digest(content: bytes) -> str:

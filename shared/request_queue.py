@@ -76,19 +76,28 @@ class RequestQueue:
         Whether it was accepted is said by `wait`. When the peer of `client` hangs up, the request
         is taken back. Next stop: `worker.loop.run`, which claims it.
         """
-        parcel = Parcel(as_push(request), time.monotonic() + request.timeout_seconds, client)
+        deadline = time.monotonic() + request.timeout_seconds
+        parcel = Parcel(as_push(request, in_pieces=True), deadline, client)
         self._courier.carry(parcel)
-        return Waiting(parcel)
+        return Waiting(parcel, self._courier)
 
 
 class Waiting:
     """A request that is not answered yet."""
 
-    __slots__ = ("parcel",)
+    __slots__ = ("_courier", "parcel")
 
-    def __init__(self, parcel: Parcel) -> None:
+    def __init__(self, parcel: Parcel, courier: Courier) -> None:
         """Wait for what the courier carries."""
         self.parcel = parcel
+        self._courier = courier
+
+    def take_back(self) -> None:
+        """Want the answer no more: `wait` raises ClientLeft, unless the answer was there before.
+
+        What is not being computed yet leaves the queue. For any thread, as often as it likes.
+        """
+        self._courier.take_back(self.parcel)
 
     def wait(self) -> InferResult:
         """Block until the answer is there (stop 8) and return it, or raise the error it carries.
@@ -121,7 +130,7 @@ class WorkQueue:
         self._result_ttl_seconds = result_ttl_seconds
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
-        """Take one batch, waiting up to a second for work (stop 3); empty when there is none.
+        """Take one batch, waiting up to half a second for work (stop 3); empty when there is none.
 
         The batch is recorded as this instance's in-flight work in the same step. Raises RedisError.
         Next stop: `worker.batch.answer_batch`.

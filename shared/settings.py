@@ -71,6 +71,15 @@ class Settings:
     )
     host: str = _setting("127.0.0.1", "FERRY_HOST", "address the API listens on", _text)
     port: int = _setting(8000, "FERRY_PORT", "port the API listens on", _whole(1, 65535))
+    grpc_port: int = _setting(
+        8001, "FERRY_GRPC_PORT", "port the gRPC API listens on, at FERRY_HOST", _whole(1, 65535)
+    )
+    grpc_threads: int = _setting(
+        256,
+        "FERRY_GRPC_THREADS",
+        "gRPC calls under way at a time, each stream one, before UNAVAILABLE",
+        _whole(1, 10_000),
+    )
     dashboard_port: int = _setting(
         9181, "FERRY_DASHBOARD_PORT", "loopback port of the job dashboard", _whole(1, 65535)
     )

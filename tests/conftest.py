@@ -52,15 +52,20 @@ def sample_models() -> Path:
 
 @contextmanager
 def running_worker(
-    settings: Settings, *, wait_ready: bool = True
+    settings: Settings, *, wait_ready: bool = True, log_file: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `python -m worker` with `settings` until the block ends; SIGTERM ends it.
 
-    Waits until every model of the repository is ready. The test fails if it does not stop.
+    Waits until every model of the repository is ready. The test fails if it does not stop. Its log
+    goes to `log_file`, or to the test's own standard error.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "worker"], env=os.environ | environment(settings), cwd=ROOT
-    )
+    with open(log_file or os.devnull, "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker"],
+            env=os.environ | environment(settings),
+            cwd=ROOT,
+            stderr=log if log_file else None,
+        )
     registry = Registry(connect(settings.redis_url), settings.key_prefix)
     try:
         if wait_ready:

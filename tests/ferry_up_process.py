@@ -49,7 +49,7 @@ while True:
     time.sleep(0.2 if mode == "chatty" else 600)
     print("still there")
 """
-ALL = ("api", "worker", "jobs", "dashboard")
+ALL = ("api", "grpc", "worker", "jobs", "dashboard")
 
 
 class FerryUp:
@@ -94,7 +94,7 @@ class FerryUp:
 
     def _settings(self) -> dict[str, str]:
         name, _, value = self.mark.partition("=")
-        ports = {"FERRY_PORT": free_port(), "FERRY_DASHBOARD_PORT": free_port()}
+        ports = {f"FERRY_{each}": free_port() for each in ("PORT", "GRPC_PORT", "DASHBOARD_PORT")}
         return {name: value, "FERRY_STATE_DIR": "state", "REDIS_URL": ""} | ports
 
     def wait_for_start(self) -> FerryUp:

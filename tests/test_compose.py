@@ -87,7 +87,7 @@ def test_the_worker_can_be_scaled(compose):
 def test_only_the_loopback_of_the_host_is_listened_on(compose):
     ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
 
-    assert ports == ["127.0.0.1:8000:8000", "127.0.0.1:9181:9181"]
+    assert ports == ["127.0.0.1:8000:8000", "127.0.0.1:8001:8001", "127.0.0.1:9181:9181"]
 
 
 def test_every_image_is_a_target_of_the_dockerfile(compose):

@@ -10,6 +10,7 @@ import pytest
 from flask import Flask
 from werkzeug.test import Client, TestResponse
 
+from api.compression import Compressed
 from api.direct import DirectInference
 from api.json_arrays import STRUCT_CODES, small_numbers, to_array
 from shared.datatypes import NUMPY_TYPES
@@ -25,7 +26,9 @@ TENSOR: dict[str, Any] = {
 
 
 def direct(app: Flask) -> DirectInference:
-    middleware = app.wsgi_app
+    outermost = app.wsgi_app
+    assert isinstance(outermost, Compressed)
+    middleware = outermost._next_app
     assert isinstance(middleware, DirectInference)
     return middleware
 

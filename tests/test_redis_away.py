@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,37 +11,16 @@ from answers import answer, refusal
 from conftest import running_worker
 from flask import Flask
 from flask.testing import FlaskClient
+from own_valkey import OwnValkey
 from waiting import wait_until
 from werkzeug.test import TestResponse
 
 from api.app import create_app
 from api.catalog import RESTART_GRACE_SECONDS, Catalog
-from ferry.embedded_valkey import EmbeddedValkey, socket_path, spawn, wait_until_answers
 from samples.tiny import make
 from shared.settings import Settings
 
 ROW = np.linspace(-1, 1, 16).round(3).tolist()
-
-
-class OwnValkey:
-    """A Valkey on a socket of its own that can be killed and started again."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self.server = self._started()
-
-    def _started(self) -> EmbeddedValkey:
-        server = spawn(self._directory, socket_path(self._directory))
-        wait_until_answers(server)
-        return server
-
-    def kill(self) -> None:
-        self.server.process.kill()
-        self.server.process.wait()
-        self.server.socket.unlink()
-
-    def start_again(self) -> None:
-        self.server = self._started()
 
 
 @pytest.fixture(scope="module")

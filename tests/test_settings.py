@@ -22,6 +22,8 @@ BAD = [
     ("FERRY_PORT", "0"),
     ("FERRY_PORT", "65536"),
     ("FERRY_PORT", "http"),
+    ("FERRY_GRPC_PORT", "65536"),
+    ("FERRY_GRPC_THREADS", "0"),
     ("FERRY_DASHBOARD_PORT", "-1"),
     ("FERRY_MODELS", "  "),
     ("FERRY_STATE_DIR", "\t"),

@@ -11,12 +11,13 @@ import pytest
 import torch
 from answers import answer, refusal
 from conftest import running_worker
+from echo_models import Identity, add_arithmetic, add_echo, config, tensors
 from flask import Flask
 from flask.testing import FlaskClient
-from onnx import TensorProto, helper
-from stand_ins import onnx_graph, torchscript
+from stand_ins import torchscript
 
 from api.app import create_app
+from api.json_arrays import BINARY_ONLY
 from shared.datatypes import NUMPY_TYPES
 from shared.settings import Settings
 
@@ -37,20 +38,6 @@ VALUES: dict[str, list[Any]] = {
 }
 
 
-class Identity(torch.nn.Module):
-    """Returns what it is given."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-
-class Arithmetic(torch.nn.Module):
-    """Takes two inputs, returns their sum and their difference."""
-
-    def forward(self, b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return a + b, a - b
-
-
 class Picky(torch.nn.Module):
     """Doubles, and raises when any row of the batch holds a negative number."""
 
@@ -60,39 +47,10 @@ class Picky(torch.nn.Module):
         return 2 * x
 
 
-def tensors(kind: str, *items: tuple[str, str, str]) -> str:
-    """Return `input` or `output` of a config.pbtxt from (name, datatype, dims)."""
-    return "\n".join(
-        f'{kind} [ {{ name: "{name}" data_type: TYPE_{datatype} dims: {dims} }} ]'
-        for name, datatype, dims in items
-    )
-
-
-def config(max_batch_size: int, inputs: str, outputs: str) -> str:
-    return f"max_batch_size: {max_batch_size}\n{inputs}\n{outputs}\n"
-
-
 def write_models(repository: Any) -> None:
     for datatype in VALUES:
-        if datatype == "BYTES":
-            continue
-        both = [tensors(kind, ("x", datatype, "[2]")) for kind in ("input", "output")]
-        torchscript(repository, f"echo_{datatype}", Identity(), config(8, *both))
-    strings = helper.make_tensor_value_info("x", TensorProto.STRING, ["n", 2])
-    back = helper.make_tensor_value_info("y", TensorProto.STRING, ["n", 2])
-    onnx_graph(
-        repository,
-        "echo_BYTES",
-        config(
-            8, tensors("input", ("x", "STRING", "[2]")), tensors("output", ("y", "STRING", "[2]"))
-        ),
-        [helper.make_node("Identity", ["x"], ["y"])],
-        [strings],
-        [back],
-    )
-    two = tensors("input", ("a", "FP32", "[2, 3]"), ("b", "FP32", "[2, 3]"))
-    results = tensors("output", ("sum__0", "FP32", "[2, 3]"), ("difference__1", "FP32", "[2, 3]"))
-    torchscript(repository, "arithmetic", Arithmetic(), config(4, two, results))
+        add_echo(repository, datatype)
+    add_arithmetic(repository)
     whole = [tensors(kind, ("x", "FP32", "[-1, 2]")) for kind in ("input", "output")]
     torchscript(repository, "unbatched", Identity(), config(0, *whole))
     numbers = [tensors(kind, ("x", "FP32", "[2]")) for kind in ("input", "output")]
@@ -149,7 +107,7 @@ def test_every_datatype_comes_back_as_it_went(
 
 
 def test_the_datatypes_tested_are_all_that_json_carries() -> None:
-    assert set(VALUES) == set(NUMPY_TYPES) - {"FP16"}
+    assert set(VALUES) == set(NUMPY_TYPES) - BINARY_ONLY
 
 
 def test_whole_numbers_are_taken_where_floats_belong(client: FlaskClient) -> None:
@@ -277,7 +235,9 @@ def test_the_server_says_who_it_is(client: FlaskClient, path: str) -> None:
     body = answer(client.get(path))
 
     assert set(body) == {"name", "version", "extensions"}
-    assert body["name"] == "ferry" and body["extensions"] == []
+    assert body["name"] == "ferry"
+    assert {"model_repository", "model_configuration", "logging"} <= set(body["extensions"])
+    assert "trace" not in body["extensions"]
 
 
 @pytest.mark.parametrize("path", ["/v2/models/arithmetic", "/v2/models/arithmetic/versions/1"])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from shared.log_settings import LogLevel
 from shared.model_spec import ModelSpec
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect, open_wire
@@ -22,7 +23,7 @@ from worker.backends.onnxruntime import OnnxRuntimeBackend
 from worker.backends.torchscript import TorchScriptBackend
 from worker.batch import answer_batch
 from worker.devices import Placement
-from worker.logs import configure_logging
+from worker.logs import configure_logging, follow_level
 from worker.loop import run
 from worker.memory import PiecewiseBackend
 from worker.meter import Meter
@@ -59,15 +60,9 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     configure_logging(job.log_level)
-    try:
-        backend = load_backend(job)
-        if job.spec.batched:
-            backend = PiecewiseBackend(backend, job.spec, meter)
-        warm_up(job.spec, backend)
-    except Exception as error:  # a border: the supervisor reports it and tries again later
-        log.error("%s failed to load, the supervisor will retry: %s", job.spec.key, error)
-        reports.send(("failed", f"failed to load '{job.spec.name}', {job.file}: {error}"))
-        raise SystemExit(1) from error
+    log_level = LogLevel(job.log_level)
+    follow_level(log_level, meter)
+    backend = _loaded(job, reports, meter)
     queue = WorkQueue(
         open_wire(connect(job.redis_url)),
         QueueKeys(job.key_prefix, job.spec.key, job.spec.levels),
@@ -77,15 +72,34 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
     reports.send(("ready", ""))
+
+    def stop() -> bool:
+        follow_level(log_level, meter)  # here because the loop asks for each batch, or each second
+        return bool(stopping)
+
     with torch.inference_mode():  # once, not for every batch
         run(
             queue,
             partial(answer_batch, spec=job.spec, backend=backend, instance=job.id),
-            lambda: bool(stopping),
+            stop,
             meter,
             max_rows=job.spec.batch_rows,
             max_delay_seconds=job.spec.max_queue_delay_seconds,
         )
+
+
+def _loaded(job: InstanceJob, reports: Connection, meter: Meter) -> Backend:
+    """Return the warm backend; reports why there is none and ends the process."""
+    try:
+        backend = load_backend(job)
+        if job.spec.batched:
+            backend = PiecewiseBackend(backend, job.spec, meter)
+        warm_up(job.spec, backend)
+    except Exception as error:  # a border: the supervisor reports it and tries again later
+        log.error("%s failed to load, the supervisor will retry: %s", job.spec.key, error)
+        reports.send(("failed", f"failed to load '{job.spec.name}', {job.file}: {error}"))
+        raise SystemExit(1) from error
+    return backend
 
 
 def load_backend(job: InstanceJob) -> Backend:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 
+from shared.log_settings import LogLevel
+from worker.meter import Meter
+
 
 def configure_logging(level: str) -> None:
     """Log at `level` and above, with time, process and module."""
@@ -12,3 +15,8 @@ def configure_logging(level: str) -> None:
         format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s",
         force=True,
     )
+
+
+def follow_level(level: LogLevel, meter: Meter) -> None:
+    """Log as the instance's supervisor wants it now, if it said so yet."""
+    level.set(meter.log_level or level.number)

@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2
 from shared.datatypes import DATATYPES
 from shared.errors import BadModel
 from shared.model_spec import ImageInput, ModelSpec, TensorSpec
+from worker.config_json import config_json
 
 BACKENDS = {"pytorch_libtorch": "torchscript", "onnxruntime_onnx": "onnxruntime"}
 DEFAULT_FILES = {"torchscript": "model.pt", "onnxruntime": "model.onnx"}
@@ -64,19 +65,14 @@ def read_config(path: Path, version: str, versions: tuple[str, ...]) -> ModelCon
 
 
 def _config(message: Any, directory: Path, version: str, versions: tuple[str, ...]) -> ModelConfig:
-    if message.max_batch_size < 0:
-        raise ValueError(f"max_batch_size {message.max_batch_size} must not be negative")
-    unsupported = [field.name for field, _ in message.ListFields() if field.name not in SUPPORTED]
-    if unsupported:
-        raise ValueError(f"field {unsupported[0]!r} is not supported")
-    if message.name and message.name != directory.name:
-        raise ValueError(f"name {message.name!r} differs from the directory's, {directory.name!r}")
-    if not message.input or not message.output:
-        raise ValueError("at least one input and one output must be declared")
+    _check(message, directory)
     parameters = {key: value.string_value for key, value in message.parameters.items()}
     if (kind := parameters.get("input_kind", "tensor")) not in {"image", "text", "tensor"}:
         raise ValueError(f"input_kind {kind!r}: expected image, text or tensor")
     backend = _backend(message)
+    filename = plain_name(
+        "default_model_filename", message.default_model_filename or DEFAULT_FILES[backend]
+    )
     levels, default_level = _priorities(message.dynamic_batching)
     spec = ModelSpec(
         name=directory.name,
@@ -94,16 +90,27 @@ def _config(message: Any, directory: Path, version: str, versions: tuple[str, ..
         output_activation=parameters.get("output_activation", "softmax"),
         label_key=parameters.get("label_key"),
         parameters=parameters,
+        config=config_json(message, directory.name, backend, filename),
     )
     return ModelConfig(
         spec,
         backend,
-        plain_name(
-            "default_model_filename", message.default_model_filename or DEFAULT_FILES[backend]
-        ),
+        filename,
         tuple(_group(item) for item in message.instance_group) or (InstanceGroup(),),
         parameters,
     )
+
+
+def _check(message: Any, directory: Path) -> None:
+    if message.max_batch_size < 0:
+        raise ValueError(f"max_batch_size {message.max_batch_size} must not be negative")
+    unsupported = [field.name for field, _ in message.ListFields() if field.name not in SUPPORTED]
+    if unsupported:
+        raise ValueError(f"field {unsupported[0]!r} is not supported")
+    if message.name and message.name != directory.name:
+        raise ValueError(f"name {message.name!r} differs from the directory's, {directory.name!r}")
+    if not message.input or not message.output:
+        raise ValueError("at least one input and one output must be declared")
 
 
 def _priorities(batching: Any) -> tuple[int, int]:

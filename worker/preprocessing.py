@@ -7,6 +7,7 @@ import torch
 
 from shared.datatypes import Array
 from shared.model_spec import ImageInput
+from worker.tensors import to_torch
 
 
 class Normaliser:
@@ -24,15 +25,8 @@ class Normaliser:
 
     def __call__(self, pixels: Array) -> torch.Tensor:
         """Return uint8 [rows, height, width, channels] as the model's own input tensor."""
-        batch = torch.from_numpy(writable(pixels)).to(self._device, non_blocking=True)
+        batch = to_torch(pixels).to(self._device, non_blocking=True)
         batch = batch.to(torch.float32) * self._factor + self._offset
         if self._planes_first:
             batch = batch.permute(0, 3, 1, 2).contiguous()
         return batch.to(self._dtype)
-
-
-def writable(array: Array) -> Array:
-    """Return the array, or a copy of one that torch must not share: a message's own bytes."""
-    if array.flags.writeable and array.flags.c_contiguous:
-        return array
-    return np.array(array, order="C")

@@ -153,6 +153,10 @@ class Slot:
         else:
             self.process.terminate()
 
+    def log_at(self, level: int) -> None:
+        """Have this slot's processes log at `level`, a number of logging's."""
+        self._meter.log_level = level
+
     def measure(self) -> None:
         """Bring the instance's rate up to date, at a heartbeat."""
         self._rate.update(self._meter, time.monotonic())

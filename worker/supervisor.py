@@ -21,6 +21,7 @@ from secrets import token_hex
 from redis.exceptions import RedisError
 
 from shared.errors import BadModel, RedisUnavailable
+from shared.log_settings import LogLevel
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect, open_wire
 from shared.registry import Registry
@@ -49,6 +50,7 @@ class Supervisor:
         self._client = connect(settings.redis_url)
         self._registry = Registry(self._client, settings.key_prefix)
         self._wire = open_wire(self._client)
+        self._log_level = LogLevel(settings.log_level)
         self._context: ForkServerContext = get_context("forkserver")
         self._context.set_forkserver_preload(["worker.forkserver_preload"])
         self._failures: dict[str, str] = {}
@@ -184,8 +186,11 @@ class Supervisor:
         self._next_beat = time.monotonic() + heartbeat
 
     def _take_over(self) -> None:
-        """Put back what the instances of supervisors that are gone held."""
-        records, alive = self._registry.instances()
+        """Put back what the instances of supervisors that are gone held; log as was set."""
+        records, alive, log_changes = self._registry.instances_and_log()
+        self._log_level.follow(log_changes)
+        for slot in self._slots:
+            slot.log_at(self._log_level.number)
         if self.id not in alive:
             self._beat()  # Redis came back empty, so soon that nobody saw it go
         for record in records:

@@ -20,6 +20,10 @@ class OnnxRuntimeBackend:
 
     def __init__(self, spec: ModelSpec, file: Path, device: str, threads: int) -> None:
         """Load `file` with `threads` intra-op threads; raises what ONNX Runtime raises."""
+        if any(tensor.datatype == "BF16" for tensor in spec.inputs + spec.outputs):
+            raise BadModel(
+                f"failed to load '{spec.name}', {file}: ONNX Runtime has no BF16 tensors in Python"
+            )
         onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from shared.datatypes import NUMPY_TYPES, Array
+from shared.datatypes import Array
 from shared.errors import BadModelOutput
 from shared.model_spec import ModelSpec
-from worker.preprocessing import Normaliser, writable
+from worker.preprocessing import Normaliser
+from worker.tensors import to_numpy, to_torch, torch_type
 
 INDEXED = re.compile(r"__(\d+)$")
 
@@ -33,7 +33,7 @@ class TorchScriptBackend:
         self._inputs = _by_position([tensor.name for tensor in spec.inputs], self._arguments())
         self._outputs = _by_position([tensor.name for tensor in spec.outputs], [])
         self._normaliser = (
-            Normaliser(spec.image, self._device, _torch_type(spec.inputs[0].datatype))
+            Normaliser(spec.image, self._device, torch_type(spec.inputs[0].datatype))
             if spec.image
             else None
         )
@@ -48,13 +48,13 @@ class TorchScriptBackend:
     def _forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
         tensors = [self._tensor(inputs[name], name in pixels) for name in self._inputs]
         answer = self._module.forward(*tensors)
-        return {name: tensor.cpu().numpy() for name, tensor in self._named(answer).items()}
+        return {name: to_numpy(tensor) for name, tensor in self._named(answer).items()}
 
     def _tensor(self, array: Array, is_pixels: bool) -> torch.Tensor:
         if is_pixels:
             assert self._normaliser is not None, "pixels are made for image models only"
             return self._normaliser(array)
-        tensor = torch.from_numpy(writable(array))
+        tensor = to_torch(array)
         return tensor if self._on_cpu else tensor.to(self._device, non_blocking=True)
 
     def _named(self, answer: Any) -> dict[str, torch.Tensor]:
@@ -82,7 +82,3 @@ def _by_position(names: list[str], arguments: list[str]) -> list[str]:
     if all(indexed.values()):
         return sorted(names, key=lambda name: int(indexed[name].group(1)))  # type: ignore[union-attr]
     return names
-
-
-def _torch_type(datatype: str) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, NUMPY_TYPES[datatype])).dtype

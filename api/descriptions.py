@@ -1,0 +1,44 @@
+"""What the server and a model say of themselves, for HTTP and gRPC alike (v2's metadata)."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as package_version
+from typing import Any
+
+from shared.model_spec import ModelSpec, TensorSpec
+
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_repository",
+    "model_configuration",
+    "schedule_policy",
+    "logging",
+]
+SHARED_MEMORY = "shared memory is not supported: tensors travel in the bodies"
+TRACE = "tracing is not supported: the timings in each answer say what it cost"
+"""Why these parts of the protocol are refused."""
+
+
+def server_description() -> dict[str, Any]:
+    """Return the server's name, version and extensions."""
+    return {"name": "ferry", "version": package_version("ferry"), "extensions": EXTENSIONS}
+
+
+def model_description(spec: ModelSpec) -> dict[str, Any]:
+    """Return a model's inputs, outputs and versions."""
+    return {
+        "name": spec.name,
+        "versions": list(spec.versions),
+        "platform": spec.platform,
+        "inputs": [_tensor(spec, tensor) for tensor in spec.inputs],
+        "outputs": [_tensor(spec, tensor) for tensor in spec.outputs],
+    }
+
+
+def _tensor(spec: ModelSpec, tensor: TensorSpec) -> dict[str, object]:
+    return {
+        "name": tensor.name,
+        "datatype": tensor.datatype,
+        "shape": spec.full_shape(tensor),
+    }

@@ -1,0 +1,59 @@
+"""One infer call's way to the queue and back (stops 1 and 8), by itself or in a stream."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tritonclient.grpc import service_pb2 as proto
+
+from api.catalog import Catalog
+from api.queues import Queues
+from api.rpc.answers import fill
+from api.rpc.requests import read_request
+from api.terms import Terms, terms_of
+from shared.errors import RequestExpired
+from shared.messages import Parameters
+from shared.model_spec import ModelSpec
+from shared.records import How
+from shared.request_queue import Waiting
+
+
+class Asked(NamedTuple):
+    """A request under way, and how its answer is to be written."""
+
+    spec: ModelSpec
+    how: How
+    waiting: Waiting
+
+
+class Inference:
+    """What ModelInfer and ModelStreamInfer do with one request."""
+
+    def __init__(self, catalog: Catalog, queues: Queues) -> None:
+        """Serve the catalog's models through the queues."""
+        self._catalog = catalog
+        self._queues = queues
+
+    def push(self, request: proto.ModelInferRequest, remaining_seconds: float) -> Asked:
+        """Check a request and push it, for no longer than the call has left; raises FerryError.
+
+        Next stop: `RequestQueue.push`.
+        """
+        spec = self._catalog.serving(request.model_name, request.model_version or None)
+        body = read_request(request, spec)
+        terms = self._terms(body.parameters, remaining_seconds)
+        waiting = self._queues.push(spec, body.inputs, body.output_names, terms)
+        return Asked(spec, How("infer", body.id, outputs=body.outputs, binary=True), waiting)
+
+    def answer(self, asked: Asked, response: proto.ModelInferResponse) -> None:
+        """Wait for the answer and write it into `response`; raises FerryError."""
+        result = self._queues.wait(asked.spec, asked.waiting)
+        fill(response, asked.spec, result, asked.how)
+
+    def _terms(self, parameters: Parameters, remaining_seconds: float) -> Terms:
+        """Return a request's terms: its own `timeout` at most, and the call's deadline at most."""
+        if remaining_seconds <= 0:
+            raise RequestExpired("Request timeout expired")
+        terms = terms_of({}, parameters)
+        seconds = min(self._queues.timeout_seconds(terms), remaining_seconds)
+        return terms._replace(timeout_seconds=seconds)

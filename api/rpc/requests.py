@@ -1,0 +1,72 @@
+"""From a ModelInferRequest to the checked request that HTTP makes of its body (stop 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tritonclient.grpc import service_pb2 as proto
+
+from api.descriptions import SHARED_MEMORY
+from api.infer_request import Given, InferBody, check_inputs, check_outputs, class_count
+from api.rpc.contents import typed_data
+from shared.errors import BadRequest, Unsupported
+from shared.messages import Parameters
+from shared.model_spec import ModelSpec
+from shared.records import Wanted
+
+
+def read_request(request: proto.ModelInferRequest, spec: ModelSpec) -> InferBody:
+    """Check a request against its model; raises BadRequest or Unsupported. Outputs are all raw."""
+    inputs = check_inputs(_given(request), spec)
+    outputs = tuple([_wanted(output) for output in request.outputs])
+    check_outputs(outputs, binary=True, spec=spec)
+    parameters = _parameters(request.parameters, "the request")
+    return InferBody(request.id, inputs, outputs, parameters, binary=True)
+
+
+def _given(request: proto.ModelInferRequest) -> list[Given]:
+    """Return the inputs as they came: all of them raw, or all of them typed."""
+    raw, inputs = request.raw_input_contents, request.inputs
+    for tensor in inputs:
+        if tensor.parameters:
+            _parameters(tensor.parameters, f"input {tensor.name!r}")
+        if raw and tensor.HasField("contents"):
+            raise BadRequest(
+                "contents field must not be specified when using raw_input_contents for "
+                f"'{tensor.name}' for model '{request.model_name}'"
+            )
+    if not raw:
+        raw = [typed_data(tensor, f"input {tensor.name!r}") for tensor in inputs]
+    elif len(raw) != len(inputs):
+        raise BadRequest(
+            f"there are {len(raw)} raw_input_contents for {len(inputs)} inputs: "
+            "each input has its own, in their order"
+        )
+    return [
+        Given(tensor.name, tensor.datatype, list(tensor.shape), raw=memoryview(data))
+        for tensor, data in zip(inputs, raw, strict=True)
+    ]
+
+
+def _wanted(output: proto.ModelInferRequest.InferRequestedOutputTensor) -> Wanted:
+    if not output.parameters:
+        return Wanted(output.name, binary=True)
+    where = f"output {output.name!r}"
+    return Wanted(
+        output.name,
+        binary=True,
+        class_count=class_count(_parameters(output.parameters, where), where),
+    )
+
+
+def _parameters(parameters: Mapping[str, Any], where: str) -> Parameters:
+    found = {}
+    for name, value in parameters.items():
+        if name == "shared_memory_region":
+            raise Unsupported(SHARED_MEMORY)
+        choice = value.WhichOneof("parameter_choice")
+        if choice is None:
+            raise BadRequest(f"parameter {name!r} of {where} has no value")
+        found[name] = getattr(value, choice)
+    return found

@@ -1,0 +1,186 @@
+"""The methods of `inference.GRPCInferenceService`, answered by what HTTP is answered by.
+
+Source: https://github.com/triton-inference-server/common/blob/main/protobuf/grpc_service.proto
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from threading import BoundedSemaphore
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.json_format import ParseDict
+from tritonclient.grpc import service_pb2 as proto
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
+
+from api.catalog import Catalog
+from api.descriptions import SHARED_MEMORY, TRACE, model_description, server_description
+from api.repository_index import refuse_model_control, repository_index
+from api.rpc.errors import refuse
+from api.rpc.inference import Inference
+from api.rpc.log_settings import changes_in, log_settings_response
+from api.rpc.stream import Stream
+from shared.errors import QueueFull, UnknownModel, Unsupported
+from shared.log_settings import LogSettings
+
+Answer = TypeVar("Answer")
+Method = Callable[[Any, Any, grpc.ServicerContext], Answer]
+STOPPING = "the server is stopping"
+
+
+def answering(method: Method[Answer]) -> Method[Answer]:
+    """Return a method whose errors become the call's status."""
+
+    @wraps(method)
+    def answer(service: Any, request: Any, context: grpc.ServicerContext) -> Answer:
+        try:
+            return method(service, request, context)
+        except Exception as error:  # a border, as Flask's own error handlers are
+            refuse(context, error, method.__name__)
+
+    return answer
+
+
+def unsupported(name: str, reason: str) -> Method[None]:
+    """Return a method that is refused for `reason`."""
+
+    def refused(_service: Any, _request: Any, _context: grpc.ServicerContext) -> None:
+        raise Unsupported(reason)
+
+    refused.__name__ = name
+    return answering(refused)
+
+
+class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Every method of the service; each call has a thread."""
+
+    def __init__(
+        self, catalog: Catalog, inference: Inference, log: LogSettings, max_calls: int
+    ) -> None:
+        """Let `max_calls` infer calls, of which a stream is one, be under way at a time."""
+        self._catalog = catalog
+        self._inference = inference
+        self._log = log
+        self._max_calls = max_calls
+        self._places = BoundedSemaphore(max_calls)
+        self._streams: set[Stream] = set()
+        self._stopping = False
+
+    @answering
+    def ServerLive(self, _request: Any, _context: grpc.ServicerContext) -> Any:
+        """Answer true while this process answers at all."""
+        return proto.ServerLiveResponse(live=True)
+
+    @answering
+    def ServerReady(self, _request: Any, _context: grpc.ServicerContext) -> Any:
+        """Answer whether every model is served, and this process is not about to go."""
+        is_ready = self._catalog.all_ready() and not self._stopping
+        return proto.ServerReadyResponse(ready=is_ready)
+
+    @answering
+    def ModelReady(self, request: Any, _context: grpc.ServicerContext) -> Any:
+        """Answer whether an instance serves the model; an unknown one is not ready, as in Triton.
+
+        Clients ask this until it is true, and HTTP's 404 means false to them as well.
+        """
+        try:
+            is_ready = self._catalog.is_ready(request.name, request.version or None)
+        except UnknownModel:
+            is_ready = False
+        return proto.ModelReadyResponse(ready=is_ready)
+
+    @answering
+    def ServerMetadata(self, _request: Any, _context: grpc.ServicerContext) -> Any:
+        """Answer the server's name, version and extensions."""
+        return proto.ServerMetadataResponse(**server_description())
+
+    @answering
+    def ModelMetadata(self, request: Any, _context: grpc.ServicerContext) -> Any:
+        """Answer a model's inputs, outputs and versions."""
+        spec = self._catalog.find(request.name, request.version or None)
+        return proto.ModelMetadataResponse(**model_description(spec))
+
+    @answering
+    def ModelConfig(self, request: Any, _context: grpc.ServicerContext) -> Any:
+        """Answer a model's whole configuration."""
+        spec = self._catalog.find(request.name, request.version or None)
+        response = proto.ModelConfigResponse()
+        ParseDict(spec.config, response.config)
+        return response
+
+    @answering
+    def RepositoryIndex(self, request: Any, _context: grpc.ServicerContext) -> Any:
+        """Answer all models with their states."""
+        entries = repository_index(self._catalog.snapshot(), ready_only=request.ready)
+        return proto.RepositoryIndexResponse(models=entries)
+
+    @answering
+    def RepositoryModelLoad(self, _request: Any, _context: grpc.ServicerContext) -> Any:
+        """Refuse: models come and go with the repository's directories."""
+        refuse_model_control()
+
+    @answering
+    def RepositoryModelUnload(self, _request: Any, _context: grpc.ServicerContext) -> Any:
+        """Refuse likewise."""
+        refuse_model_control()
+
+    @answering
+    def LogSettings(self, request: Any, _context: grpc.ServicerContext) -> Any:
+        """Set what the request names, if anything, and answer all log settings."""
+        return log_settings_response(self._log.change(changes_in(request)))
+
+    @answering
+    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """Answer one request (stops 1 and 8). A client that leaves takes it off the queue."""
+        with self._place():
+            asked = self._inference.push(request, context.time_remaining())
+            if not context.add_callback(asked.waiting.take_back):
+                asked.waiting.take_back()
+            response = proto.ModelInferResponse()
+            self._inference.answer(asked, response)
+            return response
+
+    def ModelStreamInfer(self, requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        """Answer each request of a stream, many of which are under way at once, in order."""
+        stream = Stream(self._inference, requests, context)
+        try:
+            with self._place():
+                self._streams.add(stream)
+                if self._stopping:
+                    stream.finish()
+                yield from stream.answers()
+                if stream.cut:
+                    raise QueueFull(STOPPING)
+        except Exception as error:  # a border, as in `answering`
+            refuse(context, error, "ModelStreamInfer")
+        finally:
+            self._streams.discard(stream)
+
+    def stop(self) -> None:
+        """Refuse new infer calls, and end every stream once that is answered which was read.
+
+        Streams might stay open for ever; a client learns that its own was cut.
+        """
+        self._stopping = True
+        for stream in list(self._streams):
+            stream.finish()
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._stopping:
+            raise QueueFull(STOPPING)
+        if not self._places.acquire(blocking=False):
+            raise QueueFull(f"{self._max_calls} infer calls are under way, which is the limit")
+        try:
+            yield
+        finally:
+            self._places.release()
+
+
+for _name in ("Status", "Register", "Unregister"):
+    for _kind in ("SystemSharedMemory", "CudaSharedMemory"):
+        setattr(GRPCInferenceService, _kind + _name, unsupported(_kind + _name, SHARED_MEMORY))
+GRPCInferenceService.TraceSetting = unsupported("TraceSetting", TRACE)

@@ -1,0 +1,106 @@
+"""One call of ModelStreamInfer: many requests under way at once, answered in their order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from queue import SimpleQueue
+from threading import Semaphore, Thread
+
+import grpc
+from tritonclient.grpc import service_pb2 as proto
+
+from api.failures import told
+from api.rpc.inference import Asked, Inference
+
+MAX_UNDER_WAY = 64
+"""Requests of one stream; what the client sends beyond them stays unread."""
+FINAL = "triton_final_response"
+"""Clients of models that answer more than once look for this; here every answer is the last."""
+Entry = tuple[str, Asked | Exception]
+"""A request's id, and what became of pushing it."""
+
+
+class Stream:
+    """A thread of its own reads and pushes; the call's thread waits for the answers.
+
+    `cut` says that the stream was ended from our side, before the client had sent all.
+    """
+
+    def __init__(
+        self,
+        inference: Inference,
+        requests: Iterator[proto.ModelInferRequest],
+        context: grpc.ServicerContext,
+    ) -> None:
+        """Begin nothing yet."""
+        self._inference = inference
+        self._requests = requests
+        self._context = context
+        self._under_way: deque[Asked] = deque()
+        self._entries: SimpleQueue[Entry | None] = SimpleQueue()
+        self._places = Semaphore(MAX_UNDER_WAY)
+        self._all_read = False
+        self._ended = False
+        self.cut = False
+
+    def answers(self) -> Iterator[proto.ModelStreamInferResponse]:
+        """Yield one answer, or error, for each request, until the client has sent and got all."""
+        if not self._context.add_callback(self._leave):
+            return
+        Thread(target=self._read, name="ferry-stream", daemon=True).start()
+        while (entry := self._entries.get()) is not None:
+            yield self._answer(*entry)
+            self._places.release()
+
+    def finish(self) -> None:
+        """Read no more, and end once that is answered which was read. For any thread."""
+        self.cut = not self._all_read
+        self._entries.put(None)
+
+    def _read(self) -> None:
+        try:
+            for request in self._requests:
+                self._places.acquire()
+                if self._ended or self.cut:
+                    break
+                self._entries.put((request.id, self._push(request)))
+            else:
+                self._all_read = True
+        except grpc.RpcError:
+            pass  # the client has left
+        finally:
+            self._entries.put(None)
+
+    def _push(self, request: proto.ModelInferRequest) -> Asked | Exception:
+        try:
+            asked = self._inference.push(request, self._context.time_remaining())
+        except Exception as error:  # a border: the request is answered with it, the stream goes on
+            return error
+        self._under_way.append(asked)
+        if self._ended:
+            asked.waiting.take_back()
+        return asked
+
+    def _answer(self, request_id: str, pushed: Asked | Exception) -> proto.ModelStreamInferResponse:
+        response = proto.ModelStreamInferResponse()
+        try:
+            if isinstance(pushed, Exception):
+                raise pushed
+            self._inference.answer(pushed, response.infer_response)
+        except Exception as error:  # a border, as above
+            response.Clear()
+            response.error_message = told(error, "ModelStreamInfer").message
+            response.infer_response.id = request_id
+        if isinstance(pushed, Asked):
+            self._under_way.popleft()
+        response.infer_response.parameters[FINAL].bool_param = True
+        return response
+
+    def _leave(self) -> None:
+        """Take back what is under way: the call is over, in whatever way."""
+        self._ended = True
+        for asked in list(self._under_way):
+            asked.waiting.take_back()
+        self._entries.put(None)
+        self._places.release()

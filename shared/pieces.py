@@ -1,0 +1,46 @@
+"""Large arguments of Redis commands, sent from where they are instead of being joined first.
+
+A tensor of half a megabyte would otherwise be copied three times on its way: into the message,
+into the command, and into what is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+LARGE_BYTES = 64 * 1024
+"""From here on a copy costs more than another system call."""
+Buffer = bytes | memoryview
+
+
+class Pieces(tuple[Buffer, ...]):
+    """One argument of a command, in several buffers."""
+
+    __slots__ = ()
+
+
+def in_pieces(commands: tuple[tuple[Any, ...], ...]) -> Iterator[Buffer]:
+    """Return the commands as Redis reads them, with each large buffer by itself, not copied.
+
+    Source: https://redis.io/docs/latest/develop/reference/protocol-spec/#sending-commands-to-a-redis-server
+    """
+    small = bytearray()
+    for command in commands:
+        small += b"*%d\r\n" % len(command)
+        for argument in command:
+            parts = argument if isinstance(argument, Pieces) else (_bytes(argument),)
+            small += b"$%d\r\n" % sum(map(len, parts))
+            for part in parts:
+                if len(part) < LARGE_BYTES:
+                    small += part
+                    continue
+                yield bytes(small)
+                yield part
+                small.clear()
+            small += b"\r\n"
+    yield bytes(small)
+
+
+def _bytes(argument: str | bytes | float) -> bytes:
+    return argument if isinstance(argument, bytes) else str(argument).encode()
