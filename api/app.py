@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from flask import Flask
 
 from api import (
@@ -10,6 +12,7 @@ from api import (
     inference,
     log_settings,
     metadata,
+    model_statistics,
     openapi,
     predict,
     repository,
@@ -27,6 +30,7 @@ from api.later import Later
 from api.media import TokenizerCache, limit_pictures
 from api.queues import Queues
 from shared.log_settings import LogLevel, LogSettings
+from shared.model_statistics import model_statistics as read_statistics
 from shared.redis_connection import connect
 from shared.registry import Registry
 from shared.settings import Settings
@@ -49,10 +53,11 @@ def create_app(settings: Settings) -> Flask:
     app.extensions["later"] = Later(client, settings, queues)
     app.extensions["inference"] = direct = Inference(catalog, queues)
     app.extensions["tokenizers"] = TokenizerCache(registry)
+    app.extensions["statistics"] = partial(read_statistics, client, settings.key_prefix)
     limit_pictures(settings.max_image_pixels)
     for module in (health, metadata, inference, predict, requests, v1, openapi):
         app.register_blueprint(module.blueprint)
-    for module in (repository, log_settings, unsupported):
+    for module in (repository, model_statistics, log_settings, unsupported):
         app.register_blueprint(module.blueprint)
     app.register_blueprint(docs.make_blueprint())
     register_error_handlers(app)

@@ -86,6 +86,21 @@ class Catalog:
         """Return the registry as of half a second ago at most."""
         return self._current()
 
+    def versions(self, name: str | None, version: str | None) -> list[ModelSpec]:
+        """Return every registered version: of all models, of one, or the one named.
+
+        Raises UnknownModel.
+        """
+        if name is not None:
+            self.find(name, version)
+        specs = [
+            spec
+            for versions in self._current().models.values()
+            for spec in versions.values()
+            if name in (None, spec.name) and version in (None, spec.version)
+        ]
+        return sorted(specs, key=lambda spec: (spec.name, int(spec.version)))
+
     def _current(self, max_age_seconds: float = FRESH_SECONDS) -> Snapshot:
         """Return the snapshot, read anew when it is old; a Redis that is away leaves the old one.
 

@@ -13,6 +13,7 @@ EXTENSIONS = [
     "model_repository",
     "model_configuration",
     "schedule_policy",
+    "statistics",
     "logging",
 ]
 SHARED_MEMORY = "shared memory is not supported: tensors travel in the bodies"

@@ -31,6 +31,8 @@ meet requests that are on their way.
 class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
     """Closes idle connections when it stops, and ends when the last request is answered."""
 
+    alive: bool
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Take gunicorn's arguments."""
         super().__init__(*arguments, **options)

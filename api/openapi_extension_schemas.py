@@ -28,6 +28,60 @@ class IndexEntry(TypedDict):
     reason: Annotated[str, Field(description="why it is not served")]
 
 
+@closed
+class Duration(TypedDict):
+    """How often, and how long altogether."""
+
+    count: int
+    ns: int
+
+
+@closed
+class Ended(TypedDict):
+    """How requests ended, and what each phase of the answered ones took."""
+
+    success: Duration
+    fail: Duration
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+    cache_hit: Duration
+    cache_miss: Duration
+
+
+@closed
+class BatchSize(TypedDict):
+    """What the batches of one size took."""
+
+    batch_size: int
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+
+
+@closed
+class VersionStatistics(TypedDict):
+    """What the requests of one model version cost so far."""
+
+    name: str
+    version: str
+    last_inference: Annotated[int, Field(description="milliseconds since 1970, 0 for never")]
+    inference_count: Annotated[int, Field(description="rows")]
+    execution_count: Annotated[int, Field(description="batches")]
+    inference_stats: Ended
+    batch_stats: list[BatchSize]
+    memory_usage: Annotated[list[Any], Field(max_length=0)]
+    response_stats: Annotated[dict[str, Any], Field(max_length=0)]
+
+
+@closed
+class Statistics(TypedDict):
+    """The figures of all versions that were asked for."""
+
+    model_stats: list[VersionStatistics]
+
+
 class LogSwitches(TypedDict):
     """How much is logged, by all processes."""
 

@@ -36,6 +36,12 @@ EXTENSIONS: Mapping[tuple[str, str], Operation] = {
     ("repository.control", "POST"): Operation(
         "extensions", "Refused: models are read when the worker starts", {}, (errors.BadRequest,)
     ),
+    ("model_statistics.statistics", "GET"): Operation(
+        "extensions",
+        "What the requests of each model version cost so far, in all processes",
+        {200: as_json(schemas.Statistics)},
+        (errors.UnknownModel, errors.RedisUnavailable),
+    ),
     ("log_settings.read", "GET"): Operation(
         "extensions", "How much is logged", LOGGED, (errors.RedisUnavailable,)
     ),

@@ -12,6 +12,7 @@ shards by model. `ferry` is FERRY_KEY_PREFIX.
     ferry:{m/v}:result:<id>         string  one encoded result                            yes
     ferry:{m/v}:answered:<process>  list    ids answered for one API process, no results  yes
     ferry:{m/v}:counts              hash    requests expired, cancelled, dead so far      no
+    ferry:{m/v}:stats               hash    what its requests cost, see model_statistics  no
     ferry:{m/v}:dead                list    the last 1000 requests given up, newest first no
     ferry:{m/v}:deadbody:<id>       string  the tensors of such a request                 7 days
 
@@ -56,6 +57,7 @@ class QueueKeys:
         self.result = f"{tag}:result:"
         self.answered = f"{tag}:answered:"
         self.counts = f"{tag}:counts"
+        self.stats = f"{tag}:stats"
         self.dead = f"{tag}:dead"
         self.dead_body = f"{tag}:deadbody:"
 

@@ -7,16 +7,17 @@ import os
 import socket
 import time
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from redis import Redis
 
+from shared.claims import Answers, Claimed
 from shared.courier import Courier
 from shared.errors import ModelCrashed
 from shared.messages import InferRequest, InferResult
 from shared.parcels import Parcel
 from shared.queue_commands import Limits, as_push, cancel_command, push_command
-from shared.queue_keys import TICKET, QueueKeys
+from shared.queue_keys import QueueKeys
 from shared.redis_connection import LONGEST_BLOCK_SECONDS, Wire, open_wire, script_digest
 
 MAX_ATTEMPTS = 3
@@ -27,20 +28,6 @@ DEAD_SECONDS = 7 * 86400.0
 _CRASHED = InferResult(
     error=ModelCrashed(f"the worker process died {MAX_ATTEMPTS} times while running this request")
 ).encode()
-
-
-class Claimed(NamedTuple):
-    """One request as its instance holds it: the body is not decoded yet."""
-
-    id: str
-    rows: int
-    attempts: int
-    queue_seconds: float
-    body: bytes
-
-    def request(self) -> InferRequest:
-        """Decode the body; raises BadMessage."""
-        return InferRequest.decode(self.id, self.rows, self.body)
 
 
 class RequestQueue:
@@ -140,7 +127,7 @@ class WorkQueue:
         return batch or self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
 
     def publish_and_claim(
-        self, claimed: list[Claimed], results: list[bytes], max_rows: int, max_delay_seconds: float
+        self, claimed: list[Claimed], answers: Answers, max_rows: int, max_delay_seconds: float
     ) -> list[Claimed]:
         """Publish a batch and take the next one, in one write: as `publish`, then `claim`.
 
@@ -148,7 +135,7 @@ class WorkQueue:
         """
         bell = ("BLPOP", self._keys.bell, LONGEST_BLOCK_SECONDS)
         claim = self._claim(max_rows, max_delay_seconds)
-        self._wire.send(self._publish(claimed, results, len(claimed)), bell, claim)
+        self._wire.send(self._publish(claimed, answers, len(claimed)), bell, claim)
         self._wire.reply()
         self._wire.reply()
         batch, wait_seconds = self._read_batch()
@@ -156,15 +143,15 @@ class WorkQueue:
             return batch
         return self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
 
-    def publish(self, claimed: list[Claimed], results: list[bytes], *, drop: bool = True) -> int:
-        """Hand out a batch's answers and drop it from the in-flight work, in one step (stop 7).
+    def publish(self, claimed: list[Claimed], answers: Answers, *, drop: bool = True) -> int:
+        """Hand out a batch's answers, drop it from the in-flight work and count it (stop 7).
 
-        `results` holds one encoded result per claimed request. Returns how many were the first
-        answer to their request. After a RedisError call it again without `drop`, since the first
-        call may have been done and followed by a claim; then `put_back` what is left.
+        All in one step. Returns how many were the first answer to their request; only these are
+        counted. After a RedisError call it again without `drop`, since the first call may have been
+        done and followed by a claim; then `put_back` what is left.
         Next stop: `Waiting.wait`.
         """
-        self._wire.send(self._publish(claimed, results, len(claimed) if drop else 0))
+        self._wire.send(self._publish(claimed, answers, len(claimed) if drop else 0))
         first: int = self._wire.reply()
         return first
 
@@ -187,15 +174,15 @@ class WorkQueue:
         )  # fmt: skip
 
     def _publish(
-        self, claimed: list[Claimed], results: list[bytes], drop_count: int
+        self, claimed: list[Claimed], answers: Answers, drop_count: int
     ) -> tuple[Any, ...]:
-        keys, answers = self._keys, list[Any]()
-        for item, result in zip(claimed, results, strict=True):
-            answers += (item.id, result)
+        keys, results = self._keys, list[Any]()
+        for item, result in zip(claimed, answers.results, strict=True):
+            results += (item.id, result)
         return (
-            "EVALSHA", script_digest("publish"), 1, keys.inflight + self._instance,
+            "EVALSHA", script_digest("publish"), 2, keys.inflight + self._instance, keys.stats,
             drop_count, _ms(self._result_ttl_seconds), _ms(KEPT_SECONDS),
-            keys.body, keys.result, keys.answered, *answers,
+            keys.body, keys.result, keys.answered, *answers.costs, *results,
         )  # fmt: skip
 
     def _wait_and_claim(
@@ -211,7 +198,7 @@ class WorkQueue:
     def _read_batch(self) -> tuple[list[Claimed], float]:
         now, wait, *parts = self._wire.reply()
         batch = [
-            _claimed(ticket, body, now / 1e6)
+            Claimed.of(ticket, body, now / 1e6)
             for ticket, body in zip(parts[::2], parts[1::2], strict=True)
         ]
         return batch, wait / 1e6
@@ -234,12 +221,6 @@ def recover(
     )  # fmt: skip
     back, given_up = wire.reply()
     return back, given_up
-
-
-def _claimed(ticket: bytes, body: bytes, now: float) -> Claimed:
-    _, attempts, _, rows, enqueued, *_ = TICKET.unpack_from(ticket)
-    request_id = ticket[TICKET.size :].decode()
-    return Claimed(request_id, rows, attempts + 1, max(0.0, now - enqueued), body)
 
 
 def _ms(seconds: float) -> int:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from shared.claims import Answers, Claimed
 from shared.datatypes import Array
 from shared.messages import InferRequest, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
-from shared.request_queue import Claimed
+from shared.model_statistics import Pass, encode_costs
 
 
 def doubled(inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -56,3 +57,9 @@ def claimed(request_id: str, x: Array, *, outputs: tuple[str, ...] = (), rows: i
     count = rows or len(x)
     body = InferRequest(request_id, count, (Tensor.of("x", x),), outputs).encode()
     return Claimed(request_id, count, 1, 0.0, body)
+
+
+def answered(batch: list[Claimed], results: list[bytes]) -> Answers:
+    """Return answers that were made in one pass, which took no time."""
+    passes = [Pass(batch, sum(item.rows for item in batch), 0.0, 0.0, 0.0)] if batch else []
+    return Answers(results, encode_costs(batch, passes, 0.0))

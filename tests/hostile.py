@@ -6,10 +6,13 @@ from typing import Any
 
 from flask import Flask
 from registered import spec
+from werkzeug.exceptions import HTTPException
 
 from api.app import create_app
 from api.binary_tensors import HEADER_VARIABLE, header_length
+from api.body import read_form
 from api.json_tensors import parse_infer
+from api.media import decode_picture
 from api.terms import terms_of
 from api.v1_tensors import parse_predict
 from shared.errors import BadRequest
@@ -47,6 +50,9 @@ MODELS = (
     ),
 )
 
+_FORMS = Flask("forms")
+_FORMS.config.update(MAX_CONTENT_LENGTH=LIMIT, MAX_FORM_PARTS=256)
+
 
 def check_v2(raw: bytes, model: ModelSpec) -> None:
     """Parse a v2 body; what is accepted must be a request that a worker can read."""
@@ -65,6 +71,21 @@ def check_frame(raw: bytes, model: ModelSpec, header: str) -> None:
 def check_v1(raw: bytes, model: ModelSpec) -> None:
     """Parse version 1's body."""
     _check_accepted(parse_predict(raw, model, _no_tokenizers())[1], model)
+
+
+def check_form(raw: bytes) -> None:
+    """Parse a form and decode its files as pictures, as /predict does."""
+    image = MODELS[-1].image
+    assert image is not None
+    with _FORMS.test_request_context(
+        "/predict", method="POST", data=raw, content_type="multipart/form-data; boundary=xyz"
+    ):
+        try:
+            files = read_form()[1].getlist("file")
+        except HTTPException as error:
+            raise BadRequest(str(error)) from error
+        for file in files:
+            decode_picture(file.read(), image)
 
 
 def app_that_refuses_what_fits(settings: Settings) -> Flask:

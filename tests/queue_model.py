@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import count
 
-from queue_reading import Asked, Seen, Ticket, look
+from queue_reading import Asked, Seen, Ticket, answers_of, counted, look
 from redis import Redis
 
+from shared.claims import Claimed
 from shared.parcels import Push
 from shared.queue_commands import Limits, cancel_command, push_command
 from shared.queue_keys import DETACHED, QueueKeys
 from shared.redis_connection import open_wire, script_digest
-from shared.request_queue import MAX_ATTEMPTS, Claimed, WorkQueue, recover
+from shared.request_queue import MAX_ATTEMPTS, WorkQueue, recover
 
 LIMITS = Limits(requests=6, bytes=400)
 PROCESS = "beefbeef"
@@ -39,7 +40,7 @@ class QueueModel:
         self.held: list[list[Claimed]] = [[], []]
         self.unrecovered: list[str] = []
         self.last_claimed = {1: -1, 2: -1}
-        self.counts = {"expired": 0, "cancelled": 0, "dead": 0}
+        self.counts = Counter[str]()
         self.bell_lost = False
 
     def new_push(self, detached: bool, size: int, **terms) -> Push:
@@ -121,8 +122,8 @@ class QueueModel:
         held = self.held[slot]
         items = {item.id: self.asked[item.id] for item in held}
         open_ones = [asked for asked in items.values() if not asked.closed]
-        first = self.work(slot).publish(held, [b"of " + item.body for item in held], drop=drop)
-        assert first == len(open_ones)
+        assert self.work(slot).publish(held, answers_of(held), drop=drop) == len(open_ones)
+        self.counts.update(counted(open_ones))
         for asked in open_ones:
             asked.closed = True
 
@@ -221,7 +222,7 @@ class QueueModel:
         self.client.flushdb()
         for asked in self.asked.values():
             asked.closed = True
-        self.counts = dict.fromkeys(self.counts, 0)
+        self.counts.clear()
 
     def work(self, slot: int) -> WorkQueue:
         """Return the worker's end of an instance."""

@@ -6,9 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fake_backend import fake_spec
 from redis import Redis
 
 from shared import queue_keys
+from shared.claims import Answers, Claimed
+from shared.model_statistics import Pass, encode_costs, model_statistics
 from shared.parcels import Push
 from shared.queue_keys import TICKET, QueueKeys
 
@@ -20,6 +23,10 @@ DOCUMENTED = [
         re.MULTILINE,
     )
 ]
+
+
+FAILING_SIZE = 41
+"""The model raises on the requests whose body has it."""
 
 
 @dataclass
@@ -62,7 +69,10 @@ class Ticket(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """All that stands in Redis; `stored` are the ids of bodies."""
+    """All that stands in Redis; `stored` are the ids of bodies.
+
+    `counts` are the hash of that name and what the statistics count besides.
+    """
 
     queued: list[Ticket]
     in_flight: list[Ticket]
@@ -90,10 +100,37 @@ def look(client: Redis, keys: QueueKeys, instances: list[str], ids: list[str]) -
         [ticket for found in in_flight for ticket in found],
         int(waiting_bytes or 0),
         bell,
-        {key.decode(): int(number) for key, number in counts.items()},
+        _counts(client, {key.decode(): int(number) for key, number in counts.items()}),
         dead,
         {request_id for request_id, found in zip(ids, stored, strict=True) if found},
     )
+
+
+def _counts(client: Redis, counts: dict[str, int]) -> dict[str, int]:
+    spec = fake_spec().model_copy(update={"name": "m"})
+    (found,) = model_statistics(client, "model", [spec])
+    stats = found["inference_stats"]
+    besides = {
+        "success": stats["success"]["count"],
+        "failed": stats["fail"]["count"] - sum(counts.values()),
+        "rows": found["inference_count"],
+        "executions": found["execution_count"],
+    }
+    return counts | {key: number for key, number in besides.items() if number}
+
+
+def answers_of(held: list[Claimed]) -> Answers:
+    """Return the answers of an instance that ran all that do not fail in one pass."""
+    good = [item for item in held if len(item.body) != FAILING_SIZE]
+    passes = [Pass(good, sum(item.rows for item in good), 0.0, 0.0, 0.0)] if good else []
+    return Answers([b"of " + item.body for item in held], encode_costs(held, passes, 0.0))
+
+
+def counted(answered: list[Asked]) -> dict[str, int]:
+    """Return what `answers_of` adds to the counts when these are its first answers."""
+    rows = [each.push.rows for each in answered if len(each.push.body) != FAILING_SIZE]
+    failed = len(answered) - len(rows)
+    return {"success": len(rows), "failed": failed, "rows": sum(rows), "executions": bool(rows)}
 
 
 def lifetimes(client: Redis) -> dict[str, int]:

@@ -11,11 +11,11 @@ from fake_backend import FakeBackend, claimed, doubled, fake_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.claims import Claimed
 from shared.datatypes import Array
 from shared.errors import BadMessage, BadModelOutput, ModelFailed
 from shared.messages import InferResult
 from shared.model_spec import ModelSpec
-from shared.request_queue import Claimed
 from worker.batch import answer_batch
 
 MODEL = fake_spec()
@@ -25,7 +25,7 @@ def answer(
     batch: list[Claimed], backend: FakeBackend, spec: ModelSpec = MODEL
 ) -> dict[str, InferResult]:
     """Answer `batch` and return the decoded results by request id."""
-    results = map(InferResult.decode, answer_batch(batch, spec, backend, "i"))
+    results = map(InferResult.decode, answer_batch(batch, spec, backend, "i").results)
     return {item.id: result for item, result in zip(batch, results, strict=True)}
 
 

@@ -25,13 +25,14 @@ from api.app import create_app
 from api.binary_tensors import HEADER, HEADER_VARIABLE, header_length
 from api.infer_request import InferBody
 from api.json_tensors import parse_infer
+from shared.claims import Claimed
 from shared.errors import BadRequest
 from shared.messages import InferResult, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
 from shared.queue_keys import QueueKeys
 from shared.records import How, Wanted
 from shared.redis_connection import connect, open_wire
-from shared.request_queue import Claimed, WorkQueue
+from shared.request_queue import WorkQueue
 from shared.settings import Settings
 
 

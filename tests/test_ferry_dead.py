@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from conftest import environment
+from fake_backend import answered
 from redis import Redis
 from registered import register, spec
 
@@ -141,7 +142,7 @@ def test_a_replayed_request_is_run_again_and_its_answer_can_be_read(
     (claimed,) = work.claim(1, 0.0)
     request = claimed.request()
     output = Tensor.of("out", request.inputs[0].array() + 1)
-    work.publish([claimed], [InferResult((output,)).encode()])
+    work.publish([claimed], answered([claimed], [InferResult((output,)).encode()]))
 
     answer = http.get(replayed["location"]).get_json()
     assert claimed.attempts == 1
@@ -165,7 +166,7 @@ def test_the_answer_is_written_as_the_first_route_would_have(
     (replayed,) = printed(capsys, "replay", dead)
     work = WorkQueue(wire, keys, "i", result_ttl_seconds=5.0)
     batch = work.claim(1, 0.0)
-    work.publish(batch, [InferResult((Tensor.of("out", VALUES),)).encode()])
+    work.publish(batch, answered(batch, [InferResult((Tensor.of("out", VALUES),)).encode()]))
 
     answer = create_app(settings).test_client().get(replayed["location"]).get_json()
     assert answer["prediction"] == [[1.5, None, -2.0]]

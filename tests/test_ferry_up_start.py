@@ -76,13 +76,14 @@ def test_a_bad_setting_stops_the_start_in_one_line(start, variable, value):
     assert ferry.text().count("\n") == 1
 
 
-def test_a_taken_port_is_said_at_once(start):
+@pytest.mark.parametrize("variable", ["FERRY_PORT", "FERRY_GRPC_PORT", "FERRY_DASHBOARD_PORT"])
+def test_a_taken_port_is_said_at_once(start, variable):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ferry = start({"FERRY_PORT": str(port)})
+        ferry = start({variable: str(port)})
 
         assert ferry.end(START_SECONDS) == 1
-    assert f"FERRY_PORT={port}: cannot listen on 127.0.0.1: Address already in use" in ferry.text()
+    assert f"{variable}={port}: cannot listen on 127.0.0.1: Address already in use" in ferry.text()
 
 
 def test_processes_get_absolute_paths_and_our_programs_first(start):
@@ -108,11 +109,13 @@ def test_the_procfile_hands_its_processes_to_honcho_without_a_shell_between():
 def test_it_says_where_everything_is_once_the_api_is_ready(start, tmp_path):
     (tmp_path / "models" / "digits" / "1").mkdir(parents=True)
 
-    ferry = start({"FERRY_PORT": (port := free_port())}, api="http")
+    ports = {"FERRY_PORT": (port := free_port()), "FERRY_GRPC_PORT": (grpc_port := free_port())}
+    ferry = start(ports, api="http")
 
     wait_until(lambda: "digits" in ferry.text(), START_SECONDS, ferry.text)
     assert "ready in " in ferry.text()
     assert f"http://127.0.0.1:{port}/predict/digits" in ferry.text()
+    assert f"gRPC       127.0.0.1:{grpc_port}\n" in ferry.text()
 
 
 class Console:

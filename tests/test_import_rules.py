@@ -54,7 +54,8 @@ def test_the_search_finds_imports_wherever_they_stand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("modules", "unwanted"),
     [
-        ("api.app", ["torch", "onnxruntime", "worker"]),
+        ("api.app", ["torch", "onnxruntime", "worker", "grpc"]),
+        ("api.rpc.server", ["torch", "onnxruntime", "worker", "flask", "gevent"]),
         ("worker.supervisor, worker.instance", ["flask", "werkzeug", "api"]),
         ("shared.request_queue, shared.registry, shared.settings", ["flask", "torch"]),
     ],

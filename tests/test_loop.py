@@ -8,7 +8,8 @@ from typing import cast
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared.request_queue import Claimed, WorkQueue
+from shared.claims import Answers, Claimed
+from shared.request_queue import WorkQueue
 from worker import loop
 from worker.meter import Meter
 
@@ -31,16 +32,17 @@ class FakeQueue:
         self.claimed_up_to.append(max_rows)
         return self.batches.pop(0) if self.batches else []
 
-    def publish(self, claimed: list[Claimed], results: list[bytes], *, drop: bool = True) -> int:
+    def publish(self, claimed: list[Claimed], answers: Answers, *, drop: bool = True) -> int:
         self.fail("publish")
-        self.published |= {item.id: result for item, result in zip(claimed, results, strict=True)}
+        ids = [item.id for item in claimed]
+        self.published |= dict(zip(ids, answers.results, strict=True))
         return len(claimed)
 
     def publish_and_claim(
-        self, claimed: list[Claimed], results: list[bytes], max_rows: int, max_delay_seconds: float
+        self, claimed: list[Claimed], answers: Answers, max_rows: int, max_delay_seconds: float
     ) -> list[Claimed]:
         self.fail("publish_and_claim")
-        self.publish(claimed, results)
+        self.publish(claimed, answers)
         return self.claim(max_rows, max_delay_seconds)
 
     def put_back(self) -> tuple[int, int]:
@@ -69,14 +71,23 @@ def item(request_id: str) -> Claimed:
     return Claimed(request_id, 1, 1, 0.0, b"")
 
 
+def free(results: list[bytes]) -> Answers:
+    """Return answers that cost nothing."""
+    return Answers(results, (b"", b""))
+
+
+def echo(batch: list[Claimed]) -> Answers:
+    """Answer each request with its id."""
+    return free([each.id.encode() for each in batch])
+
+
 def serve(
     queue: FakeQueue,
     stop: Callable[[], bool],
-    answer: Callable[[list[Claimed]], list[bytes]] | None = None,
+    answer: Callable[[list[Claimed]], Answers] | None = None,
 ) -> Meter:
     """Run the loop until `stop`; return the meter that the supervisor would read."""
     meter = Meter()
-    echo: Callable[[list[Claimed]], list[bytes]] = lambda batch: [b.id.encode() for b in batch]  # noqa: E731
     loop.run(cast(WorkQueue, queue), answer or echo, stop, meter, max_rows=8, max_delay_seconds=0.0)
     return meter
 
@@ -99,9 +110,9 @@ def test_the_batch_in_hand_is_published_before_it_stops() -> None:
     stopping: list[bool] = []
     queue = FakeQueue([[item("a")], [item("b")]], never)
 
-    def answer(batch: list[Claimed]) -> list[bytes]:
+    def answer(batch: list[Claimed]) -> Answers:
         stopping.append(True)  # SIGTERM comes during the forward pass
-        return [b"answer"]
+        return free([b"answer"])
 
     serve(queue, lambda: bool(stopping), answer)
 
@@ -122,9 +133,9 @@ def test_the_clock_runs_while_a_batch_is_computed() -> None:
     meter = Meter()
     seen: list[float] = []
 
-    def answer(batch: list[Claimed]) -> list[bytes]:
+    def answer(batch: list[Claimed]) -> Answers:
         seen.append(meter.busy_since)
-        return [b""]
+        return free([b""])
 
     loop.run(
         cast(WorkQueue, queue), answer, lambda: bool(seen), meter, max_rows=8, max_delay_seconds=0.0
@@ -139,9 +150,9 @@ def test_what_it_claims_is_no_more_than_memory_holds() -> None:
     queue = FakeQueue([[item("a")], [item("b")], [item("c")]], never)
     meter, limits = Meter(), iter([3, 0, 0])
 
-    def answer(batch: list[Claimed]) -> list[bytes]:
+    def answer(batch: list[Claimed]) -> Answers:
         meter.row_limit = next(limits)
-        return [b""]
+        return free([b""])
 
     loop.run(
         cast(WorkQueue, queue), answer, lambda: len(queue.published) == 3, meter,
@@ -164,9 +175,9 @@ def test_answers_whose_publish_was_lost_are_published_again_and_not_computed_aga
     queue = FakeQueue([[item("a")], [item("b")]], losing("publish_and_claim", "publish"))
     computed: list[str] = []
 
-    def answer(batch: list[Claimed]) -> list[bytes]:
+    def answer(batch: list[Claimed]) -> Answers:
         computed.extend(each.id for each in batch)
-        return [each.id.encode() for each in batch]
+        return echo(batch)
 
     serve(queue, lambda: "b" in queue.published, answer)
 

@@ -39,6 +39,8 @@ def arrays(draw: some.DrawFn) -> Array:
     shape = draw(SHAPES)
     if datatype == "BYTES":
         return draw(some_numpy.arrays(object, shape, elements=some.binary(max_size=8)))
+    if datatype == "BF16":  # hypothesis does not know it, but any 16 bits are one
+        return draw(some_numpy.arrays(np.uint16, shape)).view(NUMPY_TYPES[datatype])
     return draw(some_numpy.arrays(NUMPY_TYPES[datatype], shape))
 
 

@@ -15,10 +15,10 @@ from scripted_models import add_model
 from waiting import wait_until
 from worker_processes import Served, numbers, seen
 
+from shared.claims import Claimed
 from shared.datatypes import Array
 from shared.errors import BadModelOutput, ModelFailed
 from shared.messages import InferResult
-from shared.request_queue import Claimed
 from shared.settings import Settings
 from worker import memory
 from worker.batch import answer_batch
@@ -43,7 +43,7 @@ class Instance:
         self.pieces = PiecewiseBackend(self.backend, MODEL, self.meter)
 
     def answer(self, batch: list[Claimed]) -> dict[str, InferResult]:
-        answers = answer_batch(batch, MODEL, self.pieces, "i")
+        answers = answer_batch(batch, MODEL, self.pieces, "i").results
         return {each.id: InferResult.decode(it) for each, it in zip(batch, answers, strict=True)}
 
     def passes(self) -> list[int]:

@@ -8,18 +8,20 @@ from itertools import count
 
 import numpy as np
 import pytest
+from fake_backend import answered
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from waiting import wait_until
 
+from shared.claims import Answers, Claimed
 from shared.errors import ModelCrashed, ModelFailed, QueueFull, RequestExpired
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.parcels import Push
 from shared.queue_commands import Limits, push_command
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import Wire, connect, open_wire
-from shared.request_queue import Claimed, RequestQueue, Waiting, WorkQueue, recover
+from shared.request_queue import RequestQueue, Waiting, WorkQueue, recover
 from shared.settings import Settings
 
 MODEL = "m/1"
@@ -87,9 +89,9 @@ def ids(batch: list[Claimed] | list[Waiting]) -> list[str]:
     return [item.id if isinstance(item, Claimed) else item.parcel.push.id for item in batch]
 
 
-def answers(batch: list[Claimed]) -> list[bytes]:
+def answers(batch: list[Claimed]) -> Answers:
     """Return each request's own inputs as its result."""
-    return [InferResult(outputs=item.request().inputs).encode() for item in batch]
+    return answered(batch, [InferResult(outputs=item.request().inputs).encode() for item in batch])
 
 
 def crash(wire: Wire, keys: QueueKeys, instance: str = "i") -> tuple[int, int]:
@@ -373,9 +375,9 @@ def test_a_second_answer_to_a_request_is_not_delivered(
     crash(wire, keys)  # taken for dead while it is only slow
     second = worker_end(open_wire(redis), keys, "j")
     fast = second.claim(32, 0.0)
-    first_result = InferResult(error=ModelFailed("the first")).encode()
+    first = answered(fast, [InferResult(error=ModelFailed("the first")).encode()])
 
-    published = second.publish(fast, [first_result]), work.publish(slow, answers(slow))
+    published = second.publish(fast, first), work.publish(slow, answers(slow))
 
     assert published == (1, 0)
     with pytest.raises(ModelFailed, match="the first"):
@@ -419,7 +421,7 @@ def test_a_refused_publish_does_not_mix_up_the_replies_that_follow(
     with pytest.raises(ResponseError):
         work.publish_and_claim(batch, answers(batch), 1, 0.0)
 
-    assert work.publish([], []) == 0
+    assert work.publish([], answers([])) == 0
 
 
 def test_wires_load_the_scripts_again_after_the_server_forgot_them(
@@ -458,11 +460,12 @@ def test_every_key_but_the_documented_ones_expires(
     assert sum(key.startswith(keys.answered) for key in found) == 2
     forever = {key for key in found if redis.ttl(key) == -1}
     assert forever == {
-        keys.queues[0], keys.bytes, keys.bell, keys.inflight + "i", keys.counts, keys.dead,
+        keys.queues[0], keys.bytes, keys.bell, keys.inflight + "i", keys.counts, keys.stats,
+        keys.dead,
     }  # fmt: skip
 
 
-def test_after_everything_is_answered_only_the_bell_and_expiring_keys_remain(
+def test_after_everything_is_answered_only_the_bell_and_the_statistics_remain(
     redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue, wire: Wire
 ) -> None:
     waiting = push_many(queue, 1, 1, 1)
@@ -474,7 +477,7 @@ def test_after_everything_is_answered_only_the_bell_and_expiring_keys_remain(
     for waiter in waiting:
         waiter.wait()
 
-    assert _keys(redis, keys) <= {keys.bell}
+    assert _keys(redis, keys) - {keys.bell} == {keys.stats}
 
 
 def test_a_push_wakes_a_worker_that_waits(

@@ -81,6 +81,6 @@ def test_every_module_stands_in_the_readme(module: str) -> None:
 
 
 def test_the_readme_names_no_module_that_does_not_exist() -> None:
-    named = set(re.findall(r"^\| `([a-z_/]+\.(?:py|lua))` \|", README, re.MULTILINE))
+    named = set(re.findall(r"^\| `([a-z0-9_/]+\.(?:py|lua))` \|", README, re.MULTILINE))
 
     assert named == modules()

@@ -80,5 +80,5 @@ def test_what_is_not_offered_is_not_among_the_extensions(client: FlaskClient) ->
 def test_the_extensions_named_are_offered(client: FlaskClient) -> None:
     extensions = answer(client.get("/v2"))["extensions"]
 
-    assert {"model_repository", "model_configuration", "logging"} <= set(extensions)
+    assert {"model_repository", "model_configuration", "logging", "statistics"} <= set(extensions)
     assert len(extensions) == len(set(extensions))

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from shared.claims import Answers, Claimed
 from shared.datatypes import Array, datatype_of, to_bytes
 from shared.errors import BadMessage, BadModelOutput, FerryError, ModelFailed
 from shared.messages import InferRequest, InferResult, Tensor, Timings
 from shared.model_spec import ModelSpec
-from shared.request_queue import Claimed
+from shared.model_statistics import Pass, encode_costs
 from worker.backends.base import Backend
 
 log = logging.getLogger(__name__)
@@ -31,35 +32,39 @@ class Passenger(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Trip:
-    """What the whole batch shares: the model, its backend, and when it was claimed."""
+    """What the whole batch shares: the model, its backend, when it was claimed, what it did."""
 
     spec: ModelSpec
     backend: Backend
     instance: str
     claimed_at: float
+    decode_seconds: float
+    passes: list[Pass]
 
 
 def answer_batch(
     claimed: list[Claimed], spec: ModelSpec, backend: Backend, instance: str
-) -> list[bytes]:
+) -> Answers:
     """Return one encoded `InferResult` per claimed request, in order (stops 4 and 6).
 
     Never raises for anything a request or the model does: a body that cannot be decoded, or a
     request on which the model raises, is answered with its own error while its neighbours get
     their rows. Next stop: `WorkQueue.publish`.
     """
-    trip = Trip(spec, backend, instance, time.monotonic())
-    results: dict[str, InferResult] = {}
+    claimed_at = time.monotonic()
+    results: dict[str, bytes] = {}
     passengers = []
     for item in claimed:
         try:
             passengers.append(_board(item, spec))
         except BadMessage as error:
             log.warning("request %s cannot be decoded, answering it with the error", item.id)
-            results[item.id] = InferResult(error=error)
+            results[item.id] = InferResult(error=error).encode()
+    trip = Trip(spec, backend, instance, claimed_at, time.monotonic() - claimed_at, [])
     if passengers:
         results.update(_answer(passengers, trip))
-    return [results[item.id].encode() for item in claimed]
+    costs = encode_costs(claimed, trip.passes, time.monotonic() - claimed_at)
+    return Answers([results[item.id] for item in claimed], costs)
 
 
 def _board(item: Claimed, spec: ModelSpec) -> Passenger:
@@ -73,14 +78,15 @@ def _board(item: Claimed, spec: ModelSpec) -> Passenger:
     return Passenger(item, request, {tensor.name: tensor.array() for tensor in request.inputs})
 
 
-def _answer(passengers: list[Passenger], trip: Trip) -> dict[str, InferResult]:
+def _answer(passengers: list[Passenger], trip: Trip) -> dict[str, bytes]:
     """Run the passengers in one forward pass; when it raises, each half on its own."""
     failure: FerryError
     try:
         return _run(passengers, trip)
     except BadModelOutput as error:
         log.error("%s: %s; the batch of %d is answered so", trip.spec.key, error, len(passengers))
-        return {passenger.claimed.id: InferResult(error=error) for passenger in passengers}
+        result = InferResult(error=error).encode()
+        return {passenger.claimed.id: result for passenger in passengers}
     except Exception as error:  # a border: whatever a model raises, only its request fails
         log.warning(
             "%s: a batch of %d raised %s: %s; running its halves",
@@ -89,17 +95,18 @@ def _answer(passengers: list[Passenger], trip: Trip) -> dict[str, InferResult]:
         failure = ModelFailed(f"{type(error).__name__}: {error}")
     # subtle: the except block is left first, its traceback would keep the batch's memory alive.
     if len(passengers) == 1:
-        return {passengers[0].claimed.id: InferResult(error=failure)}
+        return {passengers[0].claimed.id: InferResult(error=failure).encode()}
     middle = len(passengers) // 2
     return _answer(passengers[:middle], trip) | _answer(passengers[middle:], trip)
 
 
-def _run(passengers: list[Passenger], trip: Trip) -> dict[str, InferResult]:
-    spec = trip.spec
+def _run(passengers: list[Passenger], trip: Trip) -> dict[str, bytes]:
+    spec, boarded = trip.spec, time.monotonic()
     inputs, pixels = _stack(passengers, spec)
     started = time.monotonic()
     outputs = trip.backend.forward(inputs, pixels)
-    compute_seconds = time.monotonic() - started
+    computed = time.monotonic()
+    compute_seconds = computed - started
     rows = sum(passenger.claimed.rows for passenger in passengers)
     check_outputs(outputs, spec, rows)
     counts = [passenger.claimed.rows for passenger in passengers]
@@ -114,7 +121,12 @@ def _run(passengers: list[Passenger], trip: Trip) -> dict[str, InferResult]:
             rows, item.attempts, trip.instance,
         )  # fmt: skip
         wanted = request.outputs or tensors
-        results[item.id] = InferResult(tuple([tensors[name][index] for name in wanted]), timings)
+        answer = InferResult(tuple([tensors[name][index] for name in wanted]), timings)
+        results[item.id] = answer.encode()
+    input_seconds = trip.decode_seconds + started - boarded
+    output_seconds = time.monotonic() - computed
+    items = [passenger.claimed for passenger in passengers]
+    trip.passes.append(Pass(items, rows, input_seconds, compute_seconds, output_seconds))
     return results
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
-from shared.request_queue import Claimed, WorkQueue
+from shared.claims import Answers, Claimed
+from shared.request_queue import WorkQueue
 from worker.meter import Meter
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ RETRY_SECONDS = 0.1
 
 def run(
     queue: WorkQueue,
-    answer: Callable[[list[Claimed]], list[bytes]],
+    answer: Callable[[list[Claimed]], Answers],
     stop: Callable[[], bool],
     meter: Meter,
     *,
@@ -32,37 +33,37 @@ def run(
     When Redis goes away, waits for it, and puts back what a lost reply may have claimed.
     """
     claimed: list[Claimed] = []
-    results: list[bytes] = []
+    answers = Answers([], (b"", b""))
     while claimed or not stop():
         rows = meter.row_limit or max_rows
         try:
             if not claimed:
                 claimed = queue.claim(rows, max_delay_seconds)
             elif stop():
-                queue.publish(claimed, results)
+                queue.publish(claimed, answers)
                 return
             else:
-                claimed = queue.publish_and_claim(claimed, results, rows, max_delay_seconds)
+                claimed = queue.publish_and_claim(claimed, answers, rows, max_delay_seconds)
         except RedisError as error:
             log.warning("Redis fails, %d answers wait, trying again: %s", len(claimed), error)
-            _settle(queue, claimed, results, stop)
+            _settle(queue, claimed, answers, stop)
             claimed = []
         if claimed:
             meter.begin_batch()
-            results = answer(claimed)
+            answers = answer(claimed)
             meter.end_batch(len(claimed), sum([item.rows for item in claimed]))
             log.debug("answered a batch of %d requests", len(claimed))
 
 
 def _settle(
-    queue: WorkQueue, claimed: list[Claimed], results: list[bytes], stop: Callable[[], bool]
+    queue: WorkQueue, claimed: list[Claimed], answers: Answers, stop: Callable[[], bool]
 ) -> None:
     """Once Redis is back: publish what was computed, put back what a lost reply had claimed."""
     while True:
         time.sleep(RETRY_SECONDS)
         try:
             if claimed:
-                queue.publish(claimed, results, drop=False)
+                queue.publish(claimed, answers, drop=False)
             queue.put_back()
         except RedisError:
             if stop():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import grpc
 from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
@@ -15,6 +16,7 @@ from api.rpc.inference import Inference
 from api.rpc.service import GRPCInferenceService
 from shared.errors import BadSetting
 from shared.log_settings import LogLevel, LogSettings
+from shared.model_statistics import model_statistics
 from shared.redis_connection import connect
 from shared.registry import Registry
 from shared.settings import Settings
@@ -42,7 +44,11 @@ class Server:
         catalog = Catalog(registry, level)
         queues = Queues(client, settings, catalog)
         self._service = GRPCInferenceService(
-            catalog, Inference(catalog, queues), LogSettings(registry, level), settings.grpc_threads
+            catalog,
+            Inference(catalog, queues),
+            partial(model_statistics, client, settings.key_prefix),
+            LogSettings(registry, level),
+            settings.grpc_threads,
         )
         # What is under way is answered by its deadline.
         self._grace_seconds = settings.request_timeout_seconds + 1

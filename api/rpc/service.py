@@ -5,7 +5,7 @@ Source: https://github.com/triton-inference-server/common/blob/main/protobuf/grp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from threading import BoundedSemaphore
@@ -25,9 +25,11 @@ from api.rpc.log_settings import changes_in, log_settings_response
 from api.rpc.stream import Stream
 from shared.errors import QueueFull, UnknownModel, Unsupported
 from shared.log_settings import LogSettings
+from shared.model_spec import ModelSpec
 
 Answer = TypeVar("Answer")
 Method = Callable[[Any, Any, grpc.ServicerContext], Answer]
+Statistics = Callable[[Iterable[ModelSpec]], list[dict[str, object]]]
 STOPPING = "the server is stopping"
 
 
@@ -58,11 +60,17 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Every method of the service; each call has a thread."""
 
     def __init__(
-        self, catalog: Catalog, inference: Inference, log: LogSettings, max_calls: int
+        self,
+        catalog: Catalog,
+        inference: Inference,
+        statistics: Statistics,
+        log: LogSettings,
+        max_calls: int,
     ) -> None:
         """Let `max_calls` infer calls, of which a stream is one, be under way at a time."""
         self._catalog = catalog
         self._inference = inference
+        self._statistics = statistics
         self._log = log
         self._max_calls = max_calls
         self._places = BoundedSemaphore(max_calls)
@@ -110,6 +118,12 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
         response = proto.ModelConfigResponse()
         ParseDict(spec.config, response.config)
         return response
+
+    @answering
+    def ModelStatistics(self, request: Any, _context: grpc.ServicerContext) -> Any:
+        """Answer the figures of every registered version, of a model's, or of one."""
+        specs = self._catalog.versions(request.name or None, request.version or None)
+        return proto.ModelStatisticsResponse(model_stats=self._statistics(specs))
 
     @answering
     def RepositoryIndex(self, request: Any, _context: grpc.ServicerContext) -> Any:
