@@ -40,7 +40,7 @@ EXTENSIONS: Mapping[tuple[str, str], Operation] = {
         "extensions",
         "What the requests of each model version cost so far, in all processes",
         {200: as_json(schemas.Statistics)},
-        (errors.UnknownModel, errors.RedisUnavailable),
+        KNOWN_MODEL,
     ),
     ("log_settings.read", "GET"): Operation(
         "extensions", "How much is logged", LOGGED, (errors.RedisUnavailable,)

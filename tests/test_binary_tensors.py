@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from answers import refusal
+from fake_backend import answered
 from flask.testing import FlaskClient
 from redis import Redis
 from registered import register, spec
@@ -466,7 +467,7 @@ def test_a_clients_parameters_reach_the_workers_side(
         claimed: list[Claimed] = []
         wait_until(lambda: claimed.extend(work.claim(1, 0.0)) or claimed, 10, "it was pushed")
         request = claimed[0].request()
-        work.publish(claimed, [result.encode()])
+        work.publish(claimed, answered(claimed, [result.encode()]))
         response = asked.result()
 
     assert dict(request.parameters) == theirs

@@ -171,6 +171,8 @@ ROUTES: dict[tuple[str, str], dict[int, Case]] = {
     ("GET", "/v2/health/ready"): {200: plain(), 400: plain("away")},
     ("GET", "/v2/models/{name}"): KNOWN_MODEL,
     ("GET", "/v2/models/{name}/config"): KNOWN_MODEL,
+    ("GET", "/v2/models/stats"): {200: plain(), 503: plain("away")},
+    ("GET", "/v2/models/{name}/stats"): KNOWN_MODEL,
     ("GET", "/v2/models/{name}/ready"): KNOWN_MODEL | {400: plain("loading")},
     ("POST", "/v2/models/{name}/infer"): asking(v2),
     ("POST", "/predict"): without_model(asking(tensor)),

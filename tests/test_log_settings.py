@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from answers import answer, refusal
 from conftest import running_worker
 from flask.testing import FlaskClient
@@ -303,3 +304,16 @@ def test_a_supervisor_and_the_instances_that_it_starts_follow(
     successor = kill(slow)
     slow.push(1.0).wait()
     assert any(f" {successor.pid} worker.loop" in line for line in lines(log, BATCH))
+
+
+def test_what_was_set_before_a_worker_started_holds_while_its_models_load(
+    settings: Settings, tmp_path: Path
+) -> None:
+    add_model(tmp_path / "models", torch.nn.Identity()).write_bytes(b"no model at all")
+    settings = replace(settings, models=str(tmp_path / "models"))
+    with seen(settings, "identity") as identity:
+        identity.registry.change_log(SILENT)
+        with running_worker(settings, wait_ready=False, log_file=tmp_path / "log"):
+            wait_until(lambda: identity.registry.snapshot().failures, 30, "it failed to load")
+
+    assert lines(tmp_path / "log", "failed to load") == []

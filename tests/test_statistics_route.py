@@ -11,6 +11,7 @@ import pytest
 from answers import answer, refusal
 from counting_model import POISON, CountingModel, counting_model, v2
 from flask.testing import FlaskClient
+from grpc_process import grpc_client, refused, running_grpc
 from gunicorn_process import free_port, running_gunicorn
 from registered import register, spec
 from tritonclient import http
@@ -114,3 +115,19 @@ def test_tritonclient_reads_the_figures(settings: Settings, model: CountingModel
     assert found[0] == found[1] == found[2]
     assert found[0][0]["inference_count"] == 3
     assert found[0][0]["batch_stats"][0]["batch_size"] == 3
+
+
+def test_tritonclient_reads_the_same_over_grpc(settings: Settings, model: CountingModel) -> None:
+    settings = replace(settings, grpc_port=free_port())
+    answer(api(settings).post("/v2/models/fake/infer", json=v2(1.0)))
+    with running_grpc(settings), grpc_client(settings) as client:
+        found = [
+            client.get_inference_statistics(*names, as_json=True)["model_stats"]
+            for names in (("fake",), ("fake", "1"), ())
+        ]
+        code, _ = refused(client.get_inference_statistics, "nobody")
+
+    assert found[0] == found[1] == found[2]
+    assert found[0][0]["inference_stats"]["success"]["count"] == "1"
+    assert found[0][0]["batch_stats"][0]["batch_size"] == "1"
+    assert code == "NOT_FOUND"

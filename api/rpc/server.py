@@ -80,7 +80,7 @@ class Server:
         """
         self._service.stop()
         time.sleep(REFUSING_SECONDS)
-        self._server.stop(self._grace_seconds).wait()
+        self._server.stop(0).wait()
 
     def _listen(self, address: str) -> None:
         try:

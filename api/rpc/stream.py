@@ -61,6 +61,7 @@ class Stream:
     def _read(self) -> None:
         try:
             for request in self._requests:
+                self._places.acquire()
                 if self._ended or self.cut:
                     break
                 self._entries.put((request.id, self._push(request)))
