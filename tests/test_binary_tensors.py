@@ -21,6 +21,7 @@ from redis import Redis
 from registered import register, spec
 from waiting import wait_until
 
+from api import binary_tensors
 from api.answers import render
 from api.app import create_app
 from api.binary_tensors import HEADER, HEADER_VARIABLE, header_length
@@ -335,16 +336,29 @@ def test_bytes_elements_that_do_not_fit_are_refused(data: bytes) -> None:
     assert message.startswith("input 'x': ")
 
 
-def test_more_bytes_elements_than_the_shape_has_are_not_all_cut() -> None:
+def test_more_bytes_elements_than_the_shape_has_are_not_all_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_at: list[int] = []
+
+    class Length:
+        size = 4
+
+        @staticmethod
+        def unpack_from(data: Any, position: int) -> tuple[int]:
+            looked_at.append(position)
+            (length,) = struct.unpack_from("<I", data, position)
+            return (length,)
+
+    monkeypatch.setattr(binary_tensors, "LENGTH", Length)
     tracemalloc.start()
-    message = refused_input(
-        2**20, bytes(2**20), model=of("BYTES", 1), datatype="BYTES", shape=[1, 1]
-    )
+    # A quarter of a million empty elements, of which two are declared.
+    message = refused_input(2**20, bytes(2**20), model=of("BYTES", 2), datatype="BYTES")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
 
-    # A quarter of a million empty elements, of which one was declared.
-    assert message.startswith("input 'x': ")
+    assert message == "input 'x': 1048576 bytes of binary data are not 2 BYTES elements"
+    assert looked_at == [0, 4]
     assert peak < 3 * 2**20
 
 

@@ -23,7 +23,7 @@ from api.rpc.service import STOPPING
 from api.rpc.stream import MAX_UNDER_WAY
 from shared.settings import Settings
 
-CLIENTS = 16
+CLIENTS = 64
 
 
 @pytest.fixture

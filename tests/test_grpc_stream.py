@@ -61,7 +61,11 @@ def streaming(settings: Settings) -> Iterator[tuple[InferenceServerClient, Simpl
     found: SimpleQueue[Any] = SimpleQueue()
     with grpc_client(settings) as client:
         client.start_stream(lambda result, error: found.put(error or result))
-        yield client, found
+        try:
+            yield client, found
+        except BaseException:
+            client.stop_stream(cancel_requests=True)
+            raise
         client.stop_stream()
 
 
@@ -221,7 +225,23 @@ def test_a_stream_gives_its_place_and_its_threads_back(
         before = len(list(threads.iterdir()))
         for _ in range(20):
             ask_in_a_stream(few)
+        for _ in range(5):
+            leave_a_stream(few, model)
+        ask_in_a_stream(few)
         wait_until(lambda: len(list(threads.iterdir())) <= before + 2, 10, "no threads are left")
+
+
+def leave_a_stream(settings: Settings, model: CountingModel) -> None:
+    """Ask for more than may be under way and cancel the whole."""
+    model.gate.clear()
+    with streaming(settings) as (client, _):
+        for number in range(2 * MAX_UNDER_WAY):
+            client.async_stream_infer("fake", [row(number, 0)])
+        wait_until(lambda: model.depth() == MAX_UNDER_WAY - 1, 10, "as many wait as may")
+        client.stop_stream(cancel_requests=True)
+    wait_until(lambda: model.depth() == 0, 10, "they are off the queue")
+    model.gate.set()
+    wait_until(lambda: not model.busy(), 10, "nothing runs")
 
 
 def ask_in_a_stream(settings: Settings) -> None:

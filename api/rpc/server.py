@@ -31,9 +31,10 @@ REFUSING_SECONDS = 0.5
 class Server:
     """One process's gRPC server; opens no connection to Redis before the first call.
 
-    Every call has a thread, started when it is first needed. What comes when all have a call is
-    refused at once (RESOURCE_EXHAUSTED, by the library): in the pool's queue it would wait unseen,
-    past its deadline, with nobody to cancel it.
+    Every call has a thread, started when it is first needed. A few are spare, so that what comes
+    beyond the infer calls that may be is refused by us. Should these hang too, in a Redis that
+    does, calls wait for threads, as many as FERRY_MAX_WAITING; the library refuses the rest
+    (RESOURCE_EXHAUSTED).
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -55,7 +56,7 @@ class Server:
         threads = settings.grpc_threads + SPARE_THREADS
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="ferry-call"),
-            maximum_concurrent_rpcs=threads,
+            maximum_concurrent_rpcs=threads + settings.max_waiting,
             options=[
                 ("grpc.max_receive_message_length", settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -80,7 +81,7 @@ class Server:
         """
         self._service.stop()
         time.sleep(REFUSING_SECONDS)
-        self._server.stop(0).wait()
+        self._server.stop(self._grace_seconds).wait()
 
     def _listen(self, address: str) -> None:
         try:

@@ -102,5 +102,4 @@ class Stream:
         self._ended = True
         for asked in list(self._under_way):
             asked.waiting.take_back()
-        self._entries.put(None)
-        self._places.release()
+        self._places.release()  # the reader may wait for one
