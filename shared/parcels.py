@@ -21,6 +21,11 @@ class Push(NamedTuple):
     ttl_ms: int
     body: bytes | Pieces
 
+    @property
+    def size(self) -> int:
+        """Return the body's length in bytes."""
+        return sum(map(len, self.body)) if isinstance(self.body, Pieces) else len(self.body)
+
 
 class Parcel:
     """A request until it has an encoded result or an error. `deadline` is monotonic seconds.

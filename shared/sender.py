@@ -23,6 +23,8 @@ from shared.redis_connection import Wire, unavailable
 log = logging.getLogger(__name__)
 
 MAX_PARCELS_PER_WRITE = 256
+MAX_BYTES_PER_WRITE = 16 * 2**20
+"""No request is added to so much: Redis drops who sends more than a gigabyte in one command."""
 
 
 class Sender:
@@ -87,11 +89,12 @@ class Sender:
 
     def _send_some(self) -> None:
         self._confirm()
-        parcels: list[Parcel] = []
-        while self._outbox and len(parcels) < MAX_PARCELS_PER_WRITE:
+        parcels, size = list[Parcel](), 0
+        while self._outbox and len(parcels) < MAX_PARCELS_PER_WRITE and size < MAX_BYTES_PER_WRITE:
             parcel = self._outbox.popleft()
             if parcel.error is None:  # else it was taken back meanwhile
                 parcels.append(parcel)
+                size += parcel.push.size
         if parcels:
             self._write(parcels)
 
