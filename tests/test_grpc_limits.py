@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from waiting import wait_until
 
 from api.rpc.errors import MAX_DETAIL_BYTES, status_code
 from api.rpc.server import SPARE_THREADS
+from ferry.embedded_valkey import running
 from shared.errors import BadRequest, RequestExpired, all_errors
 from shared.settings import Settings
 
@@ -183,6 +185,24 @@ def test_more_calls_than_there_are_threads_are_refused_at_once(
     refusals = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert codes.count(grpc.StatusCode.OK) == THREADS
     assert set(codes) - {grpc.StatusCode.OK} <= refusals
+
+
+def test_when_redis_hangs_no_more_calls_wait_than_may(tmp_path: Path) -> None:
+    with running(tmp_path) as valkey:
+        hung = Settings(
+            redis_url=valkey.url, grpc_port=free_port(), grpc_threads=THREADS, max_waiting=1
+        )
+        with running_grpc(hung), stubbed(hung) as stub:
+            valkey.process.send_signal(signal.SIGSTOP)
+            try:
+                request = service_pb2.ServerReadyRequest()
+                calls = [stub.ServerReady.future(request, timeout=30) for _ in range(100)]
+                held = THREADS + SPARE_THREADS + 1
+                wait_until(lambda: sum(call.done() for call in calls) >= 100 - held, 4, "refusals")
+                codes = {call.code() for call in calls if call.done()}
+            finally:
+                valkey.process.send_signal(signal.SIGCONT)
+    assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 def test_a_full_queue_is_unavailable_with_a_time_to_come_back(redis_url: str) -> None:

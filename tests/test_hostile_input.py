@@ -7,6 +7,7 @@ ones find what nobody thought of; `tests/fuzz` looks further, guided by coverage
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import socket
@@ -23,6 +24,7 @@ from gunicorn_process import free_port, running_gunicorn
 from hostile import LIMIT, MODELS, app_that_refuses_what_fits, check_frame, check_v1, check_v2
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as some
+from PIL import Image
 from registered import register
 
 from api.binary_tensors import HEADER
@@ -120,6 +122,34 @@ def damaged(draw: some.DrawFn, whole: bytes) -> bytes:
     return bytes(raw)
 
 
+CHUNKS = some.sampled_from(
+    [b"", bytes(2), bytes(4), bytes(8), b"\0\1", b"\2\1", b"\1\0\0\0a", b"\1\0\0\0ab", bytes(16)]
+)
+
+
+@some.composite
+def frames(draw: some.DrawFn) -> tuple[Any, bytes, bytes]:
+    """Make a model's binary request, most of it right: the model, the JSON, what stands behind."""
+    model = draw(some_models)
+    items, tail = [], b""
+    for declared in model.inputs:
+        shape = [1] * model.batched + [2 if dim == -1 else dim for dim in declared.dims]
+        near = some.lists(some.integers(-2, 2), min_size=len(shape), max_size=len(shape))
+        chunk = draw(CHUNKS | some.binary(max_size=16))
+        size = draw(often(len(chunk), NUMBERS | ANYTHING))
+        items.append(
+            {
+                "name": declared.name,
+                "datatype": declared.datatype,
+                "shape": draw(often(shape, near) | near),
+                "parameters": {"binary_data_size": size},
+            }
+        )
+        tail += chunk
+    text = json.dumps({"inputs": items}).encode()
+    return model, text, tail + draw(often(b"", some.binary(max_size=3)))
+
+
 def bounded(check: Callable[..., Any], raw: bytes, *rest: Any) -> None:
     """Run a parser; fail for anything but a 4xx, and for memory out of all proportion."""
     tracemalloc.start()
@@ -154,6 +184,21 @@ def test_a_binary_frame_is_answered_or_refused(
     bounded(check_frame, data.draw(damaged(text + tail)), model, str(length))
 
 
+@settings(searched, max_examples=4 * EXAMPLES)
+@given(frames())
+@example(
+    (
+        MODELS[2],
+        b'{"inputs":[{"name":"x","datatype":"INT16","shape":[-1,-2],'
+        b'"parameters":{"binary_data_size":4}}]}',
+        bytes(4),
+    )
+)
+def test_a_binary_frame_that_is_nearly_right_is_answered_or_refused(asked: Any) -> None:
+    model, text, tail = asked
+    bounded(check_frame, text + tail, model, str(len(text)))
+
+
 @searched
 @given(some_models, some.binary(max_size=64))
 def test_a_raw_request_is_answered_or_refused(model: Any, body: bytes) -> None:
@@ -162,6 +207,7 @@ def test_a_raw_request_is_answered_or_refused(model: Any, body: bytes) -> None:
 
 @searched
 @given(some_models, some.text(max_size=25) | NUMBERS.map(str), some.binary(max_size=64))
+@example(MODELS[0], "9" * 5000, b"")
 def test_a_header_of_anything_is_answered_or_refused(model: Any, header: str, body: bytes) -> None:
     bounded(check_frame, body, model, header)
 
@@ -211,8 +257,9 @@ def test_one_element_of_another_kind_costs_no_more_than_the_others(element: str)
 
 
 def test_nested_lists_of_strings_cost_no_more_than_flat_ones() -> None:
-    row = '["' + 10_000 * "a" + '"]'
-    bounded(check_v2, numbers_with("1").replace(b"[1,", f"[{row},".encode()), model_named("loose"))
+    rows = ",".join(['["' + 10_000 * "a" + '"]', *["[1]"] * 20_000])
+    item = f'{{"name":"x","shape":[20001],"datatype":"FP32","data":[{rows}]}}'
+    bounded(check_v2, f'{{"inputs":[{item}]}}'.encode(), model_named("loose"))
 
 
 @pytest.mark.parametrize("count", [2**31, 2**62, 2**63 - 1])
@@ -267,11 +314,17 @@ def client(served: Settings) -> Iterator[FlaskClient]:
     gc.collect()
 
 
+def a_picture() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(file, "PNG")
+    return file.getvalue()
+
+
 PART = (
     b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n'
     b"Content-Type: image/png\r\n\r\n"
 )
-FORM = PART + b"\x89PNG\r\n\x1a\n" + b"\r\n--xyz--\r\n"
+FORM = PART + a_picture() + b"\r\n--xyz--\r\n"
 FORM_TYPE = "multipart/form-data; boundary=xyz"
 
 
@@ -331,6 +384,12 @@ def test_a_form_that_is_mostly_dividers_or_headers_is_refused(
     tracemalloc.stop()
 
     assert peak < 8 * 2**20
+
+
+def test_thousands_of_parts_are_refused_as_such(client: FlaskClient) -> None:
+    part = b'--xyz\r\nContent-Disposition: form-data; name=""\r\n\r\n\r\n'
+
+    assert "more than 256 parts" in refused(client, part * 1500 + b"--xyz--\r\n")
 
 
 # HTTP itself, against a real gunicorn.

@@ -27,6 +27,7 @@ from api.binary_tensors import HEADER
 from api.body import read_binary
 from api.json_tensors import parse_infer
 from shared import redis_connection
+from shared.errors import BadRequest
 from shared.messages import InferRequest, Tensor
 from shared.model_spec import TensorSpec
 from shared.pieces import LARGE_BYTES, Pieces, in_pieces
@@ -159,14 +160,17 @@ def test_a_body_that_trickles_in_tiny_chunks_is_answered_right(connection: Conne
     assert connection.answer() == data
 
 
+@pytest.mark.parametrize("is_binary", [True, False])
 @pytest.mark.parametrize("sent", [0, 8192, 300_000])
 @pytest.mark.parametrize("how", ["closes", "shuts", "resets"])
 def test_a_client_that_leaves_in_the_middle_is_no_error_of_ours(
-    port: int, log_file: Path, connection: Connection, sent: int, how: str
+    port: int, log_file: Path, connection: Connection, sent: int, how: str, is_binary: bool
 ) -> None:
     known = log_file.stat().st_size
     leaver = Connection(port)
     whole = request_of(some_bytes(600_000))
+    if not is_binary:
+        whole = whole.replace(HEADER.encode(), b"X-Other", 1)
     leaver.socket.sendall(whole[: whole.index(b"\r\n\r\n") + 4 + sent])
     if how == "closes":
         leaver.socket.close()
@@ -251,6 +255,17 @@ def test_what_was_read_beyond_a_large_body_is_left_for_the_next_request(
     assert bytes(read_binary(body, len(data), 10**9)) == data
     assert body.reader.unreader.take_buffered() == b"POST /next"
     assert body.read() == b""
+
+
+def test_a_body_that_ends_early_is_refused_and_its_connection_not_used_again(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    body = body_of(LARGE_BYTES, b"abc", pair[0])
+    pair[1].close()
+
+    with pytest.raises(BadRequest, match="ended after 3 of 65536 bytes"):
+        read_binary(body, LARGE_BYTES, 10**9)
+    assert body.failed
 
 
 def test_a_small_body_is_read_by_gunicorn_itself(

@@ -35,7 +35,7 @@ def test_a_write_ends_where_it_is_large_enough(
 ) -> None:
     monkeypatch.setattr(sender, "MAX_BYTES_PER_WRITE", 25)
     wire: Any = Wire()
-    ours = Sender(wire, lambda pushes: tuple(pushes), lambda *_: None)
+    ours = Sender(wire, tuple, lambda *_: None)
     parcels = [parcel(number, body) for number in range(7)]
     ours._outbox.extend(parcels)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
-from queue import SimpleQueue
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from api.rpc.server import Server
 from api.start import start
@@ -19,13 +21,28 @@ def main() -> int:
     except BadSetting as error:
         print(f"grpc: {error}", file=sys.stderr)
         return 2
-    stops: SimpleQueue[int] = SimpleQueue()  # may be put to in a signal handler, an Event may not
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _frame: stops.put(received))
-    server.start()
-    stops.get()
-    server.stop()
+    with _signals(signal.SIGTERM, signal.SIGINT) as received:
+        server.start()
+        received.recv(1)
+        server.stop()
     return 0
+
+
+@contextmanager
+def _signals(*numbers: signal.Signals) -> Iterator[socket.socket]:
+    """Yield a socket on which each of these signals is a byte.
+
+    subtle: any thread may receive a signal, and Python's handlers run in the main thread only, once
+    it runs: one that waits for a lock or a queue sleeps on. What is written to a socket wakes it.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    for number in numbers:
+        signal.signal(number, lambda _number, _frame: None)
+    before = signal.set_wakeup_fd(writer.fileno())
+    with reader, writer:
+        yield reader
+        signal.set_wakeup_fd(before)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,16 @@ def _model(data: bytes) -> ModelSpec:
     return MODELS[data[0] % len(MODELS)] if data else MODELS[0]
 
 
+ROWS = ['{"instances":[[1,2]]}', '{"instances":[{"x":[1,2]}]}', '{"instances":3}', '{"inputs":[1]}',
+        '{"inputs":{"x":[["a"]]}}', '{"instances":[{"b64":"AAAA"}]}']  # fmt: skip
+FORM = (
+    b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n'
+    b"\r\nP5 1 1 255 a\r\n--xyz--\r\n"
+)
+
+
 def seeds(parser: str) -> list[bytes]:
-    """Return a right request for each model, as that parser's input."""
+    """Return requests that are right for a model, or nearly, as that parser's input."""
     found = []
     for index, model in enumerate(MODELS):
         items = [
@@ -71,16 +79,13 @@ def seeds(parser: str) -> list[bytes]:
         sized = json.dumps(
             {"inputs": [item | {"parameters": {"binary_data_size": 8}} for item in items]}
         ).encode()
-        found.append(
-            bytes([index])
-            + {
-                "v2": plain,
-                "frame": len(sized).to_bytes(2, "big") + sized + bytes(8 * len(items)),
-                "v1": json.dumps({"instances": [[1, 2], {"b64": "AAAA"}]}).encode(),
-                "form": b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n'
-                b"\r\nP5 1 1 255 a\r\n--xyz--\r\n",
-            }[parser]
-        )
+        bodies = {
+            "v2": [plain],
+            "frame": [len(sized).to_bytes(2, "big") + sized + bytes(8 * len(items))],
+            "v1": [row.encode() for row in ROWS],
+            "form": [FORM],
+        }
+        found += [bytes([index]) + body for body in bodies[parser]]
     return found
 
 
