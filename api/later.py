@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from hashlib import sha256
 from typing import Any
@@ -15,11 +16,14 @@ from api.asking import Question
 from api.json_answers import json_response
 from api.queues import Queues
 from api.terms import LONGEST_TIMEOUT_SECONDS
-from shared.detached import State, new_id
+from shared.departures import has_left
+from shared.detached import Detached, State, new_id
 from shared.errors import (
     BadRequest,
+    ClientLeft,
     FerryError,
     IdempotencyConflict,
+    QueueFull,
     RedisUnavailable,
     RequestExpired,
     RequestGone,
@@ -42,6 +46,7 @@ class Later:
         """Open nothing yet."""
         self._settings = settings
         self._queues = queues
+        self._waiting = 0
         longest_timeout = max(LONGEST_TIMEOUT_SECONDS, settings.request_timeout_seconds)
         longest_kept = max(KEPT_SECONDS, settings.result_ttl_seconds)
         self._records = Records(client, settings.key_prefix, longest_timeout + longest_kept)
@@ -70,18 +75,21 @@ class Later:
         else:
             spec = self._joined(request_id, question)
         seconds = self._queues.timeout_seconds(question.terms) if wait else 0.0
-        state = self._wait(request_id, spec, seconds)
+        state = self._wait(request_id, spec, seconds, question.terms.client)
         if state.result is None and wait:
             raise RequestExpired("Request timeout expired")
         return _answered(request_id, spec, question.how, state)
 
-    def answer(self, request_id: str, wait_seconds: float) -> Response:
+    def answer(
+        self, request_id: str, wait_seconds: float, client: socket.socket | None
+    ) -> Response:
         """Return the answer, or 202 when it is not there within `wait_seconds`.
 
         Raises UnknownRequest, RequestGone, and the error that the request was answered with.
         """
         spec, how = self._records.find(request_id)
-        return _answered(request_id, spec, how, self._wait(request_id, spec, wait_seconds))
+        state = self._wait(request_id, spec, wait_seconds, client)
+        return _answered(request_id, spec, how, state)
 
     def cancel(self, request_id: str) -> Response:
         """Take back a request that waits; raises RequestStarted, UnknownRequest or RequestGone."""
@@ -131,19 +139,36 @@ class Later:
         self._submit(request_id, question, KEPT_SECONDS)
         return question.spec
 
-    def _wait(self, request_id: str, spec: ModelSpec, seconds: float) -> State:
+    def _wait(
+        self, request_id: str, spec: ModelSpec, seconds: float, client: socket.socket | None
+    ) -> State:
         """Return what became of a request as soon as it is closed, or after some seconds.
 
-        subtle: where it stands on the queue costs a walk over the queue, so that is asked last.
+        Raises ClientLeft when nobody waits for the answer any more, which the request outlives, and
+        QueueFull when too many wait in this process.
         """
         requests = self._queues.detached(spec)
-        deadline, pause = time.monotonic() + seconds, FIRST_LOOK_SECONDS
-        while (left := deadline - time.monotonic()) > 0:
-            if not requests.is_open(request_id):
-                break
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, LONGEST_LOOK_SECONDS)
+        if seconds > 0 and requests.is_open(request_id):
+            if self._waiting >= self._settings.max_waiting:
+                raise QueueFull.with_waiting(self._waiting)
+            self._waiting += 1
+            try:
+                _wait_until_closed(requests, request_id, seconds, client)
+            finally:
+                self._waiting -= 1
+        # subtle: where it stands on the queue costs a walk over the queue, so that is asked last.
         return requests.state(request_id)
+
+
+def _wait_until_closed(
+    requests: Detached, request_id: str, seconds: float, client: socket.socket | None
+) -> None:
+    deadline, pause = time.monotonic() + seconds, FIRST_LOOK_SECONDS
+    while (left := deadline - time.monotonic()) > 0 and requests.is_open(request_id):
+        if client is not None and has_left(client):
+            raise ClientLeft("the client hung up")
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, LONGEST_LOOK_SECONDS)
 
 
 def _answered(request_id: str, spec: ModelSpec, how: How, state: State) -> Response:

@@ -47,6 +47,11 @@ class Parcel:
         self.result: bytes | None = None
         self.error: FerryError | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Tell whether there is neither an answer nor an error yet."""
+        return self.result is None and self.error is None
+
     def answer(self, result: bytes) -> None:
         """Give it its encoded result."""
         self.result = result

@@ -92,7 +92,7 @@ class Sender:
         parcels, size = list[Parcel](), 0
         while self._outbox and len(parcels) < MAX_PARCELS_PER_WRITE and size < MAX_BYTES_PER_WRITE:
             parcel = self._outbox.popleft()
-            if parcel.error is None:  # else it was taken back meanwhile
+            if parcel.is_open:  # else it was taken back, or answered, meanwhile
                 parcels.append(parcel)
                 size += parcel.push.size
         if parcels:
@@ -125,6 +125,10 @@ class Sender:
             except ResponseError:
                 raise
             except RedisError:
+                # Of what was answered since, Redis no longer knows that it had it.
+                parcels = [parcel for parcel in parcels if parcel.is_open]
+                if not parcels:
+                    return
                 self._wire.send(self._push_command([parcel.push for parcel in parcels]))
                 statuses = self._wire.reply()
         except ResponseError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared import sender
 from shared.parcels import Parcel, Push
@@ -13,15 +14,19 @@ from shared.sender import Sender
 
 
 class Wire:
-    """Notes what is sent, and says that all of it was queued."""
+    """Notes what is sent, and says that all of it was queued, but for the first `losses` times."""
 
-    def __init__(self) -> None:
+    def __init__(self, losses: int = 0) -> None:
         self.writes: list[int] = []
+        self._losses = losses
 
     def send(self, *commands: Any) -> None:
         self.writes.append(len(commands[0]))
 
     def reply(self) -> Any:
+        self._losses -= 1
+        if self._losses >= 0:
+            raise RedisConnectionError("gone")
         return [b"queued"] * self.writes[-1]
 
 
@@ -45,3 +50,29 @@ def test_a_write_ends_where_it_is_large_enough(
 
     assert wire.writes == [3, 3, 1]
     assert all(item.accepted for item in parcels)
+
+
+@pytest.mark.parametrize("answered_count", [0, 1, 2])
+def test_what_is_answered_already_is_not_pushed_again(answered_count: int) -> None:
+    wire: Any = Wire(losses=1)
+    ours = Sender(wire, tuple, lambda *_: None)
+    parcels = [parcel(number, b"body") for number in range(2)]
+    ours._outbox.extend(parcels)
+    ours._send_some()
+
+    for item in parcels[:answered_count]:
+        item.answer(b"result")
+    ours.confirm()
+
+    assert wire.writes == [2, 2 - answered_count][: 2 if answered_count < 2 else 1]
+
+
+def test_what_is_answered_before_its_turn_is_not_pushed() -> None:
+    wire: Any = Wire()
+    ours = Sender(wire, tuple, lambda *_: None)
+    ours.send_again([answered := parcel(1, b"body"), parcel(2, b"body")])
+    answered.answer(b"result")
+
+    ours._send_some()
+
+    assert wire.writes == [1]
