@@ -14,7 +14,7 @@ from shared.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PACKAGES = ["api", "shared", "worker", "ferry", "samples", "bench"]
+PACKAGES = ["api", "shared", "worker", "ferry", "samples", "bench", "chaos"]
 IMPLIED_METHODS = {"HEAD", "OPTIONS"}  # Flask answers them on every route
 
 
