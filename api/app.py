@@ -20,6 +20,7 @@ from api import (
     unsupported,
     v1,
 )
+from api.body import BoundedReads
 from api.catalog import Catalog
 from api.compression import Compressed
 from api.direct import DirectInference
@@ -62,5 +63,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(docs.make_blueprint())
     register_error_handlers(app)
     plain = DirectInference(app.wsgi_app, direct, settings.max_body_bytes)
-    app.wsgi_app = Compressed(plain)  # type: ignore[method-assign]
+    app.wsgi_app = BoundedReads(  # type: ignore[method-assign]
+        Compressed(plain), settings.request_timeout_seconds
+    )
     return app

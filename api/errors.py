@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from flask import Flask, Response, request
 from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.exceptions import NotFound as WerkzeugNotFound
 
+from api.body import BODY_STOPPED
 from api.failures import told
 from api.json_answers import Answer, json_answer
 from shared.errors import (
@@ -18,6 +19,7 @@ from shared.errors import (
     FerryError,
     MethodNotAllowed,
     PayloadTooLarge,
+    RequestTimeout,
     UnknownRoute,
 )
 
@@ -48,6 +50,8 @@ def _http_error(error: HTTPException) -> Response:
     """Turn Flask's and werkzeug's own refusals into ours."""
     if isinstance(error, RequestEntityTooLarge):
         ours: FerryError = PayloadTooLarge(_too_large(request.content_length))
+    elif isinstance(error, ClientDisconnected) and isinstance(error.__context__, TimeoutError):
+        ours = RequestTimeout(BODY_STOPPED)
     elif isinstance(error, WerkzeugNotFound):
         ours = UnknownRoute(f"no route {request.path}")
     elif isinstance(error, WerkzeugMethodNotAllowed):

@@ -20,6 +20,8 @@ from gunicorn.workers.ggevent import GeventWorker
 
 LOOK_SECONDS = 0.1
 DRAIN_LOOK_SECONDS = 0.02
+DECODING_THREADS = 2
+"""Each may hold FERRY_MAX_IMAGE_PIXELS several times over."""
 LINGER_SECONDS = 0.5
 """How long connections may be idle once a stop has begun.
 
@@ -49,6 +51,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve until told to stop; then answer what has come, up to `graceful_timeout`."""
+        gevent.get_hub().threadpool_size = DECODING_THREADS
         servers = [self._serve(listener) for listener in self.sockets]
         while self.alive and not self._told_to_stop:
             self.notify()

@@ -19,6 +19,7 @@ def read_into_one(stream: Any, length: int) -> memoryview | None:
     """Return a body of `length` bytes, shorter when the client left.
 
     None, and nothing is read, when the body is small or another server than gunicorn has it.
+    Raises TimeoutError when nothing more comes.
     """
     reader: Any = getattr(stream, "reader", None)
     if length < LARGE_BYTES or type(stream) is not Body or type(reader) is not LengthReader:
@@ -36,6 +37,9 @@ def read_into_one(stream: Any, length: int) -> memoryview | None:
     while filled < length:
         try:
             count = unreader.sock.recv_into(body[filled:])
+        except TimeoutError:
+            stream.failed = True
+            raise
         except OSError:  # reset by the client, which is no more than hanging up
             count = 0
         if not count:

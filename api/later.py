@@ -31,6 +31,7 @@ from shared.errors import (
     UnknownRequest,
 )
 from shared.model_spec import ModelSpec
+from shared.queue_commands import grace_seconds
 from shared.records import First, How, Records
 from shared.request_queue import KEPT_SECONDS
 from shared.settings import Settings
@@ -49,7 +50,12 @@ class Later:
         self._waiting = 0
         longest_timeout = max(LONGEST_TIMEOUT_SECONDS, settings.request_timeout_seconds)
         longest_kept = max(KEPT_SECONDS, settings.result_ttl_seconds)
-        self._records = Records(client, settings.key_prefix, longest_timeout + longest_kept)
+        self._records = Records(
+            client,
+            settings.key_prefix,
+            longest_timeout + longest_kept,
+            grace_seconds=grace_seconds(settings),
+        )
 
     def accept(self, question: Question) -> Response:
         """Store a request and answer 202 with its location."""

@@ -6,9 +6,13 @@ import io
 import math
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 
 import numpy as np
+from gevent import get_hub
+from gevent.monkey import is_module_patched
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tokenizers import Tokenizer
 
@@ -26,10 +30,12 @@ RESAMPLING = {
 }
 WHITE, SIXTEEN_BIT_WHITE = 255, 65535
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MANY_PIXELS = 1_000_000
+"""Above it decoding holds up the event loop by tens of milliseconds, so a thread does it."""
 
 
 def limit_pictures(max_pixels: int) -> None:
-    """Set how many pixels a picture may declare, in this process, before it is decoded.
+    """Set how many pixels a request's pictures may have, in this process, to be decoded.
 
     subtle: the filter stands for good, since `warnings.catch_warnings` is not safe among threads.
     """
@@ -43,12 +49,31 @@ def decode_picture(data: bytes, image: ImageInput, where: str = "the picture") -
     Takes every mode (palette, grey, alpha, 16 bits) and orientation tag that Pillow reads;
     transparent pixels show the model's background. Raises BadRequest.
     """
+    return _decode(_open(data, where), image, where)
+
+
+def _open(data: bytes, where: str) -> Image.Image:
+    """Return a picture of which no more than the header has been read."""
     if not data:
         raise BadRequest(f"{where} is empty")
-    try:
-        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    with _readable(where):
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _decode(opened: Image.Image, image: ImageInput, where: str) -> Array:
+    with _readable(where):
         opened.load()
         picture = _colours(ImageOps.exif_transpose(opened), image)
+    fitted = _fit(picture, image, where)
+    pixels = np.asarray(fitted).reshape(1, image.height, image.width, -1)
+    return pixels[..., ::-1] if image.channels == "BGR" else pixels
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Raise BadRequest for what Pillow raises."""
+    try:
+        yield
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadRequest(
             f"{where} declares more than {Image.MAX_IMAGE_PIXELS} pixels, it is not decoded"
@@ -59,24 +84,41 @@ def decode_picture(data: bytes, image: ImageInput, where: str = "the picture") -
         ) from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise BadRequest(f"{where} cannot be decoded: {error}") from error
-    fitted = _fit(picture, image, where)
-    pixels = np.asarray(fitted).reshape(1, image.height, image.width, -1)
-    return pixels[..., ::-1] if image.channels == "BGR" else pixels
-
-
-def picture_tensor(pixels: Array, image: ImageInput) -> Tensor:
-    """Return decoded pictures [rows, height, width, channels] as the model's input tensor."""
-    return Tensor.of(image.input, np.ascontiguousarray(pixels), pixels=True)
 
 
 def picture_batch(pictures: list[bytes], spec: ModelSpec) -> Tensor:
-    """Return encoded pictures as the image model's input; raises BadRequest."""
+    """Return encoded pictures as the image model's input; raises BadRequest.
+
+    Their pixels are counted together before any is decoded: that is what a request may cost.
+    """
     image = spec.image
     assert image is not None, "only called for image models"
     _check_count(spec, len(pictures))
     where = "the picture" if len(pictures) == 1 else "picture {}"
-    rows = [decode_picture(data, image, where.format(n)) for n, data in enumerate(pictures)]
-    return picture_tensor(np.concatenate(rows), image)
+    opened, total, limit = [], 0, Image.MAX_IMAGE_PIXELS or math.inf
+    for n, data in enumerate(pictures):
+        picture = _open(data, where.format(n))
+        resized = _resized(picture, image, where.format(n))
+        total += max(math.prod(picture.size), math.prod(resized))
+        if total > limit:
+            raise BadRequest(f"the pictures have more than {limit} pixels together")
+        opened.append(picture)
+    if total > MANY_PIXELS and is_module_patched("socket"):
+        rows = get_hub().threadpool.apply(_decode_all, (opened, image, where))
+    else:
+        rows = _decode_all(opened, image, where)
+    if isinstance(rows, BadRequest):
+        raise rows
+    return Tensor.of(image.input, np.ascontiguousarray(rows), pixels=True)
+
+
+def _decode_all(opened: list[Image.Image], image: ImageInput, where: str) -> Array | BadRequest:
+    """Return the rows, or the error: gevent prints the trace of what a thread raises."""
+    try:
+        rows = [_decode(picture, image, where.format(n)) for n, picture in enumerate(opened)]
+    except BadRequest as error:
+        return error
+    return np.concatenate(rows)
 
 
 class TokenizerCache:
@@ -176,10 +218,7 @@ def _three(background: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _fit(picture: Image.Image, image: ImageInput, where: str) -> Image.Image:
-    """Resize as the model's config says: stretch, or crop the middle, or pad.
-
-    Raises BadRequest for a line so thin that its length, resized, would be above the pixel limit.
-    """
+    """Resize as the model's config says: stretch, or crop the middle, or pad."""
     resampling = RESAMPLING[image.interpolation]
     size = (image.width, image.height)
     if image.resize == "stretch":
@@ -188,7 +227,19 @@ def _fit(picture: Image.Image, image: ImageInput, where: str) -> Image.Image:
         ground = _three(image.background)
         colour = ground[0] if picture.mode == "L" else ground
         return ImageOps.pad(picture, size, resampling, color=colour)
-    shorter = image.resize_size or min(size)
+    picture = picture.resize(_resized(picture, image, where), resampling)
+    left, top = round((picture.width - size[0]) / 2), round((picture.height - size[1]) / 2)
+    return picture.crop((left, top, left + size[0], top + size[1]))
+
+
+def _resized(picture: Image.Image, image: ImageInput, where: str) -> tuple[int, int]:
+    """Return the size a picture is resized to, before it is cropped.
+
+    Raises BadRequest for a line so thin that its length, resized, would be above the pixel limit.
+    """
+    if image.resize != "crop":
+        return image.width, image.height
+    shorter = image.resize_size or min(image.width, image.height)
     # torchvision's arithmetic: the longer side is cut to a whole number, the crop is centred.
     wide, high = (int(shorter * side / min(picture.size)) for side in picture.size)
     if wide * high > (Image.MAX_IMAGE_PIXELS or math.inf):
@@ -196,6 +247,4 @@ def _fit(picture: Image.Image, image: ImageInput, where: str) -> Image.Image:
             f"{where} is too long and thin: {picture.width} x {picture.height} pixels would become "
             f"{wide} x {high}, more than {Image.MAX_IMAGE_PIXELS}"
         )
-    picture = picture.resize((wide, high), resampling)
-    left, top = round((wide - size[0]) / 2), round((high - size[1]) / 2)
-    return picture.crop((left, top, left + size[0], top + size[1]))
+    return wide, high

@@ -43,7 +43,12 @@ def as_json(*types: Any) -> Content:
     return {JSON: types}
 
 
-BODY_ERRORS = (errors.BadRequest, errors.PayloadTooLarge, errors.UnsupportedEncoding)
+BODY_ERRORS = (
+    errors.BadRequest,
+    errors.PayloadTooLarge,
+    errors.RequestTimeout,
+    errors.UnsupportedEncoding,
+)
 KNOWN_MODEL = (errors.UnknownModel, errors.RedisUnavailable)
 MODEL_ERRORS = (
     errors.FerryError,

@@ -119,8 +119,7 @@ class Queues:
         return QueueKeys(self._settings.key_prefix, spec.key, spec.levels)
 
     def _limits(self, spec: ModelSpec) -> Limits:
-        settings = self._settings
-        return Limits(spec.max_queue_size or settings.max_queue_size, settings.max_queue_bytes)
+        return Limits.of(spec, self._settings)
 
     def _queue(self, spec: ModelSpec) -> RequestQueue:
         queue = self._queues.get(spec.key)

@@ -11,7 +11,7 @@ from shared.detached import Detached, new_id
 from shared.errors import RedisUnavailable, RequestGone, UnknownModel, UnknownRequest
 from shared.messages import InferRequest
 from shared.model_spec import ModelSpec
-from shared.queue_commands import Limits
+from shared.queue_commands import Limits, grace_seconds
 from shared.queue_inspection import lists
 from shared.queue_keys import QueueKeys
 from shared.records import How, Records
@@ -58,7 +58,8 @@ class DeadLetters:
         self._settings = settings
         self._registry = Registry(client, settings.key_prefix)
         longest = settings.request_timeout_seconds + KEPT_SECONDS
-        self._records = Records(client, settings.key_prefix, longest)
+        grace = grace_seconds(settings)
+        self._records = Records(client, settings.key_prefix, longest, grace_seconds=grace)
 
     def all(self) -> list[DeadLetter]:
         """Return the dead of all versions, newest first."""
@@ -98,8 +99,7 @@ class DeadLetters:
             id=request_id, timeout_seconds=timeout, priority=min(letter.level, spec.levels)
         )
         keys = QueueKeys(settings.key_prefix, spec.key, spec.levels)
-        limits = Limits(spec.max_queue_size or settings.max_queue_size, settings.max_queue_bytes)
-        detached = Detached(self._client, keys, limits)
+        detached = Detached(self._client, keys, Limits.of(spec, settings))
         detached.submit(request)
         try:
             self._records.save(

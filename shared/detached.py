@@ -40,7 +40,7 @@ class Detached:
 
     def submit(self, request: InferRequest) -> None:
         """Return once Redis has stored the request; raises QueueFull."""
-        command = push_command(self._keys, self._limits, [as_push(request)])
+        command = push_command(self._keys, self._limits, [as_push(request, self._limits)])
         status = self._run("push", command)[0]
         if status.startswith(b"full"):
             raise QueueFull.with_waiting(int(status.split()[1]))

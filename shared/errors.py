@@ -1,7 +1,8 @@
 """Every error Ferry answers with, each belonging to one stop of a request's walk.
 
-    1 api reads the body     BadRequest, PayloadTooLarge, UnknownRoute, MethodNotAllowed,
-                             UnknownModel, ModelNotReady, Unsupported, UnsupportedEncoding
+    1 api reads the body     BadRequest, PayloadTooLarge, RequestTimeout, UnsupportedEncoding,
+                             UnknownRoute, MethodNotAllowed, UnknownModel, ModelNotReady,
+                             Unsupported
     2 push                   QueueFull, RedisUnavailable
     3 claim                  RequestExpired
     4-6 the worker's batch   ModelFailed (it raised), BadModelOutput (wrong rows or names)
@@ -41,6 +42,13 @@ class PayloadTooLarge(FerryError):
 
     code = "payload_too_large"
     status = 413
+
+
+class RequestTimeout(FerryError):
+    """Nothing more of the body came for FERRY_REQUEST_TIMEOUT_SECONDS."""
+
+    code = "request_timeout"
+    status = 408
 
 
 class UnsupportedEncoding(FerryError):

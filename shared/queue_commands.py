@@ -7,27 +7,45 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from shared.messages import InferRequest
+from shared.model_spec import ModelSpec
 from shared.parcels import Push
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import script_digest
+from shared.settings import Settings
 
-BODY_GRACE_SECONDS = 60.0
-"""How long a body outlives its request's deadline, for what runs a little late."""
+LATE_SECONDS = 60.0
+"""What a batch that began before its requests' deadline may take beside its longest run."""
 
 
 class Limits(NamedTuple):
-    """What may wait for one model version: requests, and bytes of their bodies."""
+    """What may wait for one model version: requests, and bytes of their bodies.
+
+    A body outlives its request's deadline by `grace_seconds`: a batch that was claimed just before
+    it may run so long, and without its body a request's answer is thrown away.
+    """
 
     requests: int = 10_000
     bytes: int = 256 * 2**20
+    grace_seconds: float = 60.0 + LATE_SECONDS
+
+    @classmethod
+    def of(cls, spec: ModelSpec, settings: Settings) -> Limits:
+        """Return a model version's limits."""
+        requests = spec.max_queue_size or settings.max_queue_size
+        return cls(requests, settings.max_queue_bytes, grace_seconds(settings))
 
 
-def as_push(request: InferRequest, *, in_pieces: bool = False) -> Push:
+def grace_seconds(settings: Settings) -> float:
+    """Return how long after its deadline a request may still be answered."""
+    return settings.max_batch_seconds + LATE_SECONDS
+
+
+def as_push(request: InferRequest, limits: Limits, *, in_pieces: bool = False) -> Push:
     """Return what `push.lua` wants to know of a request; large ones `in_pieces` are for wires."""
     body = request.encode_large() if in_pieces else request.encode()
     return Push(
         request.id, request.rows, request.priority, request.signature, request.timeout_seconds,
-        int(1000 * (request.timeout_seconds + BODY_GRACE_SECONDS)), body,
+        int(1000 * (request.timeout_seconds + limits.grace_seconds)), body,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from shared.errors import RedisUnavailable, UnknownRequest
 from shared.model_spec import ModelSpec
-from shared.queue_commands import BODY_GRACE_SECONDS
+from shared.queue_commands import Limits
 from shared.redis_connection import asking
 from shared.request_queue import KEPT_SECONDS
 
@@ -76,13 +76,20 @@ class First(NamedTuple):
 class Records:
     """The records of all requests; every method raises RedisUnavailable."""
 
-    def __init__(self, client: redis.Redis, prefix: str, longest_life_seconds: float) -> None:
-        """No request and no answer lives longer than `longest_life_seconds`."""
+    def __init__(
+        self,
+        client: redis.Redis,
+        prefix: str,
+        longest_life_seconds: float,
+        *,
+        grace_seconds: float = Limits().grace_seconds,
+    ) -> None:
+        """No request with its answer lives longer than `longest_life_seconds`, and this grace."""
         self._client = client
         self._requests = f"{prefix}:request:"
         self._specs = f"{prefix}:spec:"
         self._once = f"{prefix}:once:"
-        self._grace_seconds = BODY_GRACE_SECONDS + MEMORY_SECONDS
+        self._grace_seconds = grace_seconds + MEMORY_SECONDS
         self._spec_ms = _ms(longest_life_seconds + self._grace_seconds)
         self._known_specs: dict[str, ModelSpec] = {}
 

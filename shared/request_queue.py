@@ -64,7 +64,7 @@ class RequestQueue:
         is taken back. Next stop: `worker.loop.run`, which claims it.
         """
         deadline = time.monotonic() + request.timeout_seconds
-        parcel = Parcel(as_push(request, in_pieces=True), deadline, client)
+        parcel = Parcel(as_push(request, self._limits, in_pieces=True), deadline, client)
         self._courier.carry(parcel)
         return Waiting(parcel, self._courier)
 
@@ -154,6 +154,11 @@ class WorkQueue:
         self._wire.send(self._publish(claimed, answers, len(claimed) if drop else 0))
         first: int = self._wire.reply()
         return first
+
+    def probe(self) -> None:
+        """Read something small; raises RedisError when Redis does not answer that either."""
+        self._wire.send(("EXISTS", self._keys.inflight + self._instance))
+        self._wire.reply()
 
     def put_back(self) -> tuple[int, int]:
         """Return what this instance holds to the queue, after a lost connection."""

@@ -105,7 +105,7 @@ class Settings:
     max_image_pixels: int = _setting(
         50_000_000,
         "FERRY_MAX_IMAGE_PIXELS",
-        "pictures that declare more pixels are refused before decoding",
+        "pictures of a request that have more pixels together are refused before decoding",
         _whole(1),
     )
     max_queue_size: int = _setting(
@@ -130,7 +130,10 @@ class Settings:
         _flag,
     )
     request_timeout_seconds: float = _setting(
-        30.0, "FERRY_REQUEST_TIMEOUT_SECONDS", "deadline of a request, from its arrival", _seconds
+        30.0,
+        "FERRY_REQUEST_TIMEOUT_SECONDS",
+        "deadline of a request, from its arrival; and the longest silence within a body",
+        _seconds,
     )
     result_ttl_seconds: float = _setting(
         60.0, "FERRY_RESULT_TTL_SECONDS", "how long an unread answer is kept", _seconds

@@ -588,6 +588,29 @@ def test_a_picture_just_above_the_pixel_limit_is_refused(client: FlaskClient) ->
     assert "more than 1000000 pixels" in refused_picture(client, declared_png(1001, 1000))
 
 
+def test_pictures_above_the_pixel_limit_together_are_refused_before_any_is_decoded(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[object] = []
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded.append)
+
+    message = refused_together(client, "pictures", declared_png(900, 600), declared_png(900, 600))
+
+    assert message == "the pictures have more than 1000000 pixels together"
+    assert not decoded
+
+
+def test_lines_that_would_be_huge_together_once_resized_are_refused(client: FlaskClient) -> None:
+    line = png(Image.new("L", (10, 1)))
+
+    assert "1000000 pixels together" in refused_together(client, "crops", line, line)
+
+
+def refused_together(client: FlaskClient, model: str, *pictures: bytes) -> str:
+    files = [(io.BytesIO(data), "a.png") for data in pictures]
+    return refusal(client.post(f"/predict/{model}", data={"file": files}))
+
+
 def test_the_pixel_limit_needs_no_help_from_pytests_warning_filters(client: FlaskClient) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("default")

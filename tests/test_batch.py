@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Mapping
 from math import log2
 
@@ -16,6 +18,7 @@ from shared.datatypes import Array
 from shared.errors import BadMessage, BadModelOutput, ModelFailed
 from shared.messages import InferResult
 from shared.model_spec import ModelSpec
+from worker import batch
 from worker.batch import answer_batch
 
 MODEL = fake_spec()
@@ -195,3 +198,44 @@ def test_a_model_without_a_batch_dimension_gets_and_gives_whole_tensors() -> Non
 
     assert result.outputs[0].array().tolist() == [2.0, 4.0]
     assert backend.passes[0]["x"].shape == (2,)
+
+
+@pytest.mark.parametrize("culprit", ["a", "b", "c"])
+def test_an_answer_too_large_for_redis_is_refused_and_its_neighbours_get_theirs(
+    culprit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "MAX_RESULT_BYTES", 1000)
+    rows = {each: 200 if each == culprit else 1 for each in "abc"}
+    items = [claimed(each, np.ones((count, 2), np.float32)) for each, count in rows.items()]
+
+    results = answer(items, FakeBackend())
+
+    error = results.pop(culprit).error
+    assert isinstance(error, BadModelOutput)
+    assert re.fullmatch("the answer has 1[67]\\d\\d bytes, at most 1000 can .*", error.message)
+    assert [y(result) for result in results.values()] == [[[2.0, 2.0]]] * 2
+
+
+def test_the_answers_of_a_batch_together_are_no_more_than_one_command_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch, "MAX_RESULTS_BYTES", 4000)
+    items = [claimed(each, np.ones((200, 2), np.float32)) for each in "abc"]
+
+    results = answer(items, FakeBackend())
+
+    assert isinstance(results["c"].error, BadModelOutput)
+    assert "4000 with its batch" in results["c"].error.message
+    assert results["a"].error is results["b"].error is None
+
+
+def test_an_answer_that_is_refused_is_counted_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "MAX_RESULT_BYTES", 1000)
+    large = np.ones((200, 2), np.float32)
+
+    for items, sizes in (
+        ([claimed("a", large)], [(-1.0, 1.0)]),
+        ([claimed("a", large), claimed("b", row(1))], [(201.0, 1.0), (-1.0, 1.0)]),
+    ):
+        passes, _ = answer_batch(items, MODEL, FakeBackend(), "i").costs
+        assert [each[:2] for each in struct.iter_unpack("<8d", passes)] == sizes

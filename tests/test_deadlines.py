@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +17,7 @@ from waiting import wait_until
 from werkzeug.test import TestResponse
 
 from api.app import create_app
+from shared import queue_commands
 from shared.settings import Settings
 
 PREDICT, INFER = "/predict/fake", "/v2/models/fake/infer"
@@ -136,3 +138,21 @@ def test_a_bad_deadline_is_refused(
 @pytest.mark.parametrize("timeout", [-1, 0.5, "1", True, 3_600_000_001])
 def test_a_bad_timeout_parameter_is_refused(client: FlaskClient, timeout: Any) -> None:
     refusal(client.post(INFER, json=v2(1.0, timeout=timeout)))
+
+
+def test_an_answer_that_is_later_than_its_deadline_by_the_longest_batch_is_kept(
+    settings: Settings, model: CountingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_commands, "LATE_SECONDS", 0.0)
+    client = create_app(replace(settings, max_batch_seconds=20.0)).test_client()
+    headers = {"X-Request-Timeout": str(SHORTLY), "Prefer": "respond-async"}
+    model.gate.clear()
+
+    location = client.post(PREDICT, json=tensor(2.0), headers=headers).headers["Location"]
+    wait_until(model.busy, 5, "it is in flight")
+    late = time.monotonic() + 2 * SHORTLY
+    wait_until(lambda: time.monotonic() > late, 5, "its deadline has passed")
+    model.gate.set()
+
+    wait_until(lambda: client.get(location).status_code != 202, 5, "it has ended")
+    answer(client.get(location))

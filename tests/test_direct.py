@@ -10,6 +10,7 @@ import pytest
 from flask import Flask
 from werkzeug.test import Client, TestResponse
 
+from api.body import BoundedReads
 from api.compression import Compressed
 from api.direct import DirectInference
 from api.json_arrays import STRUCT_CODES, small_numbers, to_array
@@ -27,8 +28,10 @@ TENSOR: dict[str, Any] = {
 
 def direct(app: Flask) -> DirectInference:
     outermost = app.wsgi_app
-    assert isinstance(outermost, Compressed)
-    middleware = outermost._next_app
+    assert isinstance(outermost, BoundedReads)
+    compressed = outermost._next_app
+    assert isinstance(compressed, Compressed)
+    middleware = compressed._next_app
     assert isinstance(middleware, DirectInference)
     return middleware
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from io import BytesIO
 from secrets import token_hex
 from typing import Any, NamedTuple
 
@@ -66,6 +67,17 @@ Case = Callable[[World, Asking], TestResponse]
 def plain(client: str = "up", **more: Any) -> Case:
     """Ask one of the world's clients, once."""
     return lambda world, ask: ask(getattr(world, client), **more)
+
+
+class Stalled(BytesIO):
+    """A body of which nothing comes until the time-out."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise TimeoutError
+
+
+def stalled(world: World, ask: Asking) -> TestResponse:
+    return ask(world.up, input_stream=Stalled(b"{}"), content_type="application/json")
 
 
 def accepted(client: FlaskClient, value: float = 1.0) -> str:
@@ -133,6 +145,7 @@ def asking(body: Callable[[float], dict[str, Any]]) -> dict[int, Case]:
         202: plain(json=body(1.0), headers=LATER),
         400: plain(data=b"{"),
         404: plain(json=body(1.0), name="nobody"),
+        408: stalled,
         413: plain(data=b" " * (LIMIT + 1)),
         410: waiting(expired(body(1.0))),
         415: plain(data=b"{}", headers={"Content-Encoding": "br"}),
@@ -159,6 +172,7 @@ def about(request_id: Callable[[World], str]) -> Case:
 KNOWN_MODEL = {200: plain(), 404: plain(name="nobody"), 503: plain("away")}
 TAKES_JSON = {
     400: plain(data=b"{"),
+    408: stalled,
     413: plain(data=b" " * (LIMIT + 1)),
     415: plain(data=b"{}", headers={"Content-Encoding": "br"}),
     503: plain("away", data=b"{}"),

@@ -224,3 +224,20 @@ def test_a_model_that_is_no_longer_served_is_not_replayed(
 
     assert main(["dead", "replay", dead]) == 1
     assert capsys.readouterr().err == "ferry: no worker serves version 1 of 'm' any more\n"
+
+
+def test_what_is_replayed_lives_as_long_as_its_batch_may_run(
+    settings: Settings,
+    redis: Redis,
+    keys: QueueKeys,
+    dead: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FERRY_MAX_BATCH_SECONDS", "50000")
+
+    (replayed,) = printed(capsys, "replay", dead)
+
+    request_id = replayed["location"].rpartition("/")[2]
+    assert redis.pttl(keys.body + request_id) > 50_000_000
+    assert redis.pttl(f"{settings.key_prefix}:request:{request_id}") > 50_000_000

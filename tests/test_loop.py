@@ -7,8 +7,11 @@ from typing import cast
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
 
 from shared.claims import Answers, Claimed
+from shared.errors import ModelFailed
+from shared.messages import InferResult
 from shared.request_queue import WorkQueue
 from worker import loop
 from worker.meter import Meter
@@ -17,7 +20,8 @@ from worker.meter import Meter
 class FakeQueue:
     """Hands out batches as a WorkQueue does and keeps what was published.
 
-    `fail` is asked before every command, by name, and raises for those that are to be lost.
+    `fail` is asked before every command, by name, and raises for those that are to be lost. A
+    batch with the result `refused` is not taken.
     """
 
     def __init__(self, batches: list[list[Claimed]], fail: Callable[[str], None]) -> None:
@@ -26,6 +30,8 @@ class FakeQueue:
         self.published: dict[str, bytes] = {}
         self.put_back_count = 0
         self.claimed_up_to: list[int] = []
+        self.refused = b"refused"
+        self.refusal: RedisError = RedisConnectionError("Redis closed the connection")
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
         self.fail("claim")
@@ -34,6 +40,8 @@ class FakeQueue:
 
     def publish(self, claimed: list[Claimed], answers: Answers, *, drop: bool = True) -> int:
         self.fail("publish")
+        if self.refused in answers.results:
+            raise self.refusal
         ids = [item.id for item in claimed]
         self.published |= dict(zip(ids, answers.results, strict=True))
         return len(claimed)
@@ -44,6 +52,9 @@ class FakeQueue:
         self.fail("publish_and_claim")
         self.publish(claimed, answers)
         return self.claim(max_rows, max_delay_seconds)
+
+    def probe(self) -> None:
+        self.fail("probe")
 
     def put_back(self) -> tuple[int, int]:
         self.fail("put_back")
@@ -198,3 +209,46 @@ def test_it_stops_while_redis_is_away_and_leaves_its_work_to_the_supervisor() ->
 
     assert queue.published == {}
     assert queue.put_back_count == 0
+
+
+@pytest.mark.parametrize(
+    "refusal", [RedisConnectionError("hung up"), ResponseError("ERR Protocol error")]
+)
+def test_answers_that_redis_never_takes_become_errors_and_the_next_batch_runs(
+    refusal: RedisError,
+) -> None:
+    queue = FakeQueue([[item("a"), item("refused")], [item("b")]], never)
+    queue.refusal = refusal
+
+    serve(queue, lambda: "b" in queue.published)
+
+    for request_id in ("a", "refused"):
+        assert isinstance(InferResult.decode(queue.published[request_id]).error, ModelFailed)
+    assert queue.published["b"] == b"b"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "probe"),
+    [
+        (RedisConnectionError("hung up"), RedisConnectionError("away")),
+        (ResponseError("READONLY You can't write against a read only replica."), None),
+    ],
+)
+def test_answers_wait_as_long_as_redis_is_away_or_takes_no_writes(
+    refusal: RedisError, probe: RedisError | None
+) -> None:
+    tries: list[str] = []
+
+    def fail(command: str) -> None:
+        if command == "publish":
+            tries.append(command)
+            queue.refused = b"nothing" if len(tries) > 3 * loop.MAX_REFUSALS else b"refused"
+        if command == "probe" and probe is not None:
+            raise probe
+
+    queue = FakeQueue([[item("refused")]], fail)
+    queue.refusal = refusal
+
+    serve(queue, lambda: bool(queue.published))
+
+    assert queue.published == {"refused": b"refused"}

@@ -7,12 +7,13 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from answers import answer, refusal
 from counting_model import CountingModel, counting_model, tensor, v2
@@ -22,6 +23,7 @@ from werkzeug.test import TestResponse
 
 from api.app import create_app
 from ferry.embedded_valkey import EmbeddedValkey, spawn, wait_until_answers
+from shared.datatypes import Array
 from shared.redis_connection import open_wire
 from shared.request_queue import recover
 from shared.settings import Settings
@@ -244,3 +246,19 @@ def test_a_deadline_holds_while_redis_hangs(trouble: Troubled) -> None:
     refusal(response, 503, "request_expired")
     assert seconds < 3.0
     wait_until(lambda: trouble.ask(2.0).result(15).status_code == 200, 10, "it serves again")
+
+
+def test_an_answer_that_redis_hangs_up_on_is_an_error_and_the_next_one_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(_: CountingModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {"y": np.resize(inputs["x"], (1, 2**20 if inputs["x"][0, 0] == 1.0 else 2))}
+
+    monkeypatch.setattr(CountingModel, "forward", forward)
+    with troubled(tmp_path) as trouble:
+        trouble.redis.config_set("proto-max-bulk-len", 2**20)
+
+        error = refusal(trouble.ask(1.0).result(15), 500, "model_failed")
+
+        assert error == "the answer was computed, but Redis did not take it"
+        assert answer(trouble.ask(2.0).result(15))["prediction"] == [[2.0, 2.0]]

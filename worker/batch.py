@@ -21,6 +21,11 @@ from worker.backends.base import Backend
 
 log = logging.getLogger(__name__)
 
+MAX_RESULT_BYTES = 256 * 2**20
+"""Of one encoded result: Redis hangs up on an argument above half a gigabyte."""
+MAX_RESULTS_BYTES = 512 * 2**20
+"""Of a batch's results, which one command hands out: Redis hangs up above a gigabyte."""
+
 
 class Passenger(NamedTuple):
     """A claimed request whose body could be decoded, with its inputs as arrays."""
@@ -49,7 +54,7 @@ def answer_batch(
 
     Never raises for anything a request or the model does: a body that cannot be decoded, or a
     request on which the model raises, is answered with its own error while its neighbours get
-    their rows. Next stop: `WorkQueue.publish`.
+    their rows. So is one whose result is too large for Redis. Next stop: `WorkQueue.publish`.
     """
     claimed_at = time.monotonic()
     results: dict[str, bytes] = {}
@@ -63,7 +68,9 @@ def answer_batch(
     trip = Trip(spec, backend, instance, claimed_at, time.monotonic() - claimed_at, [])
     if passengers:
         results.update(_answer(passengers, trip))
-    costs = encode_costs(claimed, trip.passes, time.monotonic() - claimed_at)
+    refused = _refuse_oversized(results, spec)
+    passes = _without(refused, trip.passes) if refused else trip.passes
+    costs = encode_costs(claimed, passes, time.monotonic() - claimed_at)
     return Answers([results[item.id] for item in claimed], costs)
 
 
@@ -98,6 +105,32 @@ def _answer(passengers: list[Passenger], trip: Trip) -> dict[str, bytes]:
         return {passengers[0].claimed.id: InferResult(error=failure).encode()}
     middle = len(passengers) // 2
     return _answer(passengers[:middle], trip) | _answer(passengers[middle:], trip)
+
+
+def _refuse_oversized(results: dict[str, bytes], spec: ModelSpec) -> set[str]:
+    """Put errors in the place of results that cannot be handed out; returns whose they were."""
+    refused, taken = set(), 0
+    for request_id, result in results.items():
+        size, limit = len(result), min(MAX_RESULT_BYTES, MAX_RESULTS_BYTES - taken)
+        if size <= limit:
+            taken += size
+            continue
+        said = f"the answer has {size} bytes, at most {MAX_RESULT_BYTES} can be handed out"
+        if size <= MAX_RESULT_BYTES:
+            said += f", and {MAX_RESULTS_BYTES} with its batch, whose others have {taken}"
+        log.error("%s: request %s: %s; it is answered so", spec.key, request_id, said)
+        results[request_id] = InferResult(error=BadModelOutput(said)).encode()
+        refused.add(request_id)
+    return refused
+
+
+def _without(refused: set[str], passes: list[Pass]) -> list[Pass]:
+    """Leave requests out of their passes, so that they are counted as failed."""
+    left = [
+        one._replace(claimed=[item for item in one.claimed if item.id not in refused])
+        for one in passes
+    ]
+    return [one for one in left if one.claimed]
 
 
 def _run(passengers: list[Passenger], trip: Trip) -> dict[str, bytes]:

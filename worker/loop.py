@@ -6,15 +6,20 @@ import logging
 import time
 from collections.abc import Callable
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from shared.claims import Answers, Claimed
+from shared.errors import ModelFailed
+from shared.messages import InferResult
+from shared.model_statistics import encode_costs
 from shared.request_queue import WorkQueue
 from worker.meter import Meter
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.1
+MAX_REFUSALS = 5
+"""How often answers are sent to a Redis that takes other commands, but not these."""
 
 
 def run(
@@ -58,16 +63,45 @@ def run(
 def _settle(
     queue: WorkQueue, claimed: list[Claimed], answers: Answers, stop: Callable[[], bool]
 ) -> None:
-    """Once Redis is back: publish what was computed, put back what a lost reply had claimed."""
+    """Once Redis is back: publish what was computed, put back what a lost reply had claimed.
+
+    Answers that a Redis that is there does not take are given up for errors, which it takes.
+    """
+    refusals = 0
     while True:
         time.sleep(RETRY_SECONDS)
         try:
             if claimed:
                 queue.publish(claimed, answers, drop=False)
             queue.put_back()
-        except RedisError:
+        except RedisError as error:
             if stop():
                 return
+            refusals += bool(claimed) and _refuses_only_this(queue, error)
+            if refusals == MAX_REFUSALS:
+                log.error("Redis does not take %d answers, errors go out: %s", len(claimed), error)
+                answers = _given_up(claimed)
         else:
             log.info("Redis is back")
             return
+
+
+def _refuses_only_this(queue: WorkQueue, error: RedisError) -> bool:
+    """Tell whether Redis is there and takes other commands than the one that failed.
+
+    It hangs up on commands that are too large, and says ERR to what is wrong by itself. All other
+    codes (READONLY, MISCONF, OOM) are states of its own, which pass.
+    """
+    if isinstance(error, ResponseError) and not str(error).startswith("ERR "):
+        return False
+    try:
+        queue.probe()
+    except RedisError:
+        return False
+    return True
+
+
+def _given_up(claimed: list[Claimed]) -> Answers:
+    error = ModelFailed("the answer was computed, but Redis did not take it")
+    result = InferResult(error=error).encode()
+    return Answers([result] * len(claimed), encode_costs(claimed, [], 0.0))
