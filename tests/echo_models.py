@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from onnx import TensorProto, helper
 from stand_ins import onnx_graph, torchscript
 
 CONFIG_TYPES = {"BYTES": "STRING"}
+# Each datatype's edges, two rows of two.
+VALUES: dict[str, list[Any]] = {
+    "BOOL": [True, False, False, True],
+    "UINT8": [0, 1, 254, 255],
+    "UINT16": [0, 1, 2, 65535],
+    "UINT32": [0, 1, 2, 2**32 - 1],
+    "UINT64": [0, 1, 2**63, 2**64 - 1],
+    "INT8": [-128, -1, 0, 127],
+    "INT16": [-(2**15), -1, 0, 2**15 - 1],
+    "INT32": [-(2**31), -1, 0, 2**31 - 1],
+    "INT64": [-(2**63), -1, 0, 2**63 - 1],
+    "FP32": [-1.5, 0.0, 3.4028234663852886e38, 1.401298464324817e-45],
+    "FP64": [-1.5, 0.1, 1.7976931348623157e308, 5e-324],
+    "BYTES": ["", "plain", "schön 好 👍", 'a\nb\t"c"'],
+}
 
 
 class Identity(torch.nn.Module):

@@ -12,7 +12,7 @@ from api.app import create_app
 from api.binary_tensors import HEADER_VARIABLE, header_length
 from api.body import read_form
 from api.json_tensors import parse_infer
-from api.media import decode_picture
+from api.media import picture_batch
 from api.terms import terms_of
 from api.v1_tensors import parse_predict
 from shared.errors import BadRequest
@@ -75,8 +75,6 @@ def check_v1(raw: bytes, model: ModelSpec) -> None:
 
 def check_form(raw: bytes) -> None:
     """Parse a form and decode its files as pictures, as /predict does."""
-    image = MODELS[-1].image
-    assert image is not None
     with _FORMS.test_request_context(
         "/predict", method="POST", data=raw, content_type="multipart/form-data; boundary=xyz"
     ):
@@ -84,8 +82,8 @@ def check_form(raw: bytes) -> None:
             files = read_form()[1].getlist("file")
         except HTTPException as error:
             raise BadRequest(str(error)) from error
-        for file in files:
-            decode_picture(file.read(), image)
+        if files:
+            picture_batch([file.read() for file in files], MODELS[-1])
 
 
 def app_that_refuses_what_fits(settings: Settings) -> Flask:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import echo_models
 import grpc
 import numpy as np
 import pytest
@@ -24,22 +25,11 @@ from shared.datatypes import NUMPY_TYPES
 from shared.errors import BadRequest
 from shared.settings import Settings
 
-# Each datatype's edges, two rows of two.
 VALUES: dict[str, list[Any]] = {
-    "BOOL": [True, False, False, True],
-    "UINT8": [0, 1, 254, 255],
-    "UINT16": [0, 1, 2, 65535],
-    "UINT32": [0, 1, 2, 2**32 - 1],
-    "UINT64": [0, 1, 2**63, 2**64 - 1],
-    "INT8": [-128, -1, 0, 127],
-    "INT16": [-(2**15), -1, 0, 2**15 - 1],
-    "INT32": [-(2**31), -1, 0, 2**31 - 1],
-    "INT64": [-(2**63), -1, 0, 2**63 - 1],
+    **echo_models.VALUES,
     "FP16": [-1.5, 0.0, 65504.0, 6e-8],
     "BF16": [-1.5, 0.0, 3.3895314e38, 9.2e-41],
-    "FP32": [-1.5, 0.0, 3.4028234663852886e38, 1.401298464324817e-45],
-    "FP64": [-1.5, 0.1, 1.7976931348623157e308, 5e-324],
-    "BYTES": [b"", b"plain", "schön 好 👍".encode(), b'a\nb\t"c"'],
+    "BYTES": [text.encode() for text in echo_models.VALUES["BYTES"]],
 }
 Input = service_pb2.ModelInferRequest.InferInputTensor
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from answers import answer, refusal
 from conftest import running_worker
-from echo_models import Identity, add_arithmetic, add_echo, config, tensors
+from echo_models import VALUES, Identity, add_arithmetic, add_echo, config, tensors
 from flask import Flask
 from flask.testing import FlaskClient
 from stand_ins import torchscript
@@ -20,22 +20,6 @@ from api.app import create_app
 from api.json_arrays import BINARY_ONLY
 from shared.datatypes import NUMPY_TYPES
 from shared.settings import Settings
-
-# Each datatype's edges, two rows of two.
-VALUES: dict[str, list[Any]] = {
-    "BOOL": [True, False, False, True],
-    "UINT8": [0, 1, 254, 255],
-    "UINT16": [0, 1, 2, 65535],
-    "UINT32": [0, 1, 2, 2**32 - 1],
-    "UINT64": [0, 1, 2**63, 2**64 - 1],
-    "INT8": [-128, -1, 0, 127],
-    "INT16": [-(2**15), -1, 0, 2**15 - 1],
-    "INT32": [-(2**31), -1, 0, 2**31 - 1],
-    "INT64": [-(2**63), -1, 0, 2**63 - 1],
-    "FP32": [-1.5, 0.0, 3.4028234663852886e38, 1.401298464324817e-45],
-    "FP64": [-1.5, 0.1, 1.7976931348623157e308, 5e-324],
-    "BYTES": ["", "plain", "schön 好 👍", 'a\nb\t"c"'],
-}
 
 
 class Picky(torch.nn.Module):
