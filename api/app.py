@@ -21,7 +21,6 @@ from api import (
     v1,
 )
 from api.body import BoundedReads
-from api.catalog import Catalog
 from api.compression import Compressed
 from api.direct import DirectInference
 from api.errors import register_error_handlers
@@ -30,6 +29,7 @@ from api.json_answers import OrjsonProvider
 from api.later import Later
 from api.media import TokenizerCache, limit_pictures
 from api.queues import Queues
+from shared.catalog import Catalog
 from shared.log_settings import LogLevel, LogSettings
 from shared.model_statistics import model_statistics as read_statistics
 from shared.redis_connection import connect

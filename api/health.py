@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, current_app
 
-from api.catalog import Catalog
 from api.json_answers import json_response
+from shared.catalog import Catalog
 
 blueprint = Blueprint("health", __name__)
 

@@ -11,12 +11,12 @@ from api.answers import render
 from api.asking import Question, answer
 from api.binary_tensors import Buffer, header_length
 from api.body import read_body
-from api.catalog import Catalog
 from api.json_answers import Answer
 from api.json_tensors import parse_infer
 from api.metadata import checked_version
 from api.queues import Queues
 from api.terms import terms_of
+from shared.catalog import Catalog
 from shared.records import How
 
 blueprint = Blueprint("inference", __name__)

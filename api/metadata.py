@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, current_app
 
-from api.catalog import Catalog
 from api.descriptions import model_description, server_description
 from api.json_answers import json_response
+from shared.catalog import Catalog
 from shared.errors import UnknownModel
 
 blueprint = Blueprint("metadata", __name__)

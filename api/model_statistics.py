@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, current_app
 
-from api.catalog import Catalog
 from api.json_answers import json_response
 from api.metadata import checked_version
+from shared.catalog import Catalog
 
 blueprint = Blueprint("model_statistics", __name__)
 

@@ -6,8 +6,8 @@ import math
 
 import redis
 
-from api.catalog import Catalog
 from api.terms import USUAL, Terms
+from shared.catalog import Catalog
 from shared.detached import Detached
 from shared.errors import QueueFull
 from shared.messages import InferRequest, InferResult, Tensor

@@ -5,10 +5,10 @@ from __future__ import annotations
 from flask import Blueprint, Response, current_app
 
 from api.body import read_body
-from api.catalog import Catalog
 from api.json_answers import json_response
 from api.json_tensors import load_object
 from api.repository_index import refuse_model_control, repository_index
+from shared.catalog import Catalog
 from shared.errors import BadRequest
 
 blueprint = Blueprint("repository", __name__)

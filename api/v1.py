@@ -10,11 +10,11 @@ from flask import Blueprint, Response, current_app, request
 
 from api.asking import Question, answer
 from api.body import read_body
-from api.catalog import Catalog
 from api.json_answers import json_response
 from api.metadata import checked_version
 from api.terms import terms_of
 from api.v1_tensors import parse_predict
+from shared.catalog import Catalog
 from shared.errors import ModelNotReady, UnknownRoute, Unsupported
 from shared.records import How
 

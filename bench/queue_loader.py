@@ -13,9 +13,9 @@ from collections import deque
 
 import numpy as np
 
-from api.catalog import Catalog
 from api.queues import Queues
 from bench.simulated_device import BATCH_ROWS, KEY_PREFIX, WIDTH, model_name, simulated_spec
+from shared.catalog import Catalog
 from shared.messages import InferResult, Tensor
 from shared.redis_connection import connect
 from shared.registry import Registry

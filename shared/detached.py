@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from redis import Redis
 
-from shared.errors import QueueFull
+from shared.errors import QueueFull, VersionRetired
 from shared.messages import InferRequest, InferResult
 from shared.queue_commands import Limits, as_push, cancel_command, push_command
 from shared.queue_keys import DETACHED, KEPT, QueueKeys
@@ -39,11 +39,13 @@ class Detached:
         self._limits = limits
 
     def submit(self, request: InferRequest) -> None:
-        """Return once Redis has stored the request; raises QueueFull."""
+        """Return once Redis has stored the request; raises QueueFull or VersionRetired."""
         command = push_command(self._keys, self._limits, [as_push(request, self._limits)])
         status = self._run("push", command)[0]
         if status.startswith(b"full"):
             raise QueueFull.with_waiting(int(status.split()[1]))
+        if status == b"closed":
+            raise VersionRetired.default()
 
     def is_open(self, request_id: str) -> bool:
         """Tell whether a request waits or runs: it has neither an answer nor expired."""

@@ -3,7 +3,7 @@
     1 api reads the body     BadRequest, PayloadTooLarge, RequestTimeout, UnsupportedEncoding,
                              UnknownRoute, MethodNotAllowed, UnknownModel, ModelNotReady,
                              Unsupported
-    2 push                   QueueFull, RedisUnavailable
+    2 push                   QueueFull, RedisUnavailable, VersionRetired
     3 claim                  RequestExpired
     4-6 the worker's batch   ModelFailed (it raised), BadModelOutput (wrong rows or names)
     7 publish, recovery      ModelCrashed (the process died under it, three times)
@@ -85,6 +85,17 @@ class ModelNotReady(FerryError):
     code = "model_not_ready"
     status = 503
     retry_after_seconds = 1
+
+
+class VersionRetired(ModelNotReady):
+    """This version of the model left while the request was on its way to it."""
+
+    code = "version_retired"
+
+    @classmethod
+    def default(cls) -> VersionRetired:
+        """Return the error with its usual sentence."""
+        return cls("this version of the model was replaced just now: ask again")
 
 
 class Unsupported(FerryError):

@@ -22,7 +22,8 @@ class _Frozen(BaseModel):
 class TensorSpec(_Frozen):
     """One input or output as declared: `dims` without the batch dimension, -1 for any size.
 
-    Requests whose `ragged` input differs in its -1 dims still share a batch: the worker pads.
+    Requests whose `ragged` input differs in its -1 dims still share a batch: the worker pads. An
+    `optional` input may be missing. With `reshape` the model itself takes, or gives, these dims.
     """
 
     name: str
@@ -30,6 +31,8 @@ class TensorSpec(_Frozen):
     dims: tuple[int, ...]
     ragged: bool = False
     labels: tuple[str, ...] = ()
+    optional: bool = False
+    reshape: tuple[int, ...] | None = None
 
 
 class ImageInput(_Frozen):
@@ -61,11 +64,40 @@ class TextInput(_Frozen):
     truncate: bool = True
 
 
+class QueuePolicy(_Frozen):
+    """What a level of priority does with requests that wait too long, and how many may wait.
+
+    `default_timeout_seconds` 0 is none, `max_queue_size` 0 no bound. Source: ModelQueuePolicy in
+    Triton's model_config.proto.
+    """
+
+    timeout_action: Literal["REJECT", "DELAY"] = "REJECT"
+    default_timeout_seconds: float = 0.0
+    allow_timeout_override: bool = False
+    max_queue_size: int = 0
+
+
+class EnsembleStep(_Frozen):
+    """One model of an ensemble: which of the ensemble's tensors are its inputs and outputs.
+
+    `version` is empty for whichever is served. Both maps go from the model's own tensor name to the
+    ensemble's.
+    """
+
+    model: str
+    version: str = ""
+    input_map: dict[str, str]
+    output_map: dict[str, str]
+
+
 class ModelSpec(_Frozen):
     """One served version of a model.
 
-    `config` is its whole configuration with the field names of Triton's model_config.proto, to be
-    shown: what has an effect stands in the other fields.
+    `revision` counts how often the content of this version was replaced while it was served.
+    `queue_policies` has one policy for each level of priority, level 1 first, or is empty when the
+    config has none. `cached` says that answers are kept for the same question asked again, `steps`
+    are those of an ensemble. `config` is the whole configuration with the field names of Triton's
+    model_config.proto, to be shown: what has an effect stands in the other fields.
     """
 
     name: str
@@ -85,11 +117,21 @@ class ModelSpec(_Frozen):
     label_key: str | None = None
     parameters: dict[str, str] = Field(default_factory=dict)
     config: dict[str, Any] = Field(default_factory=dict)
+    revision: int = 0
+    preferred_batch_sizes: tuple[int, ...] = ()
+    preserve_ordering: bool = False
+    queue_policies: tuple[QueuePolicy, ...] = ()
+    cached: bool = False
+    steps: tuple[EnsembleStep, ...] = ()
 
     @property
     def key(self) -> str:
-        """Return `name/version`, the model version's name in Redis keys and logs."""
-        return f"{self.name}/{self.version}"
+        """Return `name/version`, the model version's name in Redis keys and logs.
+
+        What replaced the content of a version has a name of its own, `name/version@revision`: no
+        request that was checked against one content is answered by another.
+        """
+        return f"{self.name}/{self.version}" + (f"@{self.revision}" if self.revision else "")
 
     @property
     def batched(self) -> bool:

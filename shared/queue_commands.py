@@ -52,7 +52,8 @@ def as_push(request: InferRequest, limits: Limits, *, in_pieces: bool = False) -
 def push_command(keys: QueueKeys, limits: Limits, pushes: list[Push]) -> tuple[Any, ...]:
     """Return the command that pushes requests; it replies with one status for each."""
     return (
-        "EVALSHA", script_digest("push"), 2 + keys.levels, keys.bell, keys.bytes, *keys.queues,
+        "EVALSHA", script_digest("push"), 3 + keys.levels, keys.bell, keys.bytes, keys.closed,
+        *keys.queues,
         keys.body, keys.result, limits.requests, limits.bytes,
         *itertools.chain.from_iterable(pushes),
     )  # fmt: skip

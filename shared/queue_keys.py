@@ -7,6 +7,7 @@ shards by model. `ferry` is FERRY_KEY_PREFIX.
     ferry:{m/v}:queue:<level>       list    tickets of waiting requests, oldest first     no
     ferry:{m/v}:bytes               string  body bytes of the tickets on the queues       no
     ferry:{m/v}:bell                list    at most one wake-up token, no data            no
+    ferry:{m/v}:closed              string  this version takes no requests any more       an hour
     ferry:{m/v}:inflight:<instance> list    tickets claimed and not yet published         no (see 1)
     ferry:{m/v}:body:<id>           string  a request's tensors; exists while it is open  yes
     ferry:{m/v}:result:<id>         string  one encoded result                            yes
@@ -52,6 +53,7 @@ class QueueKeys:
         self.queue = f"{tag}:queue:"
         self.bytes = f"{tag}:bytes"
         self.bell = f"{tag}:bell"
+        self.closed = f"{tag}:closed"
         self.inflight = f"{tag}:inflight:"
         self.body = f"{tag}:body:"
         self.result = f"{tag}:result:"

@@ -16,7 +16,7 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from shared.errors import FerryError, QueueFull
+from shared.errors import FerryError, QueueFull, VersionRetired
 from shared.parcels import Parcel, Push
 from shared.redis_connection import Wire, unavailable
 
@@ -144,6 +144,8 @@ class Sender:
         for parcel, status in zip(parcels, statuses, strict=True):
             if status.startswith(b"full"):
                 self._refuse(parcel, QueueFull.with_waiting(int(status.split()[1])))
+            elif status == b"closed":
+                self._refuse(parcel, VersionRetired.default())
             else:
                 parcel.accepted = True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,11 @@ from pathlib import Path
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec, TextInput
 from shared.registry import asset_digest
-from worker.model_config import TEXT_INPUTS, ModelConfig, number, plain_name, read_config
-
-log = logging.getLogger(__name__)
+from worker.config.parameters import number, plain_name
+from worker.model_config import TEXT_INPUTS, ModelConfig, read_config
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+VERSION = re.compile(r"[1-9][0-9]{0,18}")
 
 
 @dataclass(frozen=True)
@@ -38,20 +37,28 @@ def model_names(repository: Path) -> list[str]:
     )
 
 
-def read_model(repository: Path, name: str) -> ServedModel:
-    """Read the highest version of a model.
+def version_numbers(directory: Path) -> list[str]:
+    """Return a model's version directories, the lowest first; raises BadModel when it has none."""
+    try:
+        names = [entry.name for entry in directory.iterdir() if entry.is_dir()]
+    except OSError as error:
+        raise BadModel(f"failed to load '{directory.name}', {error}") from error
+    versions = sorted((name for name in names if VERSION.fullmatch(name)), key=int)
+    if not versions:
+        raise BadModel(f"failed to load '{directory.name}', {directory} has no version directory")
+    return versions
+
+
+def read_model(repository: Path, name: str, version: str | None = None) -> ServedModel:
+    """Read one version of a model, its highest unless one is named.
 
     Raises BadModel naming the file that is missing or wrong.
     """
     directory = repository / name
-    versions = sorted(
-        (entry.name for entry in directory.iterdir() if re.fullmatch(r"[1-9][0-9]*", entry.name)),
-        key=int,
-    )
-    if not versions:
-        raise BadModel(f"failed to load '{name}', {directory} has no version directory")
-    config = read_config(directory / "config.pbtxt", versions[-1], (versions[-1],))
-    file = directory / versions[-1] / config.filename
+    versions = version_numbers(directory)
+    version = version or versions[-1]
+    config = read_config(directory / "config.pbtxt", version, (version,))
+    file = directory / version / config.filename
     if not file.is_file() or file.stat().st_size == 0:
         raise BadModel(f"failed to load '{name}', {file} is missing or empty")
     if config.parameters.get("input_kind") != "text":

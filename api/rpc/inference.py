@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from tritonclient.grpc import service_pb2 as proto
 
-from api.catalog import Catalog
 from api.queues import Queues
 from api.rpc.answers import fill
 from api.rpc.requests import read_request
 from api.terms import Terms, terms_of
+from shared.catalog import Catalog
 from shared.errors import RequestExpired
 from shared.messages import Parameters
 from shared.model_spec import ModelSpec

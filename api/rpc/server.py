@@ -10,10 +10,10 @@ from functools import partial
 import grpc
 from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 
-from api.catalog import Catalog
 from api.queues import Queues
 from api.rpc.inference import Inference
 from api.rpc.service import GRPCInferenceService
+from shared.catalog import Catalog
 from shared.errors import BadSetting
 from shared.log_settings import LogLevel, LogSettings
 from shared.model_statistics import model_statistics

@@ -16,13 +16,13 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2 as proto
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
 
-from api.catalog import Catalog
 from api.descriptions import SHARED_MEMORY, TRACE, model_description, server_description
 from api.repository_index import refuse_model_control, repository_index
 from api.rpc.errors import refuse
 from api.rpc.inference import Inference
 from api.rpc.log_settings import changes_in, log_settings_response
 from api.rpc.stream import Stream
+from shared.catalog import Catalog
 from shared.errors import QueueFull, UnknownModel, Unsupported
 from shared.log_settings import LogSettings
 from shared.model_spec import ModelSpec
