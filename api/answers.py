@@ -24,14 +24,14 @@ def render(spec: ModelSpec, result: InferResult, how: How) -> Answer:
         return _inferred(spec, result, how)
     if how.kind in FORMS.values():
         body = {how.kind: v1_values(result, how.kind), "timings": timings_json(result.timings)}
-        return json_answer(body, headers=_headers(result))
+        return json_answer(body, headers=_headers(spec, result))
     if how.kind == "tensor":
         answer: dict[str, Any] = {"prediction": _prediction(result.outputs[0])}
     else:
         answer = _described(spec, result, how)
     answer["model"], answer["version"] = spec.name, spec.version
     answer["timings"] = timings_json(result.timings)
-    return json_answer(answer, headers=_headers(result))
+    return json_answer(answer, headers=_headers(spec, result))
 
 
 def _inferred(spec: ModelSpec, result: InferResult, how: How) -> Answer:
@@ -48,7 +48,7 @@ def _inferred(spec: ModelSpec, result: InferResult, how: How) -> Answer:
         else:
             outputs.append(json_output(tensor))
     answer["timings"] = timings_json(result.timings)
-    head = json_answer(answer, headers=_headers(result))
+    head = json_answer(answer, headers=_headers(spec, result))
     if not chunks:
         return head
     length = (HEADER, str(len(head.body)))
@@ -62,8 +62,11 @@ def _prediction(tensor: Tensor) -> Any:
     return v1_values(InferResult((tensor,)), "outputs")
 
 
-def _headers(result: InferResult) -> Headers:
-    return (("Server-Timing", server_timing(result.timings)),)
+def _headers(spec: ModelSpec, result: InferResult) -> Headers:
+    timing = ("Server-Timing", server_timing(result.timings))
+    if not spec.cached:
+        return (timing,)
+    return (timing, ("Ferry-Cache", "hit" if result.timings.cached else "miss"))
 
 
 def _described(spec: ModelSpec, result: InferResult, how: How) -> dict[str, Any]:

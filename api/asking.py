@@ -27,6 +27,8 @@ class Question(NamedTuple):
     outputs: tuple[str, ...]
     terms: Terms
     how: How
+    named: bool = False
+    """Whether it is for this version and no other."""
 
 
 def answer(question: Question) -> Response:
@@ -39,8 +41,9 @@ def answer(question: Question) -> Response:
     if wants_async:
         return later.accept(question)
     queues: Queues = current_app.extensions["queues"]
-    spec, inputs, outputs, terms, how = question
-    return render(spec, queues.ask(spec, inputs, outputs, terms), how).response()
+    spec, inputs, outputs, terms, how, named = question
+    answered = queues.ask(spec, inputs, outputs, terms, named=named)
+    return render(answered.spec, answered.result, how).response()
 
 
 def _preferences(header: str) -> set[str]:

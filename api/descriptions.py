@@ -26,11 +26,11 @@ def server_description() -> dict[str, Any]:
     return {"name": "ferry", "version": package_version("ferry"), "extensions": EXTENSIONS}
 
 
-def model_description(spec: ModelSpec) -> dict[str, Any]:
-    """Return a model's inputs, outputs and versions."""
+def model_description(spec: ModelSpec, versions: list[str]) -> dict[str, Any]:
+    """Return a model's inputs, outputs and the `versions` that are served."""
     return {
         "name": spec.name,
-        "versions": list(spec.versions),
+        "versions": versions,
         "platform": spec.platform,
         "inputs": [_tensor(spec, tensor) for tensor in spec.inputs],
         "outputs": [_tensor(spec, tensor) for tensor in spec.outputs],

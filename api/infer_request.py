@@ -6,7 +6,7 @@ HTTP and gRPC take a request apart; here it is decided whether it fits, in the s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from api.binary_tensors import checked_binary
@@ -69,13 +69,22 @@ def check_inputs(given: Sequence[Given], spec: ModelSpec) -> tuple[Tensor, ...]:
             raise BadRequest(f"input {name!r} is given twice")
         found[name] = _checked(item, declared[name], spec)
     if len(found) < len(declared):
-        missing = next(name for name in declared if name not in found)
-        raise BadRequest(f"missing input {missing!r}: '{spec.name}' wants {list(declared)}")
+        check_missing(found, spec)
     if spec.batched and len(found) > 1:
         rows = {tensor.shape[0] for tensor in found.values()}
         if len(rows) > 1:
             raise BadRequest(f"all inputs must have the same batch size, not {sorted(rows)}")
-    return tuple([found[name] for name in declared])
+    return tuple([found[name] for name in declared if name in found])
+
+
+def check_missing(given: Collection[str], spec: ModelSpec) -> None:
+    """Raise BadRequest when an input is not given that is not optional, or none is."""
+    declared = spec.inputs_by_name
+    missing = [name for name in declared if name not in given and not declared[name].optional]
+    if missing:
+        raise BadRequest(f"missing input {missing[0]!r}: '{spec.name}' wants {list(declared)}")
+    if not given:
+        raise BadRequest(f"no input is given: '{spec.name}' takes {list(declared)}")
 
 
 def check_outputs(wanted: Sequence[Wanted], binary: bool, spec: ModelSpec) -> None:

@@ -37,8 +37,10 @@ class Inference:
 
         Raises FerryError. Next stop: `RequestQueue.push`.
         """
-        spec, inputs, outputs, terms, how = self.question(name, version, raw, environ)
-        return render(spec, self._queues.ask(spec, inputs, outputs, terms), how)
+        question = self.question(name, version, raw, environ)
+        spec, inputs, outputs, terms, how, named = question
+        answered = self._queues.ask(spec, inputs, outputs, terms, named=named)
+        return render(answered.spec, answered.result, how)
 
     def question(
         self, name: str, version: str | None, raw: Buffer, environ: Mapping[str, Any]
@@ -48,7 +50,7 @@ class Inference:
         body = parse_infer(raw, spec, header_length(environ, len(raw)))
         terms = terms_of(environ, body.parameters)
         how = How("infer", body.id, outputs=body.outputs, binary=body.binary)
-        return Question(spec, body.inputs, body.output_names, terms, how)
+        return Question(spec, body.inputs, body.output_names, terms, how, version is not None)
 
 
 @blueprint.post("/v2/models/<name>/infer")

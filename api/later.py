@@ -31,9 +31,8 @@ from shared.errors import (
     UnknownRequest,
 )
 from shared.model_spec import ModelSpec
-from shared.queue_commands import grace_seconds
+from shared.queue_commands import KEPT_SECONDS, grace_seconds
 from shared.records import First, How, Records
-from shared.request_queue import KEPT_SECONDS
 from shared.settings import Settings
 
 LONGEST_KEY = 255
@@ -75,12 +74,12 @@ class Later:
         first = self._records.first(question.spec.name, key, ours)
         if first.asked != ours.asked:
             raise IdempotencyConflict("this Idempotency-Key came with another request before")
-        request_id, spec = first.request_id, question.spec
+        request_id = first.request_id
         if first == ours:
-            self._submit_first(request_id, key, question)
+            spec = self._submit_first(request_id, key, question)
         else:
             spec = self._joined(request_id, question)
-        seconds = self._queues.timeout_seconds(question.terms) if wait else 0.0
+        seconds = self._queues.timeout_seconds(question.spec, question.terms) if wait else 0.0
         state = self._wait(request_id, spec, seconds, question.terms.client)
         if state.result is None and wait:
             raise RequestExpired("Request timeout expired")
@@ -109,22 +108,23 @@ class Later:
             raise _gone(request_id)
         return json_response({"id": request_id, "status": "cancelled"})
 
-    def _submit(self, request_id: str, question: Question, keep_seconds: float) -> None:
-        """Push first: a request that is refused leaves nothing behind."""
-        spec, inputs, outputs, terms, how = question
-        self._queues.submit(request_id, spec, inputs, outputs, terms)
-        life_seconds = self._queues.timeout_seconds(terms) + keep_seconds
+    def _submit(self, request_id: str, question: Question, keep_seconds: float) -> ModelSpec:
+        """Push first: a request that is refused leaves nothing behind. Returns who was asked."""
+        asked, inputs, outputs, terms, how, named = question
+        spec = self._queues.submit(request_id, asked, inputs, outputs, terms, named=named)
+        life_seconds = self._queues.timeout_seconds(spec, terms) + keep_seconds
         durable = self._settings.durable
         try:
             self._records.save(request_id, spec, how, life_seconds, durable=durable)
         except RedisUnavailable:
             self._queues.detached(spec).cancel(request_id)
             raise
+        return spec
 
-    def _submit_first(self, request_id: str, key: str, question: Question) -> None:
+    def _submit_first(self, request_id: str, key: str, question: Question) -> ModelSpec:
         """Submit under a new key; one that is refused frees the key, unless it came again since."""
         try:
-            self._submit(request_id, question, KEPT_SECONDS)
+            return self._submit(request_id, question, KEPT_SECONDS)
         except FerryError:
             if self._queues.detached(question.spec).state(request_id).what == "gone":
                 self._records.forget_key(question.spec.name, key)
@@ -201,6 +201,6 @@ def _gone(request_id: str) -> RequestGone:
 
 def _digest(path: str, question: Question) -> bytes:
     """Return a hash of what was asked, tensors included."""
-    _, inputs, outputs, terms, how = question
+    _, inputs, outputs, terms, how, _ = question
     asked = [path, inputs, outputs, dict(terms.parameters), how]
     return sha256(msgpack.packb(asked)).digest()

@@ -24,7 +24,7 @@ def server() -> Response:
 def model(name: str, version: str | None = None) -> Response:
     """Answer a model's inputs, outputs and versions; 404 for one that is not registered."""
     spec = _catalog().find(name, checked_version(version))
-    return json_response(model_description(spec))
+    return json_response(model_description(spec, _catalog().served_versions(name)))
 
 
 @blueprint.get("/v2/models/<name>/config")

@@ -61,6 +61,18 @@ class BatchSize(TypedDict):
 
 
 @closed
+class BatchesLeft(TypedDict):
+    """How many batches left the queue, by why they did."""
+
+    full: int
+    preferred: int
+    delay: int
+    shape: int
+    greedy: int
+    retry: int
+
+
+@closed
 class VersionStatistics(TypedDict):
     """What the requests of one model version cost so far."""
 
@@ -73,6 +85,7 @@ class VersionStatistics(TypedDict):
     batch_stats: list[BatchSize]
     memory_usage: Annotated[list[Any], Field(max_length=0)]
     response_stats: Annotated[dict[str, Any], Field(max_length=0)]
+    batches_left: BatchesLeft
 
 
 @closed

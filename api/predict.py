@@ -69,7 +69,8 @@ def _pictures(
 ) -> Response:
     spec = _model("image", name, version)
     inputs = (picture_batch(pictures, spec),)
-    return _described(spec, inputs, one=len(pictures) == 1 if one is None else one)
+    one = len(pictures) == 1 if one is None else one
+    return _described(spec, inputs, version, one=one)
 
 
 def _json(body: dict[str, Any], name: str | None, version: str | None) -> Response:
@@ -88,7 +89,7 @@ def _texts(value: Any, name: str | None, version: str | None) -> Response:
         raise BadRequest('"text" is an empty list')
     spec = _model("text", name, version)
     inputs, cut = current_app.extensions["tokenizers"].encode(texts, spec)
-    return _described(spec, inputs, one=isinstance(value, str), cut=cut)
+    return _described(spec, inputs, version, one=isinstance(value, str), cut=cut)
 
 
 def _tensor(data: Any, name: str | None, version: str | None) -> Response:
@@ -101,7 +102,7 @@ def _tensor(data: Any, name: str | None, version: str | None) -> Response:
     check_shape(array.shape, declared, spec, "input_tensor")
     tensor = Tensor(declared.name, declared.datatype, array.shape, to_bytes(array))
     terms = terms_of(request.environ, {})
-    return answer(Question(spec, (tensor,), (), terms, How("tensor")))
+    return answer(Question(spec, (tensor,), (), terms, How("tensor"), version is not None))
 
 
 def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
@@ -123,10 +124,16 @@ def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
 
 
 def _described(
-    spec: ModelSpec, inputs: tuple[Tensor, ...], *, one: bool, cut: list[bool] | None = None
+    spec: ModelSpec,
+    inputs: tuple[Tensor, ...],
+    version: str | None,
+    *,
+    one: bool,
+    cut: list[bool] | None = None,
 ) -> Response:
     how = How("rows", top_k=_top_k(), one=one, cut=tuple(cut or ()))
-    return answer(Question(spec, inputs, (), terms_of(request.environ, {}), how))
+    terms = terms_of(request.environ, {})
+    return answer(Question(spec, inputs, (), terms, how, version is not None))
 
 
 def _top_k() -> int:

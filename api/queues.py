@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import time
+from typing import NamedTuple
 
 import redis
 
 from api.terms import USUAL, Terms
 from shared.catalog import Catalog
 from shared.detached import Detached
-from shared.errors import QueueFull
+from shared.errors import QueueFull, VersionRetired
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.model_spec import ModelSpec
 from shared.queue_commands import Limits
@@ -18,6 +20,16 @@ from shared.request_queue import RequestQueue, Waiting
 from shared.settings import Settings
 
 LONGEST_RETRY_AFTER_SECONDS = 60
+MAX_SUCCESSORS = 3
+"""How often a request is sent elsewhere because the version that it went to left."""
+SUCCESSOR_SECONDS = 0.05
+
+
+class Answered(NamedTuple):
+    """An answer, and the version that gave it."""
+
+    spec: ModelSpec
+    result: InferResult
 
 
 class Queues:
@@ -36,9 +48,34 @@ class Queues:
         inputs: tuple[Tensor, ...],
         outputs: tuple[str, ...] = (),
         terms: Terms = USUAL,
-    ) -> InferResult:
-        """Push one request and wait for its answer; raises what either raises."""
-        return self.wait(spec, self.push(spec, inputs, outputs, terms))
+        *,
+        named: bool = False,
+    ) -> Answered:
+        """Push one request and wait for its answer; raises what either raises.
+
+        Should the version leave meanwhile, its successor is asked, unless the version was `named`.
+        """
+        for _ in range(MAX_SUCCESSORS):
+            try:
+                waiting = self.push(spec, inputs, outputs, terms)
+                return Answered(spec, self.wait(spec, waiting))
+            except VersionRetired:
+                spec = self.successor(spec, named=named)
+        return Answered(spec, self.wait(spec, self.push(spec, inputs, outputs, terms)))
+
+    def successor(self, spec: ModelSpec, *, named: bool = False) -> ModelSpec:
+        """Return what serves in the place of a version that left.
+
+        Raises VersionRetired when that takes other inputs than the request was checked for, and
+        UnknownModel when nothing serves in its place.
+        """
+        self._catalog.refresh()
+        found = self._catalog.serving(spec.name, spec.version if named else None)
+        if not found.answers_as(spec):
+            raise VersionRetired.default()
+        if found.key == spec.key:  # it is back, or not everybody knows yet that it left
+            time.sleep(SUCCESSOR_SECONDS)
+        return found
 
     def push(
         self,
@@ -72,21 +109,34 @@ class Queues:
         inputs: tuple[Tensor, ...],
         outputs: tuple[str, ...],
         terms: Terms,
-    ) -> None:
-        """Store a request for whose answer nobody waits; raises QueueFull, RedisUnavailable."""
-        request = self._request(request_id, spec, inputs, outputs, terms)
-        try:
-            self.detached(spec).submit(request)
-        except QueueFull as error:
-            raise self._with_retry_after(spec, error) from None
+        *,
+        named: bool = False,
+    ) -> ModelSpec:
+        """Store a request for whose answer nobody waits; raises QueueFull, RedisUnavailable.
+
+        Returns the version that it was stored for, as `ask` does.
+        """
+        for last in range(MAX_SUCCESSORS + 1):
+            request = self._request(request_id, spec, inputs, outputs, terms)
+            try:
+                self.detached(spec).submit(request)
+            except QueueFull as error:
+                raise self._with_retry_after(spec, error) from None
+            except VersionRetired:
+                if last == MAX_SUCCESSORS:
+                    raise
+                spec = self.successor(spec, named=named)
+            else:
+                break
+        return spec
 
     def detached(self, spec: ModelSpec) -> Detached:
         """Return the model's requests that nobody waits for."""
         return Detached(self._client, self._keys(spec), self._limits(spec))
 
-    def timeout_seconds(self, terms: Terms) -> float:
+    def timeout_seconds(self, spec: ModelSpec, terms: Terms) -> float:
         """Return how long a request under `terms` may wait."""
-        return terms.timeout_seconds or self._settings.request_timeout_seconds
+        return terms.deadline_seconds(spec, self._settings.request_timeout_seconds)
 
     def _request(
         self,
@@ -101,10 +151,11 @@ class Queues:
             inputs[0].shape[0] if spec.batched else 1,
             inputs,
             outputs,
-            self.timeout_seconds(terms),
+            self.timeout_seconds(spec, terms),
             spec.signature(inputs),
             terms.level(spec),
             terms.parameters,
+            terms.queue_timeout_seconds if spec.queue_policies else 0.0,
         )
 
     def _with_retry_after(self, spec: ModelSpec, error: QueueFull) -> QueueFull:
@@ -116,7 +167,7 @@ class Queues:
         return error
 
     def _keys(self, spec: ModelSpec) -> QueueKeys:
-        return QueueKeys(self._settings.key_prefix, spec.key, spec.levels)
+        return QueueKeys(self._settings.key_prefix, spec.key, spec.levels, cached=spec.cached)
 
     def _limits(self, spec: ModelSpec) -> Limits:
         return Limits.of(spec, self._settings)

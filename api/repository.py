@@ -1,15 +1,19 @@
-"""/v2/repository: which models there are; none is loaded or unloaded by request."""
+"""/v2/repository: which models there are, and in mode explicit loading and unloading them."""
 
 from __future__ import annotations
 
 from flask import Blueprint, Response, current_app
 
 from api.body import read_body
+from api.infer_request import check_parameters
 from api.json_answers import json_response
 from api.json_tensors import load_object
-from api.repository_index import refuse_model_control, repository_index
+from api.model_control import load_by_request, unload_by_request
+from api.repository_index import repository_index
 from shared.catalog import Catalog
 from shared.errors import BadRequest
+from shared.messages import Parameters
+from shared.model_control import ModelControl
 
 blueprint = Blueprint("repository", __name__)
 
@@ -22,11 +26,35 @@ def index() -> Response:
     ready_only = load_object(raw).get("ready", False) if raw else False
     if type(ready_only) is not bool:
         raise BadRequest(f'"ready" must be true or false, not {ready_only!r}')
+    catalog.refresh()
     return json_response(repository_index(catalog.snapshot(), ready_only=ready_only))
 
 
 @blueprint.post("/v2/repository/models/<name>/load")
+def load(name: str) -> Response:
+    """Answer 200 when the model is ready on every machine, 400 saying why it cannot be."""
+    load_by_request(_control(), name, _parameters())
+    return json_response({})
+
+
 @blueprint.post("/v2/repository/models/<name>/unload")
-def control(name: str) -> Response:
-    """Refuse with 400, whatever `name` is."""
-    refuse_model_control()
+def unload(name: str) -> Response:
+    """Answer 200 when no request can reach the model any more."""
+    unload_by_request(_control(), _catalog(), name, _parameters())
+    return json_response({})
+
+
+def _parameters() -> Parameters:
+    raw = read_body()
+    body = load_object(raw) if raw else {}
+    return check_parameters(body.get("parameters"), "the request")
+
+
+def _control() -> ModelControl:
+    control: ModelControl = current_app.extensions["model_control"]
+    return control
+
+
+def _catalog() -> Catalog:
+    catalog: Catalog = current_app.extensions["catalog"]
+    return catalog

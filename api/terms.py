@@ -21,12 +21,20 @@ class Terms(NamedTuple):
 
     `client` is the connection that is watched while the request waits, if there is one.
     `parameters` are those that Ferry itself has no use for: the model gets them.
+    `queue_timeout_seconds` is v2's `timeout`, 0 without: of a model with queue policies it is for
+    these to judge, of any other it is the request's deadline.
     """
 
     timeout_seconds: float | None = None
     priority: int = 0
     client: socket.socket | None = None
     parameters: Parameters = NO_PARAMETERS
+    queue_timeout_seconds: float = 0.0
+
+    def deadline_seconds(self, spec: ModelSpec, default_seconds: float) -> float:
+        """Return how long the request may take from its push to the start of its batch."""
+        wish = 0.0 if spec.queue_policies else self.queue_timeout_seconds
+        return wish or self.timeout_seconds or default_seconds
 
     def level(self, spec: ModelSpec) -> int:
         """Return the queue to wait on, 1 for the most urgent; raises BadRequest.
@@ -49,21 +57,21 @@ USUAL = Terms()
 def terms_of(environ: Mapping[str, Any], parameters: Mapping[str, Any]) -> Terms:
     """Read a request's header `X-Request-Timeout` (seconds) and its v2 parameters.
 
-    `timeout` is in microseconds, `priority` a level, as in Triton's schedule policy extension; the
-    header counts less. Raises BadRequest.
+    `timeout` is in microseconds, `priority` a level, as in Triton's schedule policy extension.
+    Raises BadRequest.
     """
     client = environ.get("gunicorn.socket")
     header = environ.get(TIMEOUT_HEADER)
     if not parameters and header is None:
         return Terms(client=client)
     seconds = None if header is None else _seconds(header)
-    if "timeout" in parameters:
-        seconds = _whole(parameters, "timeout") / 1e6 or seconds
-    if seconds is not None and seconds > LONGEST_TIMEOUT_SECONDS:
-        raise BadRequest(f"a request may wait {LONGEST_TIMEOUT_SECONDS:g} s at most, not {seconds}")
+    queue_seconds = _whole(parameters, "timeout") / 1e6 if "timeout" in parameters else 0.0
+    longest = max(seconds or 0.0, queue_seconds)
+    if longest > LONGEST_TIMEOUT_SECONDS:
+        raise BadRequest(f"a request may wait {LONGEST_TIMEOUT_SECONDS:g} s at most, not {longest}")
     priority = _whole(parameters, "priority") if "priority" in parameters else 0
     others = {name: value for name, value in parameters.items() if name not in OUR_PARAMETERS}
-    return Terms(seconds, priority, client, others)
+    return Terms(seconds, priority, client, others, queue_seconds)
 
 
 def _seconds(header: str) -> float:

@@ -6,8 +6,8 @@ from shared.messages import Timings
 
 
 def timings_json(timings: Timings) -> dict[str, float | int | str]:
-    """Return seconds, batch size (rows), attempts and instance by name."""
-    return {
+    """Return seconds, batch size (rows), attempts and instance by name; `cached` only if it was."""
+    described: dict[str, float | int | str] = {
         "queue_seconds": round(timings.queue_seconds, 6),
         "batch_wait_seconds": round(timings.batch_wait_seconds, 6),
         "compute_seconds": round(timings.compute_seconds, 6),
@@ -15,6 +15,9 @@ def timings_json(timings: Timings) -> dict[str, float | int | str]:
         "attempts": timings.attempts,
         "instance": timings.instance,
     }
+    if timings.cached:
+        described["cached"] = True
+    return described
 
 
 def server_timing(timings: Timings) -> str:

@@ -60,7 +60,8 @@ def predict(name: str, version: str | None = None) -> Response:
     raw = read_body()
     spec = _catalog().serving(name, checked_version(version))
     kind, inputs = parse_predict(raw, spec, current_app.extensions["tokenizers"])
-    return answer(Question(spec, inputs, (), terms_of(request.environ, {}), How(kind)))
+    terms = terms_of(request.environ, {})
+    return answer(Question(spec, inputs, (), terms, How(kind), version is not None))
 
 
 @blueprint.post("/v1/models/<name>:<verb>")

@@ -50,7 +50,11 @@ def parse_predict(
         return form, tokenizers.encode(value, spec)[0]
     columns = _columns_of_rows(value, spec) if form == "predictions" else _columns(value, spec)
     names_booleans = b"true" in raw or b"false" in raw
-    inputs = tuple(_tensor(columns[item.name], item, spec, names_booleans) for item in spec.inputs)
+    inputs = tuple(
+        _tensor(columns[item.name], item, spec, names_booleans)
+        for item in spec.inputs
+        if item.name in columns
+    )
     rows = {tensor.shape[0] for tensor in inputs}
     if spec.batched and len(rows) > 1:
         raise BadRequest(f"all inputs must have the same batch size, not {sorted(rows)}")
@@ -99,12 +103,15 @@ def _columns_of_rows(instances: list[Any], spec: ModelSpec) -> dict[str, Any]:
     """Return each input's values of all rows, which are all objects of inputs or all plain."""
     if not _names_inputs(instances[0]):
         return {_only_input(spec, "instances"): instances}
-    wanted = spec.inputs_by_name
     for index, row in enumerate(instances):
         if not _names_inputs(row):
             raise BadRequest(f"instances[{index}] must be an object of inputs like instances[0]")
         _check_names(row, spec, f"instances[{index}]")
-    return {name: [row[name] for row in instances] for name in wanted}
+        if row.keys() != instances[0].keys():
+            raise BadRequest(
+                f"instances[{index}] has {sorted(row)}, instances[0] has {sorted(instances[0])}"
+            )
+    return {name: [row[name] for row in instances] for name in instances[0]}
 
 
 def _columns(value: Any, spec: ModelSpec) -> dict[str, Any]:
@@ -116,7 +123,8 @@ def _columns(value: Any, spec: ModelSpec) -> dict[str, Any]:
 
 def _check_names(given: dict[str, Any], spec: ModelSpec, where: str) -> None:
     wanted = spec.inputs_by_name
-    if given.keys() != wanted.keys():
+    required = {name for name, tensor in wanted.items() if not tensor.optional}
+    if not given or not required <= given.keys() <= wanted.keys():
         raise BadRequest(
             f"{where} has {sorted(given)}, the inputs of '{spec.name}' are {[*wanted]}"
         )

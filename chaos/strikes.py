@@ -13,7 +13,7 @@ from bench.errors import BenchError
 from chaos.system import STOP_TIMEOUT_SECONDS, System, wait_until
 from chaos.whole import WholeSystem
 from ferry.sessions import kill_session, send
-from shared.registry import InstanceRecord
+from shared.snapshot import InstanceRecord
 
 HOLD_SECONDS = 0.3
 """How long the instances stand still before Valkey is killed: every client then waits."""

@@ -22,8 +22,9 @@ from ferry.up import child_environment
 from shared.errors import RedisUnavailable
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect
-from shared.registry import InstanceRecord, Registry
+from shared.registry import Registry
 from shared.settings import Settings
+from shared.snapshot import InstanceRecord
 
 READY_TIMEOUT_SECONDS = 30.0
 STOP_TIMEOUT_SECONDS = 45.0

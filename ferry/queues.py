@@ -17,6 +17,7 @@ COLUMNS = (
     Column("attempts", lambda row: row["highest_attempts"], is_number=True),
     Column("expired", lambda row: row["counts"].get("expired", ""), is_number=True),
     Column("cancelled", lambda row: row["counts"].get("cancelled", ""), is_number=True),
+    Column("rejected", lambda row: row["counts"].get("rejected", ""), is_number=True),
     Column("dead", lambda row: row["counts"].get("dead", ""), is_number=True),
     Column("in flight", lambda row: _in_flight(row["in_flight"])),
 )

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from ferry.inspect_redis import redis_to_inspect
 from ferry.tables import Column, Row, show
-from shared.registry import InstanceRecord, Registry
+from shared.registry import Registry
+from shared.snapshot import InstanceRecord
 
 COLUMNS = (
     Column("host", lambda row: row["host"]),

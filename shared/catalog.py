@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import time
 from threading import Lock
 
 from shared.errors import ModelNotReady, RedisUnavailable, UnknownModel
 from shared.log_settings import LogLevel
 from shared.model_spec import ModelSpec
-from shared.registry import Registry, Snapshot
+from shared.registry import Registry
+from shared.snapshot import Snapshot
 
 FRESH_SECONDS = 0.5
+LOOK_SECONDS = 0.1
+"""How often it is asked whether requests are to go elsewhere: a rollback waits no longer."""
 REFUSAL_FRESH_SECONDS = 0.05
 """How old the copy may be when a request is refused because of it."""
 RESTART_GRACE_SECONDS = 15.0
@@ -29,11 +33,13 @@ class Catalog:
         self._log_level = log_level
         self._snapshot = Snapshot()
         self._read_at = float("-inf")
+        self._next_look = float("inf")
+        self._changes = 0
         self._ready_at: dict[str, float] = {}
         self._lock = Lock()
 
     def find(self, name: str, version: str | None = None) -> ModelSpec:
-        """Return a registered model, its highest version unless one is named.
+        """Return a registered model, the version that serves unless one is named.
 
         Raises UnknownModel.
         """
@@ -43,7 +49,10 @@ class Catalog:
             return _find(self._current(REFUSAL_FRESH_SECONDS), name, version)
 
     def serving(self, name: str, version: str | None = None) -> ModelSpec:
-        """Return a model that takes requests; raises UnknownModel or ModelNotReady."""
+        """Return a model that takes requests; raises UnknownModel or ModelNotReady.
+
+        Without a version it is the one that serves, or one drawn by the weights of a split.
+        """
         try:
             return self._serving(self._current(), name, version)
         except (UnknownModel, ModelNotReady):
@@ -53,9 +62,10 @@ class Catalog:
         reason = snapshot.failures.get(name)
         if reason and name not in snapshot.models:
             raise ModelNotReady(reason)
-        spec = _find(snapshot, name, version)
+        spec = _find(snapshot, name, version or _drawn(snapshot, name))
         last_ready = self._ready_at.get(spec.key, float("-inf"))
         if self._read_at - last_ready > RESTART_GRACE_SECONDS:
+            reason = snapshot.reasons.get(spec.key, reason)
             raise ModelNotReady(reason or f"model '{name}' is not ready: no worker has loaded it")
         return spec
 
@@ -79,7 +89,7 @@ class Catalog:
             return False
 
     def specs(self) -> list[ModelSpec]:
-        """Return the highest version of every model, by name."""
+        """Return the version that serves of every model, by name."""
         return [self.find(name) for name in sorted(self._current().models)]
 
     def snapshot(self) -> Snapshot:
@@ -87,7 +97,7 @@ class Catalog:
         return self._current()
 
     def versions(self, name: str | None, version: str | None) -> list[ModelSpec]:
-        """Return every registered version: of all models, of one, or the one named.
+        """Return every version that is seen: of all models, of one, or the one named.
 
         Raises UnknownModel.
         """
@@ -101,23 +111,44 @@ class Catalog:
         ]
         return sorted(specs, key=lambda spec: (spec.name, int(spec.version)))
 
+    def refresh(self) -> None:
+        """Look at the registry anew before the next answer."""
+        self._read_at = min(self._read_at, time.monotonic() - FRESH_SECONDS)
+
+    def served_versions(self, name: str) -> list[str]:
+        """Return the versions of a model that take requests; raises UnknownModel."""
+        self.find(name)
+        snapshot = self._current()
+        serving = snapshot.served.get(name)
+        return sorted(serving.versions if serving else snapshot.models[name], key=int)
+
     def _current(self, max_age_seconds: float = FRESH_SECONDS) -> Snapshot:
         """Return the snapshot, read anew when it is old; a Redis that is away leaves the old one.
 
         While one thread reads, the others use the old one, unless there is none or they are about
         to refuse a request.
         """
-        if time.monotonic() - self._read_at < max_age_seconds:
+        now = time.monotonic()
+        if now - self._read_at < max_age_seconds and now < self._next_look:
             return self._snapshot
         must_wait = max_age_seconds < FRESH_SECONDS or self._read_at == float("-inf")
         if not self._lock.acquire(blocking=must_wait):
             return self._snapshot
         try:
-            if time.monotonic() - self._read_at >= max_age_seconds:
+            if time.monotonic() - self._read_at >= max_age_seconds or self._has_changed():
                 self._read(time.monotonic())
         finally:
             self._lock.release()
         return self._snapshot
+
+    def _has_changed(self) -> bool:
+        """Tell whether requests may go elsewhere since the last look; one small command."""
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        try:
+            changes, self._changes = self._changes, self._registry.changes()
+        except RedisUnavailable:
+            return False
+        return changes != self._changes
 
     def _read(self, now: float) -> None:
         try:
@@ -126,15 +157,26 @@ class Catalog:
             if not self._snapshot.models:
                 raise
             return  # the old copy serves on; push will say that Redis is away
-        self._read_at = now
+        self._read_at, self._next_look = now, now + LOOK_SECONDS
         if self._log_level is not None:
             self._log_level.follow(snapshot.log)
         served_at = max(self._ready_at.values(), default=float("-inf"))
-        if not snapshot.models and now - served_at <= RESTART_GRACE_SECONDS:
+        if (
+            not (snapshot.models or snapshot.supervised)
+            and now - served_at <= RESTART_GRACE_SECONDS
+        ):
             return  # Redis came back empty, and the supervisors are about to fill it again
         self._snapshot = snapshot
         for key in self._snapshot.ready:
             self._ready_at[key] = now
+
+
+def _drawn(snapshot: Snapshot, name: str) -> str | None:
+    """Return a version by the weights of a model's split, None when there is none."""
+    serving = snapshot.served.get(name)
+    if serving is None or not serving.split:
+        return None
+    return random.choices(list(serving.split), list(serving.split.values()))[0]
 
 
 def _find(snapshot: Snapshot, name: str, version: str | None) -> ModelSpec:
@@ -142,7 +184,7 @@ def _find(snapshot: Snapshot, name: str, version: str | None) -> ModelSpec:
     if not versions:
         raise UnknownModel(f"Request for unknown model: '{name}' is not found")
     if version is None:
-        return versions[max(versions, key=int)]
+        return versions[snapshot.default_version(name)]
     if version not in versions:
         raise UnknownModel(f"Request for unknown model: '{name}' version {version} is not found")
     return versions[version]

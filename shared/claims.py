@@ -1,11 +1,28 @@
-"""A batch on the worker's side: what was claimed, and what is answered."""
+"""A batch on the worker's side: how it is made, what was claimed, and what is answered."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from shared.messages import InferRequest
+from shared.model_spec import ModelSpec
 from shared.queue_keys import TICKET
+
+
+class Batching(NamedTuple):
+    """How a model version's batches are made, besides their rows and their delay.
+
+    `has_policies` says that its requests may have time-outs on the queue.
+    """
+
+    preferred_sizes: tuple[int, ...] = ()
+    preserve_ordering: bool = False
+    has_policies: bool = False
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Batching:
+        """Return what a model's config says."""
+        return cls(spec.preferred_batch_sizes, spec.preserve_ordering, bool(spec.queue_policies))
 
 
 class Claimed(NamedTuple):
@@ -17,13 +34,16 @@ class Claimed(NamedTuple):
     queue_seconds: float
     body: bytes
     claimed_at: float = 0.0
+    level: int = 1
+    deadline: float = 0.0
+    ticket: bytes = b""
 
     @classmethod
     def of(cls, ticket: bytes, body: bytes, now: float) -> Claimed:
         """Take apart what `claim.lua` returns of one request."""
-        _, attempts, _, rows, enqueued, *_ = TICKET.unpack_from(ticket)
-        request_id = ticket[TICKET.size :].decode()
-        return cls(request_id, rows, attempts + 1, max(0.0, now - enqueued), body, now)
+        _, attempts, level, _, rows, enqueued, deadline, *_ = TICKET.unpack_from(ticket)
+        request_id, waited = ticket[TICKET.size :].decode(), max(0.0, now - enqueued)
+        return cls(request_id, rows, attempts + 1, waited, body, now, level, deadline, ticket)
 
     def request(self) -> InferRequest:
         """Decode the body; raises BadMessage."""

@@ -8,6 +8,7 @@ their own: requests leave together, and one reader takes all answers that are th
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class Courier:
         self,
         open_wire: Callable[[], Wire],
         push_command: Callable[[list[Push]], tuple[Any, ...]],
-        cancel_command: Callable[[str, list[str]], tuple[Any, ...]],
+        cancel_command: Callable[..., tuple[Any, ...]],
         answered_key: str,
         result_prefix: str,
     ) -> None:
@@ -54,6 +55,7 @@ class Courier:
         self._result_prefix = result_prefix
         self._sender = Sender(open_wire(), push_command, self._fail)
         self._waiting: dict[str, Parcel] = {}
+        self._timed: dict[str, Parcel] = {}
         self._unwanted: deque[tuple[str, str]] = deque()
         self._starting = Lock()
         self._started = False
@@ -71,6 +73,8 @@ class Courier:
         if not self._started:
             self._start()
         self._waiting[parcel.push.id] = parcel
+        if parcel.queue_deadline < math.inf:
+            self._timed[parcel.push.id] = parcel
         self._sender.send(parcel)
 
     def take_back(self, parcel: Parcel) -> None:
@@ -97,10 +101,22 @@ class Courier:
             now, waiting = time.monotonic(), list(self._waiting.values())
             late = [parcel for parcel in waiting if parcel.deadline <= now]
             self._close("expired", late, lambda: RequestExpired("Request timeout expired"))
+            self._note_rejected(now)
             if now >= next_look:
                 next_look = now + DEPARTURES_SECONDS
                 left = [parcel for parcel in waiting if parcel.client and has_left(parcel.client)]
                 self._close("cancelled", left, lambda: ClientLeft("the client hung up"))
+
+    def _note_rejected(self, now: float) -> None:
+        """Have what a queue policy rejects taken off the queue, also while no instance looks at it.
+
+        It may be in a batch by then, so it is failed only once Redis says that it was not.
+        """
+        for request_id, parcel in list(self._timed.items()):
+            if parcel.queue_deadline <= now or not parcel.is_open:
+                del self._timed[request_id]
+                if parcel.is_open:
+                    self._unwanted.append(("rejected", request_id))
 
     def _close(self, why: str, parcels: list[Parcel], make_error: Callable[[], FerryError]) -> None:
         """Fail parcels, and note that they are to be taken off the queue."""
@@ -127,10 +143,18 @@ class Courier:
             ids.setdefault(why, []).append(request_id)
         try:
             for why, unwanted in ids.items():
-                wire.send(self._cancel_command(why, unwanted))
-                wire.reply()
+                wire.send(self._cancel_command(why, unwanted, only_waiting=why == "rejected"))
+                states = wire.reply()
+                if why == "rejected":
+                    self._reject(unwanted, states)
         except RedisError as failure:
             log.info("requests stay on the queue until they are claimed, Redis fails: %s", failure)
+
+    def _reject(self, ids: list[str], states: list[bytes]) -> None:
+        for request_id, state in zip(ids, states, strict=True):
+            parcel = self._waiting.get(request_id)
+            if parcel is not None and state == b"waiting":
+                self._fail(parcel, RequestExpired("Request timeout expired"))
 
     def _fail(self, parcel: Parcel, error: FerryError) -> None:
         if self._waiting.pop(parcel.push.id, None) is not None:

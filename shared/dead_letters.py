@@ -11,12 +11,11 @@ from shared.detached import Detached, new_id
 from shared.errors import RedisUnavailable, RequestGone, UnknownModel, UnknownRequest
 from shared.messages import InferRequest
 from shared.model_spec import ModelSpec
-from shared.queue_commands import Limits, grace_seconds
+from shared.queue_commands import KEPT_SECONDS, Limits, grace_seconds
 from shared.queue_inspection import lists
 from shared.queue_keys import QueueKeys
 from shared.records import How, Records
 from shared.registry import Registry
-from shared.request_queue import KEPT_SECONDS
 from shared.settings import Settings
 
 

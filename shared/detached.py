@@ -6,12 +6,13 @@ from secrets import token_hex
 from typing import Any, Literal, NamedTuple
 
 from redis import Redis
+from redis.exceptions import NoScriptError
 
 from shared.errors import QueueFull, VersionRetired
 from shared.messages import InferRequest, InferResult
 from shared.queue_commands import Limits, as_push, cancel_command, push_command
 from shared.queue_keys import DETACHED, KEPT, QueueKeys
-from shared.redis_connection import asking, script_text
+from shared.redis_connection import asking, script_digest, script_text
 
 What = Literal["done", "waiting", "running", "gone"]
 
@@ -40,7 +41,8 @@ class Detached:
 
     def submit(self, request: InferRequest) -> None:
         """Return once Redis has stored the request; raises QueueFull or VersionRetired."""
-        command = push_command(self._keys, self._limits, [as_push(request, self._limits)])
+        push = as_push(request, self._keys, self._limits)
+        command = push_command(self._keys, self._limits, [push])
         status = self._run("push", command)[0]
         if status.startswith(b"full"):
             raise QueueFull.with_waiting(int(status.split()[1]))
@@ -55,8 +57,8 @@ class Detached:
         """Return what became of a request; of one whose answer has expired, `gone`."""
         keys = self._keys
         command = (
-            "EVALSHA", "state", keys.levels, *keys.queues,
-            keys.body + request_id, keys.result + request_id, request_id,
+            "EVALSHA", "state", 2 * keys.levels, *keys.lists,
+            keys.body + request_id, keys.result + request_id, request_id, keys.cache,
         )  # fmt: skip
         what, *detail = self._run("state", command)
         if what == b"done":
@@ -71,6 +73,13 @@ class Detached:
         return answer
 
     def _run(self, script: str, command: tuple[Any, ...]) -> Any:
-        """Run a script by its text: these commands are few, and need no loading."""
+        """Run a script by its digest, or by its text where Redis does not know it yet."""
         client: Any = self._client  # its execute_command has no types
-        return asking(lambda: client.execute_command("EVAL", script_text(script), *command[2:]))
+
+        def run() -> Any:
+            try:
+                return client.execute_command("EVALSHA", script_digest(script), *command[2:])
+            except NoScriptError:
+                return client.execute_command("EVAL", script_text(script), *command[2:])
+
+        return asking(run)

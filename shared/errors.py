@@ -2,7 +2,7 @@
 
     1 api reads the body     BadRequest, PayloadTooLarge, RequestTimeout, UnsupportedEncoding,
                              UnknownRoute, MethodNotAllowed, UnknownModel, ModelNotReady,
-                             Unsupported
+                             Unsupported, LoadFailed (of who asks to load a model)
     2 push                   QueueFull, RedisUnavailable, VersionRetired
     3 claim                  RequestExpired
     4-6 the worker's batch   ModelFailed (it raised), BadModelOutput (wrong rows or names)
@@ -85,6 +85,13 @@ class ModelNotReady(FerryError):
     code = "model_not_ready"
     status = 503
     retry_after_seconds = 1
+
+
+class LoadFailed(FerryError):
+    """A model or version cannot be loaded or used; what served before serves on."""
+
+    code = "load_failed"
+    status = 400
 
 
 class VersionRetired(ModelNotReady):

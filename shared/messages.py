@@ -7,7 +7,9 @@ scripts must read without decoding (rows, signature, times, attempts) is the tic
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
+from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +22,9 @@ from shared.pieces import LARGE_BYTES, Pieces
 Message = TypeVar("Message")
 Parameters = Mapping[str, str | int | float | bool]
 NO_PARAMETERS: Parameters = MappingProxyType({})
+_FROM_CACHE = struct.Struct("<Bd")
+"""What `_cache.lua` puts in front of an answer: a sign that no message begins with, seconds waited."""
+_CACHE_SIGN = b"\xc1"
 
 
 class Tensor(NamedTuple):
@@ -50,7 +55,8 @@ class InferRequest(NamedTuple):
 
     `outputs` names the wanted outputs, empty for all. `signature` is 8 bytes that are equal for
     requests that can share a batch (`ModelSpec.signature` makes it). `parameters` are the client's,
-    for the model to read.
+    for the model to read. `queue_timeout_seconds` is how long the client would have it wait on the
+    queue, 0 when it did not say; its level's queue policy decides what that means.
     """
 
     id: str
@@ -61,6 +67,7 @@ class InferRequest(NamedTuple):
     signature: bytes = bytes(8)
     priority: int = 1
     parameters: Parameters = NO_PARAMETERS
+    queue_timeout_seconds: float = 0.0
 
     def encode(self) -> bytes:
         """Encode inputs and wanted outputs; id, rows and times travel in the ticket."""
@@ -86,6 +93,15 @@ class InferRequest(NamedTuple):
         packer.pack(dict(self.parameters))
         return Pieces([*pieces, packer.bytes()])
 
+    def digest(self) -> str:
+        """Return 32 hex digits that are equal for requests of the same answer."""
+        head = [(name, kind, shape, len(data), px) for name, kind, shape, data, px in self.inputs]
+        asked = [self.outputs, head, sorted(self.parameters.items())]
+        found = blake2b(_pack(asked), digest_size=16)
+        for tensor in self.inputs:
+            found.update(tensor.data)
+        return found.hexdigest()
+
     @classmethod
     def decode(cls, request_id: str, rows: int, body: bytes) -> InferRequest:
         """Rebuild a request from its ticket's id and rows and its body; raises BadMessage."""
@@ -106,6 +122,7 @@ class Timings(NamedTuple):
 
     `queue_seconds` runs from push to claim, `batch_wait_seconds` from claim to the start of the
     forward pass (decoding, stacking, padding), `compute_seconds` is the forward pass itself.
+    A `cached` answer was made for another request that asked the same, by `instance`.
     """
 
     queue_seconds: float = 0.0
@@ -114,6 +131,7 @@ class Timings(NamedTuple):
     batch_size: int = 0
     attempts: int = 1
     instance: str = ""
+    cached: bool = False
 
 
 class InferResult(NamedTuple):
@@ -131,7 +149,14 @@ class InferResult(NamedTuple):
 
     @classmethod
     def decode(cls, body: bytes) -> InferResult:
-        """Rebuild a result; raises BadMessage."""
+        """Rebuild a result; raises BadMessage. One from the cache cost what its request waited."""
+        if body[:1] == _CACHE_SIGN and len(body) > _FROM_CACHE.size:
+            waited = _FROM_CACHE.unpack_from(body)[1]
+            made = cls.decode(body[_FROM_CACHE.size :])
+            timings = Timings(
+                waited, attempts=made.timings.attempts, instance=made.timings.instance, cached=True
+            )
+            return made._replace(timings=timings)
         return _decoding(
             body,
             lambda parts: cls(

@@ -35,6 +35,17 @@ class TensorSpec(_Frozen):
     reshape: tuple[int, ...] | None = None
 
 
+class MaskInput(_Frozen):
+    """An input that the worker fills in itself: 1 where the rows of the input `of` are not padded.
+
+    `tensor` stands at `position` among the config's inputs; clients do not see it.
+    """
+
+    tensor: TensorSpec
+    of: str
+    position: int
+
+
 class ImageInput(_Frozen):
     """How a picture becomes the model's input.
 
@@ -106,11 +117,11 @@ class ModelSpec(_Frozen):
     platform: str
     max_batch_size: int
     max_queue_delay_seconds: float = 0.0
-    max_queue_size: int = 0
     priority_levels: int = 0
     default_priority_level: int = 1
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    masks: tuple[MaskInput, ...] = ()
     image: ImageInput | None = None
     text: TextInput | None = None
     output_activation: Literal["softmax", "sigmoid", "none"] = "softmax"
@@ -162,6 +173,16 @@ class ModelSpec(_Frozen):
     def ragged_names(self) -> frozenset[str]:
         """Return the inputs in which requests of one batch may differ in size."""
         return frozenset(tensor.name for tensor in self.inputs if tensor.ragged)
+
+    def answers_as(self, other: ModelSpec) -> bool:
+        """Tell whether a request that was checked against `other` can be put to this one."""
+        return (
+            (self.inputs, self.image, self.text, self.levels)
+            == (other.inputs, other.image, other.text, other.levels)
+            and self.max_batch_size >= other.max_batch_size
+            and self.batched == other.batched
+            and {each.name for each in self.outputs} >= {each.name for each in other.outputs}
+        )
 
     def full_shape(self, tensor: TensorSpec) -> list[int]:
         """Return the declared shape with the batch dimension, as v2 metadata shows it."""

@@ -4,6 +4,8 @@ The hash `stats` has one field per batch size, named by its rows: what has been 
 passes of this size, as little-endian doubles in the order of `Totals`. So a publish reads and
 writes one field, whatever it counts. Beside them `failed` and `failed_seconds` count the requests
 that an instance answered with an error. Those that ended otherwise are in the hash `counts`.
+`left_<why>` count the batches that left the queue, by why they did: claim.lua adds to them.
+The fields of `Hits` are about the response cache, whose hits are in no batch.
 
 The words are Triton's (statistics extension). An execution is what an answer's `timings` call its
 batch: a pass that raised is none, and one that memory asked to run in pieces is one, of all its
@@ -24,10 +26,32 @@ from shared.model_spec import ModelSpec
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import asking
 
-ENDED_UNANSWERED = (b"expired", b"cancelled", b"dead")
+REASONS = ("full", "preferred", "delay", "shape", "greedy", "retry")
+"""Why a batch left the queue, see docs/queue.md."""
+ENDED_UNANSWERED = (b"expired", b"cancelled", b"rejected", b"dead")
 """The fields of `counts` that are failures."""
 _PASS = struct.Struct("<8d")
 _TOTALS = struct.Struct("<12d")
+
+
+class Hits(NamedTuple):
+    """What `_cache.lua` counted of a version's requests.
+
+    `hit_seconds` is how long they had waited for the answer to another that asked the same.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    hit_seconds: float = 0.0
+    hit_lookup_seconds: float = 0.0
+    miss_lookup_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, stats: dict[bytes, bytes]) -> Hits:
+        """Read them from the hash `stats`."""
+        return cls(
+            *(type(zero)(stats.get(name.encode(), zero)) for name, zero in cls()._asdict().items())
+        )
 
 
 class Pass(NamedTuple):
@@ -102,7 +126,8 @@ def model_statistics(
 ) -> list[dict[str, object]]:
     """Return Triton's `model_stats` of these model versions, zeros for what was never asked.
 
-    What a client has been answered is in it. Raises RedisUnavailable.
+    Beside Triton's members, `batches_left` counts the batches by why they left the queue. What a
+    client has been answered is in it. Raises RedisUnavailable.
     """
     specs = list(specs)
     with client.pipeline(transaction=False) as opened:
@@ -117,6 +142,11 @@ def model_statistics(
     ]
 
 
+def of_triton(statistics: dict[str, object]) -> dict[str, object]:
+    """Leave out what Triton's message of statistics has no field for."""
+    return {name: value for name, value in statistics.items() if name != "batches_left"}
+
+
 def _described(
     spec: ModelSpec, stats: dict[bytes, bytes], counts: dict[bytes, bytes]
 ) -> dict[str, object]:
@@ -126,6 +156,7 @@ def _described(
         if name.isdigit()
     }
     total = Totals(*(sum(column) for column in zip(Totals(), *sizes.values(), strict=True)))
+    cache = Hits.of(stats)
     last_inference = max((each.last_inference for each in sizes.values()), default=0.0)
     failed = int(stats.get(b"failed", 0)) + sum(int(counts.get(k, 0)) for k in ENDED_UNANSWERED)
     return {
@@ -135,18 +166,23 @@ def _described(
         "inference_count": int(total.row_count),
         "execution_count": int(total.execution_count),
         "inference_stats": {
-            "success": _duration(total.request_count, total.request_seconds),
+            "success": _duration(
+                total.request_count + cache.hits, total.request_seconds + cache.hit_seconds
+            ),
             "fail": _duration(failed, float(stats.get(b"failed_seconds", 0))),
-            "queue": _duration(total.request_count, total.queue_seconds),
+            "queue": _duration(
+                total.request_count + cache.hits, total.queue_seconds + cache.hit_seconds
+            ),
             "compute_input": _duration(total.request_count, total.request_input_seconds),
             "compute_infer": _duration(total.request_count, total.request_infer_seconds),
             "compute_output": _duration(total.request_count, total.request_output_seconds),
-            "cache_hit": _duration(0, 0.0),
-            "cache_miss": _duration(0, 0.0),
+            "cache_hit": _duration(cache.hits, cache.hit_lookup_seconds),
+            "cache_miss": _duration(cache.misses, cache.miss_lookup_seconds),
         },
         "batch_stats": [_batch_size(rows, sizes[rows]) for rows in sorted(sizes)],
         "memory_usage": [],
         "response_stats": {},
+        "batches_left": {why: int(stats.get(b"left_" + why.encode(), 0)) for why in REASONS},
     }
 
 

@@ -11,7 +11,7 @@ from redis import Redis
 from shared.queue_keys import TICKET, QueueKeys
 from shared.registry import Registry
 
-COUNTED = ("expired", "cancelled", "dead")
+COUNTED = ("expired", "cancelled", "rejected", "dead")
 
 
 class LevelState(NamedTuple):
@@ -49,7 +49,7 @@ class Ticket(NamedTuple):
     @classmethod
     def read(cls, raw: bytes) -> Ticket:
         """Take a ticket apart."""
-        _, attempts, level, _, enqueued, _, _, body_bytes = TICKET.unpack_from(raw)
+        _, attempts, level, _, _, enqueued, *_, body_bytes = TICKET.unpack_from(raw)
         return cls(raw[TICKET.size :].decode(), attempts, level, enqueued, body_bytes)
 
 

@@ -5,6 +5,7 @@ shards by model. `ferry` is FERRY_KEY_PREFIX.
 
     key                             type    holds                                          expires
     ferry:{m/v}:queue:<level>       list    tickets of waiting requests, oldest first     no
+    ferry:{m/v}:delayed:<level>     list    those that waited too long, served after it   no
     ferry:{m/v}:bytes               string  body bytes of the tickets on the queues       no
     ferry:{m/v}:bell                list    at most one wake-up token, no data            no
     ferry:{m/v}:closed              string  this version takes no requests any more       an hour
@@ -12,17 +13,30 @@ shards by model. `ferry` is FERRY_KEY_PREFIX.
     ferry:{m/v}:body:<id>           string  a request's tensors; exists while it is open  yes
     ferry:{m/v}:result:<id>         string  one encoded result                            yes
     ferry:{m/v}:answered:<process>  list    ids answered for one API process, no results  yes
-    ferry:{m/v}:counts              hash    requests expired, cancelled, dead so far      no
+    ferry:{m/v}:order               list    ids as claimed, if answers must keep to it    no (see 2)
+    ferry:{m/v}:digest:<id>         string  what an open request asks (see 3)             yes
+    ferry:{m/v}:asked:<digest>      list    tickets of those who ask this (see 3)         yes
+    ferry:{m/v}:followed            string  body bytes of the tickets behind the first    yes
+    ferry:{m/v}:cache               hash    digest -> answer; `bytes` of all of them      yes
+    ferry:{m/v}:cache:expiry        zset    digests by when their answers expire          yes
+    ferry:{m/v}:cache:used          zset    digests by when they were last asked for      yes
+    ferry:{m/v}:counts              hash    requests expired, cancelled, rejected, dead   no
     ferry:{m/v}:stats               hash    what its requests cost, see model_statistics  no
     ferry:{m/v}:dead                list    the last 1000 requests given up, newest first no
     ferry:{m/v}:deadbody:<id>       string  the tensors of such a request                 7 days
 
     1: dropped when its batch is published; a dead instance's is moved by `recover`.
+    2: only of models with preserve_ordering. Who closes a request takes off what need not wait.
+    3: only of models with a response cache, as the six keys from here on. The first ticket's
+       request leads: it waits or runs itself, and its answer is everybody's (docs/cache.md).
 
-A ticket is 35 bytes that the scripts read without decoding anything else, then the id:
+A ticket is 44 bytes that the scripts read without decoding anything else, then the id:
 
-    B version   B attempts   B level   I4 rows   d enqueued   d deadline   8 bytes signature
-    I4 body bytes   id
+    B version   B attempts   B level   B on time-out   I4 rows   d enqueued   d deadline
+    d queue deadline   8 bytes signature   I4 body bytes   id
+
+`on time-out` says what happens when it still waits at its queue deadline, the queue policy's: 0
+nothing, 1 it is rejected, 2 it is delayed, once. Once claimed it has none any more.
 
 An id is 32 hex digits; the first 8 name the API process that waits for it, or DETACHED or KEPT when
 none does. Level 1 is served first.
@@ -36,7 +50,9 @@ from __future__ import annotations
 
 import struct
 
-TICKET = struct.Struct("<BBBIdd8sI")
+TICKET = struct.Struct("<BBBBIddd8sI")
+TICKET_VERSION = 4
+REJECT, DELAY = 1, 2
 DETACHED = "00000000"
 """Begins the id of a request for whose answer no API process waits; it is asked for later."""
 KEPT = "00000001"
@@ -46,11 +62,19 @@ KEPT = "00000001"
 class QueueKeys:
     """The names of one model version's keys."""
 
-    def __init__(self, prefix: str, model_key: str, levels: int = 1) -> None:
-        """Name the keys of `model_key` (`name/version`) under `prefix`, with `levels` queues."""
+    def __init__(
+        self, prefix: str, model_key: str, levels: int = 1, *, cached: bool = False
+    ) -> None:
+        """Name the keys of `model_key` (`name/version`) under `prefix`, with `levels` queues.
+
+        `cache` tells the scripts of a `cached` model how its keys begin; it is empty otherwise.
+        """
         tag = f"{prefix}:{{{model_key}}}"
         self.levels = levels
+        self.tag = f"{tag}:"
+        self.cache = self.tag if cached else ""
         self.queue = f"{tag}:queue:"
+        self.delayed = f"{tag}:delayed:"
         self.bytes = f"{tag}:bytes"
         self.bell = f"{tag}:bell"
         self.closed = f"{tag}:closed"
@@ -58,12 +82,24 @@ class QueueKeys:
         self.body = f"{tag}:body:"
         self.result = f"{tag}:result:"
         self.answered = f"{tag}:answered:"
+        self.order = f"{tag}:order"
         self.counts = f"{tag}:counts"
         self.stats = f"{tag}:stats"
         self.dead = f"{tag}:dead"
         self.dead_body = f"{tag}:deadbody:"
 
     @property
+    def answers(self) -> list[str]:
+        """The keys of the answers that are kept."""
+        return [f"{self.tag}cache", f"{self.tag}cache:expiry", f"{self.tag}cache:used"]
+
+    @property
     def queues(self) -> list[str]:
         """The queues of all levels, the one that is served first at the front."""
         return [f"{self.queue}{level}" for level in range(1, self.levels + 1)]
+
+    @property
+    def lists(self) -> list[str]:
+        """Where a request may wait, as it is served: each level's queue, then its delayed."""
+        levels = range(1, self.levels + 1)
+        return [f"{prefix}{level}" for level in levels for prefix in (self.queue, self.delayed)]

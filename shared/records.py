@@ -21,9 +21,8 @@ from pydantic import BaseModel, ConfigDict
 
 from shared.errors import RedisUnavailable, UnknownRequest
 from shared.model_spec import ModelSpec
-from shared.queue_commands import Limits
+from shared.queue_commands import KEPT_SECONDS, Limits
 from shared.redis_connection import asking
-from shared.request_queue import KEPT_SECONDS
 
 MEMORY_SECONDS = 600.0
 """How long it is known that a request existed after its answer has expired."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import select
 import socket
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -57,10 +58,11 @@ class Wire:
     as redis.ResponseError and leaves it open.
     """
 
-    def __init__(self, connection: Any) -> None:
-        """Wrap a redis-py connection that is not open yet."""
-        connection.retry = Retry(NoBackoff(), 0)
-        self._connection = connection
+    def __init__(self, make_connection: Callable[[], Any]) -> None:
+        """Wrap a redis-py connection, which is opened when it is first needed."""
+        self._make_connection = make_connection
+        self._connection = make_connection()
+        self._connection.retry = Retry(NoBackoff(), 0)
         self._socket: socket.socket | None = None
         self._reader = _reader()
         self._unread = 0
@@ -102,6 +104,16 @@ class Wire:
             raise found
         return found
 
+    def has_reply(self, seconds: float) -> bool:
+        """Wait so long for the next reply to begin; tell whether it has."""
+        assert self._socket is not None, "a reply is waited for after a send"
+        ready = self._reader.has_data() or select.select([self._socket], [], [], seconds)[0]
+        return bool(ready)
+
+    def beside(self) -> Wire:
+        """Return another wire to the same Redis; opens nothing before its first command."""
+        return Wire(self._make_connection)
+
     def close(self) -> None:
         """Drop the connection and whatever replies were still to come."""
         self._socket = None
@@ -132,7 +144,7 @@ class Wire:
 
 def open_wire(client: redis.Redis) -> Wire:
     """Return a new wire with the client's connection settings."""
-    return Wire(client.connection_pool.make_connection())
+    return Wire(client.connection_pool.make_connection)
 
 
 def asking(command: Callable[[], Any]) -> Any:
@@ -159,8 +171,9 @@ def unavailable(error: RedisError) -> RedisUnavailable:
 
 @cache
 def script_text(name: str) -> str:
-    """Return the text of shared/scripts/<name>.lua."""
-    return files("shared").joinpath("scripts", f"{name}.lua").read_text()
+    """Return the text of shared/scripts/<name>.lua; `-- include part` is that of _part.lua."""
+    text = files("shared").joinpath("scripts", f"{name}.lua").read_text()
+    return re.sub(r"(?m)^-- include (\w+)$", lambda found: script_text(f"_{found[1]}"), text)
 
 
 @cache

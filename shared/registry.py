@@ -14,76 +14,15 @@ ferry:log                     hash    log setting -> its number, of those that w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import redis
-from pydantic import BaseModel, ConfigDict
 
+from shared.deployments import Report, Serving
 from shared.model_spec import ModelSpec
 from shared.redis_connection import asking
-
-State = Literal["starting", "ready", "failed"]
-
-
-class InstanceRecord(BaseModel):
-    """One worker process: which model it runs where, whether it takes requests, what it has done.
-
-    What it has done is as of its supervisor's last heartbeat. `row_limit` is how many rows at once
-    its memory holds when that is less than the model's batch, 0 when nothing limits it.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    supervisor: str
-    model: str
-    version: str
-    state: State
-    device: str = "cpu"
-    host: str = ""
-    pid: int = 0
-    reason: str = ""
-    answered_count: int = 0
-    requests_per_second: float = 0.0
-    last_batch_rows: int = 0
-    last_batch_seconds: float = 0.0
-    row_limit: int = 0
-
-    @property
-    def model_key(self) -> str:
-        """Return `name/version`."""
-        return f"{self.model}/{self.version}"
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The registry at one moment: models by name and version, and which of them are served.
-
-    `failures` says of models that nobody serves why they could not be loaded, `drain_rates` how
-    many requests per second the ready instances of each `name/version` answered of late, `loading`
-    of which `name/version` an instance is starting, and `log` what was set of the log settings.
-    """
-
-    models: dict[str, dict[str, ModelSpec]] = field(default_factory=dict)
-    ready: frozenset[str] = frozenset()
-    failures: dict[str, str] = field(default_factory=dict)
-    drain_rates: dict[str, float] = field(default_factory=dict)
-    loading: frozenset[str] = frozenset()
-    log: dict[str, int] = field(default_factory=dict)
-
-    def drain_rate(self, model_key: str) -> float:
-        """Return the requests per second that a model version's instances answered of late.
-
-        What they could answer when they are busy; less, down to 0, when little was asked of them.
-        """
-        return self.drain_rates.get(model_key, 0.0)
-
-    def all_ready(self) -> bool:
-        """Tell whether every registered model has a ready instance and none failed to load."""
-        keys = {spec.key for versions in self.models.values() for spec in versions.values()}
-        return bool(keys) and keys <= self.ready and not self.failures
+from shared.snapshot import InstanceRecord, Snapshot, snapshot_of
 
 
 class Registry:
@@ -98,10 +37,17 @@ class Registry:
         self._assets = f"{prefix}:assets:"
         self._failures = f"{prefix}:failures"
         self._log = f"{prefix}:log"
+        self._changes = f"{prefix}:changes"
+        self._served = f"{prefix}:served"
+        self._reports = f"{prefix}:reports"
 
     def ping(self) -> None:
         """Raise RedisUnavailable unless Redis answers."""
         asking(self._client.ping)
+
+    def changes(self) -> int:
+        """Return a number that is another one once requests may go elsewhere."""
+        return int(asking(lambda: self._client.get(self._changes)) or 0)
 
     def add_model(self, spec: ModelSpec) -> None:
         """Register one version; `ready` says separately whether anybody serves it."""
@@ -167,33 +113,24 @@ class Registry:
         """Return the same and the log settings that were set, which cost no round trip more."""
         rows, log = self._read(("HVALS", self._instances), ("HGETALL", self._log))
         records = [InstanceRecord.model_validate_json(row) for row in rows]
-        return records, self._alive(records), _numbers(log)
+        return records, self._alive({record.supervisor for record in records}), _numbers(log)
 
     def snapshot(self) -> Snapshot:
-        """Return all models and which of them have a ready instance of a living supervisor."""
-        specs, rows, failures, log = self._read(
-            ("HVALS", self._models), ("HVALS", self._instances),
-            ("HGETALL", self._failures), ("HGETALL", self._log),
+        """Return what is served, where requests go, and what stands in the way of the rest."""
+        specs, rows, failures, log, served, reports = self._read(
+            ("HVALS", self._models), ("HVALS", self._instances), ("HGETALL", self._failures),
+            ("HGETALL", self._log), ("HGETALL", self._served), ("HGETALL", self._reports),
         )  # fmt: skip
-        models: dict[str, dict[str, ModelSpec]] = {}
-        for row in specs:
-            spec = ModelSpec.model_validate_json(row)
-            models.setdefault(spec.name, {})[spec.version] = spec
         records = [InstanceRecord.model_validate_json(row) for row in rows]
-        alive = self._alive(records)
-        living = [record for record in records if record.supervisor in alive]
-        drain_rates: dict[str, float] = {}
-        for record in living:
-            if record.state == "ready":
-                rate = drain_rates.get(record.model_key, 0.0) + record.requests_per_second
-                drain_rates[record.model_key] = rate
-        reasons = {name.decode(): reason.decode() for name, reason in failures.items()}
-        reasons |= {record.model: record.reason for record in living if record.reason}
-        for key in drain_rates:
-            reasons.pop(key.partition("/")[0], None)
-        loading = frozenset(record.model_key for record in living if record.state == "starting")
-        return Snapshot(
-            models, frozenset(drain_rates), reasons, drain_rates, loading, _numbers(log)
+        said = {name.decode(): Report.model_validate_json(row) for name, row in reports.items()}
+        alive = self._alive({record.supervisor for record in records} | said.keys())
+        return snapshot_of(
+            [ModelSpec.model_validate_json(row) for row in specs],
+            [record for record in records if record.supervisor in alive],
+            {name: Serving.model_validate_json(row) for name, row in _texts(served).items()},
+            [report for name, report in said.items() if name in alive],
+            _texts(failures),
+            _numbers(log),
         )
 
     def _read(self, *commands: tuple[str, str]) -> list[Any]:
@@ -205,12 +142,16 @@ class Registry:
             found: list[Any] = asking(pipeline.execute)
         return found
 
-    def _alive(self, records: list[InstanceRecord]) -> set[str]:
-        """Return which of the instances' supervisors live."""
-        supervisors = sorted({record.supervisor for record in records})
+    def _alive(self, ids: set[str]) -> set[str]:
+        """Return which of these supervisors live."""
+        supervisors = sorted(ids)
         keys = [self._supervisors + supervisor for supervisor in supervisors]
         beats = asking(lambda: self._client.mget(keys)) if keys else []
         return {name for name, beat in zip(supervisors, beats, strict=True) if beat is not None}
+
+
+def _texts(found: dict[bytes, bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in found.items()}
 
 
 def _numbers(log: dict[bytes, bytes]) -> dict[str, int]:

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import RedisError
 
-from shared.claims import Answers, Claimed
+from shared.claims import Answers, Batching, Claimed
 from shared.courier import Courier
-from shared.errors import ModelCrashed
 from shared.messages import InferRequest, InferResult
 from shared.parcels import Parcel
-from shared.queue_commands import Limits, as_push, cancel_command, push_command
+from shared.queue_commands import (
+    CacheLimits,
+    InstanceEnd,
+    Limits,
+    as_push,
+    cancel_command,
+    claim_command,
+    publish_command,
+    push_command,
+    recover_command,
+    rejected_after,
+)
 from shared.queue_keys import QueueKeys
-from shared.redis_connection import LONGEST_BLOCK_SECONDS, Wire, open_wire, script_digest
+from shared.redis_connection import LONGEST_BLOCK_SECONDS, Wire, open_wire
 
-MAX_ATTEMPTS = 3
-KEPT_SECONDS = 3600.0
-"""How long the answer to a request with an Idempotency-Key is kept."""
-DEAD_SECONDS = 7 * 86400.0
-"""How long a request that was given up is kept."""
-_CRASHED = InferResult(
-    error=ModelCrashed(f"the worker process died {MAX_ATTEMPTS} times while running this request")
-).encode()
+log = logging.getLogger(__name__)
+
+SHORT_WAIT_SECONDS = 0.002
+"""A wait of this length is slept through, which is more exact than waiting for the bell."""
 
 
 class RequestQueue:
@@ -57,14 +66,23 @@ class RequestQueue:
         """Return an id whose answer this process will be told of."""
         return f"{self._process}{self._salt}{next(self._numbers):012x}"
 
-    def push(self, request: InferRequest, client: socket.socket | None = None) -> Waiting:
+    def push(
+        self,
+        request: InferRequest,
+        client: socket.socket | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> Waiting:
         """Send the request to Redis, together with others of this process (stop 2).
 
         Whether it was accepted is said by `wait`. When the peer of `client` hangs up, the request
-        is taken back. Next stop: `worker.loop.run`, which claims it.
+        is taken back. `then` is called as `Parcel` says, once `wait` does not block any more.
+        Next stop: `worker.loop.run`, which claims it.
         """
-        deadline = time.monotonic() + request.timeout_seconds
-        parcel = Parcel(as_push(request, self._limits, in_pieces=True), deadline, client)
+        now = time.monotonic()
+        push = as_push(request, self._keys, self._limits, in_pieces=True)
+        parcel = Parcel(push, now + request.timeout_seconds, client, then)
+        if policy := self._limits.policy(request.priority):
+            parcel.queue_deadline = now + rejected_after(policy, request)
         self._courier.carry(parcel)
         return Waiting(parcel, self._courier)
 
@@ -108,13 +126,21 @@ class WorkQueue:
     """An instance's end: claim a batch, publish its answers. One thread, one connection."""
 
     def __init__(
-        self, wire: Wire, keys: QueueKeys, instance: str, *, result_ttl_seconds: float
+        self,
+        wire: Wire,
+        keys: QueueKeys,
+        instance: str,
+        *,
+        result_ttl_seconds: float,
+        batching: Batching = Batching(),  # noqa: B008, it is frozen
+        cache: CacheLimits = CacheLimits(),  # noqa: B008
     ) -> None:
         """Claim as `instance`, whose in-flight list a supervisor recovers when it dies."""
         self._wire = wire
+        self._waker = wire.beside()
         self._keys = keys
-        self._instance = instance
-        self._result_ttl_seconds = result_ttl_seconds
+        self._end = InstanceEnd(keys, instance, result_ttl_seconds, batching, cache)
+        self._cache_is_ours = not keys.cache
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
         """Take one batch, waiting up to half a second for work (stop 3); empty when there is none.
@@ -122,6 +148,8 @@ class WorkQueue:
         The batch is recorded as this instance's in-flight work in the same step. Raises RedisError.
         Next stop: `worker.batch.answer_batch`.
         """
+        if not self._cache_is_ours:
+            self._forget_answers()
         self._wire.send(self._claim(max_rows, max_delay_seconds))
         batch, wait_seconds = self._read_batch()
         return batch or self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
@@ -157,48 +185,52 @@ class WorkQueue:
 
     def probe(self) -> None:
         """Read something small; raises RedisError when Redis does not answer that either."""
-        self._wire.send(("EXISTS", self._keys.inflight + self._instance))
+        self._wire.send(("EXISTS", self._keys.inflight + self._end.instance))
         self._wire.reply()
 
     def put_back(self) -> tuple[int, int]:
         """Return what this instance holds to the queue, after a lost connection."""
-        return recover(
-            self._wire,
-            self._keys,
-            self._instance,
-            crashed=False,
-            result_ttl_seconds=self._result_ttl_seconds,
-        )
+        return _recover(self._wire, self._end, crashed=False)
+
+    def _forget_answers(self) -> None:
+        """Empty the cache: the model's file may have been another one when it was filled."""
+        self._wire.send(("UNLINK", *self._keys.answers))
+        self._wire.reply()
+        self._cache_is_ours = True
 
     def _claim(self, max_rows: int, max_delay_seconds: float) -> tuple[Any, ...]:
-        keys = self._keys
-        return (
-            "EVALSHA", script_digest("claim"), 4 + keys.levels, keys.bell,
-            keys.inflight + self._instance, keys.bytes, keys.counts, *keys.queues,
-            max_rows, max_delay_seconds, keys.body,
-        )  # fmt: skip
+        return claim_command(self._end, max_rows, max_delay_seconds)
 
     def _publish(
         self, claimed: list[Claimed], answers: Answers, drop_count: int
     ) -> tuple[Any, ...]:
-        keys, results = self._keys, list[Any]()
-        for item, result in zip(claimed, answers.results, strict=True):
-            results += (item.id, result)
-        return (
-            "EVALSHA", script_digest("publish"), 2, keys.inflight + self._instance, keys.stats,
-            drop_count, _ms(self._result_ttl_seconds), _ms(KEPT_SECONDS),
-            keys.body, keys.result, keys.answered, *answers.costs, *results,
-        )  # fmt: skip
+        return publish_command(self._end, claimed, answers, drop_count)
 
     def _wait_and_claim(
         self, max_rows: int, max_delay_seconds: float, wait_seconds: float
     ) -> list[Claimed]:
         """Block on the bell, or for as long as pending requests may still wait; then claim."""
-        seconds = LONGEST_BLOCK_SECONDS if wait_seconds < 0 else max(wait_seconds, 0.001)
-        bell = ("BLPOP", self._keys.bell, seconds)
-        self._wire.send(bell, self._claim(max_rows, max_delay_seconds))
+        claim = self._claim(max_rows, max_delay_seconds)
+        if 0 <= wait_seconds < SHORT_WAIT_SECONDS:
+            time.sleep(wait_seconds)
+            self._wire.send(claim)
+            return self._read_batch()[0]
+        seconds = min(wait_seconds, LONGEST_BLOCK_SECONDS)
+        bell = ("BLPOP", self._keys.bell, LONGEST_BLOCK_SECONDS)
+        self._wire.send(("CLIENT", "ID"), bell, claim)
+        client_id = self._wire.reply()
+        if seconds >= 0 and not self._wire.has_reply(seconds):
+            self._wake(client_id)
         self._wire.reply()
         return self._read_batch()[0]
+
+    def _wake(self, client_id: int) -> None:
+        """End our own wait for the bell: by itself an idle Redis ends it up to 0.1 s too late."""
+        try:
+            self._waker.send(("CLIENT", "UNBLOCK", client_id))
+            self._waker.reply()
+        except RedisError as error:
+            log.debug("the wait ends by itself, Redis does not end it: %s", error)
 
     def _read_batch(self) -> tuple[list[Claimed], float]:
         now, wait, *parts = self._wire.reply()
@@ -218,15 +250,10 @@ def recover(
     kept among the dead.
     Returns how many requests went back and how many were given up. Raises RedisError.
     """
-    wire.send(
-        ("EVALSHA", script_digest("recover"), 5, keys.bell, keys.inflight + instance, keys.bytes,
-         keys.counts, keys.dead, int(crashed), MAX_ATTEMPTS, _ms(result_ttl_seconds),
-         _ms(KEPT_SECONDS), _ms(DEAD_SECONDS), keys.queue, keys.body, keys.result, keys.answered,
-         keys.dead_body, _CRASHED, instance)
-    )  # fmt: skip
+    return _recover(wire, InstanceEnd(keys, instance, result_ttl_seconds), crashed=crashed)
+
+
+def _recover(wire: Wire, end: InstanceEnd, *, crashed: bool) -> tuple[int, int]:
+    wire.send(recover_command(end, crashed=crashed))
     back, given_up = wire.reply()
     return back, given_up
-
-
-def _ms(seconds: float) -> int:
-    return int(1000 * seconds)

@@ -38,6 +38,20 @@ def _seconds(value: str) -> float:
     return number
 
 
+def _seconds_or_none(value: str) -> float:
+    return 0.0 if float(value) == 0 else _seconds(value)
+
+
+def _control_mode(value: str) -> str:
+    if value not in {"none", "explicit", "poll"}:
+        raise ValueError("must be none, explicit or poll")
+    return value
+
+
+def _names(value: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
 def _log_level(value: str) -> str:
     if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
@@ -84,6 +98,30 @@ class Settings:
         9181, "FERRY_DASHBOARD_PORT", "loopback port of the job dashboard", _whole(1, 65535)
     )
     models: str = _setting("models", "FERRY_MODELS", "directory of the model repository", _text)
+    model_control_mode: str = _setting(
+        "none",
+        "FERRY_MODEL_CONTROL_MODE",
+        "none, explicit (models are loaded and unloaded by request) or poll (changes are seen)",
+        _control_mode,
+    )
+    load_models: tuple[str, ...] = _setting(
+        (),
+        "FERRY_LOAD_MODELS",
+        "in mode explicit: models to load at the start, separated by commas; * for all",
+        _names,
+    )
+    poll_seconds: float = _setting(
+        5.0,
+        "FERRY_POLL_SECONDS",
+        "in mode poll: how often changes are looked for; one is taken up at the look after",
+        _seconds,
+    )
+    standby_seconds: float = _setting(
+        60.0,
+        "FERRY_STANDBY_SECONDS",
+        "how long a version that was replaced stays loaded, so that a rollback is immediate",
+        _seconds_or_none,
+    )
     state_dir: str = _setting(
         ".ferry", "FERRY_STATE_DIR", "directory of the embedded Valkey's socket and data", _text
     )
@@ -138,6 +176,15 @@ class Settings:
     result_ttl_seconds: float = _setting(
         60.0, "FERRY_RESULT_TTL_SECONDS", "how long an unread answer is kept", _seconds
     )
+    cache_bytes: int = _setting(
+        64 * 2**20,
+        "FERRY_CACHE_BYTES",
+        "answers kept per version of a model with response_cache; the longest unused go first",
+        _whole(1024),
+    )
+    cache_seconds: float = _setting(
+        300.0, "FERRY_CACHE_SECONDS", "how long such an answer is given again", _seconds
+    )
     heartbeat_seconds: float = _setting(
         2.0,
         "FERRY_HEARTBEAT_SECONDS",
@@ -147,11 +194,23 @@ class Settings:
     max_batch_seconds: float = _setting(
         60.0, "FERRY_MAX_BATCH_SECONDS", "a batch that runs longer is killed and retried", _seconds
     )
+    allow_cpu_fallback: bool = _setting(
+        False,
+        "FERRY_ALLOW_CPU_FALLBACK",
+        "1 runs models that ask for GPUs (KIND_GPU) on the CPU of a machine that has none",
+        _flag,
+    )
     cpu_threads: int = _setting(
         0,
         "FERRY_CPU_THREADS",
         "threads per model instance on the CPU; 0 shares the cores among the instances",
         _whole(0, 1024),
+    )
+    allow_pickle: bool = _setting(
+        False,
+        "FERRY_ALLOW_PICKLE",
+        "1 serves joblib files, which run whatever code is in them when they are loaded",
+        _flag,
     )
     key_prefix: str = _setting(
         "ferry", "FERRY_KEY_PREFIX", "first word of every Redis key", _key_prefix

@@ -13,6 +13,7 @@ import numpy as np
 from fake_backend import FakeBackend, fake_spec
 from registered import register
 
+from shared.claims import Batching
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec
 from shared.queue_keys import QueueKeys
@@ -35,7 +36,7 @@ class CountingModel:
 
     def __init__(self, settings: Settings, spec: ModelSpec, seconds: float) -> None:
         self.spec = spec
-        self.keys = QueueKeys(settings.key_prefix, spec.key, spec.levels)
+        self.keys = QueueKeys(settings.key_prefix, spec.key, spec.levels, cached=spec.cached)
         self.redis = connect(settings.redis_url)
         self.computed: list[float] = []
         self.passes = 0
@@ -71,7 +72,10 @@ def counting_model(
     spec = fake_spec(max_batch_size=max_batch_size).model_copy(update=fields)
     register(settings, spec)
     model, stopped = CountingModel(settings, spec, seconds), Event()
-    queue = WorkQueue(open_wire(model.redis), model.keys, "counting", result_ttl_seconds=60.0)
+    queue = WorkQueue(
+        open_wire(model.redis), model.keys, "counting",
+        result_ttl_seconds=60.0, batching=Batching.of(spec),
+    )  # fmt: skip
     backend = FakeBackend(model.forward, poison=POISON)
     thread = Thread(
         target=run,
@@ -81,7 +85,7 @@ def counting_model(
             stopped.is_set,
             Meter(),
         ),
-        kwargs={"max_rows": spec.batch_rows, "max_delay_seconds": 0.0},
+        kwargs={"max_rows": spec.batch_rows, "max_delay_seconds": spec.max_queue_delay_seconds},
     )
     thread.start()
     try:

@@ -15,10 +15,10 @@ from redis import Redis
 
 from shared.claims import Claimed
 from shared.parcels import Push
-from shared.queue_commands import Limits, cancel_command, push_command
+from shared.queue_commands import MAX_ATTEMPTS, Limits, cancel_command, push_command
 from shared.queue_keys import DETACHED, QueueKeys
 from shared.redis_connection import open_wire, script_digest
-from shared.request_queue import MAX_ATTEMPTS, WorkQueue, recover
+from shared.request_queue import WorkQueue, recover
 
 LIMITS = Limits(requests=6, bytes=400)
 PROCESS = "beefbeef"

@@ -18,7 +18,7 @@ from shared.queue_keys import TICKET, QueueKeys
 DOCUMENTED = [
     (re.sub("<[a-z]+>", "[^:]+", name.replace("ferry:{m/v}", "model:\\{m/1\\}")), expires)
     for name, expires in re.findall(
-        r"^    (ferry:\{m/v\}:\S+) .* (no|yes|no \(see 1\)|7 days)$",
+        r"^    (ferry:\{m/v\}:\S+) .* (no|yes|no \(see \d\)|an hour|7 days)$",
         queue_keys.__doc__,
         re.MULTILINE,
     )
@@ -52,6 +52,7 @@ class Ticket(NamedTuple):
     id: str
     attempts: int
     level: int
+    on_timeout: int
     rows: int
     signature: bytes
     body_bytes: int
@@ -59,13 +60,15 @@ class Ticket(NamedTuple):
 
     @classmethod
     def read(cls, raw: bytes) -> Ticket:
-        _, attempts, level, rows, _, deadline, signature, size = TICKET.unpack_from(raw)
-        return cls(raw[TICKET.size :].decode(), attempts, level, rows, signature, size, deadline)
+        _, attempts, level, on_timeout, rows, _, *rest = TICKET.unpack_from(raw)
+        deadline, _, signature, size = rest
+        request_id = raw[TICKET.size :].decode()
+        return cls(request_id, attempts, level, on_timeout, rows, signature, size, deadline)
 
     @staticmethod
     def made_late(raw: bytes) -> bytes:
-        *first, _, signature, size = TICKET.unpack_from(raw)
-        return TICKET.pack(*first, 0.0, signature, size) + raw[TICKET.size :]
+        *first, _, queue_deadline, signature, size = TICKET.unpack_from(raw)
+        return TICKET.pack(*first, 0.0, queue_deadline, signature, size) + raw[TICKET.size :]
 
 
 class Seen(NamedTuple):

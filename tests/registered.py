@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from shared.model_spec import ImageInput, ModelSpec, TensorSpec
 from shared.redis_connection import connect
-from shared.registry import InstanceRecord, Registry
+from shared.registry import Registry
 from shared.settings import Settings
+from shared.snapshot import InstanceRecord
 
 SUPERVISOR = "nobody"
 

@@ -135,7 +135,7 @@ def test_a_table_has_a_line_for_each_level(
 
     heading, first, second = (line.rstrip() for line in capsys.readouterr().out.splitlines())
     assert heading.split("  ")[0] == "model"
-    assert first.split() == ["m/1", "1", "1", "20", "0.0", "0", "0", "0", "0", "1", "in", "i"]
+    assert first.split() == ["m/1", "1", "1", "20", "0.0", *"00000", "1", "in", "i"]
     assert second.split() == ["m/1", "2", "0", "0", "0.0", "0"]
 
 

@@ -18,8 +18,9 @@ from ferry.embedded_valkey import MAX_SOCKET_PATH_BYTES, running
 from ferry.inspect_redis import redis_to_inspect
 from ferry.tables import Column, show
 from shared.redis_connection import connect
-from shared.registry import InstanceRecord, Registry
+from shared.registry import Registry
 from shared.settings import Settings
+from shared.snapshot import InstanceRecord
 
 REASON = "failed to load 'tiny', gpus [63], but this machine\nhas 0 GPUs :warning:"
 READY = InstanceRecord(

@@ -24,8 +24,9 @@ from worker_processes import Served, seen
 from api.app import create_app
 from shared.log_settings import LogLevel, level_of, settings_of
 from shared.redis_connection import connect
-from shared.registry import InstanceRecord, Registry
+from shared.registry import Registry
 from shared.settings import Settings
+from shared.snapshot import InstanceRecord
 from worker.logs import follow_level
 from worker.meter import Meter
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import BadModel
-from shared.model_spec import ImageInput, TensorSpec
+from shared.model_spec import ImageInput, QueuePolicy, TensorSpec
 from worker.model_config import InstanceGroup, ModelConfig, read_config
 from worker.model_repository import model_names, read_model
 
@@ -74,7 +74,8 @@ def test_a_good_config_is_read_whole(model: Path) -> None:
     spec = config.spec
     assert (spec.name, spec.version, spec.platform) == ("m", "1", "pytorch_libtorch")
     assert (spec.max_batch_size, spec.max_queue_delay_seconds) == (8, 0.0015)
-    assert (spec.max_queue_size, spec.priority_levels, spec.default_priority_level) == (7, 3, 2)
+    assert (spec.priority_levels, spec.default_priority_level) == (3, 2)
+    assert spec.queue_policies == (QueuePolicy(max_queue_size=7),) * 3
     assert spec.inputs == (TensorSpec(name="x", datatype="FP32", dims=(4,)),)
     assert spec.outputs == (TensorSpec(name="y", datatype="FP32", dims=(3,)),)
     assert spec.output_activation == "none"
@@ -90,8 +91,8 @@ def test_what_a_config_leaves_out_has_tritons_defaults(model: Path) -> None:
 
     assert (config.spec.max_batch_size, config.spec.batched) == (0, False)
     assert config.spec.max_queue_delay_seconds == 0.0
-    assert (config.spec.max_queue_size, config.spec.priority_levels, config.spec.levels) == (
-        0,
+    assert (config.spec.queue_policies, config.spec.priority_levels, config.spec.levels) == (
+        (),
         0,
         1,
     )
@@ -151,7 +152,6 @@ def test_picture_parameters_are_read(model: Path) -> None:
         (GOOD + 'name: "n"', "name 'n' differs from the directory's, 'm'"),
         (GOOD + "ensemble_scheduling { }", "field 'ensemble_scheduling' is not supported"),
         (PLATFORM + INPUT, "at least one input and one output"),
-        (INPUT + OUTPUT, "platform '', backend '': expected one of"),
         (
             GOOD.replace("pytorch_libtorch", "caffe2_netdef"),
             "platform 'caffe2_netdef', backend '': expected one of",

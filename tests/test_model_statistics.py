@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2
 
 from shared.claims import Answers, Claimed
 from shared.datatypes import Array
-from shared.model_statistics import Pass, encode_costs, model_statistics
+from shared.model_statistics import REASONS, Pass, encode_costs, model_statistics, of_triton
 from shared.parcels import Push
 from shared.queue_commands import Limits, cancel_command, push_command
 from shared.queue_keys import DETACHED, QueueKeys
@@ -140,6 +140,7 @@ def test_two_batches_of_a_size_add_up_to_figures_worked_out_by_hand(queue: Queue
         ],
         "memory_usage": [],
         "response_stats": {},
+        "batches_left": dict.fromkeys(REASONS, 0) | {"greedy": 3},
     }
 
 
@@ -182,7 +183,7 @@ def test_a_batch_that_nobody_waits_for_any_more_is_not_counted(queue: Queue) -> 
     queue.work.publish(batch, in_one_pass(batch))
 
     assert queue.counts() == (0, 0, 0, 1)
-    assert not queue.redis.exists(queue.keys.stats)
+    assert queue.redis.hkeys(queue.keys.stats) == [b"left_greedy"]
 
 
 def test_a_request_that_was_closed_is_taken_off_its_own_pass(queue: Queue) -> None:
@@ -276,7 +277,7 @@ def test_the_figures_are_what_the_grpc_message_wants(queue: Queue) -> None:
     queue.answer(queue.claim(1.0, rows=3), FakeBackend())
 
     message = json_format.ParseDict(
-        {"model_stats": [queue.stats()]}, service_pb2.ModelStatisticsResponse()
+        {"model_stats": [of_triton(queue.stats())]}, service_pb2.ModelStatisticsResponse()
     )
 
     (stats,) = message.model_stats

@@ -22,12 +22,19 @@ from waiting import wait_until
 from werkzeug.test import TestResponse
 
 from api.app import create_app
-from shared.registry import InstanceRecord, Registry
+from shared.model_spec import QueuePolicy
+from shared.registry import Registry
 from shared.settings import Settings
+from shared.snapshot import InstanceRecord
 
 PREDICT, INFER = "/predict/fake", "/v2/models/fake/infer"
 ROWS = {"input_tensor": [[1.0, 1.0]] * 50}
 """A body of 400 bytes of numbers."""
+
+
+def policies(max_queue_size: int) -> tuple[QueuePolicy, ...]:
+    """Return the queue policy of a model without levels that takes so many requests."""
+    return (QueuePolicy(max_queue_size=max_queue_size),)
 
 
 class Crowd:
@@ -70,7 +77,7 @@ def refused(response: TestResponse) -> int:
 @pytest.mark.parametrize("of_model", [True, False], ids=["the model's", "FERRY_MAX_QUEUE_SIZE"])
 def test_a_queue_takes_so_many_requests(settings: Settings, of_model: bool) -> None:
     app = create_app(replace(settings, max_queue_size=100 if of_model else 3))
-    fields = {"max_queue_size": 3} if of_model else {}
+    fields = {"queue_policies": policies(3)} if of_model else {}
     with counting_model(settings, **fields) as model:
         with crowd(app, model) as waiting:
             waiting.ask(tensor(1.0), 3)
@@ -142,7 +149,7 @@ def test_retry_after_is_when_half_of_the_queue_will_be_gone(
     settings: Settings, per_second: float, seconds: int
 ) -> None:
     app = create_app(settings)
-    with counting_model(settings, max_queue_size=4) as model:
+    with counting_model(settings, queue_policies=policies(4)) as model:
         registry = Registry(model.redis, settings.key_prefix)
         registry.put_instance(
             InstanceRecord(
@@ -164,7 +171,10 @@ def test_at_twice_the_capacity_refusals_are_quick_and_the_accepted_wait_no_longe
     capacity, seconds = rows / batch_seconds, 3.0
     with (
         counting_model(
-            settings, seconds=batch_seconds, max_batch_size=rows, max_queue_size=queue_size
+            settings,
+            seconds=batch_seconds,
+            max_batch_size=rows,
+            queue_policies=policies(queue_size),
         ),
         running_gunicorn(settings),
     ):

@@ -18,8 +18,9 @@ from waiting import wait_until
 
 from api.app import create_app
 from shared.redis_connection import connect
-from shared.registry import InstanceRecord, Registry, State
+from shared.registry import Registry
 from shared.settings import Settings
+from shared.snapshot import InstanceRecord, State
 
 INDEX = "/v2/repository/index"
 NOT_ALLOWED = "explicit model load / unload is not allowed if polling is enabled"

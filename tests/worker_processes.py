@@ -16,9 +16,10 @@ from shared.messages import InferRequest, InferResult, Tensor
 from shared.queue_commands import Limits
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect
-from shared.registry import InstanceRecord, Registry
+from shared.registry import Registry
 from shared.request_queue import RequestQueue, Waiting
 from shared.settings import Settings
+from shared.snapshot import InstanceRecord
 
 
 class Served:

@@ -15,19 +15,23 @@ log = logging.getLogger(__name__)
 
 
 def assign(
-    models: list[ServedModel], gpus: int, configured_threads: int
+    models: list[ServedModel], gpus: int, configured_threads: int, *, allow_cpu: bool = False
 ) -> tuple[list[tuple[ServedModel, Placement]], dict[str, BadModel]]:
-    """Return one (model, placement) per instance, and the models that this machine cannot place."""
+    """Return one (model, placement) per instance, and the models that this machine cannot place.
+
+    With `allow_cpu` a machine without GPUs runs on its CPU what asks for GPUs.
+    """
     wanted: list[tuple[ServedModel, str]] = []
     failures: dict[str, BadModel] = {}
     for model in models:
         try:
-            devices = devices_of(model.config.instance_groups, gpus)
+            devices = devices_of(model.config.instance_groups, gpus, allow_cpu=allow_cpu)
         except BadModel as error:
-            failures[model.spec.name] = BadModel(f"failed to load '{model.spec.name}', {error}")
+            failures[model.spec.key] = BadModel(f"failed to load '{model.spec.name}', {error}")
             continue
         wanted += [(model, device) for device in devices]
-    on_cpu = sum(device == "cpu" for _, device in wanted)
+    # An ensemble's process computes nothing; its steps do.
+    on_cpu = sum(device == "cpu" and not model.spec.steps for model, device in wanted)
     threads = cpu_threads(on_cpu, default_cores(), configured_threads)
     return [(model, Placement(device, threads)) for model, device in wanted], failures
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
-
-import numpy as np
 
 from shared.claims import Answers, Claimed
 from shared.datatypes import Array, datatype_of, to_bytes
 from shared.errors import BadMessage, BadModelOutput, FerryError, ModelFailed
-from shared.messages import InferRequest, InferResult, Tensor, Timings
+from shared.messages import InferResult, Tensor, Timings
 from shared.model_spec import ModelSpec
 from shared.model_statistics import Pass, encode_costs
 from worker.backends.base import Backend
+from worker.each import answers_each, run_each
+from worker.stacking import stack
+from worker.trip import Passenger, Trip, check_outputs
 
 log = logging.getLogger(__name__)
 
@@ -25,26 +23,6 @@ MAX_RESULT_BYTES = 256 * 2**20
 """Of one encoded result: Redis hangs up on an argument above half a gigabyte."""
 MAX_RESULTS_BYTES = 512 * 2**20
 """Of a batch's results, which one command hands out: Redis hangs up above a gigabyte."""
-
-
-class Passenger(NamedTuple):
-    """A claimed request whose body could be decoded, with its inputs as arrays."""
-
-    claimed: Claimed
-    request: InferRequest
-    arrays: Mapping[str, Array]
-
-
-@dataclass(frozen=True, slots=True)
-class Trip:
-    """What the whole batch shares: the model, its backend, when it was claimed, what it did."""
-
-    spec: ModelSpec
-    backend: Backend
-    instance: str
-    claimed_at: float
-    decode_seconds: float
-    passes: list[Pass]
 
 
 def answer_batch(
@@ -89,6 +67,8 @@ def _answer(passengers: list[Passenger], trip: Trip) -> dict[str, bytes]:
     """Run the passengers in one forward pass; when it raises, each half on its own."""
     failure: FerryError
     try:
+        if answers_each(trip.backend):
+            return run_each(passengers, trip.backend, trip)
         return _run(passengers, trip)
     except BadModelOutput as error:
         log.error("%s: %s; the batch of %d is answered so", trip.spec.key, error, len(passengers))
@@ -135,7 +115,8 @@ def _without(refused: set[str], passes: list[Pass]) -> list[Pass]:
 
 def _run(passengers: list[Passenger], trip: Trip) -> dict[str, bytes]:
     spec, boarded = trip.spec, time.monotonic()
-    inputs, pixels = _stack(passengers, spec)
+    pixels = frozenset(item.name for item in passengers[0].request.inputs if item.pixels)
+    inputs = stack([passenger.arrays for passenger in passengers], spec)
     started = time.monotonic()
     outputs = trip.backend.forward(inputs, pixels)
     computed = time.monotonic()
@@ -180,50 +161,3 @@ def split(name: str, array: Array, counts: list[int], *, batched: bool) -> list[
         Tensor(name, datatype, (count, *shape), data[(end - count) * width : end * width])
         for end, count in zip(ends, counts, strict=True)
     ]
-
-
-def _stack(passengers: list[Passenger], spec: ModelSpec) -> tuple[dict[str, Array], frozenset[str]]:
-    """Put the rows of all passengers behind each other, padding ragged inputs with zeros."""
-    first = passengers[0]
-    pixels = frozenset(tensor.name for tensor in first.request.inputs if tensor.pixels)
-    if len(passengers) == 1:
-        return dict(first.arrays), pixels
-    ragged = {tensor.name for tensor in spec.inputs if tensor.ragged}
-    return {
-        name: _joined([passenger.arrays[name] for passenger in passengers], name in ragged)
-        for name in first.arrays
-    }, pixels
-
-
-def _joined(parts: list[Array], ragged: bool) -> Array:
-    if not ragged or len({part.shape[1:] for part in parts}) == 1:
-        return np.concatenate(parts)
-    longest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
-    rows = sum(len(part) for part in parts)
-    padded = np.zeros((rows, *longest), parts[0].dtype)
-    if padded.dtype == object:
-        padded.fill(b"")
-    first_row = 0
-    for part in parts:
-        where = (slice(first_row, first_row + len(part)), *(slice(size) for size in part.shape[1:]))
-        padded[where] = part
-        first_row += len(part)
-    return padded
-
-
-def check_outputs(outputs: Mapping[str, Array], spec: ModelSpec, rows: int) -> None:
-    """Raise BadModelOutput unless every declared output is there with one row per input row."""
-    for declared in spec.outputs:
-        if declared.name not in outputs:
-            raise BadModelOutput(f"output {declared.name!r}: the model did not return it")
-        array = outputs[declared.name]
-        if spec.batched and (array.ndim == 0 or len(array) != rows):
-            raise BadModelOutput(
-                f"output {declared.name!r}: shape {list(array.shape)} does not have one row for "
-                f"each of the {rows} rows that went in"
-            )
-        if array.dtype != object and datatype_of(array) != declared.datatype:
-            raise BadModelOutput(
-                f"output {declared.name!r}: datatype {datatype_of(array)}, "
-                f"the config declares {declared.datatype}"
-            )

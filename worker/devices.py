@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.errors import BadModel
-from worker.model_config import InstanceGroup
+from worker.config.groups import InstanceGroup
 
 
 @dataclass(frozen=True)
@@ -16,15 +16,19 @@ class Placement:
     threads: int = 1
 
 
-def devices_of(groups: tuple[InstanceGroup, ...], gpu_count: int) -> list[str]:
+def devices_of(
+    groups: tuple[InstanceGroup, ...], gpu_count: int, *, allow_cpu: bool = False
+) -> list[str]:
     """Return one device name per instance, as Triton places `instance_group`s.
 
     KIND_AUTO takes the GPUs when there are any; on GPUs `count` is per GPU. Raises BadModel when a
-    group names a GPU that this machine does not have.
+    group names a GPU that this machine does not have; with `allow_cpu` a machine without any runs
+    such a group's `count` on the CPU instead.
     """
     devices: list[str] = []
     for group in groups:
-        if group.kind == "cpu" or (group.kind == "auto" and gpu_count == 0):
+        on_cpu = group.kind == "cpu" or (gpu_count == 0 and (allow_cpu or group.kind == "auto"))
+        if on_cpu:
             devices += ["cpu"] * group.count
             continue
         gpus = group.gpus or tuple(range(gpu_count))
@@ -32,9 +36,15 @@ def devices_of(groups: tuple[InstanceGroup, ...], gpu_count: int) -> list[str]:
             raise BadModel(
                 f"instance_group: {f'gpus {list(group.gpus)}' if group.gpus else 'KIND_GPU'}, "
                 f"but this machine has {gpu_count} GPUs"
+                + ("; FERRY_ALLOW_CPU_FALLBACK=1 runs it on the CPU" if gpu_count == 0 else "")
             )
         devices += [f"cuda:{gpu}" for gpu in gpus for _ in range(group.count)]
     return devices
+
+
+def falls_back(groups: tuple[InstanceGroup, ...], gpu_count: int) -> bool:
+    """Tell whether `allow_cpu` is why `devices_of` places a model's groups at all."""
+    return gpu_count == 0 and any(group.kind == "gpu" for group in groups)
 
 
 def cpu_threads(cpu_instance_count: int, core_count: int, configured: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import parent_process
@@ -13,21 +14,27 @@ from pathlib import Path
 
 import torch
 
+from shared.claims import Batching
 from shared.log_settings import LogLevel
 from shared.model_spec import ModelSpec
+from shared.queue_commands import Limits
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect, open_wire
 from shared.request_queue import WorkQueue
-from worker.backends.base import Backend
-from worker.backends.onnxruntime import OnnxRuntimeBackend
-from worker.backends.torchscript import TorchScriptBackend
+from worker.backends.base import Backend, close
+from worker.backends.loading import load_file
 from worker.batch import answer_batch
+from worker.config.warmup import WarmupSample
 from worker.devices import Placement
+from worker.each import answers_each
+from worker.ensembles.process import run_ensemble
 from worker.logs import configure_logging, follow_level
 from worker.loop import run
 from worker.memory import PiecewiseBackend
 from worker.meter import Meter
-from worker.warmup import warm_up
+from worker.model_side import model_side_spec, on_clients_side
+from worker.steadiness import check_steady
+from worker.warmup import run_samples, warm_up
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +54,9 @@ class InstanceJob:
     key_prefix: str
     result_ttl_seconds: float
     log_level: str
+    limits: Limits = Limits()  # noqa: RUF009, it is frozen
+    allow_pickle: bool = False
+    warmup: tuple[WarmupSample, ...] = ()
 
 
 def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
@@ -62,13 +72,7 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     configure_logging(job.log_level)
     log_level = LogLevel(job.log_level)
     follow_level(log_level, meter)
-    backend = _loaded(job, reports, meter)
-    queue = WorkQueue(
-        open_wire(connect(job.redis_url)),
-        QueueKeys(job.key_prefix, job.spec.key, job.spec.levels),
-        job.id,
-        result_ttl_seconds=job.result_ttl_seconds,
-    )
+    backend = None if job.spec.steps else _loaded(job, reports, meter)
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
     reports.send(("ready", ""))
@@ -77,6 +81,27 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
         follow_level(log_level, meter)  # here because the loop asks for each batch, or each second
         return bool(stopping)
 
+    if backend is None:
+        run_ensemble(
+            job.spec, job.id, stop, meter,
+            redis_url=job.redis_url, key_prefix=job.key_prefix, limits=job.limits,
+            result_ttl_seconds=job.result_ttl_seconds,
+        )  # fmt: skip
+    else:
+        _run_batches(job, backend, stop, meter)
+
+
+def _run_batches(
+    job: InstanceJob, backend: Backend, stop: Callable[[], bool], meter: Meter
+) -> None:
+    queue = WorkQueue(
+        open_wire(connect(job.redis_url)),
+        QueueKeys(job.key_prefix, job.spec.key, job.spec.levels, cached=job.spec.cached),
+        job.id,
+        result_ttl_seconds=job.result_ttl_seconds,
+        batching=Batching.of(job.spec),
+        cache=job.limits.cache,
+    )
     with torch.inference_mode():  # once, not for every batch
         run(
             queue,
@@ -86,15 +111,18 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
             max_rows=job.spec.batch_rows,
             max_delay_seconds=job.spec.max_queue_delay_seconds,
         )
+    close(backend)
 
 
 def _loaded(job: InstanceJob, reports: Connection, meter: Meter) -> Backend:
     """Return the warm backend; reports why there is none and ends the process."""
     try:
         backend = load_backend(job)
-        if job.spec.batched:
+        if job.spec.batched and not answers_each(backend):
             backend = PiecewiseBackend(backend, job.spec, meter)
-        warm_up(job.spec, backend)
+        _warm(job, backend)
+        run_samples(job.spec, backend, job.warmup)
+        check_steady(job.spec, job.backend, backend)
     except Exception as error:  # a border: the supervisor reports it and tries again later
         log.error("%s failed to load, the supervisor will retry: %s", job.spec.key, error)
         reports.send(("failed", f"failed to load '{job.spec.name}', {job.file}: {error}"))
@@ -102,13 +130,28 @@ def _loaded(job: InstanceJob, reports: Connection, meter: Meter) -> Backend:
     return backend
 
 
+def _warm(job: InstanceJob, backend: Backend) -> None:
+    """Warm up; only the operator's own code may refuse what is made up, and is served all the same.
+
+    Raises what the model raises.
+    """
+    try:
+        warm_up(job.spec, backend)
+    except Exception as error:  # a border: see above
+        if job.backend != "python":
+            raise
+        log.warning("%s raises when it is warmed up, it is served cold: %s", job.spec.key, error)
+
+
 def load_backend(job: InstanceJob) -> Backend:
     """Load the model's file with its backend; raises what the framework raises."""
     if job.placement.device == "cpu":
         torch.set_num_threads(job.placement.threads)
-    if job.backend == "onnxruntime":
-        return OnnxRuntimeBackend(job.spec, job.file, job.placement.device, job.placement.threads)
-    return TorchScriptBackend(job.spec, job.file, job.placement.device)
+    spec = model_side_spec(job.spec)
+    loaded = load_file(
+        job.backend, spec, job.file, job.placement, allow_pickle=job.allow_pickle
+    )
+    return on_clients_side(loaded, job.spec)
 
 
 def die_with_parent() -> None:

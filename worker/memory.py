@@ -15,9 +15,9 @@ import torch
 
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec
-from worker.backends.base import Backend
-from worker.batch import check_outputs
+from worker.backends.base import Backend, close
 from worker.meter import Meter
+from worker.trip import check_outputs
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,10 @@ class PiecewiseBackend:
         self._learn(inputs, pieces)
         names = [declared.name for declared in self._spec.outputs]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+
+    def close(self) -> None:
+        """Let the model's own backend clean up."""
+        close(self._backend)
 
     def _chunks(
         self, inputs: Mapping[str, Array], pixels: frozenset[str]

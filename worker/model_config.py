@@ -6,46 +6,41 @@ post-processing need stands in the config's own `parameters`, described in docs/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from pydantic import ValidationError
 from tritonclient.grpc import model_config_pb2
 
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec
+from worker.config import ensemble
+from worker.config import ensemble
 from worker.config.as_json import config_json
-from worker.config.batching import read_priorities
+from worker.config.batching import read_batching
+from worker.config.completion import complete
+from worker.config.fields import check_fields
+from worker.config.formats import ModelFile, find_format
+from worker.config.groups import InstanceGroup, read_groups
 from worker.config.image import read_image
-from worker.config.parameters import plain_name
-from worker.config.tensors import read_tensor
+from worker.config.ragged import take_masks
+from worker.config.tensors import check_tensors, read_tensor
+from worker.config.versions import VersionPolicy, read_version_policy
+from worker.config.warmup import WarmupSample, read_warmup
 
-BACKENDS = {"pytorch_libtorch": "torchscript", "onnxruntime_onnx": "onnxruntime"}
-DEFAULT_FILES = {"torchscript": "model.pt", "onnxruntime": "model.onnx"}
-SUPPORTED = {
-    "name", "platform", "backend", "max_batch_size", "input", "output", "instance_group",
-    "dynamic_batching", "parameters", "default_model_filename",
-}  # fmt: skip
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
-
-
-@dataclass(frozen=True)
-class InstanceGroup:
-    """How many processes on which kind of device: `auto`, `gpu` or `cpu`."""
-
-    kind: str = "auto"
-    count: int = 1
-    gpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """A config file's content: what the registry gets, and what only the worker needs.
 
-    `tokenizer` is the file that the supervisor stores as an asset of the registry; until then
-    the spec's `text` is None.
+    A text model's spec gets its `text` with the tokenizer, from `worker.model_repository`. `notes`
+    are sentences on fields that are set without effect.
     """
 
     spec: ModelSpec
@@ -53,83 +48,105 @@ class ModelConfig:
     filename: str
     instance_groups: tuple[InstanceGroup, ...]
     parameters: dict[str, str]
+    version_policy: VersionPolicy = VersionPolicy()
+    warmup: tuple[WarmupSample, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def read_config(path: Path, version: str, versions: tuple[str, ...]) -> ModelConfig:
-    """Parse and check one `config.pbtxt`; raises BadModel naming file, field and value."""
+def read_config(
+    path: Path, version: str, versions: tuple[str, ...], override: str | None = None
+) -> ModelConfig:
+    """Parse and check one `config.pbtxt`; raises BadModel naming file, field and value.
+
+    `override` is a configuration as JSON that counts instead. What it leaves out is completed from
+    the model's file, where that says it; the file itself may be missing then.
+    """
+    with _naming(path, override):
+        return _config(_parsed(path, override), path.parent, version, versions)
+
+
+def read_policy(path: Path, override: str | None = None) -> VersionPolicy:
+    """Return which versions a `config.pbtxt` wants to be served; raises BadModel."""
+    with _naming(path, override):
+        return read_version_policy(_parsed(path, override))
+
+
+def _parsed(path: Path, override: str | None) -> Any:
     message = model_config_pb2.ModelConfig()
+    if override is not None:
+        return json_format.Parse(override, message)
+    return text_format.Parse(path.read_text() if path.exists() else "", message)
+
+
+@contextmanager
+def _naming(path: Path, override: str | None) -> Iterator[None]:
+    """Raise what is wrong with a config as BadModel that names its file."""
     try:
-        text_format.Parse(path.read_text(), message)
-        return _config(message, path.parent, version, versions)
-    except (OSError, UnicodeDecodeError, text_format.ParseError, ValueError) as error:
-        raise BadModel(f"{path}: {_sentence(error)}") from error
+        yield
+    except (
+        OSError, UnicodeDecodeError, text_format.ParseError, json_format.ParseError, ValueError
+    ) as error:  # fmt: skip
+        missing = override is None and not path.exists()
+        where = f"{path} (missing)" if missing else path
+        if override is not None:
+            where = f"{path} (as given with the request)"
+        raise BadModel(f"{where}: {_sentence(error)}") from error
 
 
 def _config(message: Any, directory: Path, version: str, versions: tuple[str, ...]) -> ModelConfig:
+    notes = check_fields(message)
+    steps = ensemble.read_steps(message)
+    found, filename = _completed(message, directory / version)
     _check(message, directory)
     parameters = {key: value.string_value for key, value in message.parameters.items()}
     if (kind := parameters.get("input_kind", "tensor")) not in {"image", "text", "tensor"}:
         raise ValueError(f"input_kind {kind!r}: expected image, text or tensor")
-    backend = _backend(message)
-    filename = plain_name(
-        "default_model_filename", message.default_model_filename or DEFAULT_FILES[backend]
-    )
-    levels, default_level = read_priorities(message.dynamic_batching)
+    declared = tuple(read_tensor(item, directory) for item in message.input)
+    inputs, masks = take_masks(declared, parameters)
     spec = ModelSpec(
         name=directory.name,
         version=version,
         versions=versions,
-        platform=message.platform or message.backend,
+        platform=message.platform or message.backend or found.platform or found.triton_backend,
         max_batch_size=message.max_batch_size,
-        max_queue_delay_seconds=message.dynamic_batching.max_queue_delay_microseconds / 1e6,
-        max_queue_size=message.dynamic_batching.default_queue_policy.max_queue_size,
-        priority_levels=levels,
-        default_priority_level=default_level,
-        inputs=tuple(read_tensor(item, directory) for item in message.input),
+        inputs=inputs,
         outputs=tuple(read_tensor(item, directory) for item in message.output),
+        masks=masks,
         image=read_image(message, parameters),
         output_activation=parameters.get("output_activation", "softmax"),
         label_key=parameters.get("label_key"),
         parameters=parameters,
-        config=config_json(message, directory.name, backend, filename),
+        config=config_json(message, directory.name, found.backend, filename),
+        cached=message.response_cache.enable,
+        steps=steps,
+        **read_batching(message),
     )
     return ModelConfig(
-        spec,
-        backend,
-        filename,
-        tuple(_group(item) for item in message.instance_group) or (InstanceGroup(),),
-        parameters,
-    )
+        spec, found.backend, filename, read_groups(message), parameters,
+        read_version_policy(message), read_warmup(message, spec, directory), tuple(notes),
+    )  # fmt: skip
+
+
+def _completed(message: Any, directory: Path) -> ModelFile:
+    """Return the model's format and file, having filled in what the config leaves out of it."""
+    if message.platform == ensemble.PLATFORM:
+        return ModelFile(ensemble.FORMAT, "")
+    found = find_format(
+        message.platform, message.backend, message.default_model_filename,
+        "architecture" in message.parameters, directory,
+    )  # fmt: skip
+    complete(message, found.format, directory / found.filename)
+    return found
 
 
 def _check(message: Any, directory: Path) -> None:
     if message.max_batch_size < 0:
         raise ValueError(f"max_batch_size {message.max_batch_size} must not be negative")
-    unsupported = [field.name for field, _ in message.ListFields() if field.name not in SUPPORTED]
-    if unsupported:
-        raise ValueError(f"field {unsupported[0]!r} is not supported")
     if message.name and message.name != directory.name:
         raise ValueError(f"name {message.name!r} differs from the directory's, {directory.name!r}")
     if not message.input or not message.output:
         raise ValueError("at least one input and one output must be declared")
-
-
-def _backend(message: Any) -> str:
-    by_backend = {"pytorch": "torchscript", "onnxruntime": "onnxruntime"}
-    backend = BACKENDS.get(message.platform) or by_backend.get(message.backend)
-    if backend is None:
-        raise ValueError(
-            f"platform {message.platform!r}, backend {message.backend!r}: expected one of "
-            f"{sorted(BACKENDS)} or {sorted(by_backend)}"
-        )
-    return backend
-
-
-def _group(item: Any) -> InstanceGroup:
-    kind = model_config_pb2.ModelInstanceGroup.Kind.Name(item.kind).removeprefix("KIND_").lower()
-    if kind not in {"auto", "gpu", "cpu"}:
-        raise ValueError(f"instance_group: kind KIND_{kind.upper()} is not supported")
-    return InstanceGroup(kind, max(1, item.count), tuple(item.gpus))
+    check_tensors(message)
 
 
 def _sentence(error: Exception) -> str:

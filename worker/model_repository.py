@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.errors import BadModel
-from shared.model_spec import ModelSpec, TextInput
+from shared.model_spec import EnsembleStep, ModelSpec, TextInput
 from shared.registry import asset_digest
+from worker.config.ensemble import EnsembleCircle, with_models
 from worker.config.parameters import number, plain_name
-from worker.model_config import TEXT_INPUTS, ModelConfig, read_config
+from worker.config.versions import wanted_versions
+from worker.model_config import TEXT_INPUTS, ModelConfig, read_config, read_policy
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,18}")
@@ -24,6 +26,11 @@ class ServedModel:
     spec: ModelSpec
     file: Path
     asset: bytes | None = None
+
+    def with_revision(self, number: int) -> ServedModel:
+        """Return the same content under the name of its revision."""
+        spec = self.spec.model_copy(update={"revision": number})
+        return replace(self, spec=spec)
 
 
 def model_names(repository: Path) -> list[str]:
@@ -49,22 +56,63 @@ def version_numbers(directory: Path) -> list[str]:
     return versions
 
 
-def read_model(repository: Path, name: str, version: str | None = None) -> ServedModel:
+def policy_versions(repository: Path, name: str, override: str | None = None) -> list[str]:
+    """Return the versions that a model's version policy wants; raises BadModel."""
+    directory = repository / name
+    policy = read_policy(directory / "config.pbtxt", override)
+    return wanted_versions(policy, version_numbers(directory))
+
+
+def read_model(
+    repository: Path,
+    name: str,
+    version: str | None = None,
+    override: str | None = None,
+    within: tuple[str, ...] = (),
+) -> ServedModel:
     """Read one version of a model, its highest unless one is named.
+
+    `override` is a configuration as JSON that counts instead of the repository's, `within` are the
+    ensembles that it is a step of.
 
     Raises BadModel naming the file that is missing or wrong.
     """
     directory = repository / name
     versions = version_numbers(directory)
     version = version or versions[-1]
-    config = read_config(directory / "config.pbtxt", version, (version,))
+    config = read_config(directory / "config.pbtxt", version, (version,), override)
     file = directory / version / config.filename
-    if not file.is_file() or file.stat().st_size == 0:
+    if config.spec.steps:
+        config = _with_steps(repository, config, (*within, name))
+    elif not file.is_file() or file.stat().st_size == 0:
         raise BadModel(f"failed to load '{name}', {file} is missing or empty")
     if config.parameters.get("input_kind") != "text":
         return ServedModel(config, config.spec, file)
     text, tokenizer = _text(config, directory)
     return ServedModel(config, config.spec.model_copy(update={"text": text}), file, tokenizer)
+
+
+def _with_steps(repository: Path, config: ModelConfig, within: tuple[str, ...]) -> ModelConfig:
+    """Return an ensemble's config, checked against its steps' models; raises BadModel.
+
+    Of a model that cannot be read nothing is known: it says itself why, and the ensemble waits.
+    """
+
+    def read(number: int, step: EnsembleStep) -> ModelSpec | None:
+        where = f"failed to load '{within[-1]}', step {number}"
+        if step.model in within:
+            circle = " -> ".join([*within, step.model])
+            raise EnsembleCircle(f"{where}: the ensemble is a step of itself, {circle}")
+        if not MODEL_NAME.fullmatch(step.model) or not (repository / step.model).is_dir():
+            raise BadModel(f"{where}: the repository has no model '{step.model}'")
+        try:
+            return read_model(repository, step.model, step.version or None, within=within).spec
+        except EnsembleCircle:
+            raise
+        except BadModel:
+            return None
+
+    return replace(config, spec=with_models(config.spec, read))
 
 
 def _text(config: ModelConfig, directory: Path) -> tuple[TextInput, bytes]:

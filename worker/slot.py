@@ -8,8 +8,9 @@ import time
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 
-from shared.registry import InstanceRecord, State
+from shared.queue_commands import Limits
 from shared.settings import Settings
+from shared.snapshot import InstanceRecord, State
 from worker.devices import Placement
 from worker.instance import InstanceJob, run_instance
 from worker.meter import Meter, Rate
@@ -51,6 +52,16 @@ class Slot:
         self._reason = ""
 
     @property
+    def state(self) -> State:
+        """Return what the process said of itself last."""
+        return self._state
+
+    @property
+    def reason(self) -> str:
+        """Return why there is no ready process, empty when there is one."""
+        return self._reason
+
+    @property
     def instance_id(self) -> str:
         """Return the id of the process that is, or was last, in this slot."""
         return f"{self._name}.{self._starts}"
@@ -65,7 +76,8 @@ class Slot:
         job = InstanceJob(
             self.instance_id, self.model.spec, self.model.config.backend, self.model.file,
             self._placement, settings.redis_url, settings.key_prefix,
-            settings.result_ttl_seconds, settings.log_level,
+            settings.result_ttl_seconds, settings.log_level, Limits.usual(settings),
+            settings.allow_pickle, self.model.config.warmup,
         )  # fmt: skip
         reports, child_end = self._context.Pipe(duplex=False)
         process = self._context.Process(
@@ -169,6 +181,7 @@ class Slot:
             supervisor=self._supervisor,
             model=spec.name,
             version=spec.version,
+            revision=spec.revision,
             state=self._state,
             device=self._placement.device,
             host=socket.gethostname(),

@@ -7,11 +7,13 @@ torch imported, so a replacement is there in well under a second.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
 import socket
 import time
+from functools import partial
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -20,7 +22,8 @@ from secrets import token_hex
 
 from redis.exceptions import RedisError
 
-from shared.errors import BadModel, RedisUnavailable
+from shared.deployment_store import DeploymentStore
+from shared.errors import RedisUnavailable
 from shared.log_settings import LogLevel
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect, open_wire
@@ -28,7 +31,10 @@ from shared.registry import Registry
 from shared.request_queue import recover
 from shared.settings import Settings
 from worker.assignment import assign, gpu_count
-from worker.model_repository import ServedModel, model_names, read_model
+from worker.deployment import Deployment
+from worker.devices import falls_back
+from worker.model_repository import ServedModel, model_names
+from worker.rollout import LOOK_SECONDS, Rollout
 from worker.slot import Slot
 
 log = logging.getLogger(__name__)
@@ -53,8 +59,11 @@ class Supervisor:
         self._log_level = LogLevel(settings.log_level)
         self._context: ForkServerContext = get_context("forkserver")
         self._context.set_forkserver_preload(["worker.forkserver_preload"])
-        self._failures: dict[str, str] = {}
-        self._slots: list[Slot] = []
+        self._store = DeploymentStore(self._client, settings.key_prefix)
+        self._rollout = Rollout(self.id, settings, self._store, self._make)
+        self._numbers = itertools.count()
+        self._gpus = 0
+        self._cleaned = False
         self._to_recover: dict[str, str] = {}
         self._stopping = False
         self._next_beat = 0.0
@@ -68,8 +77,8 @@ class Supervisor:
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        self._read_models()
-        self._clean_registry()
+        model_names(Path(self._settings.models))  # raises BadModel when there is no repository
+        self._gpus = gpu_count(self._context)
         while not self._stopping:
             self._tick()
             waiting: list[int | Connection] = [signalled]
@@ -81,39 +90,40 @@ class Supervisor:
     def _on_signal(self, *_: object) -> None:
         self._stopping = True
 
-    def _read_models(self) -> None:
-        """Read every model; one that cannot be served is reported and the others serve."""
-        repository = Path(self._settings.models)
-        served: list[ServedModel] = []
-        for name in model_names(repository):
-            try:
-                served.append(read_model(repository, name))
-            except BadModel as error:
-                self._fail(name, error)
-        placed, failures = assign(served, gpu_count(self._context), self._settings.cpu_threads)
-        for name, failure in failures.items():
-            self._fail(name, failure)
-        self._slots = [
-            Slot(model, placement, index, self.id, self._settings, self._context)
-            for index, (model, placement) in enumerate(placed)
-        ]
+    @property
+    def _slots(self) -> list[Slot]:
+        return [slot for each in self._rollout.deployments.values() for slot in each.slots]
 
-    def _fail(self, name: str, error: BadModel) -> None:
-        log.error("%s; the other models serve", error)
-        self._failures[name] = str(error)
+    def _make(self, new: ServedModel, models: list[ServedModel]) -> Deployment:
+        """Return the slots of a new model, which shares this machine with all `models`.
+
+        Raises BadModel when the machine cannot place it.
+        """
+        placed, failures = assign(
+            models, self._gpus, self._settings.cpu_threads,
+            allow_cpu=self._settings.allow_cpu_fallback,
+        )  # fmt: skip
+        if new.spec.key in failures:
+            raise failures[new.spec.key]
+        if falls_back(new.config.instance_groups, self._gpus):
+            log.warning("%s: KIND_GPU, but there is no GPU: it runs on the CPU", new.spec.key)
+        self._register(new)
+        make = partial(Slot, supervisor=self.id, settings=self._settings, context=self._context)
+        return Deployment(
+            new,
+            [
+                make(model, placement, index=next(self._numbers))
+                for model, placement in placed
+                if model is new
+            ],
+        )
 
     def _clean_registry(self) -> None:
-        """Forget what an earlier run left in the registry, once Redis is there."""
-        ours = {slot.model.spec.key for slot in self._slots}
-        while not self._stopping:
-            try:
-                self._registry.clear_failures()
-                for key in self._registry.model_keys() - ours:
-                    self._forget(key)
-                return
-            except RedisUnavailable as error:
-                log.warning("waiting for Redis: %s", error)
-                time.sleep(TICK_SECONDS)
+        """Forget what an earlier run left in the registry, once it is known what is served."""
+        self._registry.clear_failures()
+        for key in self._registry.model_keys() - set(self._rollout.deployments):
+            self._forget(key)
+        self._cleaned = True
 
     def _forget(self, model_key: str) -> None:
         """Take a model of an earlier run out of the registry, unless another machine serves it."""
@@ -123,10 +133,11 @@ class Supervisor:
 
     def _tick(self) -> None:
         """Look after every slot, and Redis permitting, put back work, beat and take over."""
-        for slot in self._slots:
-            dead = slot.reap(self._settings.max_batch_seconds)
-            if dead:
-                self._to_recover[dead] = slot.model.spec.key
+        for deployment in self._rollout.deployments.values():
+            for slot in deployment.slots if not deployment.leaving else ():
+                dead = slot.reap(self._settings.max_batch_seconds)
+                if dead:
+                    self._to_recover[dead] = deployment.key
         try:
             self._recover_own()
             # subtle: an instance may only be recorded while its supervisor is known to live.
@@ -134,14 +145,46 @@ class Supervisor:
                 self._beat()
             if time.monotonic() >= self._next_look:
                 self._take_over()
-            for slot in self._slots:
-                self._look_after(slot)
+            self._rollout.look()
+            for deployment in list(self._rollout.deployments.values()):
+                self._serve(deployment)
+            if self._rollout.settled and not self._cleaned:
+                self._clean_registry()
         except (RedisUnavailable, RedisError) as error:
             log.warning("Redis fails, the supervisor tries again: %s", error)
             self._next_beat = 0.0  # it may come back empty
             # subtle: after an outage all signs of life have run out; who lives beats again first.
             self._next_look = time.monotonic() + BEAT_TERM * self._settings.heartbeat_seconds
             time.sleep(0.1)
+
+    def _serve(self, deployment: Deployment) -> None:
+        """Start and restart a version's instances, or have them leave when its time is up."""
+        if deployment.is_due and self._may_leave(deployment):
+            log.info("%s: leaving", deployment.key)
+            deployment.leave(self._settings.max_batch_seconds)
+        if not deployment.leaving:
+            for slot in deployment.slots:
+                self._look_after(slot)
+            return
+        killed = deployment.stop()
+        if not deployment.is_empty:
+            return
+        for slot in deployment.slots:
+            self._recover(slot.instance_id, deployment.key, crashed=killed)
+        if not self._rollout.is_served(deployment.key):
+            self._registry.remove_model(deployment.key)
+        del self._rollout.deployments[deployment.key]
+
+    def _may_leave(self, deployment: Deployment) -> bool:
+        """Tell whether nothing is lost when a version's instances leave here.
+
+        Others may serve it. Else no request may come any more, and none may wait or run.
+        """
+        if self._rollout.is_served(deployment.key):
+            return True
+        records, _ = self._registry.instances()
+        instances = [record.id for record in records if record.model_key == deployment.key]
+        return self._store.close(deployment.key, deployment.model.spec.levels, instances)
 
     def _look_after(self, slot: Slot) -> None:
         changed = slot.read_reports()
@@ -173,17 +216,19 @@ class Supervisor:
         """Say that we live, and keep the registry filled, which Redis may have lost."""
         heartbeat = self._settings.heartbeat_seconds
         self._registry.beat(self.id, BEAT_TERM * heartbeat)
-        for name, reason in self._failures.items():
-            self._registry.report_failure(name, reason)
-        for model in {slot.model.spec.key: slot.model for slot in self._slots}.values():
-            self._registry.add_model(model.spec)
-            if model.asset is not None:
-                self._registry.keep_asset(model.asset)
+        for deployment in self._rollout.deployments.values():
+            self._register(deployment.model)
+        self._rollout.report_again()
         for slot in self._slots:
             if slot.process is not None:
                 slot.measure()
                 self._registry.put_instance(slot.record())
         self._next_beat = time.monotonic() + heartbeat
+
+    def _register(self, model: ServedModel) -> None:
+        self._registry.add_model(model.spec)
+        if model.asset is not None:
+            self._registry.keep_asset(model.asset)
 
     def _take_over(self) -> None:
         """Put back what the instances of supervisors that are gone held; log as was set."""
@@ -197,11 +242,12 @@ class Supervisor:
             if record.supervisor not in alive | {self.id}:
                 log.warning("supervisor %s is gone, taking over %s", record.supervisor, record.id)
                 self._recover(record.id, record.model_key, crashed=True)
+        self._store.drop_reports_of_the_dead()
         self._next_look = time.monotonic() + self._settings.heartbeat_seconds / LOOKS_PER_HEARTBEAT
 
     def _pause(self) -> float:
         """Return how long nothing is due: no beat, no look, no restart; at most a tick."""
-        due = [self._next_beat, self._next_look]
+        due = [self._next_beat, self._next_look, time.monotonic() + LOOK_SECONDS]
         due += [slot.start_at for slot in self._slots if slot.process is None]
         return min(TICK_SECONDS, max(0.01, min(due) - time.monotonic()))
 
@@ -225,6 +271,7 @@ class Supervisor:
             self._recover_own()
             for slot in self._slots:
                 self._recover(slot.instance_id, slot.model.spec.key, crashed=overdue)
+            self._store.drop_report(self.id)
             self._registry.stop_beating(self.id)
         except (RedisUnavailable, RedisError) as error:
             log.warning("Redis fails at the end, another supervisor will clean up: %s", error)

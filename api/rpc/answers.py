@@ -21,7 +21,9 @@ def fill(
     response.model_name, response.model_version, response.id = spec.name, spec.version, how.id
     for name, value in timings_json(result.timings).items():
         parameter = response.parameters[name]
-        if isinstance(value, str):
+        if isinstance(value, bool):
+            parameter.bool_param = value
+        elif isinstance(value, str):
             parameter.string_param = value
         elif isinstance(value, int):
             parameter.int64_param = value

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from tritonclient.grpc import service_pb2 as proto
 
-from api.queues import Queues
+from api.queues import Answered, Queues
 from api.rpc.answers import fill
 from api.rpc.requests import read_request
 from api.terms import Terms, terms_of
 from shared.catalog import Catalog
-from shared.errors import RequestExpired
+from shared.errors import RequestExpired, VersionRetired
 from shared.messages import Parameters
 from shared.model_spec import ModelSpec
 from shared.records import How
@@ -24,6 +26,8 @@ class Asked(NamedTuple):
     spec: ModelSpec
     how: How
     waiting: Waiting
+    again: Callable[[ModelSpec], Answered]
+    """Asks once more, should the version leave before it takes the request."""
 
 
 class Inference:
@@ -41,19 +45,28 @@ class Inference:
         """
         spec = self._catalog.serving(request.model_name, request.model_version or None)
         body = read_request(request, spec)
-        terms = self._terms(body.parameters, remaining_seconds)
+        terms = self._terms(spec, body.parameters, remaining_seconds)
         waiting = self._queues.push(spec, body.inputs, body.output_names, terms)
-        return Asked(spec, How("infer", body.id, outputs=body.outputs, binary=True), waiting)
+        how = How("infer", body.id, outputs=body.outputs, binary=True)
+        again = partial(
+            self._queues.ask, inputs=body.inputs, outputs=body.output_names, terms=terms,
+            named=bool(request.model_version),
+        )  # fmt: skip
+        return Asked(spec, how, waiting, again)
 
     def answer(self, asked: Asked, response: proto.ModelInferResponse) -> None:
         """Wait for the answer and write it into `response`; raises FerryError."""
-        result = self._queues.wait(asked.spec, asked.waiting)
-        fill(response, asked.spec, result, asked.how)
+        try:
+            answered = Answered(asked.spec, self._queues.wait(asked.spec, asked.waiting))
+        except VersionRetired:
+            answered = asked.again(asked.spec)
+        fill(response, answered.spec, answered.result, asked.how)
 
-    def _terms(self, parameters: Parameters, remaining_seconds: float) -> Terms:
+    def _terms(self, spec: ModelSpec, parameters: Parameters, remaining_seconds: float) -> Terms:
         """Return a request's terms: its own `timeout` at most, and the call's deadline at most."""
         if remaining_seconds <= 0:
             raise RequestExpired("Request timeout expired")
         terms = terms_of({}, parameters)
-        seconds = min(self._queues.timeout_seconds(terms), remaining_seconds)
-        return terms._replace(timeout_seconds=seconds)
+        seconds = min(self._queues.timeout_seconds(spec, terms), remaining_seconds)
+        wish = terms.queue_timeout_seconds if spec.queue_policies else 0.0
+        return terms._replace(timeout_seconds=seconds, queue_timeout_seconds=wish)

@@ -14,8 +14,10 @@ from api.queues import Queues
 from api.rpc.inference import Inference
 from api.rpc.service import GRPCInferenceService
 from shared.catalog import Catalog
+from shared.deployment_store import DeploymentStore
 from shared.errors import BadSetting
 from shared.log_settings import LogLevel, LogSettings
+from shared.model_control import ModelControl
 from shared.model_statistics import model_statistics
 from shared.redis_connection import connect
 from shared.registry import Registry
@@ -49,6 +51,7 @@ class Server:
             Inference(catalog, queues),
             partial(model_statistics, client, settings.key_prefix),
             LogSettings(registry, level),
+            ModelControl(DeploymentStore(client, settings.key_prefix), settings.model_control_mode),
             settings.grpc_threads,
         )
         # What is under way is answered by its deadline.

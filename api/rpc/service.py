@@ -17,7 +17,8 @@ from tritonclient.grpc import service_pb2 as proto
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
 
 from api.descriptions import SHARED_MEMORY, TRACE, model_description, server_description
-from api.repository_index import refuse_model_control, repository_index
+from api.model_control import load_by_request, unload_by_request
+from api.repository_index import repository_index
 from api.rpc.errors import refuse
 from api.rpc.inference import Inference
 from api.rpc.log_settings import changes_in, log_settings_response
@@ -25,7 +26,10 @@ from api.rpc.stream import Stream
 from shared.catalog import Catalog
 from shared.errors import QueueFull, UnknownModel, Unsupported
 from shared.log_settings import LogSettings
+from shared.messages import Parameters
+from shared.model_control import ModelControl
 from shared.model_spec import ModelSpec
+from shared.model_statistics import of_triton
 
 Answer = TypeVar("Answer")
 Method = Callable[[Any, Any, grpc.ServicerContext], Answer]
@@ -65,6 +69,7 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
         inference: Inference,
         statistics: Statistics,
         log: LogSettings,
+        control: ModelControl,
         max_calls: int,
     ) -> None:
         """Let `max_calls` infer calls, of which a stream is one, be under way at a time."""
@@ -72,6 +77,7 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
         self._inference = inference
         self._statistics = statistics
         self._log = log
+        self._control = control
         self._max_calls = max_calls
         self._places = BoundedSemaphore(max_calls)
         self._streams: set[Stream] = set()
@@ -109,7 +115,8 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
     def ModelMetadata(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Answer a model's inputs, outputs and versions."""
         spec = self._catalog.find(request.name, request.version or None)
-        return proto.ModelMetadataResponse(**model_description(spec))
+        versions = self._catalog.served_versions(request.name)
+        return proto.ModelMetadataResponse(**model_description(spec, versions))
 
     @answering
     def ModelConfig(self, request: Any, _context: grpc.ServicerContext) -> Any:
@@ -123,23 +130,28 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
     def ModelStatistics(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Answer the figures of every registered version, of a model's, or of one."""
         specs = self._catalog.versions(request.name or None, request.version or None)
-        return proto.ModelStatisticsResponse(model_stats=self._statistics(specs))
+        found = [of_triton(each) for each in self._statistics(specs)]
+        return proto.ModelStatisticsResponse(model_stats=found)
 
     @answering
     def RepositoryIndex(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Answer all models with their states."""
+        self._catalog.refresh()
         entries = repository_index(self._catalog.snapshot(), ready_only=request.ready)
         return proto.RepositoryIndexResponse(models=entries)
 
     @answering
-    def RepositoryModelLoad(self, _request: Any, _context: grpc.ServicerContext) -> Any:
-        """Refuse: models come and go with the repository's directories."""
-        refuse_model_control()
+    def RepositoryModelLoad(self, request: Any, _context: grpc.ServicerContext) -> Any:
+        """Answer when the model is ready on every machine."""
+        load_by_request(self._control, request.model_name, _parameters(request))
+        return proto.RepositoryModelLoadResponse()
 
     @answering
-    def RepositoryModelUnload(self, _request: Any, _context: grpc.ServicerContext) -> Any:
-        """Refuse likewise."""
-        refuse_model_control()
+    def RepositoryModelUnload(self, request: Any, _context: grpc.ServicerContext) -> Any:
+        """Answer when no request can reach the model any more."""
+        parameters = _parameters(request)
+        unload_by_request(self._control, self._catalog, request.model_name, parameters)
+        return proto.RepositoryModelUnloadResponse()
 
     @answering
     def LogSettings(self, request: Any, _context: grpc.ServicerContext) -> Any:
@@ -192,6 +204,15 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
             yield
         finally:
             self._places.release()
+
+
+def _parameters(request: Any) -> Parameters:
+    """Return the parameters of a repository request; those that hold files have no value."""
+    found = {}
+    for name, parameter in request.parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        found[name] = "" if kind in (None, "bytes_param") else getattr(parameter, kind)
+    return found
 
 
 for _name in ("Status", "Register", "Unregister"):

@@ -1,13 +1,20 @@
 -- cancel: close requests that nobody wants any more, and take them off the queue. Run by Courier for
 -- clients that left and for passed deadlines, and by Detached.cancel.
--- KEYS: bytes, counts, queue of each level
--- ARGV: body key prefix, field of counts, 1 to leave alone what is running, id, id, ...
+-- KEYS: bytes, counts, order, then of each level its queue and its delayed
+-- ARGV: body, result and answered key prefix, field of counts, 1 to leave alone what is running,
+--       cache (see _cache.lua), id, id, ...
 -- Walks each queue once, however many ids there are. Returns for each id: 'waiting' (it will not run),
--- 'running' (its answer is thrown away, unless it was left alone) or 'gone'.
-local bytes_key, counts = KEYS[1], KEYS[2]
-local prefix, field, only_waiting = ARGV[1], ARGV[2], ARGV[3] == '1'
+-- 'running' (its answer is thrown away, unless it was left alone) or 'gone'. What is to be 'rejected' for its queue
+-- policy's sake is left alone as well when it has been claimed before, and was put back.
+-- include hand_out
+-- include cache
+
+local bytes_key, counts, order = KEYS[1], KEYS[2], KEYS[3]
+local prefix, result_prefix, answered_prefix, field = unpack(ARGV, 1, 4)
+local only_waiting, first_id, first_list = ARGV[5] == '1', 7, 4
+local cache = ARGV[6] ~= '' and response_cache(ARGV[6])
 local wanted, states = {}, {}
-for i = 4, #ARGV do
+for i = first_id, #ARGV do
   local open = redis.call('EXISTS', prefix .. ARGV[i]) == 1
   states[ARGV[i]] = open and 'running' or 'gone'
   wanted[ARGV[i]] = open or nil
@@ -16,10 +23,10 @@ end
 local function take_off(queue)
   local kept, first, bytes = {}, nil, 0
   for position, ticket in ipairs(redis.call('LRANGE', queue, 0, -1)) do
-    local id = string.sub(ticket, 36)
-    if wanted[id] then
+    local id = string.sub(ticket, 45)
+    if wanted[id] and (field ~= 'rejected' or string.byte(ticket, 4) == 1) then
       first = first or position
-      bytes = bytes + struct.unpack('<I4', string.sub(ticket, 32, 35))
+      bytes = bytes + struct.unpack('<I4', string.sub(ticket, 41, 44))
       states[id], wanted[id] = 'waiting', nil
     elseif first then
       kept[#kept + 1] = ticket
@@ -32,18 +39,28 @@ local function take_off(queue)
   if redis.call('DECRBY', bytes_key, bytes) <= 0 then redis.call('DEL', bytes_key) end
 end
 
-for level = 3, #KEYS do
+for list = first_list, #KEYS do
   if next(wanted) == nil then break end
-  take_off(KEYS[level])
+  take_off(KEYS[list])
+end
+if cache then
+  for id in pairs(wanted) do
+    if cache.follows(id) then states[id] = 'waiting' end
+  end
 end
 
 local replies, cancelled = {}, 0
-for i = 4, #ARGV do
+for i = first_id, #ARGV do
   local state = states[ARGV[i]]
   if state == 'waiting' or (state == 'running' and not only_waiting) then
     cancelled = cancelled + redis.call('UNLINK', prefix .. ARGV[i])
+    if cache then cache.pass_on(ARGV[i], state == 'running') end
   end
   replies[#replies + 1] = state
 end
-if cancelled > 0 then redis.call('HINCRBY', counts, field, cancelled) end
+if cancelled > 0 then
+  redis.call('HINCRBY', counts, field, cancelled)
+  hand_out(order, prefix, result_prefix, answered_prefix)
+end
+if cache then cache.count() end
 return replies

@@ -1,73 +1,176 @@
 -- claim: the dynamic batcher. Takes one batch off the queue and, in the same step, records it as the
 -- instance's in-flight work. Run by WorkQueue.claim.
--- KEYS: bell, inflight, bytes, counts, queue of each level
--- ARGV: max_rows, max_delay_seconds, body key prefix
+-- KEYS: bell, inflight, bytes, counts, stats, order, then the lists of waiting requests as they are served
+-- ARGV: max_rows, max_delay_seconds, body key prefix, preferred sizes, 1 to keep the order of answers,
+--       cache (see _cache.lua), delayed, result and answered key prefix, result_ttl_ms, kept_ttl_ms, rejection
+-- The last six are missing for a model without queue policies and without that order.
 -- Returns {now, wait, ticket, body, ticket, body, ...}, times in microseconds; without tickets, wait says
--- how long the pending ones may still wait for company (-1: nothing is pending), and nothing is changed.
-local bell, inflight, bytes_key, counts = unpack(KEYS, 1, 4)
+-- how long the pending ones may still wait for company (-1: nothing is pending).
+-- include hand_out
+-- include cache
+
+local bell, inflight, bytes_key, counts, stats, order = unpack(KEYS, 1, 6)
+local first_list = 7
 local max_rows, max_delay, prefix = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+local delayed_prefix, result_prefix, answered_prefix, ttl, kept_ttl, rejection = unpack(ARGV, 7, 12)
 local max_tickets = 2000 -- Lua's unpack has a limit near 8000
+local expire, reject, delay = 0, 1, 2
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
 
--- A batch is a run of tickets from the head, level 1 first: it ends when it is full, before a request of
--- another signature, and around a request that has been in a crash, which travels alone.
-local reply, tickets, seen, expired = {now * 1e6, 0}, {}, {}, {}
-local rows, oldest, first_signature, complete = 0, now, nil, false
-local seen_bytes, left = 0, 0
-for level = 5, #KEYS do
-  local queue, position = KEYS[level], 0
-  local chunk
+-- Sizes that memory does not hold at the moment (max_rows) are none; the largest is the size to wait for.
+local preferred, largest = {}, max_rows
+if ARGV[4] ~= '' then
+  local most = 0
+  for size in string.gmatch(ARGV[4], '%d+') do
+    size = tonumber(size)
+    if size <= max_rows then
+      preferred[size] = true
+      most = math.max(most, size)
+    end
+  end
+  if most > 0 then largest = most end
+end
+
+-- The pending batch is a run of tickets from the head, level 1 first, without the closed and those whose time
+-- is over. It cannot grow any more (`why`) when it is full, before a request of another signature, and around a
+-- request that has been in a crash, which travels alone. `mark` is where it had a size at which it may leave.
+local reply, tickets, over = {now * 1e6, 0}, {}, {}
+local rows, oldest, nearest, first_signature, why, mark = 0, now, math.huge, nil, nil, nil
+local seen, seen_bytes, look = {}, 0, max_delay > 0 and 'EXISTS' or 'GET'
+local last_list = first_list
+
+local function cut(position, bytes, reason)
+  return {count = #tickets, rows = rows, list = last_list, position = position, bytes = bytes, why = reason}
+end
+
+for list = first_list, #KEYS do
+  local position, chunk = 0, nil
+  last_list = list
   repeat
-    chunk = redis.call('LRANGE', queue, position, position + max_rows - 1)
+    chunk = redis.call('LRANGE', KEYS[list], position, position + max_rows - 1)
     for _, ticket in ipairs(chunk) do
-      local _, attempts, _, ticket_rows, enqueued, deadline, signature, body_bytes, next_byte =
-        struct.unpack('<BBBI4ddc8I4', ticket)
+      local _, attempts, level, on_timeout, ticket_rows, enqueued, deadline, queue_deadline, signature, body_bytes, next_byte =
+        struct.unpack('<BBBBI4dddc8I4', ticket)
       local body = prefix .. string.sub(ticket, next_byte)
-      if deadline <= now then
-        expired[#expired + 1] = body
+      if deadline <= now or (on_timeout ~= 0 and queue_deadline <= now) then
+        local fate = (deadline <= now and (on_timeout ~= reject or queue_deadline > now)) and expire or on_timeout
+        over[#over + 1] = {ticket, body, fate, list, position, body_bytes}
+        if fate == delay then
+          local again = string.sub(ticket, 1, 3) .. '\0' .. string.sub(ticket, 5)
+          redis.call('RPUSH', delayed_prefix .. level, again)
+          body_bytes = 0 -- it goes on waiting
+        end
       elseif rows > 0 and (rows + ticket_rows > max_rows or signature ~= first_signature or attempts > 0) then
         -- A boundary, unless it was cancelled or answered: such a one is no passenger and takes no seat.
         if redis.call('EXISTS', body) == 1 then
-          complete, left = true, 1
+          why = attempts > 0 and 'retry' or signature ~= first_signature and 'shape' or 'full'
           break
         end
       else
-        local payload = redis.call('GET', body)
-        if payload then
+        -- Who waits for company is looked at again and again: its body is read only when it leaves.
+        local payload = redis.call(look, body)
+        if payload and payload ~= 0 then
+          if rows > 0 and not mark and rows + ticket_rows > largest then
+            mark = cut(position, seen_bytes, 'full')
+          end
           tickets[#tickets + 1] = ticket
           reply[#reply + 1] = ticket
           reply[#reply + 1] = payload
           rows, first_signature = rows + ticket_rows, signature
           if enqueued < oldest then oldest = enqueued end
-          complete = rows >= max_rows or attempts > 0 or #tickets == max_tickets
+          if on_timeout ~= 0 and queue_deadline < nearest then nearest = queue_deadline end
+          if attempts > 0 then
+            why = 'retry'
+          elseif rows >= max_rows or #tickets == max_tickets then
+            why = 'full'
+          elseif preferred[rows] then
+            mark = cut(position + 1, seen_bytes + body_bytes, 'preferred')
+          end
         end
       end
       position, seen_bytes = position + 1, seen_bytes + body_bytes
-      if complete then break end
+      if why then break end
     end
-  until complete or #chunk < max_rows
-  seen[level] = position
-  if complete then break end
+  until why or #chunk < max_rows
+  seen[list] = position
+  if why then break end
 end
 
-local age = now - oldest
-if not complete and rows > 0 and age < max_delay then return {now * 1e6, (max_delay - age) * 1e6} end
+local within_delay = max_delay > 0 and now - oldest < max_delay
+local leaving
+if within_delay and mark then
+  leaving = mark
+elseif why or rows == 0 or not within_delay or rows >= largest then
+  leaving = cut(seen[last_list], seen_bytes, why or within_delay and 'full' or max_delay > 0 and 'delay' or 'greedy')
+end
 
-for level, position in pairs(seen) do
-  if position > 0 then redis.call('LTRIM', KEYS[level], position, -1) end
-end
-if complete and left == 0 then
-  for level = 5, #KEYS do left = left + redis.call('LLEN', KEYS[level]) end
-end
 -- What leaves the queue takes along the bytes that it came with, whatever became of its body.
-if left == 0 then redis.call('DEL', bytes_key) else redis.call('DECRBY', bytes_key, seen_bytes) end
-if #expired > 0 then
-  local closed = 0
-  for _, body in ipairs(expired) do closed = closed + redis.call('UNLINK', body) end
-  if closed > 0 then redis.call('HINCRBY', counts, 'expired', closed) end
+local gone_bytes, left = 0, 1
+if leaving then
+  gone_bytes = leaving.bytes
+  for list, position in pairs(seen) do
+    if list == leaving.list then position = leaving.position end
+    if position > 0 and list <= leaving.list then redis.call('LTRIM', KEYS[list], position, -1) end
+  end
+  left = 0
+  if why or leaving == mark then
+    for list = first_list, #KEYS do left = left + redis.call('LLEN', KEYS[list]) end
+  end
+end
+
+local expired, rejected = 0, 0
+for _, one in ipairs(over) do
+  local ticket, body, fate, list, position, body_bytes = unpack(one)
+  if not leaving or list > leaving.list or (list == leaving.list and position >= leaving.position) then
+    redis.call('LREM', KEYS[list], 1, ticket)
+    if fate ~= delay then gone_bytes = gone_bytes + body_bytes end
+  end
+  if fate ~= delay and redis.call('UNLINK', body) == 1 then
+    if fate == reject then
+      local id = string.sub(ticket, 45)
+      local process = string.sub(id, 1, 8)
+      redis.call('SET', result_prefix .. id, rejection, 'PX', process == '00000001' and kept_ttl or ttl)
+      if process ~= '00000000' and process ~= '00000001' then
+        redis.call('RPUSH', answered_prefix .. process, id)
+        redis.call('PEXPIRE', answered_prefix .. process, ttl)
+      end
+      rejected = rejected + 1
+    else
+      expired = expired + 1
+    end
+  end
+end
+if expired > 0 then redis.call('HINCRBY', counts, 'expired', expired) end
+if rejected > 0 then redis.call('HINCRBY', counts, 'rejected', rejected) end
+if ARGV[5] == '1' and expired > 0 then hand_out(order, prefix, result_prefix, answered_prefix) end
+if left == 0 then
+  redis.call('DEL', bytes_key)
+elseif gone_bytes > 0 then
+  redis.call('DECRBY', bytes_key, gone_bytes)
+end
+
+if ARGV[6] ~= '' and #over > 0 then
+  local cache = response_cache(ARGV[6])
+  for _, one in ipairs(over) do
+    if one[3] ~= delay then cache.pass_on(string.sub(one[1], 45)) end
+  end
+  cache.count()
 end
 if rows == 0 then return {now * 1e6, -1} end
-redis.call('RPUSH', inflight, unpack(tickets))
+if not leaving then return {now * 1e6, math.min(max_delay - (now - oldest), nearest - now) * 1e6} end
+for i = 2 * leaving.count + 3, #reply do reply[i] = nil end
+if max_delay > 0 then
+  for i = 1, leaving.count do reply[2 * i + 2] = redis.call('GET', prefix .. string.sub(tickets[i], 45)) end
+end
+if ARGV[5] == '1' then
+  for i = 1, leaving.count do
+    local id = string.sub(tickets[i], 45)
+    -- What was put back has its place already.
+    if not redis.call('LPOS', order, id) then redis.call('RPUSH', order, id) end
+  end
+end
+redis.call('RPUSH', inflight, unpack(tickets, 1, leaving.count))
+redis.call('HINCRBY', stats, 'left_' .. leaving.why, 1)
 if left > 0 and redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
 return reply

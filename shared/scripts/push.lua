@@ -1,35 +1,54 @@
 -- push: accept requests, each once. Run by RequestQueue.push, through Courier, which sends several at once.
--- KEYS: bell, bytes, closed, queue of each level
--- ARGV: body and result key prefix, max_requests, max_bytes,
---       then id, rows, level, signature, timeout_seconds, body_ttl_ms, body of each request
+-- KEYS: bell, bytes, closed, then of each level its queue and its delayed
+-- ARGV: body and result key prefix, max_requests, max_bytes, cache (see _cache.lua), result_ttl_ms, kept_ttl_ms,
+--       then id, rows, level, signature, timeout_seconds, body_ttl_ms, body, terms, digest of each request
+-- terms is empty, or of the level's queue policy: B on time-out, d its time-out in seconds, I4 max_queue_size.
 -- Returns for each: 'queued', 'known' (this id is stored or answered already: a push sent again after a
--- lost connection changes nothing), 'full <waiting>' (refused) or 'closed' (refused: this version is leaving).
+-- lost connection changes nothing), 'full <waiting>' (refused) or 'closed' (refused: this version is leaving); of
+-- a model with a cache also 'hit' (answered already) or 'followed' (it waits for another's answer).
+-- include cache
+
 local bell, bytes_key = KEYS[1], KEYS[2]
 local closed = redis.call('EXISTS', KEYS[3]) == 1
 local body_prefix, result_prefix, max_requests, max_bytes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local cache = ARGV[5] ~= '' and response_cache(unpack(ARGV, 5, 7))
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
 local waiting = 0
-for level = 4, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[level]) end
+for list = 4, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[list]) end
 -- An empty queue takes one request of any size, so only behind others the bytes count.
 local bytes = waiting > 0 and tonumber(redis.call('GET', bytes_key) or 0) or 0
 
 local statuses, tickets, added = {}, {}, 0
-for i = 1, (#ARGV - 4) / 7 do
-  local id, rows, level, signature, timeout, ttl, payload = unpack(ARGV, 7 * i - 2, 7 * i + 4)
-  local body = body_prefix .. id
-  if redis.call('EXISTS', body, result_prefix .. id) > 0 then
+for i = 1, (#ARGV - 7) / 9 do
+  local id, rows, level, signature, timeout, ttl, payload, terms, digest = unpack(ARGV, 9 * i - 1, 9 * i + 7)
+  local body, queue = body_prefix .. id, KEYS[2 + 2 * level]
+  local on_timeout, queue_timeout, max_level = 0, 0, 0
+  if #terms > 0 then on_timeout, queue_timeout, max_level = struct.unpack('<BdI4', terms) end
+  local on_level = 0
+  if max_level > 0 then
+    on_level = redis.call('LLEN', queue) + redis.call('LLEN', KEYS[3 + 2 * level]) + #(tickets[queue] or {})
+  end
+  local ticket = struct.pack('<BBBBI4dddc8I4',
+    4, 0, level, on_timeout, rows, now, now + timeout, now + queue_timeout, signature, #payload) .. id
+  local known = redis.call('EXISTS', body, result_prefix .. id) > 0
+  local asks = cache and digest ~= '' and not known and not closed
+  local joined = asks and cache.join(id, digest, ticket, payload, ttl, max_requests, max_bytes)
+  if known then
     statuses[i] = 'known'
   elseif closed then
     statuses[i] = 'closed'
+  elseif joined then
+    statuses[i] = joined
+  elseif max_level > 0 and on_level >= max_level then
+    statuses[i] = 'full ' .. on_level
   elseif waiting >= max_requests or (waiting > 0 and bytes + added + #payload > max_bytes) then
     statuses[i] = 'full ' .. waiting
   else
     redis.call('SET', body, payload, 'PX', ttl)
-    local queue = KEYS[3 + level]
     tickets[queue] = tickets[queue] or {}
-    local ticket = struct.pack('<BBBI4ddc8I4', 3, 0, level, rows, now, now + timeout, signature, #payload) .. id
     table.insert(tickets[queue], ticket)
+    if asks then cache.lead(digest, ticket, ttl) end
     waiting, added = waiting + 1, added + #payload
     statuses[i] = 'queued'
   end
@@ -39,4 +58,5 @@ if added > 0 then
   redis.call('INCRBY', bytes_key, added)
   if redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
 end
+if cache then cache.count() end
 return statuses

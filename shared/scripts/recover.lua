@@ -1,25 +1,30 @@
 -- recover: put what an instance held back to the head of its queue, oldest first. Run for a dead
 -- instance by a supervisor (crashed = 1), and by an instance that lost its connection (crashed = 0).
--- KEYS: bell, inflight, bytes, counts, dead
+-- KEYS: bell, inflight, bytes, counts, dead, order
 -- ARGV: crashed, max_attempts, result_ttl_ms, kept_ttl_ms, dead_ttl_ms, queue, body, result, answered and
---       dead body key prefix, error result, instance
--- A request whose attempts are used up is answered with the error result instead, and kept among the dead.
+--       dead body key prefix, error result, instance, cache (see _cache.lua)
+-- A request whose attempts are used up is answered with the error result instead, and kept among the dead. One
+-- that goes back has had its time on the queue: the time-out of its queue policy is over.
 -- Atomic, so two supervisors that recover the same instance do it once. Returns {put back, given up}.
-local bell, inflight, bytes_key, counts, dead = unpack(KEYS)
+-- include hand_out
+-- include cache
+
+local bell, inflight, bytes_key, counts, dead, order = unpack(KEYS)
 local crashed, max_attempts, ttl, kept_ttl, dead_ttl, queue_prefix, body_prefix, result_prefix, answered_prefix,
-  dead_prefix, error_result, instance = unpack(ARGV)
+  dead_prefix, error_result, instance, tag = unpack(ARGV)
+local cache = response_cache(tag, ttl, kept_ttl)
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
 
 local function give_up(id, body, attempts, level, rows, enqueued, signature)
-  local process = string.sub(id, 1, 8)
+  local process, keeps_order = string.sub(id, 1, 8), redis.call('LPOS', order, id)
   redis.call('RENAME', body, dead_prefix .. id)
   redis.call('PEXPIRE', dead_prefix .. id, dead_ttl)
   redis.call('LPUSH', dead, cmsgpack.pack({id, rows, level, attempts, enqueued, now, instance, signature}))
   redis.call('LTRIM', dead, 0, 999)
-  redis.call('HINCRBY', counts, 'dead', 1)
-  redis.call('SET', result_prefix .. id, error_result, 'PX', process == '00000001' and kept_ttl or ttl)
-  if process ~= '00000000' and process ~= '00000001' then
+  redis.call('HINCRBY', counts, 'dead', 1 + (cache.answer(id, error_result)))
+  redis.call('SET', result_prefix .. id, error_result, 'PX', (process == '00000001' or keeps_order) and kept_ttl or ttl)
+  if not keeps_order and process ~= '00000000' and process ~= '00000001' then
     redis.call('RPUSH', answered_prefix .. process, id)
     redis.call('PEXPIRE', answered_prefix .. process, ttl)
   end
@@ -30,8 +35,8 @@ local tickets = redis.call('LRANGE', inflight, 0, -1)
 redis.call('LTRIM', inflight, 0, -1)
 local back, given_up, bytes = 0, 0, 0
 for i = #tickets, 1, -1 do
-  local version, attempts, level, rows, enqueued, _, signature, body_bytes, next_byte =
-    struct.unpack('<BBBI4ddc8I4', tickets[i])
+  local version, attempts, level, _, rows, enqueued, _, _, signature, body_bytes, next_byte =
+    struct.unpack('<BBBBI4dddc8I4', tickets[i])
   local id = string.sub(tickets[i], next_byte)
   local body = body_prefix .. id
   attempts = attempts + crashed
@@ -40,13 +45,18 @@ for i = #tickets, 1, -1 do
       give_up(id, body, attempts, level, rows, enqueued, signature)
       given_up = given_up + 1
     else
-      redis.call('LPUSH', queue_prefix .. level, struct.pack('<BB', version, attempts) .. string.sub(tickets[i], 3))
+      local again = struct.pack('<BBBB', version, attempts, level, 0) .. string.sub(tickets[i], 5)
+      redis.call('LPUSH', queue_prefix .. level, again)
       bytes = bytes + body_bytes
       back = back + 1
     end
+  else
+    cache.pass_on(id)
   end
 end
+cache.count()
 redis.call('UNLINK', inflight)
+hand_out(order, body_prefix, result_prefix, answered_prefix)
 if back > 0 then
   redis.call('INCRBY', bytes_key, bytes)
   if redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from shared.datatypes import Array
+from shared.errors import FerryError
+from shared.messages import Parameters
 
 
 class Backend(Protocol):
@@ -17,5 +19,37 @@ class Backend(Protocol):
         The inputs named in `pixels` are uint8 pictures [rows, height, width, channels] that are
         normalised here, on the device, over the whole batch. May raise anything; the batch is then
         run in halves until the request at fault stands alone.
+        """
+        ...
+
+
+def close(backend: Backend) -> None:
+    """Let a model that wants to clean up do so, behind its last batch."""
+    clean_up = getattr(backend, "close", None)
+    if clean_up is not None:
+        clean_up()
+
+
+class Question(NamedTuple):
+    """One request of a batch whose rows are not stacked; `outputs` are those wanted."""
+
+    id: str
+    inputs: Mapping[str, Array]
+    outputs: tuple[str, ...]
+    parameters: Parameters
+
+
+class EachBackend(Backend, Protocol):
+    """A backend whose model sees the requests of a batch one by one, and may fail some of them.
+
+    `worker.batch` uses `answer_each` where a backend has it, and `forward` is for warming up only.
+    """
+
+    def answer_each(
+        self, questions: Sequence[Question], pixels: frozenset[str]
+    ) -> list[dict[str, Array] | FerryError]:
+        """Return each question's outputs by name, or the error that it alone is answered with.
+
+        What it raises is everybody's: the batch is then run in halves, as for `forward`.
         """
         ...

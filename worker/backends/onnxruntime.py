@@ -2,68 +2,101 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
-import torch
 
 from shared.datatypes import Array
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec
-from worker.preprocessing import Normaliser
+from worker.devices import Placement
+from worker.preprocessing import PixelArrays
+
+log = logging.getLogger(__name__)
 
 
 class OnnxRuntimeBackend:
     """One inference session."""
 
-    def __init__(self, spec: ModelSpec, file: Path, device: str, threads: int) -> None:
-        """Load `file` with `threads` intra-op threads; raises what ONNX Runtime raises."""
+    def __init__(self, spec: ModelSpec, file: Path, placement: Placement) -> None:
+        """Load `file` with the placement's threads; raises what ONNX Runtime raises."""
         if any(tensor.datatype == "BF16" for tensor in spec.inputs + spec.outputs):
-            raise BadModel(
-                f"failed to load '{spec.name}', {file}: ONNX Runtime has no BF16 tensors in Python"
-            )
+            raise BadModel("ONNX Runtime has no BF16 tensors in Python")
         onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.intra_op_num_threads = placement.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(str(file), options, _providers(device))
-        names = {item.name for item in self._session.get_inputs()}
-        if names != {tensor.name for tensor in spec.inputs}:
-            raise BadModel(f"failed to load '{spec.name}', {file} has the inputs {sorted(names)}")
+        providers = _providers(placement.device, wants_gpu(spec))
+        self._session = onnxruntime.InferenceSession(str(file), options, providers)
+        _check_names(spec, self._session)
         self._outputs = [tensor.name for tensor in spec.outputs]
-        # Pictures are normalised on the CPU here, then handed to the session without a copy.
-        self._normaliser = (
-            Normaliser(spec.image, torch.device("cpu"), torch.float32) if spec.image else None
-        )
+        self._pixels = PixelArrays(spec)
 
     def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
         """Run one batch; see `Backend.forward`."""
-        feeds = {name: self._array(array, name in pixels) for name, array in inputs.items()}
+        feeds = {
+            name: self._pixels(array) if name in pixels else _feed(array)
+            for name, array in inputs.items()
+        }
         answer = self._session.run(self._outputs, feeds)
         return dict(zip(self._outputs, map(np.asarray, answer), strict=True))
 
-    def _array(self, array: Array, is_pixels: bool) -> Array:
-        if is_pixels:
-            assert self._normaliser is not None, "pixels are made for image models only"
-            return self._normaliser(array).numpy()
-        if array.dtype == object:
-            return _strings(array)
-        return np.ascontiguousarray(array)
 
-
-def _strings(array: Array) -> Array:
+def _feed(array: Array) -> Array:
     """Return BYTES elements as text: ONNX Runtime would take b"a" for the four letters b'a'."""
-    return np.array([item.decode() for item in array.ravel()], object).reshape(array.shape)
+    if array.dtype == object:
+        return np.array([item.decode() for item in array.ravel()], object).reshape(array.shape)
+    return np.ascontiguousarray(array)
 
 
-def _providers(device: str) -> list[str | tuple[str, dict[str, int]]]:
+def _check_names(spec: ModelSpec, session: Any) -> None:
+    """Raise BadModel unless the session takes the declared inputs and gives the outputs."""
+    required = {item.name for item in session.get_inputs() if not _may_be_absent(item)}
+    defaulted = {item.name for item in session.get_overridable_initializers()}
+    optional = defaulted | {item.name for item in session.get_inputs() if _may_be_absent(item)}
+    declared = {tensor.name for tensor in spec.inputs}
+    if not required <= declared <= required | optional:
+        also = f" and can do without {sorted(optional)}" if optional else ""
+        raise BadModel(
+            f"the file has the inputs {sorted(required)}{also}, the config {sorted(declared)}"
+        )
+    wrong = [item.name for item in spec.inputs if item.optional and item.name not in optional]
+    if wrong:
+        raise BadModel(f"input {wrong[0]!r} is optional in the config, but not in the file")
+    given = [item.name for item in session.get_outputs()]
+    if not {tensor.name for tensor in spec.outputs} <= set(given):
+        raise BadModel(
+            f"the file has the outputs {given}, the config {[each.name for each in spec.outputs]}"
+        )
+
+
+def _may_be_absent(item: Any) -> bool:
+    kind: str = item.type
+    return kind.startswith("optional")
+
+
+def wants_gpu(spec: ModelSpec) -> bool:
+    """Tell whether the config asks for GPUs by name; KIND_AUTO takes what there is."""
+    groups = spec.config.get("instance_group", ())
+    return any(group.get("kind") == "KIND_GPU" for group in groups)
+
+
+def _providers(device: str, gpu_is_wanted: bool) -> list[str | tuple[str, dict[str, int]]]:
+    """Return what runs the graph on `device`; raises BadModel for a GPU that was asked for."""
     if not device.startswith("cuda"):
         return ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        said = "this ONNX Runtime has no CUDA provider; install onnxruntime-gpu"
+        if gpu_is_wanted:
+            raise BadModel(f"instance_group: KIND_GPU, but {said}")
+        log.warning("%s; the model runs on the CPU", said)
         return ["CPUExecutionProvider"]
     index = int(device.partition(":")[2] or 0)
     return [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]

@@ -11,11 +11,7 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2
 
-NAMES = {
-    "torchscript": ("pytorch_libtorch", "pytorch"),
-    "onnxruntime": ("onnxruntime_onnx", "onnxruntime"),
-}
-"""What Triton calls a backend of ours: platform and backend."""
+from worker.config.formats import BY_BACKEND
 
 
 def config_json(message: Any, name: str, backend: str, filename: str) -> dict[str, Any]:
@@ -27,10 +23,11 @@ def config_json(message: Any, name: str, backend: str, filename: str) -> dict[st
     """
     filled = model_config_pb2.ModelConfig()
     filled.CopyFrom(message)
-    platform, triton_backend = NAMES.get(backend, ("", ""))
+    found = BY_BACKEND.get(backend)
     filled.name = name
-    filled.platform = filled.platform or platform
-    filled.backend = filled.backend or triton_backend
+    if found is not None:
+        filled.platform = filled.platform or found.platform
+        filled.backend = filled.backend or found.triton_backend
     filled.default_model_filename = filename
     if not filled.HasField("version_policy"):
         filled.version_policy.latest.num_versions = 1

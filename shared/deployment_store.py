@@ -1,0 +1,170 @@
+"""Reads and writes the keys of `deployments.py`; every method raises RedisUnavailable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+from redis.exceptions import WatchError
+
+from shared.deployments import Desired, Report, Serving
+from shared.errors import RedisUnavailable
+from shared.queue_keys import QueueKeys
+from shared.redis_connection import asking, script_text
+
+CLOSED_MS = 3_600_000
+MAX_CONFLICTS = 20
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """All of it at one moment; `reports` are those of supervisors that live."""
+
+    desired: dict[str, Desired] = field(default_factory=dict)
+    reports: dict[str, Report] = field(default_factory=dict)
+    served: dict[str, Serving] = field(default_factory=dict)
+
+
+class DeploymentStore:
+    """The keys' only reader and writer."""
+
+    def __init__(self, client: redis.Redis, prefix: str) -> None:
+        """Use `client`, naming keys under `prefix`."""
+        self._client = client
+        self._prefix = prefix
+        self._desired = f"{prefix}:desired"
+        self._reports = f"{prefix}:reports"
+        self._served = f"{prefix}:served"
+        self._revisions = f"{prefix}:revisions"
+        self._changes = f"{prefix}:changes"
+        self._supervisors = f"{prefix}:supervisors:"
+
+    def changes(self) -> int:
+        """Return a number that is another one after every change."""
+        return int(asking(lambda: self._client.get(self._changes)) or 0)
+
+    def read(self) -> Deployed:
+        """Return everything, in two round trips."""
+
+        def fetch() -> list[dict[bytes, bytes]]:
+            with self._client.pipeline(transaction=True) as opened:
+                pipeline: Any = opened
+                pipeline.hgetall(self._desired).hgetall(self._reports).hgetall(self._served)
+                found: list[dict[bytes, bytes]] = pipeline.execute()
+                return found
+
+        desired, reports, served = asking(fetch)
+        supervisors = sorted(name.decode() for name in reports)
+        keys = [self._supervisors + name for name in supervisors]
+        beats = asking(lambda: self._client.mget(keys)) if keys else []
+        living = {name for name, beat in zip(supervisors, beats, strict=True) if beat is not None}
+        return Deployed(
+            {name.decode(): Desired.model_validate_json(row) for name, row in desired.items()},
+            {
+                name.decode(): Report.model_validate_json(row)
+                for name, row in reports.items()
+                if name.decode() in living
+            },
+            {name.decode(): Serving.model_validate_json(row) for name, row in served.items()},
+        )
+
+    def change(self, name: str, update: Callable[[Desired, Serving | None], Desired]) -> Desired:
+        """Replace what is desired of one model; raises what `update` raises.
+
+        `update` is given what is desired and served now, and may be called again when somebody
+        else changed it meanwhile.
+        """
+        for _ in range(MAX_CONFLICTS):
+            try:
+                changed: Desired = asking(lambda: self._change(name, update))
+            except RedisUnavailable as error:
+                if not isinstance(error.__cause__, WatchError):
+                    raise
+            else:
+                return changed
+        raise RedisUnavailable(f"too many changes of '{name}' at once: ask again")
+
+    def _change(self, name: str, update: Callable[[Desired, Serving | None], Desired]) -> Desired:
+        with self._client.pipeline() as opened:
+            pipeline: Any = opened
+            pipeline.watch(self._desired, self._served)
+            row, served = pipeline.hget(self._desired, name), pipeline.hget(self._served, name)
+            now = Desired.model_validate_json(row) if row else Desired()
+            serving = Serving.model_validate_json(served) if served else None
+            # Never one that was there before, even if the model was forgotten meanwhile.
+            generation = max(now.generation, int(pipeline.get(self._changes) or 0)) + 1
+            wanted = update(now, serving).model_copy(update={"generation": generation})
+            pipeline.multi()
+            pipeline.hset(self._desired, name, wanted.model_dump_json())
+            pipeline.incr(self._changes)
+            pipeline.execute()
+        return wanted
+
+    def forget(self, name: str) -> None:
+        """Desire nothing of a model."""
+        self._write("hdel", self._desired, name)
+
+    def put_report(self, supervisor: str, report: Report) -> None:
+        """Say how far a supervisor is."""
+        self._write("hset", self._reports, supervisor, report.model_dump_json())
+
+    def drop_report(self, supervisor: str) -> None:
+        """Forget a supervisor that is gone."""
+        self._write("hdel", self._reports, supervisor)
+
+    def drop_reports_of_the_dead(self) -> None:
+        """Forget supervisors whose signs of life have run out."""
+        names = [name.decode() for name in asking(lambda: self._client.hkeys(self._reports))]
+        beats = asking(lambda: self._client.mget([self._supervisors + name for name in names]))
+        for name, beat in zip(names, beats, strict=True):
+            if beat is None:
+                self.drop_report(name)
+
+    def serve(self, name: str, serving: Serving | None) -> None:
+        """Send a model's requests elsewhere, or nowhere."""
+        if serving is None:
+            self._write("hdel", self._served, name)
+        else:
+            self._write("hset", self._served, name, serving.model_dump_json())
+
+    def _write(self, command: str, *arguments: str) -> None:
+        def run() -> None:
+            with self._client.pipeline() as opened:
+                pipeline: Any = opened
+                getattr(pipeline, command)(*arguments)
+                pipeline.incr(self._changes)
+                pipeline.execute()
+
+        asking(run)
+
+    def revision(self, name: str, version: str, fingerprint: str, *, replaces: bool) -> int:
+        """Return the number of a version's content, the same on every supervisor.
+
+        Content that was never seen gets a number of its own when it `replaces` what runs, else the
+        last one's, whose waiting requests it answers.
+        """
+        latest = f"{name}/{version}"
+        field_name = f"{latest}/{fingerprint}"
+        client: Any = self._client
+        found = asking(lambda: client.hget(self._revisions, field_name))
+        if found is None:
+            number = asking(lambda: client.hincrby(self._revisions, latest, int(replaces)))
+            asking(lambda: client.hsetnx(self._revisions, field_name, number))
+            found = asking(lambda: client.hget(self._revisions, field_name))
+        return int(found)
+
+    def open(self, model_key: str) -> None:
+        """Have a version take requests again, before its instances start."""
+        asking(lambda: self._client.delete(QueueKeys(self._prefix, model_key).closed))
+
+    def close(self, model_key: str, levels: int, instances: Iterable[str]) -> bool:
+        """Have a version take no more requests; False, and no change, while it has work."""
+        keys = QueueKeys(self._prefix, model_key, levels)
+        inflight = [keys.inflight + instance for instance in instances]
+        names = [keys.closed, *keys.lists, *inflight]
+        client: Any = self._client
+        return bool(
+            asking(lambda: client.eval(script_text("close"), len(names), *names, CLOSED_MS))
+        )

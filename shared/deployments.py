@@ -1,0 +1,168 @@
+"""Which versions of each model are wanted, which are there, and which take requests.
+
+key              type    holds                                                          expires
+ferry:desired    hash    model name -> Desired: what operators asked for                no
+ferry:reports    hash    supervisor id -> Report: what it runs of what is wanted        no (see 1)
+ferry:served     hash    model name -> Serving: where requests go                       no
+ferry:revisions  hash    name/version/fingerprint -> number of the content's revision   no
+ferry:changes    string  counts changes of the first three, so that looking is cheap    no
+
+1: removed when the supervisor stops, or by whoever takes over its work.
+
+Every supervisor follows `desired` and says in its report how far it is. One of them, the living one
+with the lowest id, decides by `promoted` where requests go; API processes follow `served`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+VersionState = Literal["loading", "ready", "failed"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Desired(_Frozen):
+    """What was asked for one model.
+
+    `generation` is raised by every change. `loaded` None leaves it to the control mode, `config` is
+    a whole configuration as JSON instead of the repository's. `use` is the version that takes
+    requests without one (empty: the highest), `split` gives versions weights instead, and `shadow`
+    is a version that gets a copy of each request. Versions named here are loaded besides those of
+    the version policy.
+    """
+
+    generation: int = 0
+    loaded: bool | None = None
+    config: str | None = None
+    use: str = ""
+    split: dict[str, int] = {}
+    shadow: str = ""
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """Return the versions that are named."""
+        return frozenset({self.use, self.shadow, *self.split} - {""})
+
+
+class VersionReport(_Frozen):
+    """How far one supervisor is with one version; `key` names its content (`ModelSpec.key`)."""
+
+    key: str
+    state: VersionState
+    reason: str = ""
+
+
+class ModelReport(_Frozen):
+    """How far one supervisor is with one model.
+
+    It has seen the desired state of `generation`. `versions` are those that it wants to serve, none
+    for a model that is not wanted; `reason` says why they could not be found out.
+    """
+
+    generation: int = 0
+    versions: dict[str, VersionReport] = {}
+    reason: str = ""
+
+    @property
+    def settled(self) -> bool:
+        """Tell whether no version is loading."""
+        return all(version.state != "loading" for version in self.versions.values())
+
+    @property
+    def failure(self) -> str:
+        """Return why something is not served, empty when all is."""
+        reasons = [
+            version.reason for version in self.versions.values() if version.state == "failed"
+        ]
+        return self.reason or next(iter(reasons), "")
+
+
+class Report(_Frozen):
+    """What one supervisor says of every model in its repository."""
+
+    models: dict[str, ModelReport] = {}
+
+
+class Serving(_Frozen):
+    """Where one model's requests go: `versions` names the content that each version stands for.
+
+    `default` takes requests without a version, unless `split` says which share each one takes.
+    """
+
+    versions: dict[str, str]
+    default: str
+    split: dict[str, int] = {}
+    shadow: str = ""
+
+
+def promoted(
+    current: Serving | None, desired: Desired, reports: Sequence[ModelReport]
+) -> Serving | None:
+    """Return where a model's requests go from now on, None when nobody is to serve it.
+
+    A version takes requests once it is ready on every supervisor that wants it. At the first time
+    it is enough that one has it and no other is loading. What is served now stays until all that is wanted is ready, so a
+    version that fails to load changes nothing.
+    """
+    if any(report.reason for report in reports):
+        return current
+    if current is None and not all(report.settled for report in reports):
+        return None
+    wanted = {version for report in reports for version in report.versions}
+    if not wanted:
+        return None
+    ready = {
+        version: key
+        for version in wanted
+        if (key := _ready_key(version, reports, everywhere=current is not None)) is not None
+    }
+    kept = current.versions if current is not None else {}
+    versions = ready if len(ready) == len(wanted) else kept | ready
+    if not versions:
+        return None
+    split = {version: weight for version, weight in desired.split.items() if version in versions}
+    return Serving(
+        versions=versions,
+        default=_default(current, desired, versions, wanted),
+        split=split if len(split) == len(desired.split) else {},
+        shadow=desired.shadow if desired.shadow in versions else "",
+    )
+
+
+def _ready_key(version: str, reports: Sequence[ModelReport], *, everywhere: bool) -> str | None:
+    """Return the newest content of a version that is ready `everywhere` it is wanted, or at all."""
+    states: dict[str, list[bool]] = {}
+    for report in reports:
+        if (found := report.versions.get(version)) is not None:
+            states.setdefault(found.key, []).append(found.state == "ready")
+    enough = all if everywhere else any
+    ready = [key for key, each in states.items() if enough(each)]
+    return max(ready, key=revision_of, default=None)
+
+
+def _default(
+    current: Serving | None, desired: Desired, versions: Mapping[str, str], wanted: set[str]
+) -> str:
+    """Return the version for requests that name none.
+
+    A version that was asked for and is not there, or that is only shadowed or split to, does not
+    take the place of the one that serves.
+    """
+    if desired.use in versions:
+        return desired.use
+    if current is not None and desired.use and current.default in versions:
+        return current.default
+    aside = ({desired.shadow} | set(desired.split)) - {current.default if current else ""}
+    candidates = [version for version in versions if version not in aside] or list(versions)
+    return max(candidates, key=int)
+
+
+def revision_of(key: str) -> int:
+    """Return the revision in a `ModelSpec.key`."""
+    return int(key.partition("@")[2] or 0)

@@ -1,0 +1,202 @@
+"""Loads, unloads and routes models: writes what is desired and waits until supervisors did it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+
+from shared.deployment_store import Deployed, DeploymentStore
+from shared.deployments import Desired, ModelReport, Serving
+from shared.errors import BadRequest, LoadFailed, ModelNotReady
+
+LONGEST_WAIT_SECONDS = 600.0
+LOOK_SECONDS = 0.03
+MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+VERSION = re.compile(r"[1-9][0-9]{0,18}")
+CONTROL_REFUSED = (
+    "explicit model load / unload is not allowed if polling is enabled, nor in the mode none: "
+    "the control mode of this server is {mode}, set FERRY_MODEL_CONTROL_MODE=explicit to allow it"
+)
+"""Begins with Triton's sentence for it, for which people search."""
+
+
+class ModelControl:
+    """What operators can have done; every method returns when it is true on every machine.
+
+    Raises LoadFailed saying why it cannot be, ModelNotReady when nobody is there to do it or it
+    takes more than ten minutes, and RedisUnavailable.
+    """
+
+    def __init__(self, store: DeploymentStore, mode: str) -> None:
+        """Change what is in `store`; `mode` is FERRY_MODEL_CONTROL_MODE."""
+        self._store = store
+        self._mode = mode
+
+    def load(self, name: str, config: str | None = None) -> None:
+        """Have a model read anew from the repository, by `config` (JSON) instead of its own file.
+
+        A version whose content did not change goes on as it is. Raises BadRequest unless the mode
+        is `explicit`.
+        """
+        self._check_mode()
+        _check_name(name)
+        wanted = self._store.change(
+            name, lambda now, _: now.model_copy(update={"loaded": True, "config": config})
+        )
+        try:
+            self._wait(name, wanted.generation, partial(_takes_requests, name))
+        except LoadFailed:
+            self._forget_unknown(name)
+            raise
+
+    def unload(self, name: str) -> None:
+        """Have a model leave, and forget which version of it was to be used.
+
+        Raises BadRequest unless the mode is `explicit`.
+        """
+        self._check_mode()
+        _check_name(name)
+        deployed = self._store.read()
+        if not any(name in report.models for report in deployed.reports.values()):
+            raise LoadFailed(f"failed to unload '{name}', no such model in the repository")
+        wanted = self._store.change(name, lambda _now, _: Desired(loaded=False))
+        self._wait(name, wanted.generation, lambda serving, _: serving is None)
+
+    def use(self, name: str, version: str) -> None:
+        """Send the requests that name no version to this one; empty: to the highest again.
+
+        Ends a split, and the shadow of that version.
+        """
+
+        def update(now: Desired, _: Serving | None) -> Desired:
+            shadow = "" if now.shadow == version else now.shadow
+            return now.model_copy(update={"use": version, "split": {}, "shadow": shadow})
+
+        self._route(name, [version] if version else [], update)
+
+    def split(self, name: str, weights: dict[str, int]) -> None:
+        """Share the requests that name no version out by `weights`; empty: end it.
+
+        The version that serves now goes on taking them when the split ends.
+        """
+
+        def update(now: Desired, serving: Serving | None) -> Desired:
+            return now.model_copy(update={"split": weights, "use": _pin(now, serving)})
+
+        self._route(name, list(weights), update)
+
+    def shadow(self, name: str, version: str) -> None:
+        """Send a copy of each request to this version, whose answers are compared; empty: end it.
+
+        The version that serves now goes on serving, even when it is not the highest.
+        """
+
+        def update(now: Desired, serving: Serving | None) -> Desired:
+            if serving is not None and version == serving.default:
+                raise LoadFailed(f"version {version} of '{name}' serves: it cannot be its shadow")
+            return now.model_copy(update={"shadow": version, "use": _pin(now, serving)})
+
+        self._route(name, [version] if version else [], update)
+
+    def _route(
+        self, name: str, versions: list[str], update: Callable[[Desired, Serving | None], Desired]
+    ) -> None:
+        """Change where requests go; what is not possible is undone again."""
+        _check_name(name)
+        for version in versions:
+            if not VERSION.fullmatch(version):
+                raise BadRequest(f"version {version!r} must be a whole number from 1")
+        before: list[Desired] = []
+
+        def remembering(now: Desired, serving: Serving | None) -> Desired:
+            before[:] = [now]
+            return update(now, serving)
+
+        wanted = self._store.change(name, remembering)
+        try:
+            self._wait(name, wanted.generation, lambda serving, _: _follows(serving, wanted))
+        except LoadFailed:
+            self._store.change(
+                name, lambda now, _: before[0] if now.generation == wanted.generation else now
+            )
+            raise
+
+    def _wait(
+        self,
+        name: str,
+        generation: int,
+        is_done: Callable[[Serving | None, list[ModelReport]], bool],
+    ) -> None:
+        deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+        changes = -1
+        while time.monotonic() < deadline:
+            if (now := self._store.changes()) != changes:
+                changes, deployed = now, self._store.read()
+                if self._is_settled(name, generation, deployed):
+                    reports = _reports_of(name, deployed)
+                    _check_failures(reports)
+                    if is_done(deployed.served.get(name), reports):
+                        return
+            time.sleep(LOOK_SECONDS)
+        raise ModelNotReady(f"'{name}' is still loading after {LONGEST_WAIT_SECONDS:g} s")
+
+    def _is_settled(self, name: str, generation: int, deployed: Deployed) -> bool:
+        """Tell whether every living supervisor is through with what is desired."""
+        if not deployed.reports:
+            raise ModelNotReady("no worker runs: nobody can load or unload a model")
+        return all(
+            (model := report.models.get(name)) is not None
+            and model.generation >= generation
+            and model.settled
+            for report in deployed.reports.values()
+        )
+
+    def _forget_unknown(self, name: str) -> None:
+        """Leave nothing behind of a name that is in no repository."""
+        reports = _reports_of(name, self._store.read())
+        if not any(report.versions or report.reason for report in reports):
+            self._store.forget(name)
+
+    def _check_mode(self) -> None:
+        if self._mode != "explicit":
+            raise BadRequest(CONTROL_REFUSED.format(mode=self._mode))
+
+
+def _check_name(name: str) -> None:
+    if not MODEL_NAME.fullmatch(name):
+        raise BadRequest(f"model name {name!r} must match {MODEL_NAME.pattern}")
+
+
+def _reports_of(name: str, deployed: Deployed) -> list[ModelReport]:
+    return [report.models[name] for report in deployed.reports.values() if name in report.models]
+
+
+def _check_failures(reports: list[ModelReport]) -> None:
+    for report in reports:
+        if report.failure:
+            raise LoadFailed(report.failure)
+
+
+def _takes_requests(name: str, serving: Serving | None, reports: list[ModelReport]) -> bool:
+    """Tell whether requests go to all that supervisors have."""
+    keys = {version.key for report in reports for version in report.versions.values()}
+    if not keys:
+        raise LoadFailed(f"failed to load '{name}', no such model in the repository")
+    return serving is not None and set(serving.versions.values()) == keys
+
+
+def _follows(serving: Serving | None, wanted: Desired) -> bool:
+    if serving is None:
+        raise LoadFailed("no version of this model is served, and none can be loaded")
+    return (
+        wanted.use in ("", serving.default)
+        and serving.split == wanted.split
+        and serving.shadow == wanted.shadow
+    )
+
+
+def _pin(now: Desired, serving: Serving | None) -> str:
+    """Return the version that is to go on serving."""
+    return now.use or (serving.default if serving is not None else "")

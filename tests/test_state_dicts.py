@@ -1,0 +1,220 @@
+"""Weights and the code that makes their module: found, filled, and wrong keys named."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from loaded import PLAIN, floats, load_repository, own_imports
+from safetensors.torch import save_file, save_model
+
+from shared.errors import BadModel
+from worker.backends.base import Backend
+
+ARCHITECTURE = '''
+from torch import nn
+
+
+def network(width=3, dropout=0.0):
+    """Two layers."""
+    return nn.Sequential(nn.Linear(2, width), nn.Dropout(dropout), nn.Linear(width, 2))
+
+
+class Difference(nn.Module):
+    """Has named arguments, of which the last may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Linear(1, 1, bias=False)
+
+    def forward(self, first, second=None):
+        return first if second is None else (first - second) * self.scale.weight
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(2, 2, bias=False)
+        self.b = nn.Linear(2, 2, bias=False)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+NOT_CALLABLE = 3
+
+
+def not_a_module():
+    return "module"
+'''
+INPUT = 'input [ { name: "x" data_type: TYPE_FP32 dims: [2] } ]\n'
+OUTPUT = 'output [ { name: "y" data_type: TYPE_FP32 dims: [2] } ]\n'
+X = floats([1, 2], [-3, 4])
+
+
+@pytest.fixture(autouse=True)
+def imports() -> Iterator[None]:
+    with own_imports():
+        yield
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "1" / "architectures.py").write_text(ARCHITECTURE)
+    return tmp_path
+
+
+def configured(repository: Path, inputs: str = INPUT, **parameters: str) -> None:
+    text = "".join(
+        f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
+        for key, value in parameters.items()
+    )
+    (repository / "m" / "config.pbtxt").write_text(
+        f'backend: "pytorch" max_batch_size: 8\n{inputs}{OUTPUT}{text}'
+    )
+
+
+def network(width: int = 3) -> torch.nn.Module:
+    torch.manual_seed(1)
+    return torch.nn.Sequential(
+        torch.nn.Linear(2, width), torch.nn.Dropout(0.0), torch.nn.Linear(width, 2)
+    )
+
+
+def answer(backend: Backend) -> list[list[float]]:
+    rows: list[list[float]] = backend.forward({"x": X}, PLAIN)["y"].tolist()
+    return rows
+
+
+@pytest.mark.parametrize("filename", ["weights.pt", "weights.safetensors", "model.safetensors"])
+def test_weights_fill_the_module_that_the_config_names(repository: Path, filename: str) -> None:
+    weights, file = network().state_dict(), repository / "m" / "1" / filename
+    save_file(weights, file) if file.suffix == ".safetensors" else torch.save(weights, file)
+    configured(repository, architecture="architectures:network")
+
+    found = answer(load_repository(repository, "m"))
+
+    expected = network()(torch.from_numpy(X)).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_keyword_arguments_reach_the_architecture_and_it_is_in_eval_mode(repository: Path) -> None:
+    torch.save(network(5).state_dict(), repository / "m" / "1" / "weights.pt")
+    arguments = '{\\"width\\": 5, \\"dropout\\": 0.9}'
+    configured(repository, architecture="architectures:network", architecture_arguments=arguments)
+
+    found = answer(load_repository(repository, "m"))
+
+    np.testing.assert_allclose(found, network(5)(torch.from_numpy(X)).detach(), rtol=1e-6)
+
+
+def test_the_code_may_lie_in_the_model_s_directory(repository: Path) -> None:
+    (repository / "m" / "1" / "architectures.py").rename(repository / "m" / "architectures.py")
+    torch.save(network().state_dict(), repository / "m" / "1" / "weights.pt")
+    configured(repository, architecture="architectures:network")
+
+    assert len(answer(load_repository(repository, "m"))) == 2
+
+
+def test_inputs_go_by_argument_name_and_an_optional_one_may_be_absent(repository: Path) -> None:
+    save_file({"scale.weight": torch.tensor([[2.0]])}, repository / "m" / "1" / "model.safetensors")
+    two = INPUT.replace('"x"', '"second"').replace("dims", "optional: true dims")
+    configured(
+        repository, two + INPUT.replace('"x"', '"first"'), architecture="architectures:Difference"
+    )
+    backend = load_repository(repository, "m")
+
+    both = backend.forward({"second": floats([1, 1]), "first": floats([4, 4])}, PLAIN)
+    one = backend.forward({"first": floats([4, 4])}, PLAIN)
+
+    assert (both["y"].tolist(), one["y"].tolist()) == ([[6.0, 6.0]], [[4.0, 4.0]])
+
+
+def test_missing_unexpected_and_misshapen_keys_are_named(repository: Path) -> None:
+    weights = network().state_dict()
+    weights["head.weight"] = weights.pop("2.weight")
+    weights["0.bias"] = torch.zeros(7)
+    torch.save(weights, repository / "m" / "1" / "weights.pt")
+    configured(repository, architecture="architectures:network")
+
+    with pytest.raises(
+        BadModel,
+        match=r"missing keys '2.weight'; unexpected keys 'head.weight'; "
+        r"'0.bias' has shape \[7\], the module's \[3\]",
+    ):
+        load_repository(repository, "m")
+
+
+def test_many_wrong_keys_are_counted(repository: Path) -> None:
+    many = {f"layer{i:02d}": torch.zeros(1) for i in range(20)}
+    torch.save(network().state_dict() | many, repository / "m" / "1" / "weights.pt")
+    configured(repository, architecture="architectures:network")
+
+    with pytest.raises(BadModel, match="'layer07' and 12 more"):
+        load_repository(repository, "m")
+
+
+def test_a_tied_weight_is_saved_once_and_is_not_missing(repository: Path) -> None:
+    sys.path.insert(0, str(repository / "m" / "1"))
+    from architectures import Tied  # type: ignore[import-not-found]  # noqa: PLC0415
+
+    module = Tied()
+    save_model(module, str(repository / "m" / "1" / "model.safetensors"))
+    configured(repository, architecture="architectures:Tied")
+
+    found = answer(load_repository(repository, "m"))
+
+    np.testing.assert_allclose(found, module(torch.from_numpy(X)).detach(), rtol=1e-6)
+
+
+def test_a_whole_pickled_module_is_refused_and_not_loaded(repository: Path) -> None:
+    torch.save(network(), repository / "m" / "1" / "weights.pt")
+    configured(repository, architecture="architectures:network")
+
+    with pytest.raises(BadModel, match="no state dict that torch.load takes with weights_only"):
+        load_repository(repository, "m")
+
+
+def test_a_file_with_something_else_is_refused(repository: Path) -> None:
+    torch.save([torch.zeros(1)], repository / "m" / "1" / "weights.pt")
+    configured(repository, architecture="architectures:network")
+
+    with pytest.raises(BadModel, match="the file holds a list, not a state dict"):
+        load_repository(repository, "m")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({}, "name the code that makes its module"),
+        ({"architecture": "architectures"}, "expected package.module:callable"),
+        ({"architecture": "nowhere_to_be_found:net"}, "No module named 'nowhere_to_be_found'"),
+        ({"architecture": "architectures:net"}, "architectures has no 'net'"),
+        ({"architecture": "architectures:NOT_CALLABLE"}, "is no callable"),
+        ({"architecture": "architectures:not_a_module"}, "made a str, no torch module"),
+        (
+            {"architecture": "architectures:network", "architecture_arguments": "width=5"},
+            "architecture_arguments 'width=5'",
+        ),
+        (
+            {"architecture": "architectures:network", "architecture_arguments": "[5]"},
+            "expected a JSON object",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_parameters_is_said(
+    repository: Path, parameters: dict[str, str], message: str
+) -> None:
+    torch.save(network().state_dict(), repository / "m" / "1" / "weights.pt")
+    configured(repository, **parameters)
+
+    with pytest.raises(BadModel, match=message):
+        load_repository(repository, "m")

@@ -1,0 +1,61 @@
+"""Loads a model's file with the backend of its format.
+
+The backends that are slow to import are imported by the instances that need them; the others here,
+so that the forkserver has them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shared.errors import BadModel
+from shared.model_spec import ModelSpec
+from worker.backends.base import Backend
+from worker.backends.onnxruntime import OnnxRuntimeBackend
+from worker.backends.python_model import load_python
+from worker.backends.torch_state_dict import StateDictBackend
+from worker.backends.torchscript import TorchScriptBackend
+from worker.devices import Placement
+
+
+def load_file(
+    backend: str, spec: ModelSpec, file: Path, placement: Placement, *, allow_pickle: bool
+) -> Backend:
+    """Return the loaded model; `backend` is a name of `worker.config.formats`.
+
+    Raises BadModel saying what is wrong with the file, or what the framework raises.
+    """
+    if not file.is_file() or file.stat().st_size == 0:
+        raise BadModel("the file is missing or empty")
+    match backend:
+        case "torchscript":
+            return TorchScriptBackend(spec, file, placement.device)
+        case "torch_export":
+            from worker.backends.torch_export import TorchExportBackend  # noqa: PLC0415
+
+            return TorchExportBackend(spec, file, placement.device)
+        case "torch_state_dict":
+            return StateDictBackend(spec, file, placement.device)
+        case "onnxruntime":
+            return OnnxRuntimeBackend(spec, file, placement)
+        case "joblib":
+            return _joblib(spec, file, placement, allow_pickle=allow_pickle)
+        case "python":
+            return load_python(spec, file, placement)
+    raise BadModel(f"no backend is called {backend!r}")
+
+
+def _joblib(spec: ModelSpec, file: Path, placement: Placement, *, allow_pickle: bool) -> Backend:
+    if not allow_pickle:
+        raise BadModel(
+            "a joblib file is a pickle: loading it runs whatever code is in it. Set "
+            "FERRY_ALLOW_PICKLE=1 for the worker if you trust every such file of the repository"
+        )
+    try:
+        from worker.backends.joblib_pipeline import JoblibBackend  # noqa: PLC0415
+    except ModuleNotFoundError as missing:
+        raise BadModel(
+            f"a joblib file needs {missing.name}, which is not installed: "
+            "pip install 'ferry[sklearn]'"
+        ) from missing
+    return JoblibBackend(spec, file, placement)

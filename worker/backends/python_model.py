@@ -1,0 +1,103 @@
+"""Models that are Python files: a class `Model` of our own, described here, or Triton's.
+
+    class Model:
+        def load(self, context): ...        # once, before the first batch; may be left out
+        def forward(self, inputs): ...      # {name: array [rows, ...]} in, {name: array} out
+        def close(self): ...                # once, after the last batch; may be left out
+
+The file is the operator's code and runs with all rights of the worker.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from shared.datatypes import Array
+from shared.errors import BadModel, BadModelOutput
+from shared.model_spec import ModelSpec, TensorSpec
+from worker.backends import triton_python_backend_utils
+from worker.backends.base import Backend
+from worker.backends.operator_code import import_file
+from worker.backends.triton_python import TritonPythonBackend
+from worker.devices import Placement
+from worker.preprocessing import PixelArrays, own_arrays
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What `Model.load` is told: where it lies, where it runs, what its config declares."""
+
+    name: str
+    version: str
+    directory: Path
+    device: str
+    threads: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: Mapping[str, str]
+
+
+def load_python(spec: ModelSpec, file: Path, placement: Placement) -> Backend:
+    """Run `model.py` and return its model, loaded; raises BadModel saying what the file raised."""
+    sys.modules["triton_python_backend_utils"] = triton_python_backend_utils
+    module = _running(lambda: import_file(file), file)
+    if triton := getattr(module, "TritonPythonModel", None):
+        return _running(lambda: TritonPythonBackend(triton, spec, file, placement), file)
+    if own := getattr(module, "Model", None):
+        return _running(lambda: PythonBackend(own, spec, file, placement), file)
+    raise BadModel("the file defines neither a class Model nor a class TritonPythonModel")
+
+
+class PythonBackend:
+    """A `Model` as described above: whole batches in, whole batches out."""
+
+    def __init__(self, model: Any, spec: ModelSpec, file: Path, placement: Placement) -> None:
+        """Make a `model` and load it; raises BadModel or what the operator's code raises."""
+        if not callable(getattr(model, "forward", None)):
+            raise BadModel("the class Model has no forward(self, inputs)")
+        self._model = model()
+        self._pixels = PixelArrays(spec)
+        context = Context(
+            spec.name, spec.version, file.parent, placement.device, placement.threads,
+            spec.inputs, spec.outputs, spec.parameters,
+        )  # fmt: skip
+        if hasattr(self._model, "load"):
+            self._model.load(context)
+
+    def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
+        """Run one batch; see `Backend.forward`."""
+        answer = self._model.forward(own_arrays(inputs, pixels, self._pixels))
+        if not isinstance(answer, Mapping):
+            kind = type(answer).__name__
+            raise BadModelOutput(f"forward returned a {kind}, not arrays by output name")
+        return {name: np.asarray(array) for name, array in answer.items()}
+
+    def close(self) -> None:
+        """Let the model clean up."""
+        if hasattr(self._model, "close"):
+            self._model.close()
+
+
+def _running(step: Callable[[], Result], file: Path) -> Result:
+    """Run the operator's code; raises BadModel with the line that raised, in place of anything."""
+    try:
+        return step()
+    except BadModel:
+        raise
+    except (Exception, SystemExit) as error:  # a border: whatever the file does on loading
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == str(file)
+        ]
+        where = f" in line {lines[-1]}" if lines else ""
+        raise BadModel(f"{type(error).__name__}{where}: {error}") from error

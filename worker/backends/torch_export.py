@@ -1,0 +1,114 @@
+"""Exported programs: `torch.export.save`d, files that end with .pt2.
+
+A program is a graph without Python code, and torch keeps its plain tensors as raw bytes. What it
+cannot keep so (subclasses of tensors, opaque objects) it pickles, and unpickles on loading: such a
+file runs code, so it is refused. Imported by the instances that need it only, for it is slow.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
+from torch.export.passes import move_to_device_pass
+from torch.export.pt2_archive import _package
+from torch.utils import _pytree as pytree
+
+from shared.errors import BadModel
+from shared.model_spec import ModelSpec
+from worker.backends.torch_model import Argument, TorchBackend
+
+FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+COMPILED = "/data/aotinductor/"
+"""Where an archive holds machine code, compiled for one machine."""
+
+
+class TorchExportBackend(TorchBackend):
+    """An exported program. It has no modes to switch: it computes as it was exported."""
+
+    def __init__(self, spec: ModelSpec, file: Path, device: str) -> None:
+        """Load `file` without unpickling; raises BadModel or what torch raises."""
+        target = torch.device(device)
+        program = load_program(file)
+        if target.type != "cpu":
+            program = move_to_device_pass(program, target)
+        names, constants = _leaves(program)
+        module, in_spec = program.module(), program.call_spec.in_spec
+
+        def call(*tensors: torch.Tensor) -> Any:
+            given = iter(tensors)
+            leaves = [next(given) if name else constants[at] for at, name in enumerate(names)]
+            arguments, keywords = pytree.tree_unflatten(leaves, in_spec)
+            return module(*arguments, **keywords)
+
+        super().__init__(spec, call, [Argument(name) for name in names if name], target)
+
+
+def _leaves(program: Any) -> tuple[list[str], list[Any]]:
+    """Return the name of each tensor that the program takes, and the other leaves' values.
+
+    Leaves are what is left of the arguments when lists and dictionaries are taken apart. Those that
+    were no tensors when it was exported are part of the program, and have no name here.
+    """
+    names: list[str] = []
+    constants: list[Any] = []
+    for leaf in program.graph_signature.input_specs:
+        if leaf.kind is not InputKind.USER_INPUT:
+            continue
+        if isinstance(leaf.arg, TensorArgument):
+            names.append(leaf.arg.name)
+            constants.append(None)
+        elif isinstance(leaf.arg, ConstantArgument):
+            names.append("")
+            constants.append(leaf.arg.value)
+        else:
+            raise BadModel(f"the program's input {leaf.arg.name!r} is a number, not a tensor")
+    return names, constants
+
+
+def load_program(file: Path) -> Any:
+    """Return the ExportedProgram in `file`; raises BadModel when loading would run foreign code."""
+    with zipfile.ZipFile(file) as archive:
+        if any(COMPILED in name for name in archive.namelist()):
+            raise BadModel("the file holds compiled machine code, not only an exported program")
+    with _no_pickle():
+        try:
+            return torch.export.load(file)
+        except pickle.UnpicklingError as error:
+            raise BadModel(
+                "the program holds pickled Python objects, which could run any code; export it "
+                f"with plain tensors only ({str(error).splitlines()[0]})"
+            ) from error
+
+
+@contextmanager
+def _no_pickle() -> Iterator[None]:
+    """Keep torch.export.load from unpickling anything but tensors, as long as the block runs.
+
+    subtle: it calls torch.load with weights_only=False for tensors of other classes, and falls back
+    to that when the example inputs fail. torch's own variable overrules both; opaque objects go
+    through pickle.loads, which is taken away from that module.
+    """
+
+    def refuse(_: bytes) -> Any:
+        raise pickle.UnpicklingError("an opaque object")
+
+    package: Any = _package
+    before, its_pickle = os.environ.get(FORCE_WEIGHTS_ONLY), package.pickle
+    os.environ[FORCE_WEIGHTS_ONLY] = "1"
+    package.pickle = SimpleNamespace(loads=refuse, dumps=its_pickle.dumps)
+    try:
+        yield
+    finally:
+        package.pickle = its_pickle
+        del os.environ[FORCE_WEIGHTS_ONLY]
+        if before is not None:
+            os.environ[FORCE_WEIGHTS_ONLY] = before

@@ -1,0 +1,147 @@
+"""What all torch models share: tensors find their arguments, answers find their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from shared.datatypes import Array
+from shared.errors import BadModel, BadModelOutput
+from shared.model_spec import ModelSpec
+from worker.preprocessing import Normaliser
+from worker.tensors import to_numpy, to_torch, torch_type
+
+INDEXED = re.compile(r"__(\d+)$")
+
+
+class Argument(NamedTuple):
+    """One argument of a model's `forward`."""
+
+    name: str
+    has_default: bool = False
+    takes_none: bool = False
+
+
+class TorchBackend:
+    """A torch model on one device, run under `inference_mode`; subclasses load it."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        call: Callable[..., Any],
+        arguments: Sequence[Argument] | None,
+        device: torch.device,
+    ) -> None:
+        """Match the declared tensors to `arguments`, None when they cannot be known.
+
+        Raises BadModel for an input without an argument, or an argument without an input.
+        """
+        self._call = call
+        self._device = device
+        self._on_cpu = device.type == "cpu"
+        names = [tensor.name for tensor in spec.inputs]
+        known = [argument.name for argument in arguments or ()]
+        self._inputs = _by_position(names, known)
+        # Tensor name -> argument; by position where the arguments cannot be known.
+        self._arguments: dict[str, Argument] = {}
+        if arguments is not None:
+            self._arguments = _matched(self._inputs, arguments)
+            _check(spec, self._arguments, arguments)
+        leading = [argument.name for argument in self._arguments.values()]
+        self._positional = leading == known[: len(leading)]
+        self._outputs = _by_position([tensor.name for tensor in spec.outputs], [])
+        self._normaliser = (
+            Normaliser(spec.image, self._device, torch_type(spec.inputs[0].datatype))
+            if spec.image
+            else None
+        )
+
+    def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
+        """Run one batch; see `Backend.forward`."""
+        if torch.is_grad_enabled():
+            with torch.inference_mode():
+                return self._forward(inputs, pixels)
+        return self._forward(inputs, pixels)
+
+    def _forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
+        tensors = {
+            name: self._tensor(inputs[name], name in pixels)
+            for name in self._inputs
+            if name in inputs
+        }
+        if self._positional and len(tensors) == len(self._inputs):
+            answer = self._call(*tensors.values())
+        else:
+            answer = self._call(**self._keywords(tensors))
+        return {name: to_numpy(tensor) for name, tensor in self._named(answer).items()}
+
+    def _keywords(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
+        """Return the arguments by name: of absent inputs None, unless there is a default."""
+        return {
+            argument.name: tensors.get(name)
+            for name, argument in self._arguments.items()
+            if name in tensors or not argument.has_default
+        }
+
+    def _tensor(self, array: Array, is_pixels: bool) -> torch.Tensor:
+        if is_pixels:
+            assert self._normaliser is not None, "pixels are made for image models only"
+            return self._normaliser(array)
+        tensor = to_torch(array)
+        return tensor if self._on_cpu else tensor.to(self._device, non_blocking=True)
+
+    def _named(self, answer: Any) -> dict[str, torch.Tensor]:
+        if isinstance(answer, dict):
+            missing = [name for name in self._outputs if name not in answer]
+            if missing:
+                raise BadModelOutput(f"the model returned {list(answer)}, without {missing}")
+            return {name: answer[name] for name in self._outputs}
+        found = [answer] if isinstance(answer, torch.Tensor) else list(answer)
+        if len(found) < len(self._outputs):
+            raise BadModelOutput(
+                f"the model returned {len(found)} tensors, its config declares {self._outputs}"
+            )
+        return dict(zip(self._outputs, found, strict=False))
+
+
+def _by_position(names: list[str], arguments: list[str]) -> list[str]:
+    """Order tensor names by argument name, else by `NAME__<index>`, else as the config lists them.
+
+    Source: Triton's naming convention for its PyTorch backend.
+    """
+    if set(names) <= set(arguments):
+        return [name for name in arguments if name in names]
+    indexed = {name: INDEXED.search(name) for name in names}
+    if all(indexed.values()):
+        return sorted(names, key=lambda name: int(indexed[name].group(1)))  # type: ignore[union-attr]
+    return names
+
+
+def _matched(names: list[str], arguments: Sequence[Argument]) -> dict[str, Argument]:
+    """Return each ordered tensor name's argument, as far as there are any."""
+    by_name = {argument.name: argument for argument in arguments}
+    if set(names) <= set(by_name):
+        return {name: by_name[name] for name in names}
+    return dict(zip(names, arguments, strict=False))
+
+
+def _check(spec: ModelSpec, matched: dict[str, Argument], arguments: Sequence[Argument]) -> None:
+    """Raise BadModel unless every input has an argument and every argument what it needs."""
+    declared = [tensor.name for tensor in spec.inputs]
+    taken = [argument.name for argument in arguments]
+    if len(declared) > len(matched):
+        raise BadModel(f"forward takes {taken}, the config declares the inputs {declared}")
+    fed = set(matched.values())
+    left = [each.name for each in arguments if not each.has_default and each not in fed]
+    if left:
+        raise BadModel(f"forward takes {taken}, the config declares no input for {left}")
+    for tensor in spec.inputs:
+        argument = matched[tensor.name]
+        if tensor.optional and not argument.has_default and not argument.takes_none:
+            raise BadModel(
+                f"input {tensor.name!r} is optional, but forward's argument {argument.name!r} has "
+                "no default and is not Optional"
+            )

@@ -1,0 +1,102 @@
+"""Triton's Python models: a class `TritonPythonModel`, run as Triton's Python backend runs it.
+
+Source of the arguments and the life of a model:
+https://github.com/triton-inference-server/python_backend.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.datatypes import Array
+from shared.errors import BadModel, BadModelOutput, BadRequest, FerryError, ModelFailed, Unsupported
+from shared.model_spec import ModelSpec
+from worker.backends.base import Question
+from worker.backends.triton_requests import (
+    InferenceRequest,
+    InferenceResponse,
+    Tensor,
+    TritonError,
+)
+from worker.devices import Placement
+from worker.preprocessing import PixelArrays, own_arrays
+
+ERRORS = {TritonError.INVALID_ARG: BadRequest, TritonError.UNSUPPORTED: Unsupported}
+"""What a client is answered for a code; for all others `model_failed`."""
+
+
+class TritonPythonBackend:
+    """An initialised `TritonPythonModel`: each request of a batch is one InferenceRequest."""
+
+    def __init__(self, model: Any, spec: ModelSpec, file: Path, placement: Placement) -> None:
+        """Make a `model` and initialise it; raises BadModel or what the operator's code raises."""
+        if not callable(getattr(model, "execute", None)):
+            raise BadModel("the class TritonPythonModel has no execute(self, requests)")
+        if spec.config.get("model_transaction_policy", {}).get("decoupled"):
+            raise BadModel("model_transaction_policy: decoupled models are not offered")
+        self._spec = spec
+        self._outputs = tuple(tensor.name for tensor in spec.outputs)
+        self._pixels = PixelArrays(spec)
+        self._model = model()
+        if hasattr(self._model, "initialize"):
+            self._model.initialize(_arguments(spec, file, placement))
+
+    def answer_each(
+        self, questions: Sequence[Question], pixels: frozenset[str]
+    ) -> list[dict[str, Array] | FerryError]:
+        """Hand a batch to `execute`; see `EachBackend.answer_each`."""
+        requests = [self._request(question, pixels) for question in questions]
+        responses = self._model.execute(requests)
+        if not isinstance(responses, Sequence) or len(responses) != len(requests):
+            count = len(responses) if isinstance(responses, Sequence) else responses
+            raise BadModelOutput(f"execute returned {count} responses to {len(requests)} requests")
+        return [_answer(response) for response in responses]
+
+    def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
+        """Run one request; see `Backend.forward`. Raises the error that it is answered with."""
+        (answer,) = self.answer_each([Question("", inputs, (), {})], pixels)
+        if isinstance(answer, FerryError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Let the model clean up."""
+        if hasattr(self._model, "finalize"):
+            self._model.finalize()
+
+    def _request(self, question: Question, pixels: frozenset[str]) -> InferenceRequest:
+        arrays = own_arrays(question.inputs, pixels, self._pixels)
+        return InferenceRequest(
+            model_name=self._spec.name,
+            requested_output_names=question.outputs or self._outputs,
+            inputs=[Tensor(name, array) for name, array in arrays.items()],
+            request_id=question.id,
+            model_version=int(self._spec.version),
+            parameters=question.parameters,
+        )
+
+
+def _answer(response: object) -> dict[str, Array] | FerryError:
+    if not isinstance(response, InferenceResponse):
+        return BadModelOutput(f"execute returned {response!r} for an InferenceResponse")
+    error = response.error()
+    if error is not None:
+        return ERRORS.get(error.code(), ModelFailed)(error.message())
+    return {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+
+
+def _arguments(spec: ModelSpec, file: Path, placement: Placement) -> dict[str, str]:
+    """Return what `initialize` is told: all of it text."""
+    device, _, number = placement.device.partition(":")
+    return {
+        "model_config": json.dumps(spec.config),
+        "model_instance_kind": "CPU" if device == "cpu" else "GPU",
+        "model_instance_name": f"{spec.name}_0",
+        "model_instance_device_id": number or "0",
+        "model_repository": str(file.parent.parent),
+        "model_version": spec.version,
+        "model_name": spec.name,
+    }

@@ -1,0 +1,99 @@
+"""One request on its way through an ensemble's steps, and the answer it ends with."""
+
+from __future__ import annotations
+
+import time
+
+from shared.claims import Answers, Claimed
+from shared.errors import BadModelOutput, FerryError
+from shared.messages import InferRequest, InferResult, Tensor, Timings
+from shared.model_spec import ModelSpec
+from shared.model_statistics import Pass, encode_costs
+from shared.request_queue import Waiting
+from worker.batch import MAX_RESULT_BYTES
+from worker.ensembles.graph import Ready, Steps, ready_steps
+from worker.ensembles.tensors import ensemble_outputs
+from worker.ensembles.work import Finished
+
+
+class Run:
+    """What is known of a claimed request: its tensors so far, the steps asked, and those to come.
+
+    `deadline` and `started_at` are monotonic seconds.
+    """
+
+    def __init__(self, item: Claimed, request: InferRequest, spec: ModelSpec, steps: Steps) -> None:
+        """Begin with the request's own tensors; an optional one that is missing is None."""
+        self.item = item
+        self.request = request
+        self.started_at = time.monotonic()
+        self.deadline = self.started_at + item.deadline - item.claimed_at
+        self.tickets = [item.ticket]
+        self.asked: dict[int, Waiting] = {}
+        self._spec = spec
+        self._steps = steps
+        self._pending = set(steps)
+        self._open = set(steps)
+        given = {tensor.name: tensor for tensor in request.inputs}
+        self.tensors: dict[str, Tensor | None] = {
+            declared.name: given.get(declared.name) for declared in spec.inputs
+        }
+
+    def next_steps(self) -> list[Ready]:
+        """Return the steps whose inputs are all there now, each once."""
+        ready = ready_steps(self._spec, sorted(self._pending), self.tensors)
+        self._pending -= {each.number for each in ready}
+        return ready
+
+    def outputs_of(self, number: int) -> tuple[str, ...]:
+        """Return which outputs a step's model is asked for."""
+        return self._steps[number]
+
+    def take(self, number: int, result: InferResult) -> None:
+        """Take in what a step's model answered."""
+        self._open.remove(number)
+        names = self._spec.steps[number].output_map
+        self.tensors.update((names[tensor.name], tensor) for tensor in result.outputs)
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether all steps are answered."""
+        return not self._open
+
+    def finished(self, instance: str) -> Finished:
+        """Return the answer: the wanted outputs, or the error of one that does not fit."""
+        item, wanted = self.item, self.request.outputs
+        timings = Timings(
+            item.queue_seconds, 0.0, time.monotonic() - self.started_at,
+            item.rows, item.attempts, instance,
+        )  # fmt: skip
+        try:
+            outputs = ensemble_outputs(self._spec, wanted, self.tensors, item.rows)
+            answer = InferResult(outputs, timings).encode()
+            if len(answer) > MAX_RESULT_BYTES:
+                raise BadModelOutput(
+                    f"the answer has {len(answer)} bytes, at most {MAX_RESULT_BYTES} can be "
+                    "handed out"
+                )
+        except FerryError as error:
+            return failed(item, error, self.started_at, self.tickets)
+        one = Pass([item], item.rows, 0.0, timings.compute_seconds, 0.0)
+        costs = encode_costs([item], [one], timings.compute_seconds)
+        return Finished(item, Answers([answer], costs), tuple(self.tickets))
+
+    def failed(self, error: FerryError) -> Finished:
+        """Return an error as the answer."""
+        return failed(self.item, error, self.started_at, self.tickets)
+
+    def take_back(self) -> None:
+        """Want no answer of any step any more."""
+        for waiting in self.asked.values():
+            waiting.take_back()
+        self.asked.clear()
+
+
+def failed(item: Claimed, error: FerryError, started_at: float, tickets: list[bytes]) -> Finished:
+    """Return an error as the answer to a claimed request."""
+    costs = encode_costs([item], [], time.monotonic() - started_at)
+    answers = Answers([InferResult(error=error).encode()], costs)
+    return Finished(item, answers, tuple(tickets))

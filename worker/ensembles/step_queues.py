@@ -1,0 +1,101 @@
+"""The step models' queues, as an ensemble's process asks them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import redis
+
+from shared.catalog import Catalog
+from shared.errors import BadModelOutput, ModelNotReady, RequestExpired, UnknownModel
+from shared.messages import InferRequest, Parameters, Tensor
+from shared.model_spec import EnsembleStep, ModelSpec
+from shared.queue_commands import Limits
+from shared.queue_keys import QueueKeys
+from shared.request_queue import RequestQueue, Waiting
+from worker.batch import MAX_RESULT_BYTES
+
+
+class Question(NamedTuple):
+    """What one step asks its model, and on whose behalf; `deadline` is monotonic seconds."""
+
+    model: ModelSpec
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[str, ...]
+    deadline: float
+    priority: int
+    parameters: Parameters
+
+
+class StepQueues:
+    """One RequestQueue per step model's version, made when it is first asked."""
+
+    def __init__(self, client: redis.Redis, prefix: str, limits: Limits, catalog: Catalog) -> None:
+        """Open connections like `client`'s; `limits` are those of any model, without policies."""
+        self._client = client
+        self._prefix = prefix
+        self._limits = limits
+        self._catalog = catalog
+        self._queues: dict[str, RequestQueue] = {}
+
+    def model(self, step: EnsembleStep) -> ModelSpec:
+        """Return the version that answers a step now; raises ModelNotReady.
+
+        A model that is not there at all is so too: what the client asked for is the ensemble.
+        """
+        try:
+            return self._catalog.serving(step.model, step.version or None)
+        except UnknownModel as error:
+            raise ModelNotReady(error.message) from error
+
+    def push(self, question: Question, then: Callable[[], None]) -> Waiting:
+        """Ask a step's model; `then` is called from another thread once it is answered.
+
+        Raises RequestExpired, or BadModelOutput for tensors that are too large to be handed on.
+        """
+        model, inputs, outputs, deadline, priority, parameters = question
+        seconds = deadline - time.monotonic()
+        if seconds <= 0:
+            raise RequestExpired("Request timeout expired")
+        size = sum(len(tensor.data) for tensor in inputs)
+        if size > MAX_RESULT_BYTES:
+            raise BadModelOutput(
+                f"its inputs have {size} bytes, at most {MAX_RESULT_BYTES} can be handed on"
+            )
+        queue = self._queue(model)
+        return queue.push(
+            InferRequest(
+                queue.new_id(),
+                inputs[0].shape[0] if model.batched and inputs else 1,
+                inputs,
+                outputs,
+                seconds,
+                model.signature(inputs),
+                priority,
+                parameters,
+            ),
+            then=then,
+        )
+
+    def _queue(self, model: ModelSpec) -> RequestQueue:
+        queue = self._queues.get(model.key)
+        if queue is None:
+            keys = QueueKeys(self._prefix, model.key, model.levels, cached=model.cached)
+            limits = self._limits._replace(policies=model.queue_policies)
+            queue = RequestQueue(self._client, keys, limits)
+            self._queues[model.key] = queue
+        return queue
+
+
+def step_level(ensemble: ModelSpec, level: int, model: ModelSpec) -> int:
+    """Return the level of priority on a step's queue, for a request on the ensemble's `level`.
+
+    Who named no priority, and so has the ensemble's default, gets the step's default.
+    """
+    if not model.priority_levels:
+        return 1
+    if level == ensemble.default_priority_level:
+        return model.default_priority_level
+    return min(level, model.priority_levels)

@@ -1,0 +1,255 @@
+"""Follows what is desired: starts versions beside those that serve, moves the traffic, retires.
+
+A version is started and warmed beside the old one; when it is ready on every machine that wants it,
+requests go to it; the old one stays warm for a while, then stops once it has no work left.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from shared.deployment_store import Deployed, DeploymentStore
+from shared.deployments import Desired, ModelReport, Report, Serving, VersionReport, promoted
+from shared.errors import BadModel
+from shared.settings import Settings
+from worker.deployment import Deployment
+from worker.model_repository import ServedModel
+from worker.planning import Plan, Planned, Planner, Signature
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.1
+"""How often a change of what is desired is looked for; costs one GET."""
+GRACE_SECONDS = 1.5
+"""How long a version that takes no more requests stays: API processes may look half a second late.
+
+Longer than that nothing breaks: a late request is refused atomically and sent to the new version.
+"""
+MakeDeployment = Callable[[ServedModel, list[ServedModel]], Deployment]
+"""Returns a new model's deployment among all; raises BadModel when the machine has no place."""
+
+
+class Rollout:
+    """The deployments of one supervisor. `look` is called with every tick."""
+
+    def __init__(
+        self, supervisor: str, settings: Settings, store: DeploymentStore, make: MakeDeployment
+    ) -> None:
+        """Read nothing yet."""
+        self.deployments: dict[str, Deployment] = {}
+        self._supervisor = supervisor
+        self._settings = settings
+        self._store = store
+        self._make = make
+        self._planner = Planner(settings)
+        self._thread = ThreadPoolExecutor(1, "ferry-plan")
+        self._planning: dict[str, Future[Plan]] = {}
+        self._plans: dict[str, Plan] = {}
+        self._targets: dict[str, dict[str, str]] = {}
+        self._unstable: dict[str, Signature] = {}
+        self._reported: Report | None = None
+        self._changes = -1
+        self._next_look = self._next_poll = 0.0
+
+    @property
+    def plans(self) -> dict[str, Plan]:
+        """Return what was found out of each model."""
+        return self._plans
+
+    @property
+    def settled(self) -> bool:
+        """Tell whether every model of the repository was read once."""
+        return not self._planning and self._changes >= 0
+
+    def look(self) -> None:
+        """Do what is due; raises RedisUnavailable, and BadModel without a repository."""
+        now = time.monotonic()
+        if now < self._next_look and not any(plan.done() for plan in self._planning.values()):
+            return
+        self._next_look = now + LOOK_SECONDS
+        changes = self._store.changes()
+        deployed = self._store.read() if changes != self._changes or self._is_busy else None
+        if deployed is not None:
+            self._start_plans(deployed)
+            self._changes = changes
+            self._apply_plans(deployed)
+            self._report()
+            deployed = self._store.read()
+            if self._leads(deployed):
+                self._promote(deployed)
+                deployed = self._store.read()
+            self._retire(deployed)
+        if self._settings.model_control_mode == "poll" and now >= self._next_poll:
+            self._poll()
+            self._next_poll = now + self._settings.poll_seconds
+
+    @property
+    def _is_busy(self) -> bool:
+        """Tell whether something goes on that no change of the store announces."""
+        return bool(self._planning) or self._model_reports() != self._reported
+
+    def _start_plans(self, deployed: Deployed) -> None:
+        """Have every model read whose desired state is another one than was planned for."""
+        names = self._planner.names()
+        for name in self._plans.keys() - set(names) - deployed.desired.keys():
+            if not self._targets.get(name):
+                del self._plans[name]
+        for name in {*names, *deployed.desired}:
+            desired = deployed.desired.get(name, Desired())
+            plan = self._plans.get(name)
+            if name in self._planning or (plan and plan.generation == desired.generation):
+                continue
+            self._planning[name] = self._thread.submit(self._planner.plan, name, desired)
+
+    def _poll(self) -> None:
+        """Have every model read whose files changed and then stayed as they are for a poll."""
+        desired = self._store.read().desired
+        for name in set(self._planner.names()) | set(self._plans):
+            if name in self._planning:
+                continue
+            signature, plan = self._planner.signature(name), self._plans.get(name)
+            if plan is not None and signature == plan.signature:
+                self._unstable.pop(name, None)
+            elif self._unstable.get(name) == signature:
+                del self._unstable[name]
+                wanted = desired.get(name, Desired())
+                self._planning[name] = self._thread.submit(self._planner.plan, name, wanted)
+            else:
+                self._unstable[name] = signature
+
+    def _apply_plans(self, deployed: Deployed) -> None:
+        """Start what finished plans want and is not there yet."""
+        plans = [planning.result() for planning in self._planning.values() if planning.done()]
+        new = [model for plan in plans for model in self._apply(plan, deployed)]
+        kept = [d.model for d in self.deployments.values() if not d.retired_at]
+        for model in new:
+            self._deploy(model, kept + new)
+        for plan in plans:  # only now: Redis may have failed on the way
+            del self._planning[plan.name]
+
+    def _apply(self, plan: Plan, deployed: Deployed) -> list[ServedModel]:
+        """Note what a plan wants; returns the models that are not there yet."""
+        self._plans[plan.name] = plan
+        for reason in [plan.reason, *plan.failures.values()]:
+            if reason:
+                log.error("%s; what serves goes on", reason)
+        if plan.reason:
+            return []
+        models = [self._with_revision(planned, deployed) for planned in plan.versions.values()]
+        self._targets[plan.name] = {model.spec.version: model.spec.key for model in models}
+        return [model for model in models if model.spec.key not in self.deployments]
+
+    def _with_revision(self, planned: Planned, deployed: Deployed) -> ServedModel:
+        """Give a version's content its name: another one if it replaces what runs somewhere."""
+        spec = planned.model.spec
+        ours = {(d.model.spec.name, d.model.spec.version) for d in self.deployments.values()}
+        replaces = (spec.name, spec.version) in ours or any(
+            spec.name in report.models and spec.version in report.models[spec.name].versions
+            for report in deployed.reports.values()
+        )
+        number = self._store.revision(
+            spec.name, spec.version, planned.fingerprint, replaces=replaces
+        )
+        return planned.model.with_revision(number)
+
+    def _deploy(self, model: ServedModel, models: list[ServedModel]) -> None:
+        """Start a version's instances, or note why this machine cannot."""
+        try:
+            deployment = self._make(model, models)
+        except BadModel as error:
+            log.error("%s; what serves goes on", error)
+            self._plans[model.spec.name].failures[model.spec.version] = str(error)
+            return
+        self._store.open(deployment.key)
+        self.deployments[deployment.key] = deployment
+
+    def _report(self) -> None:
+        """Say how far everything is, if that changed; at first once every model was read."""
+        if self._reported is None and self._planning:
+            return
+        report = self._model_reports()
+        if report != self._reported:
+            self._store.put_report(self._supervisor, report)
+            self._reported = report
+
+    def report_again(self) -> None:
+        """Report at the next look even if nothing changed: Redis may have lost it."""
+        self._reported = None
+        self._changes = -1
+
+    def _model_reports(self) -> Report:
+        return Report(models={name: self._model_report(plan) for name, plan in self._plans.items()})
+
+    def _model_report(self, plan: Plan) -> ModelReport:
+        versions = {}
+        for version, key in self._targets.get(plan.name, {}).items():
+            if key in self.deployments:
+                versions[version] = self.deployments[key].report
+        for version, reason in plan.failures.items():
+            key = f"{plan.name}/{version}"
+            versions[version] = VersionReport(key=key, state="failed", reason=reason)
+        return ModelReport(generation=plan.generation, versions=versions, reason=plan.reason)
+
+    def _leads(self, deployed: Deployed) -> bool:
+        """Tell whether this supervisor decides: it has the lowest id of those that live."""
+        return self._supervisor == min(deployed.reports, default=self._supervisor)
+
+    def _promote(self, deployed: Deployed) -> None:
+        names = {name for report in deployed.reports.values() for name in report.models}
+        for name in sorted(names):
+            reports = [
+                report.models[name] for report in deployed.reports.values() if name in report.models
+            ]
+            current = deployed.served.get(name)
+            serving = promoted(current, deployed.desired.get(name, Desired()), reports)
+            if serving != current:
+                log.info("%s: requests go to %s", name, _described(serving))
+                self._store.serve(name, serving)
+
+    def _retire(self, deployed: Deployed) -> None:
+        """Let go what is neither wanted here nor takes requests."""
+        wanted = {key for versions in self._targets.values() for key in versions.values()}
+        serving = {key for each in deployed.served.values() for key in each.versions.values()}
+        elsewhere = {
+            version.key
+            for supervisor, report in deployed.reports.items()
+            for model in report.models.values()
+            for version in model.versions.values()
+            if supervisor != self._supervisor and version.state == "ready"
+        }
+        kept = wanted | (serving - elsewhere)
+        for deployment in self.deployments.values():
+            if deployment.key in kept:
+                deployment.want()
+            elif not deployment.leaving:
+                deployment.retire_after(self._stand_by_seconds(deployment, deployed))
+
+    def _stand_by_seconds(self, deployment: Deployment, deployed: Deployed) -> float:
+        """Return how long what was just replaced stays ready to take over again.
+
+        Nothing stands by for a model that was unloaded, and only what was ready.
+        """
+        name = deployment.model.spec.name
+        if deployment.report.state != "ready":
+            return 0.0
+        if name not in deployed.served:
+            return GRACE_SECONDS
+        newest = max(d.retired_at for d in self.deployments.values() if d.model.spec.name == name)
+        if 0 < deployment.retired_at < newest:
+            return GRACE_SECONDS
+        return max(GRACE_SECONDS, self._settings.standby_seconds)
+
+    def is_served(self, key: str) -> bool:
+        """Tell whether requests go to this content now, here or on another machine."""
+        served = self._store.read().served.values()
+        return any(key in serving.versions.values() for serving in served)
+
+
+def _described(serving: Serving | None) -> str:
+    if serving is None:
+        return "nobody"
+    others = sorted(set(serving.versions) - {serving.default}, key=int)
+    return f"version {serving.default}" + (f", besides {', '.join(others)}" if others else "")
