@@ -82,7 +82,7 @@ EXTENSIONS: Mapping[tuple[str, str], Operation] = {
         ASKING_ERRORS,
         as_json(schemas.V1Rows, schemas.V1Columns),
         ASKING_PARAMETERS,
-        ("Server-Timing",),
+        ("Server-Timing", "Ferry-Cache"),
         ASKING,
     ),
     ("v1.other", "POST"): OTHER_VERB,

@@ -121,7 +121,7 @@ PROTOCOL: Mapping[tuple[str, str], Operation] = {
         ASKING_ERRORS,
         {JSON: (schemas.InferRequest,), BYTES: ()},
         ("Inference-Header-Content-Length", *ASKING_PARAMETERS),
-        ("Server-Timing", "Inference-Header-Content-Length"),
+        ("Server-Timing", "Ferry-Cache", "Inference-Header-Content-Length"),
         "The Open Inference Protocol, version 2. Binary tensor data stands behind the JSON, whose "
         f"length `Inference-Header-Content-Length` states. {ASKING}",
     ),
@@ -136,7 +136,7 @@ PROTOCOL: Mapping[tuple[str, str], Operation] = {
             PICTURE: (),
         },
         ("top_k", *ASKING_PARAMETERS),
-        ("Server-Timing",),
+        ("Server-Timing", "Ferry-Cache"),
         f"Without a model's name, by the one model that takes this kind of input. {ASKING}",
     ),
     ("requests.answer", "GET"): Operation(
@@ -152,7 +152,7 @@ PROTOCOL: Mapping[tuple[str, str], Operation] = {
             *MODEL_ERRORS,
         ),
         parameters=("wait",),
-        headers=("Server-Timing", "Inference-Header-Content-Length"),
+        headers=("Server-Timing", "Ferry-Cache", "Inference-Header-Content-Length"),
         description="The answer, or the error, that the route itself would have given.",
     ),
     ("requests.cancel", "DELETE"): Operation(

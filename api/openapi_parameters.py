@@ -65,6 +65,10 @@ HEADERS: Mapping[str, dict[str, Any]] = {
         "description": "the timings, in milliseconds",
         "schema": {"type": "string"},
     },
+    "Ferry-Cache": {
+        "description": "of a model with a response cache: was the answer computed for another",
+        "schema": {"type": "string", "enum": ["hit", "miss"]},
+    },
     "Location": {"description": "the path of the answer", "schema": {"type": "string"}},
     "Retry-After": {
         "description": "when to come again, in seconds",

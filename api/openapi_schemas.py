@@ -159,9 +159,14 @@ class Timings(TypedDict):
     queue_seconds: float
     batch_wait_seconds: float
     compute_seconds: float
-    batch_size: Annotated[int, Field(ge=1, description="rows of the batch it travelled in")]
+    batch_size: Annotated[
+        int, Field(ge=0, description="rows of the batch it travelled in, 0 when it is `cached`")
+    ]
     attempts: Annotated[int, Field(ge=1, description="above 1 after a crash")]
     instance: Annotated[str, Field(description="the process that ran it")]
+    cached: NotRequired[
+        Annotated[Literal[True], Field(description="the answer to another that asked the same")]
+    ]
 
 
 @closed

@@ -85,4 +85,4 @@ def test_a_model_that_cannot_be_placed_leaves_the_others_their_places() -> None:
     assert [(model.spec.name, place.device, place.threads) for model, place in placed] == [
         ("b", "cpu", 2)
     ]
-    assert "failed to load 'a'" in str(failures["a"])
+    assert "failed to load 'a'" in str(failures["a/1"])

@@ -24,7 +24,7 @@ LARGEST = 2**64 - 1
 RICH = f"""
 name: "m" backend: "onnxruntime" max_batch_size: 8
 input [ {{ name: "x" data_type: TYPE_FP16 format: FORMAT_NCHW dims: [3, -1, 5]
-           reshape {{ shape: [15, -1] }} allow_ragged_batch: true }},
+           reshape {{ shape: [1, 3, -1, 5] }} allow_ragged_batch: true }},
         {{ name: "flag" data_type: TYPE_BOOL dims: [1] reshape {{ }} optional: true }} ]
 output [ {{ name: "y" data_type: TYPE_STRING dims: [-1] label_filename: "labels.txt" }} ]
 instance_group [ {{ kind: KIND_CPU count: 2 }}, {{ name: "mine" kind: KIND_GPU gpus: [0, 1] }} ]

@@ -33,19 +33,19 @@ class Busy:
         self.model = model
         self.pool = pool
         model.gate.clear()
-        self.first = self.ask(0.0)
+        self.first = self.post(0.0)
         wait_until(model.busy, 5, "the first is in flight")
 
-    def ask(self, value: float, **parameters: Any) -> Future[TestResponse]:
-        """Post a request and return once it waits, or is computed."""
-        before = self.model.depth()
+    def post(self, value: float, **parameters: Any) -> Future[TestResponse]:
+        """Have a client ask."""
         body = v2(value, **parameters)
-        asked = self.pool.submit(self.app.test_client().post, INFER, json=body)
-        wait_until(
-            lambda: self.model.depth() > before or self.model.busy(), 5, f"{value} is pushed"
-        )
-        if self.model.busy() and self.model.passes and before == self.model.depth():
-            wait_until(lambda: self.model.depth() > before or asked.done(), 5, f"{value} waits")
+        return self.pool.submit(self.app.test_client().post, INFER, json=body)
+
+    def ask(self, value: float, **parameters: Any) -> Future[TestResponse]:
+        """Have a client ask, and return once its request waits."""
+        depth = self.model.depth() + 1
+        asked = self.post(value, **parameters)
+        wait_until(lambda: self.model.depth() == depth, 5, f"{value} waits")
         return asked
 
     def stats(self) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def test_a_whole_pickled_module_is_refused_and_not_loaded(repository: Path) -> N
     torch.save(network(), repository / "m" / "1" / "weights.pt")
     configured(repository, architecture="architectures:network")
 
-    with pytest.raises(BadModel, match="no state dict that torch.load takes with weights_only"):
+    with pytest.raises(BadModel, match=r"no state dict that torch.load takes with weights_only"):
         load_repository(repository, "m")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +11,16 @@ from shared.errors import BadModel
 from shared.model_spec import EnsembleStep, ModelSpec, TextInput
 from shared.registry import asset_digest
 from worker.config.ensemble import EnsembleCircle, with_models
+from worker.config.formats import FORMATS
 from worker.config.parameters import number, plain_name
 from worker.config.versions import wanted_versions
 from worker.model_config import TEXT_INPUTS, ModelConfig, read_config, read_policy
 
+log = logging.getLogger(__name__)
+
 MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,18}")
+KNOWN_FILES = tuple(name for each in FORMATS for name in each.files)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,16 @@ def model_names(repository: Path) -> list[str]:
     return sorted(
         entry.name
         for entry in repository.iterdir()
-        if (entry / "config.pbtxt").is_file() and MODEL_NAME.fullmatch(entry.name)
+        if MODEL_NAME.fullmatch(entry.name) and is_model(entry)
+    )
+
+
+def is_model(directory: Path) -> bool:
+    """Tell whether a directory has a `config.pbtxt`, or a version with a file known by its name."""
+    return (directory / "config.pbtxt").is_file() or any(
+        VERSION.fullmatch(file.parent.name) and file.is_file()
+        for name in KNOWN_FILES
+        for file in directory.glob(f"*/{name}")
     )
 
 
@@ -81,6 +95,8 @@ def read_model(
     versions = version_numbers(directory)
     version = version or versions[-1]
     config = read_config(directory / "config.pbtxt", version, (version,), override)
+    for note in config.notes:
+        log.warning("%s/config.pbtxt: %s", directory, note)
     file = directory / version / config.filename
     if config.spec.steps:
         config = _with_steps(repository, config, (*within, name))

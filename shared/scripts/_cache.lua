@@ -78,6 +78,14 @@ local function response_cache(tag, ttl, kept_ttl)
     return first and id_of(first) ~= id and id_of(first) or nil
   end
 
+  -- Returns whether the deadline of a follower has passed.
+  function cache.is_late(id)
+    local asked = tag .. 'asked:' .. redis.call('GET', tag .. 'digest:' .. id)
+    for _, ticket in ipairs(redis.call('LRANGE', asked, 0, -1)) do
+      if id_of(ticket) == id then return struct.unpack('<d', ticket, 17) <= now end
+    end
+  end
+
   -- Returns 'hit': the request has its answer, 'followed': it waits for another's, 'full <n>', or nil: it has to be
   -- queued, and to `lead`. It does not wait for one that is less urgent.
   function cache.join(id, digest, ticket, payload, ttl_ms, max_requests, max_bytes)

@@ -8,13 +8,15 @@ local body, result_key, id, tag = unpack(ARGV)
 local result = redis.call('GET', result_key)
 if result then return {'done', result} end
 if redis.call('EXISTS', body) == 0 then return {'gone'} end
-if tag ~= '' then id = response_cache(tag).follows(id) or id end
+local cache = tag ~= '' and response_cache(tag)
+local leader = cache and cache.follows(id)
+if leader and cache.is_late(id) then return {'gone'} end
 local ahead = 0
 for _, queue in ipairs(KEYS) do
   for _, ticket in ipairs(redis.call('LRANGE', queue, 0, -1)) do
-    if string.sub(ticket, 45) == id then
+    if string.sub(ticket, 45) == (leader or id) then
       local clock, deadline = redis.call('TIME'), struct.unpack('<d', string.sub(ticket, 17, 24))
-      if deadline <= clock[1] + clock[2] / 1e6 then return {'gone'} end
+      if not leader and deadline <= clock[1] + clock[2] / 1e6 then return {'gone'} end
       return {'waiting', ahead}
     end
     ahead = ahead + 1

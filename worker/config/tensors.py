@@ -50,12 +50,11 @@ def check_tensors(message: Any) -> None:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"tensor {twice!r} is declared twice")
-    wanted = PICTURE_DIMENSIONS + (0 if message.max_batch_size else 1)
     for item in message.input:
-        if item.format and len(item.dims) != wanted:
+        if item.format and len(item.dims) != PICTURE_DIMENSIONS:
+            layout = model_config_pb2.ModelInput.Format.Name(item.format)
             raise ValueError(
-                f"input {item.name!r}: format {model_config_pb2.ModelInput.Format.Name(item.format)} "
-                f"wants {wanted} dims, not {list(item.dims)}"
+                f"input {item.name!r}: dims {list(item.dims)}, {layout} has {PICTURE_DIMENSIONS}"
             )
 
 

@@ -7,7 +7,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from shared.datatypes import NUMPY_TYPES
+from shared.datatypes import NUMPY_TYPES, from_bytes
+from shared.errors import BadMessage
 from shared.model_spec import ModelSpec, TensorSpec
 from worker.config.parameters import plain_name
 from worker.config.tensors import read_datatype
@@ -91,9 +92,14 @@ def _input(item: Any, declared: TensorSpec, where: str, directory: Path) -> Warm
 def _check_file(file: Path, datatype: str, dims: tuple[int, ...], where: str) -> None:
     if not file.is_file():
         raise ValueError(f"{where}: input_data_file {file} is missing")
-    wanted = prod(dims) * NUMPY_TYPES[datatype].itemsize
-    if datatype != "BYTES" and file.stat().st_size != wanted:
+    if datatype == "BYTES":
+        try:
+            from_bytes(file.read_bytes(), datatype, dims)
+        except BadMessage as error:
+            raise ValueError(f"{where}: input_data_file {file}: {error}") from error
+        return
+    wanted, size = prod(dims) * NUMPY_TYPES[datatype].itemsize, file.stat().st_size
+    if size != wanted:
         raise ValueError(
-            f"{where}: input_data_file {file} has {file.stat().st_size} bytes, dims {list(dims)} "
-            f"want {wanted}"
+            f"{where}: input_data_file {file} has {size} bytes, dims {list(dims)} want {wanted}"
         )

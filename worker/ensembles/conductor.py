@@ -85,10 +85,15 @@ class Conductor:
         self._refusals: dict[str, int] = {}
         self._next_publish = 0.0
         self._next_look = 0.0
+        self._stopped = False
 
     def start(self) -> None:
         """Start the thread."""
-        Thread(target=self._conduct_forever, name="ferry-conduct", daemon=True).start()
+        Thread(target=self._conduct, name="ferry-conduct", daemon=True).start()
+
+    def stop(self) -> None:
+        """Have the thread end, whatever is under way."""
+        self._events.put(self._stop)
 
     def begin(self, claimed: Sequence[Claimed]) -> None:
         """Run what was claimed; for the thread that claims."""
@@ -96,9 +101,9 @@ class Conductor:
         for item in claimed:
             self._events.put(partial(self._begin, item))
 
-    def _conduct_forever(self) -> None:
+    def _conduct(self) -> None:
         try:
-            while True:
+            while not self._stopped:
                 self._meter.busy_since = time.monotonic() if self._runs or self._finished else 0.0
                 self._take_events()
                 self._look()
@@ -106,6 +111,9 @@ class Conductor:
         except Exception:  # a border: the supervisor puts back what is under way here
             log.exception("%s: the ensemble's process ends and is replaced", self._spec.key)
             os._exit(1)
+
+    def _stop(self) -> None:
+        self._stopped = True
 
     def _take_events(self) -> None:
         """Handle what came, waiting for it when there is nothing else to do."""

@@ -69,6 +69,7 @@ def run_ensemble(  # noqa: PLR0913  what the process is told
             conductor.begin(_claim(queue, free, seats, stop))
     if not seats.wait_empty(LEAVE_SECONDS):
         _put_back(queue)
+    conductor.stop()
 
 
 def _claim(

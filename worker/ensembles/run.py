@@ -53,7 +53,9 @@ class Run:
         """Take in what a step's model answered."""
         self._open.remove(number)
         names = self._spec.steps[number].output_map
-        self.tensors.update((names[tensor.name], tensor) for tensor in result.outputs)
+        for tensor in result.outputs:
+            name = names[tensor.name]
+            self.tensors[name] = tensor._replace(name=name)
 
     @property
     def is_complete(self) -> bool:

@@ -1,0 +1,139 @@
+"""An ensemble run by a thread of the test, whose steps the test itself claims and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+from fake_backend import answered
+from registered import register
+from waiting import wait_until
+
+from shared.claims import Claimed
+from shared.errors import FerryError
+from shared.messages import InferRequest, InferResult, Tensor
+from shared.model_spec import EnsembleStep, ModelSpec, TensorSpec
+from shared.queue_commands import Limits
+from shared.queue_keys import QueueKeys
+from shared.redis_connection import connect, open_wire
+from shared.request_queue import RequestQueue, Waiting, WorkQueue
+from shared.settings import Settings
+from worker.ensembles.process import run_ensemble
+from worker.meter import Meter
+
+TIMEOUT_SECONDS = 30.0
+
+
+def model(name: str, source: str = "x", target: str = "y", **fields: Any) -> ModelSpec:
+    """Describe a model of one FP32 input and one output of two columns, batches of 8."""
+    described = {
+        "name": name, "version": "1", "versions": ("1",), "platform": "fake", "max_batch_size": 8,
+        "inputs": (TensorSpec(name=source, datatype="FP32", dims=(2,)),),
+        "outputs": (TensorSpec(name=target, datatype="FP32", dims=(2,)),),
+    }  # fmt: skip
+    return ModelSpec(**(described | fields))
+
+
+def chain(*names: str, **fields: Any) -> ModelSpec:
+    """Describe the ensemble `chain` of models of x and y: its `in` goes through all to its `out`."""
+    ends = ["in", *(f"after_{name}" for name in names[:-1]), "out"]
+    steps = tuple(
+        EnsembleStep(model=name, input_map={"x": ends[index]}, output_map={"y": ends[index + 1]})
+        for index, name in enumerate(names)
+    )
+    return model("chain", "in", "out", steps=steps, platform="ensemble", **fields)
+
+
+class HandDriven:
+    """An ensemble that runs, its client, and its steps."""
+
+    def __init__(self, settings: Settings, ensemble: ModelSpec, models: list[ModelSpec]) -> None:
+        self.redis = connect(settings.redis_url)
+        self.ensemble = ensemble
+        self.meter = Meter()
+        self._settings = settings
+        self.keys: dict[str, QueueKeys] = {}
+        self._ends: dict[str, WorkQueue] = {}
+        for spec in (ensemble, *models):
+            self._open(spec)
+        self.queue = RequestQueue(self.redis, self.keys[ensemble.name], Limits())
+
+    def replace(self, old: ModelSpec, new: ModelSpec) -> None:
+        """Have a model's place taken by another version, which takes no requests for `old`."""
+        self.redis.set(self.keys[old.name].closed, "1", px=60_000)
+        register(self._settings, new).remove_model(old.key)
+        self._open(new)
+
+    def _open(self, spec: ModelSpec) -> None:
+        keys = QueueKeys(self._settings.key_prefix, spec.key, spec.levels)
+        self.keys[spec.name] = keys
+        self._ends[spec.name] = WorkQueue(
+            open_wire(self.redis), keys, "by-hand", result_ttl_seconds=60.0
+        )
+
+    def push(self, value: float, seconds: float = TIMEOUT_SECONDS, **fields: Any) -> Waiting:
+        """Ask the ensemble for a row of `value`s."""
+        tensor = Tensor.of("in", np.full((1, 2), value, np.float32))
+        request = InferRequest(self.queue.new_id(), 1, (tensor,), (), seconds)
+        return self.queue.push(request._replace(**fields))
+
+    def claim(self, name: str) -> Claimed:
+        """Return one request of a step's model, once there is one."""
+        found: list[Claimed] = []
+        wait_until(lambda: found.extend(self._ends[name].claim(1, 0.0)) or found, 10, name)
+        return found[0]
+
+    def answer(self, name: str, item: Claimed, *outputs: Tensor) -> None:
+        """Answer a step's request, with 2x unless something else is given."""
+        x = item.request().inputs[0].array()
+        outputs = outputs or (Tensor.of("y", x * np.float32(2)),)
+        self._publish(name, item, InferResult(outputs))
+
+    def refuse(self, name: str, item: Claimed, error: FerryError) -> None:
+        """Answer a step's request with an error."""
+        self._publish(name, item, InferResult(error=error))
+
+    def is_open(self, name: str, item: Claimed) -> bool:
+        """Tell whether somebody still wants a step's answer."""
+        return bool(self.redis.exists(self.keys[name].body + item.id))
+
+    def depth(self, name: str) -> int:
+        """Return how many requests wait for a model."""
+        return sum(int(self.redis.llen(waiting)) for waiting in self.keys[name].lists)
+
+    def held(self) -> int:
+        """Return how many requests the ensemble's process has claimed and not answered."""
+        return int(self.redis.llen(self.keys[self.ensemble.name].inflight + "conductor"))
+
+    def _publish(self, name: str, item: Claimed, result: InferResult) -> None:
+        self._ends[name].publish([item], answered([item], [result.encode()]))
+
+
+@contextmanager
+def hand_driven(
+    settings: Settings, ensemble: ModelSpec, *models: ModelSpec, register_models: bool = True
+) -> Iterator[HandDriven]:
+    """Run `ensemble` for as long as the block; its steps' models are registered and do nothing."""
+    register(settings, ensemble, *(models if register_models else ()))
+    driven, stopped = HandDriven(settings, ensemble, list(models)), Event()
+    thread = Thread(
+        target=run_ensemble,
+        args=(ensemble, "conductor", stopped.is_set, driven.meter),
+        kwargs={
+            "redis_url": settings.redis_url,
+            "key_prefix": settings.key_prefix,
+            "limits": Limits(),
+            "result_ttl_seconds": 60.0,
+        },
+    )
+    thread.start()
+    try:
+        yield driven
+    finally:
+        stopped.set()
+        thread.join(timeout=30)
+        driven.redis.close()
+    assert not thread.is_alive()

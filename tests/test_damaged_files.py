@@ -1,0 +1,125 @@
+"""Whatever is wrong with a model's file, its reason names the file, and the other models serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from conftest import running_worker
+from formats_repository import CONFIGS, add_format
+from loaded import PLAIN, floats, load, load_repository, own_imports
+from waiting import wait_until
+from worker_processes import Served, numbers, seen
+
+from shared.errors import BadModel
+from shared.settings import Settings
+from worker.model_repository import read_model
+
+KINDS = list(CONFIGS)
+TEXT = {"python", "triton_python"}
+
+
+@pytest.fixture(autouse=True)
+def imports() -> Iterator[None]:
+    with own_imports():
+        yield
+
+
+def garbage(kind: str) -> bytes:
+    return b"class Model(:\n" if kind in TEXT else b"\x80garbage" * 50
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_format_doubles(tmp_path: Path, kind: str) -> None:
+    add_format(tmp_path, kind)
+
+    backend = load_repository(tmp_path, kind, allow_pickle=True)
+
+    assert backend.forward({"x": floats([1, 2], [3, 4])}, PLAIN)["y"].tolist() == [[2, 4], [6, 8]]
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_or_empty_file_is_named(tmp_path: Path, kind: str, damage: str) -> None:
+    file = add_format(tmp_path, kind)
+    file.unlink() if damage == "missing" else file.write_bytes(b"")
+
+    with pytest.raises(BadModel, match=rf"failed to load '{kind}'.*/1/\w+\.\w+.* missing or empty"):
+        read_model(tmp_path, kind)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_raises_and_nothing_worse(tmp_path: Path, kind: str, damage: str) -> None:
+    file = add_format(tmp_path, kind)
+    model = read_model(tmp_path, kind)
+    content = file.read_bytes()
+    file.write_bytes(garbage(kind) if damage == "garbage" else content[: len(content) * 2 // 3])
+
+    with pytest.raises(Exception, match=r"\w"):
+        load(model.config.backend, model.spec, file, allow_pickle=True)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good and a damaged model of each format."""
+    repository = tmp_path_factory.mktemp("formats")
+    for kind in KINDS:
+        add_format(repository, kind)
+        add_format(repository, kind, f"bad_{kind}").write_bytes(garbage(kind))
+    return repository
+
+
+@pytest.fixture(scope="module")
+def worker(redis_url: str, repository: Path) -> Iterator[dict[str, Served]]:
+    """Every model of the repository, seen from outside, served by one worker."""
+    settings = Settings(
+        redis_url=redis_url, key_prefix="formats", models=str(repository), allow_pickle=True
+    )
+    with ExitStack() as stack:
+        stack.enter_context(running_worker(settings, wait_ready=False))
+        names = [path.name for path in repository.iterdir()]
+        yield {name: stack.enter_context(seen(settings, name)) for name in names}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_makes_its_model_unready_for_a_reason_that_names_it(
+    worker: dict[str, Served], repository: Path, kind: str
+) -> None:
+    bad = worker[f"bad_{kind}"]
+    reasons: list[str] = []
+
+    def failed() -> bool:
+        reasons[:] = [record.reason for record in bad.records() if record.reason]
+        return bool(reasons)
+
+    wait_until(failed, 60, "a reason")
+
+    assert reasons[0].startswith(f"failed to load 'bad_{kind}', {repository / f'bad_{kind}'}/1/")
+    assert bad.ready() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_serves_beside_the_damaged_ones(worker: dict[str, Served], kind: str) -> None:
+    served = worker[kind]
+    served.wait_ready()
+
+    waiting = [served.push(value) for value in (1.0, 3.0)]
+    found = [numbers(served.queue.wait(one)).tolist() for one in waiting]
+
+    assert found == [[[2.0, 2.0]], [[6.0, 6.0]]]
+
+
+def test_a_joblib_file_is_refused_by_a_worker_that_was_not_allowed(
+    redis_url: str, tmp_path: Path
+) -> None:
+    add_format(tmp_path, "joblib")
+    settings = Settings(redis_url=redis_url, key_prefix="not-allowed", models=str(tmp_path))
+
+    with running_worker(settings, wait_ready=False), seen(settings, "joblib") as served:
+        wait_until(lambda: any(each.reason for each in served.records()), 60, "a reason")
+        (record,) = served.records()
+
+    assert "runs whatever code is in it. Set FERRY_ALLOW_PICKLE=1" in record.reason

@@ -1,0 +1,164 @@
+"""A `model.py` with our own class: told where it is, asked in batches, free to print and fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loaded import PLAIN, floats, load, own_imports, spec, tensor, texts
+
+from shared.errors import BadModel, BadModelOutput
+from shared.model_spec import ImageInput
+from worker.backends.base import Backend, close
+
+X = [tensor("x")]
+Y = [tensor("y")]
+
+
+@pytest.fixture(autouse=True)
+def imports() -> Iterator[None]:
+    with own_imports():
+        yield
+
+
+def python(directory: Path, code: str, **parameters: str) -> Backend:
+    """Load a model.py with FP32 x and y."""
+    file = directory / "model.py"
+    file.write_text(code)
+    return load("python", spec(X, Y, **parameters), file)
+
+
+def test_a_class_with_forward_is_a_model(tmp_path: Path) -> None:
+    backend = python(
+        tmp_path,
+        "class Model:\n    def forward(self, inputs):\n        return {'y': inputs['x'] * 2}\n",
+    )
+
+    outputs = backend.forward({"x": floats([1, 2], [3, 4])}, PLAIN)
+
+    assert outputs["y"].tolist() == [[2.0, 4.0], [6.0, 8.0]]
+
+
+LOADED = """
+import json
+from pathlib import Path
+
+import numpy as np
+
+
+class Model:
+    def load(self, context):
+        self.context = context
+        self.factor = np.float32(json.loads((context.directory / "factor.json").read_text()))
+
+    def forward(self, inputs):
+        print("a line on standard output")
+        return {"y": inputs["x"] * self.factor}
+
+    def close(self):
+        (self.context.directory / "closed").write_text(
+            f"{self.context.name} {self.context.version} {self.context.device} "
+            f"{self.context.threads} {self.context.parameters['colour']} "
+            f"{self.context.inputs[0].name} {self.context.outputs[0].datatype}"
+        )
+"""
+
+
+def test_it_is_told_where_it_lies_and_runs_and_may_clean_up(tmp_path: Path) -> None:
+    (tmp_path / "factor.json").write_text("3")
+    backend = python(tmp_path, LOADED, colour="red")
+
+    assert backend.forward({"x": floats([1, 2])}, PLAIN)["y"].tolist() == [[3.0, 6.0]]
+    close(backend)
+
+    assert (tmp_path / "closed").read_text() == "m 1 cpu 1 red x FP32"
+
+
+def test_it_imports_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "ferry_test_helper.py").write_text("FACTOR = 5\n")
+    code = (
+        "from ferry_test_helper import FACTOR\n"
+        "class Model:\n    def forward(self, inputs):\n        return {'y': inputs['x'] * FACTOR}\n"
+    )
+
+    backend = python(tmp_path / "1", code)
+
+    assert backend.forward({"x": floats([1, 1])}, PLAIN)["y"].tolist() == [[5.0, 5.0]]
+
+
+def test_strings_are_bytes_both_ways(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "import numpy as np\n"
+        "class Model:\n"
+        "    def forward(self, inputs):\n"
+        "        rows = [[text.upper()] for text in inputs['x'].ravel()]\n"
+        "        return {'y': np.array(rows, dtype=object)}\n"
+    )
+    described = spec([tensor("x", "BYTES", 1)], [tensor("y", "BYTES", 1)])
+    backend = load("python", described, tmp_path / "model.py")
+
+    found = backend.forward({"x": texts("a", "bc")}, PLAIN)["y"]
+
+    assert found.tolist() == [[b"A"], [b"BC"]]
+
+
+def test_it_may_write_into_its_inputs_and_no_request_is_touched(tmp_path: Path) -> None:
+    backend = python(
+        tmp_path,
+        "class Model:\n    def forward(self, inputs):\n"
+        "        inputs['x'] *= 2\n        return {'y': inputs['x']}\n",
+    )
+    message = floats([1, 2]).tobytes()
+
+    outputs = backend.forward({"x": np.frombuffer(message, np.float32).reshape(1, 2)}, PLAIN)
+
+    assert outputs["y"].tolist() == [[2.0, 4.0]]
+    assert message == floats([1, 2]).tobytes()
+
+
+def test_pictures_reach_it_normalised(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "class Model:\n    def forward(self, inputs):\n        return {'y': inputs['x']}\n"
+    )
+    picture = ImageInput(input="x", height=1, width=2, scale=0.5)
+    described = spec([tensor("x", "FP32", 3, 1, 2)], [tensor("y", "FP32", 3, 1, 2)])
+    backend = load("python", described.model_copy(update={"image": picture}), tmp_path / "model.py")
+
+    found = backend.forward({"x": np.full((1, 1, 2, 3), 4, np.uint8)}, frozenset({"x"}))["y"]
+
+    assert found.tolist() == np.full((1, 3, 1, 2), 2.0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("", "defines neither a class Model nor a class TritonPythonModel"),
+        ("x = 1 / 0\n", "ZeroDivisionError in line 1: division by zero"),
+        ("\nclass Model\n", "SyntaxError"),
+        ("import nowhere_to_be_found\n", "ModuleNotFoundError in line 1: No module named"),
+        ("import sys\nsys.exit(3)\n", "SystemExit in line 2: 3"),
+        ("class Model:\n    pass\n", "the class Model has no forward"),
+        (
+            "class Model:\n    def load(self, context):\n        raise KeyError('weights')\n"
+            "    def forward(self, inputs): ...\n",
+            "KeyError in line 3: 'weights'",
+        ),
+    ],
+)
+def test_why_a_file_is_no_model_is_said_with_the_line(
+    tmp_path: Path, code: str, message: str
+) -> None:
+    with pytest.raises(BadModel, match=message):
+        python(tmp_path, code + " ")
+
+
+def test_an_answer_that_names_no_outputs_is_an_error(tmp_path: Path) -> None:
+    backend = python(
+        tmp_path, "class Model:\n    def forward(self, inputs):\n        return inputs['x']\n"
+    )
+
+    with pytest.raises(BadModelOutput, match="forward returned a ndarray, not arrays by output"):
+        backend.forward({"x": floats([1, 2])}, PLAIN)
