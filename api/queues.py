@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from typing import NamedTuple
 
 import redis
 
+from api.shadowing import Shadowing
 from api.terms import USUAL, Terms
 from shared.catalog import Catalog
+from shared.comparisons import Comparisons
 from shared.detached import Detached
 from shared.errors import QueueFull, VersionRetired
 from shared.messages import InferRequest, InferResult, Tensor
@@ -40,6 +43,7 @@ class Queues:
         self._client = client
         self._settings = settings
         self._catalog = catalog
+        self._shadowing = Shadowing(Comparisons(client, settings.key_prefix))
         self._queues: dict[str, RequestQueue] = {}
 
     def ask(
@@ -57,11 +61,31 @@ class Queues:
         """
         for _ in range(MAX_SUCCESSORS):
             try:
-                waiting = self.push(spec, inputs, outputs, terms)
-                return Answered(spec, self.wait(spec, waiting))
+                result = self.wait(spec, self.push(spec, inputs, outputs, terms))
             except VersionRetired:
                 spec = self.successor(spec, named=named)
+            else:
+                self.copy_to_shadow(spec, inputs, outputs, terms, result)
+                return Answered(spec, result)
         return Answered(spec, self.wait(spec, self.push(spec, inputs, outputs, terms)))
+
+    def copy_to_shadow(
+        self,
+        spec: ModelSpec,
+        inputs: tuple[Tensor, ...],
+        outputs: tuple[str, ...],
+        terms: Terms,
+        result: InferResult,
+    ) -> None:
+        """Ask the model's shadow the same, if it has one, and have the answers compared."""
+        shadow = self._catalog.shadow_of(spec)
+        if shadow is None or not shadow.answers_as(spec):
+            return
+        lowest = terms._replace(
+            priority=shadow.levels if shadow.priority_levels else 0, client=None
+        )
+        push = partial(self.push, shadow, inputs, outputs, lowest)
+        self._shadowing.copy(shadow.key, spec.version, result, push)
 
     def successor(self, spec: ModelSpec, *, named: bool = False) -> ModelSpec:
         """Return what serves in the place of a version that left.

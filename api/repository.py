@@ -9,11 +9,11 @@ from api.infer_request import check_parameters
 from api.json_answers import json_response
 from api.json_tensors import load_object
 from api.model_control import load_by_request, unload_by_request
-from api.repository_index import repository_index
 from shared.catalog import Catalog
 from shared.errors import BadRequest
 from shared.messages import Parameters
 from shared.model_control import ModelControl
+from shared.repository_index import repository_index
 
 blueprint = Blueprint("repository", __name__)
 

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ferry.errors import CannotStart, NoRedis
+from ferry.models import add_models
 from ferry.samples import DEFAULT_NAMES, NAMES, make_samples
 from ferry.up import up
 from shared.errors import BadSetting, FerryError
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_up(commands.add_parser("up", help="start everything on this machine"))
     _add_samples(commands.add_parser("samples", help="make the sample models"))
+    add_models(commands.add_parser("models", help="look at models, choose who takes requests"))
     _add_workers(commands.add_parser("workers", help="show every model instance"))
     _add_queue(commands.add_parser("queue", help="show what waits for each model"))
     _add_dead(commands.add_parser("dead", help="show, replay or drop requests that were given up"))

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# What is made when no name is given: one model for each kind of input, and one larger.
+# What is made when no name is given: one model for each kind of input, and one larger. A second one
+# for texts, as sentiment_ensemble is, would leave POST /predict with no model to choose.
 DEFAULT_NAMES = ("digits", "sentiment", "resnet18", "tiny")
-NAMES = ("digits", "sentiment", "resnet18", "resnet50", "tiny")
+ENSEMBLES = ("sentiment_ensemble", "digit_reader")
+NAMES = ("digits", "sentiment", "resnet18", "resnet50", "tiny", *ENSEMBLES)
 # Stands in a model's directory for as long as the model is being made.
 UNFINISHED = ".unfinished"
 
@@ -36,8 +38,14 @@ def make_samples(
 
 
 def is_finished(directory: Path) -> bool:
-    """Say whether a model file stands in version 1, and its making was not cut short."""
-    return any(directory.glob("1/model.*")) and not (directory / UNFINISHED).exists()
+    """Say whether a model file stands in version 1, and its making was not cut short.
+
+    An ensemble has none: its configuration is enough.
+    """
+    made = any(directory.glob("1/model.*"))
+    if directory.name in ENSEMBLES:
+        made = (directory / "config.pbtxt").is_file() and (directory / "1").is_dir()
+    return made and not (directory / UNFINISHED).exists()
 
 
 def _maker(name: str, weights: Path | None) -> Callable[[Path], None]:

@@ -111,6 +111,13 @@ class Catalog:
         ]
         return sorted(specs, key=lambda spec: (spec.name, int(spec.version)))
 
+    def shadow_of(self, spec: ModelSpec) -> ModelSpec | None:
+        """Return the version that gets a copy of what this one answered, if there is one."""
+        serving = self._snapshot.served.get(spec.name)
+        if serving is None or not serving.shadow or serving.shadow == spec.version:
+            return None
+        return self._snapshot.models.get(spec.name, {}).get(serving.shadow)
+
     def refresh(self) -> None:
         """Look at the registry anew before the next answer."""
         self._read_at = min(self._read_at, time.monotonic() - FRESH_SECONDS)

@@ -84,8 +84,9 @@ class ModelReport(_Frozen):
 
 
 class Report(_Frozen):
-    """What one supervisor says of every model in its repository."""
+    """What one supervisor says of every model in its repository; `mode` is its control mode."""
 
+    mode: str = "none"
     models: dict[str, ModelReport] = {}
 
 
@@ -107,8 +108,8 @@ def promoted(
     """Return where a model's requests go from now on, None when nobody is to serve it.
 
     A version takes requests once it is ready on every supervisor that wants it. At the first time
-    it is enough that one has it and no other is loading. What is served now stays until all that is wanted is ready, so a
-    version that fails to load changes nothing.
+    it is enough that one has it and no other is loading. What is served now stays until all that is
+    wanted is ready, so a version that fails to load changes nothing.
     """
     if any(report.reason for report in reports):
         return current

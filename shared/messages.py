@@ -23,7 +23,7 @@ Message = TypeVar("Message")
 Parameters = Mapping[str, str | int | float | bool]
 NO_PARAMETERS: Parameters = MappingProxyType({})
 _FROM_CACHE = struct.Struct("<Bd")
-"""What `_cache.lua` puts in front of an answer: a sign that no message begins with, seconds waited."""
+"""In front of an answer from the cache: a sign that no message begins with, the seconds waited."""
 _CACHE_SIGN = b"\xc1"
 
 

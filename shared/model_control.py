@@ -29,8 +29,11 @@ class ModelControl:
     takes more than ten minutes, and RedisUnavailable.
     """
 
-    def __init__(self, store: DeploymentStore, mode: str) -> None:
-        """Change what is in `store`; `mode` is FERRY_MODEL_CONTROL_MODE."""
+    def __init__(self, store: DeploymentStore, mode: str = "") -> None:
+        """Change what is in `store`.
+
+        `mode` is FERRY_MODEL_CONTROL_MODE; without it the supervisors are asked for theirs.
+        """
         self._store = store
         self._mode = mode
 
@@ -160,8 +163,11 @@ class ModelControl:
             self._store.forget(name)
 
     def _check_mode(self) -> None:
-        if self._mode != "explicit":
-            raise BadRequest(CONTROL_REFUSED.format(mode=self._mode))
+        modes = {self._mode}
+        if not self._mode:
+            modes = {report.mode for report in self._store.read().reports.values()}
+        for mode in sorted(modes - {"explicit"}):
+            raise BadRequest(CONTROL_REFUSED.format(mode=mode))
 
 
 def _check_name(name: str) -> None:

@@ -140,7 +140,7 @@ class WorkQueue:
         self._waker = wire.beside()
         self._keys = keys
         self._end = InstanceEnd(keys, instance, result_ttl_seconds, batching, cache)
-        self._cache_is_ours = not keys.cache
+        self._stale = keys.answers if keys.cache else []
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
         """Take one batch, waiting up to half a second for work (stop 3); empty when there is none.
@@ -148,8 +148,10 @@ class WorkQueue:
         The batch is recorded as this instance's in-flight work in the same step. Raises RedisError.
         Next stop: `worker.batch.answer_batch`.
         """
-        if not self._cache_is_ours:
-            self._forget_answers()
+        if self._stale:  # the model's file may have been another one when these were filled
+            self._wire.send(("UNLINK", *self._stale))
+            self._wire.reply()
+            self._stale = []
         self._wire.send(self._claim(max_rows, max_delay_seconds))
         batch, wait_seconds = self._read_batch()
         return batch or self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
@@ -191,12 +193,6 @@ class WorkQueue:
     def put_back(self) -> tuple[int, int]:
         """Return what this instance holds to the queue, after a lost connection."""
         return _recover(self._wire, self._end, crashed=False)
-
-    def _forget_answers(self) -> None:
-        """Empty the cache: the model's file may have been another one when it was filled."""
-        self._wire.send(("UNLINK", *self._keys.answers))
-        self._wire.reply()
-        self._cache_is_ours = True
 
     def _claim(self, max_rows: int, max_delay_seconds: float) -> tuple[Any, ...]:
         return claim_command(self._end, max_rows, max_delay_seconds)

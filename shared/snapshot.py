@@ -96,8 +96,11 @@ class Snapshot:
         )
 
     def _served_keys(self, name: str) -> set[str]:
+        """Return what must be ready for the model to be ready."""
         if name in self.served:
             return set(self.served[name].versions.values())
+        if name in self.known:  # it is not decided yet
+            return {name}
         return {spec.key for spec in self.models[name].values()}
 
 

@@ -1,4 +1,4 @@
-"""A model version's queue with a response cache, as its scripts see it: one step after the other."""
+"""A model version's queue with a response cache, one script after the other."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class CachedQueue:
         self, batch: list[Claimed], instance: str = "i", error: FerryError | None = None,
         answer: bytes = b"",
     ) -> None:  # fmt: skip
-        """Answer each with its question's letter as a number and `answer` behind it, or an error."""
+        """Answer each with its letter and `answer` behind it, as numbers, or with an error."""
         results = [
             InferResult(error=error) if error else InferResult(outputs=(output(item, answer),))
             for item in batch

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from scripted_models import write_model
 
-
 Tensors = dict[str, str]
 
 
@@ -72,13 +71,14 @@ def ensemble_config(
     inputs: Sequence[str] = ("in",),
     outputs: Sequence[str] = ("out",),
     max_batch_size: int = 8,
+    input_dims: str = "[2]",
     more: str = "",
 ) -> str:
     """Return the `config.pbtxt` of an ensemble of FP32 tensors of two columns."""
     return "\n".join(
         [
             f'platform: "ensemble" max_batch_size: {max_batch_size}',
-            tensors("input", inputs),
+            tensors("input", inputs, input_dims),
             tensors("output", outputs),
             "ensemble_scheduling {",
             *map(_step, steps),
@@ -104,7 +104,6 @@ def add_small(
     inputs: Sequence[str] = ("x",),
     outputs: Sequence[str] = ("y",),
     max_batch_size: int = 8,
-    more: str = "",
 ) -> Path:
     """Serve `module` as `name`, FP32 tensors of two columns; return its file."""
     config = "\n".join(
@@ -112,7 +111,6 @@ def add_small(
             f'platform: "pytorch_libtorch" max_batch_size: {max_batch_size}',
             tensors("input", inputs),
             tensors("output", outputs),
-            more,
         ]
     )
     return write_model(repository, name, config, module)
@@ -134,5 +132,3 @@ def _step(step: Step) -> str:
     return (
         f'step [ {{ model_name: "{step.model}" model_version: {step.version} {" ".join(maps)} }} ]'
     )
-
-

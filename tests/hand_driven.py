@@ -38,7 +38,7 @@ def model(name: str, source: str = "x", target: str = "y", **fields: Any) -> Mod
 
 
 def chain(*names: str, **fields: Any) -> ModelSpec:
-    """Describe the ensemble `chain` of models of x and y: its `in` goes through all to its `out`."""
+    """Describe the ensemble `chain`: its `in` goes through all these models to its `out`."""
     ends = ["in", *(f"after_{name}" for name in names[:-1]), "out"]
     steps = tuple(
         EnsembleStep(model=name, input_map={"x": ends[index]}, output_map={"y": ends[index + 1]})

@@ -13,10 +13,10 @@ from itertools import count
 from queue_reading import Asked, Seen, Ticket, answers_of, counted, look
 from redis import Redis
 
-from shared.claims import Claimed
+from shared.claims import Batching, Claimed
 from shared.parcels import Push
 from shared.queue_commands import MAX_ATTEMPTS, Limits, cancel_command, push_command
-from shared.queue_keys import DETACHED, QueueKeys
+from shared.queue_keys import DELAY, DETACHED, REJECT, QueueKeys
 from shared.redis_connection import open_wire, script_digest
 from shared.request_queue import WorkQueue, recover
 
@@ -26,9 +26,13 @@ RESULT_TTL_SECONDS = 60.0
 
 
 class QueueModel:
-    """One API process and two instances, on a database of their own."""
+    """One API process and two instances, on a database of their own.
 
-    def __init__(self, client: Redis) -> None:
+    They batch as `batching` says; `claimed` are the ids in the order of their first claim,
+    `expired` those whose body Redis has removed by itself.
+    """
+
+    def __init__(self, client: Redis, batching: Batching) -> None:
         client.flushdb()
         self.client = client
         self.keys = QueueKeys("model", "m/1", levels=2)
@@ -42,6 +46,9 @@ class QueueModel:
         self.last_claimed = {1: -1, 2: -1}
         self.counts = Counter[str]()
         self.bell_lost = False
+        self.batching = batching
+        self.claimed: list[str] = []
+        self.expired: set[str] = set()
 
     def new_push(self, detached: bool, size: int, **terms) -> Push:
         """Make a request with a body of its own."""
@@ -74,6 +81,7 @@ class QueueModel:
             if status == b"queued":
                 asked.closed, asked.returned, asked.order = False, False, next(self.numbers)
                 asked.crashes, asked.is_again = 0, True
+                self.claimed = [each for each in self.claimed if each != asked.push.id]
             elif status.startswith(b"full"):
                 del self.waiting[asked.push.id]
                 asked.closed = True
@@ -83,10 +91,18 @@ class QueueModel:
         self.wire.send(push_command(self.keys, LIMITS, pushes))
         return list(self.wire.reply())
 
-    def claim(self, slot: int, max_rows: int) -> None:
+    def claim(self, slot: int, max_rows: int, delay_seconds: float = 0.0) -> None:
         """Claim as the instance in `slot` does when the bell rang or a second is over."""
-        self.client.lpop(self.keys.bell)
-        batch = self.send_claim(slot, max_rows)
+        rang = self.client.lpop(self.keys.bell)
+        delayed = {
+            ticket.id
+            for level in (1, 2)
+            for ticket in self.queue(level)
+            if ticket.overdue == DELAY or ticket in self.delayed(level)
+        }
+        batch = self.send_claim(slot, max_rows, delay_seconds)
+        # Who waits for company looks again by itself.
+        self.bell_lost = self.bell_lost or bool(rang and not batch)
         self.held[slot] = batch
         tickets = self.in_flight(self.names[slot])[-len(batch) :] if batch else []
         assert [ticket.id for ticket in tickets] == [item.id for item in batch]
@@ -99,22 +115,29 @@ class QueueModel:
             assert item.attempts == asked.crashes + 1 or asked.is_again
             assert item.attempts == 1 or len(batch) == 1, "one that was in a crash has company"
             assert not any(self.live(self.queue(level)) for level in range(1, ticket.level))
-            if not (asked.returned or asked.is_again):
+            if ticket.id in delayed:
+                behind = self.queue(ticket.level)[: -len(self.delayed(ticket.level)) or None]
+                assert asked.is_again or not self.live(behind), "a delayed one was not the last"
+            elif not (asked.returned or asked.is_again):
                 assert asked.order > self.last_claimed[ticket.level], "overtaken on its level"
                 self.last_claimed[ticket.level] = asked.order
 
-    def send_claim(self, slot: int, max_rows: int) -> list[Claimed]:
+    def send_claim(self, slot: int, max_rows: int, delay_seconds: float = 0.0) -> list[Claimed]:
         """Run claim.lua without waiting for the bell; checks what it drops."""
-        work = self.work(slot)
-        dropped = Counter(ticket.id for ticket in self.queue(1) + self.queue(2))
-        self.wire.send(work._claim(max_rows, 0.0))
+        work, queued = self.work(slot), self.queue(1) + self.queue(2)
+        dropped = Counter(ticket.id for ticket in queued)
+        rejected = {ticket.id for ticket in queued if ticket.overdue == REJECT}
+        self.wire.send(work._claim(max_rows, delay_seconds))
         batch = work._read_batch()[0]
         dropped.subtract(item.id for item in batch)
         dropped.subtract(ticket.id for ticket in self.queue(1) + self.queue(2))
         for asked in (self.asked[request_id] for request_id in dropped.elements()):
-            assert asked.closed or asked.late, "a request was dropped that could be answered"
-            self.counts["expired"] += not asked.closed
+            is_rejected = asked.push.id in rejected
+            assert asked.closed or asked.late or is_rejected, "one was dropped that could be run"
+            self.counts["rejected" if is_rejected else "expired"] += not asked.closed
             asked.closed = True
+        if self.batching.preserve_ordering:
+            self.claimed += [item.id for item in batch if item.id not in self.claimed]
         return batch
 
     def publish(self, slot: int, *, drop: bool = True) -> None:
@@ -160,7 +183,7 @@ class QueueModel:
             else:
                 asked.returned, asked.crashes = True, asked.crashes + crashed
                 attempts = ticket.attempts + crashed
-                back[ticket.level - 1].append(ticket._replace(attempts=attempts))
+                back[ticket.level - 1].append(ticket._replace(attempts=attempts, on_timeout=0))
         assert outcome == (len(back[0] + back[1]), given_up)
         assert [self.queue(level) for level in (1, 2)] == [
             new + old for new, old in zip(back, before, strict=True)
@@ -188,12 +211,22 @@ class QueueModel:
             asked = self.asked[raw_id.decode()]
             asked.deliveries += 1
             assert asked.deliveries == 1, "answered twice"
-            assert result == b"of " + asked.push.body or b"model_crashed" in result
+            assert result == b"of " + asked.push.body or (
+                b"model_crashed" in result or b"request_expired" in result
+            )
+            if not ids and asked.push.id in self.claimed:
+                before = self.claimed[: self.claimed.index(asked.push.id)]
+                assert all(self.asked[each].closed for each in before), "told out of order"
             self.waiting.pop(raw_id.decode(), None)
 
     def cancel(self, ids: list[str], why: str, *, only_waiting: bool) -> None:
         """Take requests back, which the API then no longer waits for."""
-        queued = {ticket.id for level in (1, 2) for ticket in self.queue(level)}
+        queued = {
+            ticket.id
+            for level in (1, 2)
+            for ticket in self.queue(level)
+            if why != "rejected" or ticket.on_timeout == REJECT
+        }
         self.wire.send(cancel_command(self.keys, why, ids, only_waiting=only_waiting))
         for request_id, reply in zip(ids, self.wire.reply(), strict=True):
             asked = self.asked[request_id]
@@ -206,7 +239,7 @@ class QueueModel:
 
     def pass_deadline(self, request_id: str, *, body_expires: bool) -> None:
         """Let a request's deadline pass, and perhaps the minute that its body outlives it."""
-        for key in [*self.keys.queues, *(self.keys.inflight + name for name in self.instances())]:
+        for key in [*self.keys.lists, *(self.keys.inflight + name for name in self.instances())]:
             for position, raw in enumerate(self.client.lrange(key, 0, -1)):
                 if Ticket.read(raw).id == request_id:
                     self.client.lset(key, position, Ticket.made_late(raw))
@@ -215,11 +248,20 @@ class QueueModel:
         self.waiting.pop(request_id, None)
         if body_expires:
             self.client.delete(self.keys.body + request_id)
+            self.expired.add(request_id)
             asked.closed = True
+
+    def pass_queue_time(self, request_id: str) -> None:
+        """Let a request's time on the queue be over, if it has such a time and waits."""
+        for key in self.keys.lists:
+            for position, raw in enumerate(self.client.lrange(key, 0, -1)):
+                if Ticket.read(raw).id == request_id:
+                    self.client.lset(key, position, Ticket.made_overdue(raw))
 
     def forget(self) -> None:
         """Empty Redis: until it is pushed again, everything is lost."""
         self.client.flushdb()
+        self.claimed.clear()
         for asked in self.asked.values():
             asked.closed = True
         self.counts.clear()
@@ -227,12 +269,19 @@ class QueueModel:
     def work(self, slot: int) -> WorkQueue:
         """Return the worker's end of an instance."""
         return WorkQueue(
-            self.wire, self.keys, self.names[slot], result_ttl_seconds=RESULT_TTL_SECONDS
-        )
+            self.wire, self.keys, self.names[slot],
+            result_ttl_seconds=RESULT_TTL_SECONDS, batching=self.batching,
+        )  # fmt: skip
 
     def queue(self, level: int) -> list[Ticket]:
-        """Return what stands on a queue."""
-        return [Ticket.read(raw) for raw in self.client.lrange(self.keys.queues[level - 1], 0, -1)]
+        """Return what waits on a level, in the order of service."""
+        waiting = self.client.lrange(self.keys.queues[level - 1], 0, -1)
+        return [Ticket.read(raw) for raw in waiting] + self.delayed(level)
+
+    def delayed(self, level: int) -> list[Ticket]:
+        """Return what is delayed on a level."""
+        key = f"{self.keys.delayed}{level}"
+        return [Ticket.read(raw) for raw in self.client.lrange(key, 0, -1)]
 
     def in_flight(self, name: str) -> list[Ticket]:
         """Return what Redis has an instance hold."""
@@ -240,7 +289,11 @@ class QueueModel:
 
     def live(self, tickets: list[Ticket]) -> list[Ticket]:
         """Return those that an instance would take."""
-        return [t for t in tickets if not (self.asked[t.id].closed or self.asked[t.id].late)]
+        return [
+            ticket
+            for ticket in tickets
+            if not (self.asked[ticket.id].closed or self.asked[ticket.id].late or ticket.overdue)
+        ]
 
     def look(self) -> Seen:
         """Read all that is in Redis."""

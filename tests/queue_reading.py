@@ -57,18 +57,31 @@ class Ticket(NamedTuple):
     signature: bytes
     body_bytes: int
     deadline: float
+    queue_deadline: float = 0.0
+
+    @property
+    def overdue(self) -> int:
+        """Return what its queue policy does with it now: 0, REJECT or DELAY."""
+        return 0 if self.queue_deadline else self.on_timeout
 
     @classmethod
     def read(cls, raw: bytes) -> Ticket:
         _, attempts, level, on_timeout, rows, _, *rest = TICKET.unpack_from(raw)
-        deadline, _, signature, size = rest
+        deadline, queue_deadline, signature, size = rest
         request_id = raw[TICKET.size :].decode()
-        return cls(request_id, attempts, level, on_timeout, rows, signature, size, deadline)
+        return cls(
+            request_id, attempts, level, on_timeout, rows, signature, size, deadline, queue_deadline
+        )  # fmt: skip
 
     @staticmethod
     def made_late(raw: bytes) -> bytes:
         *first, _, queue_deadline, signature, size = TICKET.unpack_from(raw)
         return TICKET.pack(*first, 0.0, queue_deadline, signature, size) + raw[TICKET.size :]
+
+    @staticmethod
+    def made_overdue(raw: bytes) -> bytes:
+        *first, _, signature, size = TICKET.unpack_from(raw)
+        return TICKET.pack(*first, 0.0, signature, size) + raw[TICKET.size :]
 
 
 class Seen(NamedTuple):
@@ -89,18 +102,17 @@ class Seen(NamedTuple):
 def look(client: Redis, keys: QueueKeys, instances: list[str], ids: list[str]) -> Seen:
     """Read what the queues and these instances hold, and which of these requests have a body."""
     with client.pipeline() as pipeline:
-        for key in [*keys.queues, *(keys.inflight + name for name in instances)]:
+        for key in [*keys.lists, *(keys.inflight + name for name in instances)]:
             pipeline.lrange(key, 0, -1)
-        queue_1, queue_2, *in_flight = (
-            [Ticket.read(raw) for raw in found] for found in pipeline.execute()
-        )
+        found = [[Ticket.read(raw) for raw in each] for each in pipeline.execute()]
+        queued, in_flight = found[: len(keys.lists)], found[len(keys.lists) :]
         pipeline.get(keys.bytes).llen(keys.bell).hgetall(keys.counts).llen(keys.dead)
         for request_id in ids:
             pipeline.exists(keys.body + request_id)
         waiting_bytes, bell, counts, dead, *stored = pipeline.execute()
     return Seen(
-        queue_1 + queue_2,
-        [ticket for found in in_flight for ticket in found],
+        [ticket for each in queued for ticket in each],
+        [ticket for each in in_flight for ticket in each],
         int(waiting_bytes or 0),
         bell,
         _counts(client, {key.decode(): int(number) for key, number in counts.items()}),

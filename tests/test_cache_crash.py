@@ -60,7 +60,8 @@ def test_a_killed_instance_costs_neither_the_leader_nor_its_followers(
 ) -> None:
     with seen(serving, "slow") as slow, ThreadPoolExecutor(6) as pool:
         slow.wait_ready()
-        asked = [pool.submit(client.post, "/v2/models/slow/infer", json=body(LONG)) for _ in "12345"]
+        url = "/v2/models/slow/infer"
+        asked = [pool.submit(client.post, url, json=body(LONG)) for _ in range(5)]
         wait_until(lambda: followers(slow) == 4, 20, "all follow the first")
 
         os.kill(slow.holder().pid, signal.SIGKILL)

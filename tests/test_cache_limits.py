@@ -1,4 +1,4 @@
-"""What a cache holds: so many bytes of answers, for so many seconds, the longest unused go first."""
+"""What a cache holds: so many bytes, for so many seconds; the longest unused goes first."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ def test_a_cache_that_lost_its_order_is_emptied_instead_of_growing(
 
     fill(queue, "d")
 
-    assert set(redis.hkeys(queue.keys.answers[0])) == {b"bytes", queue.new_push("d").digest.encode()}
+    digest = queue.new_push("d").digest
+    assert set(redis.hkeys(queue.keys.answers[0])) == {b"bytes", digest.encode()}
 
 
 def test_all_of_it_expires_with_the_last_answer(redis: Redis, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Processes of an ensemble die under load, its own and its steps': every answer comes, and right."""
+"""Processes of an ensemble die under load, its own and its steps': no request is lost."""
 
 from __future__ import annotations
 
@@ -98,9 +98,7 @@ def kill_while_it_works(model: Served) -> None:
 
 
 @pytest.mark.parametrize("model", ["chain", "slowly", "plus_one"])
-def test_whoever_dies_no_request_is_lost(
-    app: Flask, settings_of_all: Settings, model: str
-) -> None:
+def test_whoever_dies_no_request_is_lost(app: Flask, settings_of_all: Settings, model: str) -> None:
     with seen(settings_of_all, model) as struck, load(app) as asked:
         for _ in range(BLOWS):
             before = asked.right
@@ -127,7 +125,11 @@ def test_a_process_that_hangs_is_replaced_while_slow_steps_are_waited_for(
     repository: Path, settings: Settings
 ) -> None:
     settings = replace(settings, models=str(repository), max_batch_seconds=2.0)
-    with running_worker(settings), seen(settings, "chain") as chain, seen(settings, "slowly") as step:
+    with (
+        running_worker(settings),
+        seen(settings, "chain") as chain,
+        seen(settings, "slowly") as step,
+    ):
         slow, first = step.ready()[0], chain.ready()[0]
         os.kill(slow.pid, signal.SIGSTOP)  # between batches, so nobody misses it
         client = create_app(settings).test_client()

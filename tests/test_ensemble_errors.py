@@ -12,9 +12,17 @@ from pathlib import Path
 import pytest
 from conftest import running_worker
 from ensemble_models import (
-    PlusOne, Slowly, Step, Twice, add_ensemble, add_small, infer_body, x_to_y
+    PlusOne,
+    Slowly,
+    Step,
+    Twice,
+    add_ensemble,
+    add_small,
+    infer_body,
+    x_to_y,
 )  # fmt: skip
 from flask import Flask
+from flask.testing import FlaskClient
 from waiting import wait_until
 from worker_processes import seen
 
@@ -117,26 +125,39 @@ def test_an_ensemble_is_ready_when_its_steps_are(tmp_path: Path, settings: Setti
     add_small(models, "plus_one", PlusOne())
     add_ensemble(models, "chain", [x_to_y("plus_one", "in", "x1"), x_to_y("twice", "x1", "out")])
     add_ensemble(models, "outer", [Step("chain", {"in": "in"}, {"out": "out"})])
+    whole = file.read_bytes()
     file.write_bytes(b"no model")
     settings = replace(settings, models=str(models))
-    with running_worker(settings, wait_ready=False), seen(settings, "chain") as chain:
+    with running_worker(settings, wait_ready=False):
         client = create_app(settings).test_client()
-        wait_until(lambda: "twice" in chain.registry.snapshot().failures, 30, "twice has failed")
-        wait_until(lambda: chain.ready() and "outer" in chain.registry.snapshot().models, 30, "up")
-        index = {
-            entry["name"]: entry
-            for entry in client.post("/v2/repository/index", json={}).get_json()
-        }
+        wait_until(lambda: _states(client) == {"READY", "UNAVAILABLE"}, 30, "all but twice loaded")
+        index = {entry["name"]: entry for entry in _index(client)}
         ready = client.get("/v2/models/chain/ready")
         refused = client.post("/v2/models/chain/infer", json=infer_body(1.0))
         all_ready = client.get("/v2/health/ready")
+        file.write_bytes(whole)
+        wait_until(lambda: _states(client) == {"READY"}, 30, "twice is tried again")
+        answered = client.post("/v2/models/outer/infer", json=infer_body(1.0))
 
     where = "step 2 of ensemble 'chain': model 'twice' is not ready: failed to load 'twice'"
-    assert index["plus_one"]["state"] == "READY"
-    assert index["chain"]["state"] == index["outer"]["state"] == "UNAVAILABLE"
+    states = {name: entry["state"] for name, entry in index.items()}
+    assert states == {"plus_one": "READY"} | dict.fromkeys(
+        ["chain", "outer", "twice"], "UNAVAILABLE"
+    )
     assert index["chain"]["reason"].startswith(where)
     assert index["outer"]["reason"].startswith(f"step 1 of ensemble 'outer': {where}")
-    assert ready.status_code == 400
+    assert ready.status_code == all_ready.status_code == 400
     assert refused.status_code == 503
     assert refused.get_json()["error"].startswith(where)
-    assert all_ready.status_code == 400
+    assert answered.get_json()["outputs"][0]["data"] == [4.0, 4.0]
+
+
+def _index(client: FlaskClient) -> list[dict[str, str]]:
+    entries: list[dict[str, str]] = client.post("/v2/repository/index", json={}).get_json()
+    return entries
+
+
+def _states(client: FlaskClient) -> set[str]:
+    """Return the states of all four models, none before all are there."""
+    entries = _index(client)
+    return {entry["state"] for entry in entries} if len(entries) == 4 else set()

@@ -117,6 +117,23 @@ def test_the_whole_graph_is_optimised_and_takes_the_threads_it_was_given(onnx_fi
     assert options.graph_optimization_level.name == "ORT_ENABLE_ALL"
 
 
+@pytest.mark.parametrize(
+    ("level", "name"),
+    [(-1, "ORT_ENABLE_BASIC"), (0, "ORT_ENABLE_ALL"), (1, "ORT_ENABLE_EXTENDED"),
+     (2, "ORT_DISABLE_ALL")],
+)  # fmt: skip
+def test_the_config_s_level_of_optimisation_is_taken(
+    onnx_file: Path, level: int, name: str
+) -> None:
+    config = {"optimization": {"graph": {"level": level}}}
+    described = spec([X], [Y]).model_copy(update={"config": config})
+
+    backend = onnxruntime.OnnxRuntimeBackend(described, onnx_file, Placement("cpu"))
+
+    options = backend._session.get_session_options()
+    assert options.graph_optimization_level.name == name
+
+
 @pytest.mark.parametrize("kind", ["KIND_GPU", "KIND_AUTO"])
 def test_without_its_provider_a_gpu_that_was_asked_for_is_an_error(
     onnx_file: Path, kind: str, monkeypatch: pytest.MonkeyPatch

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import running_worker
+from formats_repository import PARAMETER, add_format
 from loaded import PLAIN, floats, load, own_imports, spec, tensor, texts
+from worker_processes import numbers, seen
 
 from shared.errors import BadModel, BadModelOutput
 from shared.model_spec import ImageInput
+from shared.settings import Settings
 from worker.backends.base import Backend, close
+from worker.devices import Placement
+from worker.instance import InstanceJob, warm_backend
+from worker.meter import Meter
 
 X = [tensor("x")]
 Y = [tensor("y")]
@@ -162,3 +171,48 @@ def test_an_answer_that_names_no_outputs_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(BadModelOutput, match="forward returned a ndarray, not arrays by output"):
         backend.forward({"x": floats([1, 2])}, PLAIN)
+
+
+def instance(file: Path) -> InstanceJob:
+    return InstanceJob(
+        "i", spec(X, Y), "python", file, Placement("cpu", torch.get_num_threads()),
+        "redis://", "x", 1.0, "INFO",
+    )  # fmt: skip
+
+
+CHOOSY = """
+class Model:
+    def forward(self, inputs):
+        if (inputs["x"] == 1).all():
+            raise ValueError("made up")
+        return {"y": inputs["x"]}
+"""
+
+
+def test_one_that_refuses_what_it_is_warmed_up_with_is_served_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "model.py").write_text(CHOOSY)
+
+    with caplog.at_level(logging.WARNING):
+        backend = warm_backend(instance(tmp_path / "model.py"), Meter())
+
+    assert backend.forward({"x": floats([2, 2])}, PLAIN)["y"].tolist() == [[2.0, 2.0]]
+    assert "raises when it is warmed up, it is served cold: made up" in caplog.text
+
+
+def test_a_worker_serves_one_that_prints_and_lets_it_clean_up(
+    redis_url: str, tmp_path: Path
+) -> None:
+    file = add_format(tmp_path, "python", "own")
+    file.write_text(LOADED)
+    (file.parent / "factor.json").write_text("4")
+    config = file.parent.parent / "config.pbtxt"
+    config.write_text(config.read_text() + PARAMETER.format("colour", "blue"))
+    settings = Settings(redis_url=redis_url, key_prefix="own-python", models=str(tmp_path))
+
+    with running_worker(settings), seen(settings, "own") as own:
+        answers = [numbers(own.push(value).wait()).tolist() for value in (1.0, 2.0)]
+
+    assert answers == [[[4.0, 4.0]], [[8.0, 8.0]]]
+    assert (file.parent / "closed").read_text().startswith("own 1 cpu ")

@@ -6,8 +6,10 @@ Hypothesis makes up the order: the steps are the rules, what must always hold th
 from __future__ import annotations
 
 import re
+import struct
 from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as some
 from hypothesis.stateful import (
@@ -21,11 +23,15 @@ from hypothesis.stateful import (
 from queue_model import QueueModel
 from queue_reading import DOCUMENTED, FAILING_SIZE, Seen, lifetimes
 
-from shared.redis_connection import connect
+from shared.claims import Batching
 from shared.queue_commands import MAX_ATTEMPTS
+from shared.queue_keys import DELAY, REJECT
+from shared.redis_connection import connect
 
 EXAMPLES, STEPS = 150, 40
 DATABASE = 9  # the queue's memory is lost in it, and other tests' must stay
+TERMS = struct.Struct("<BdI")
+NO_TERMS, REJECTED, DELAYED = b"", TERMS.pack(REJECT, 900.0, 0), TERMS.pack(DELAY, 900.0, 0)
 slots = some.sampled_from([0, 1])
 batch_rows = some.sampled_from([1, 2, 4])
 requests = some.fixed_dictionaries(
@@ -35,6 +41,7 @@ requests = some.fixed_dictionaries(
         "signature": some.sampled_from([b"a" * 8] * 4 + [b"b" * 8]),
         "size": some.sampled_from([40, 40, FAILING_SIZE, 150, 500]),
         "detached": some.sampled_from([False, False, True]),
+        "terms": some.sampled_from([NO_TERMS, NO_TERMS, REJECTED, DELAYED]),
     }
 )
 
@@ -43,11 +50,12 @@ class Queue(RuleBasedStateMachine):
     """The rules are what can happen; the model knows what each must do."""
 
     url = ""
+    batching = Batching()
 
     def __init__(self) -> None:
         super().__init__()
         self.client = connect(f"{self.url}?db={DATABASE}")
-        self.model = QueueModel(self.client)
+        self.model = QueueModel(self.client, self.batching)
 
     @initialize(asked=some.lists(requests, min_size=2, max_size=4))
     def begin(self, asked) -> None:
@@ -58,12 +66,14 @@ class Queue(RuleBasedStateMachine):
         self.push(asked)
 
     def push(self, asked) -> None:
+        if not self.batching.has_policies:
+            asked = [each | {"terms": NO_TERMS} for each in asked]
         self.model.push([self.model.new_push(**each) for each in asked])
 
     @precondition(lambda self: not all(self.model.held))
-    @rule(slot=slots, max_rows=batch_rows)
-    def claim(self, slot: int, max_rows: int) -> None:
-        self.model.claim(1 - slot if self.model.held[slot] else slot, max_rows)
+    @rule(slot=slots, max_rows=batch_rows, delay_seconds=some.sampled_from([0.0, 0.0, 1000.0]))
+    def claim(self, slot: int, max_rows: int, delay_seconds: float) -> None:
+        self.model.claim(1 - slot if self.model.held[slot] else slot, max_rows, delay_seconds)
 
     @precondition(lambda self: any(self.model.held))
     @rule(slot=slots)
@@ -119,6 +129,19 @@ class Queue(RuleBasedStateMachine):
         self.model.pass_deadline(request_id, body_expires=body_expires)
         if seen_by_api:
             self.model.cancel([request_id], "expired", only_waiting=False)
+
+    @precondition(lambda self: self.batching.has_policies and self.model.asked)
+    @rule(pick=some.integers(0, 99), seen_by_api=some.booleans())
+    def the_time_on_the_queue_is_over(self, pick: int, seen_by_api: bool) -> None:
+        request_id = list(self.model.asked)[-1 - pick % len(self.model.asked)]
+        self.model.pass_queue_time(request_id)
+        if seen_by_api:
+            self.model.cancel([request_id], "rejected", only_waiting=True)
+
+    @invariant()
+    def nobody_waits_for_what_is_closed(self) -> None:
+        head = (self.client.lindex(self.model.keys.order, 0) or b"").decode()
+        assert not head or not self.model.asked[head].closed or head in self.model.expired
 
     @invariant()
     def everything_holds(self) -> None:
@@ -183,11 +206,16 @@ class Queue(RuleBasedStateMachine):
         assert not model.waiting, "still waiting at the end"
         for request_id, asked in model.asked.items():
             assert not asked.deliveries or not self.client.exists(model.keys.result + request_id)
-        assert not self.client.exists(model.keys.bytes)
+        assert not self.client.exists(model.keys.bytes, model.keys.order)
 
 
-def test_nothing_is_lost_and_nothing_is_answered_twice(redis_url: str) -> None:
-    Queue.url = redis_url
+@pytest.mark.parametrize(
+    "batching",
+    [Batching(), Batching((2,), preserve_ordering=True, has_policies=True)],
+    ids=["as it is by itself", "with policies, preferred sizes and ordered answers"],
+)
+def test_nothing_is_lost_and_nothing_is_answered_twice(redis_url: str, batching: Batching) -> None:
+    Queue.url, Queue.batching = redis_url, batching
     run_state_machine_as_test(
         Queue,
         settings=settings(

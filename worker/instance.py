@@ -111,22 +111,30 @@ def _run_batches(
             max_rows=job.spec.batch_rows,
             max_delay_seconds=job.spec.max_queue_delay_seconds,
         )
-    close(backend)
+    try:
+        close(backend)
+    except Exception as error:  # a border: the model's own code; everything is answered by now
+        log.error("%s raises when it is closed, the instance ends: %s", job.spec.key, error)
 
 
 def _loaded(job: InstanceJob, reports: Connection, meter: Meter) -> Backend:
     """Return the warm backend; reports why there is none and ends the process."""
     try:
-        backend = load_backend(job)
-        if job.spec.batched and not answers_each(backend):
-            backend = PiecewiseBackend(backend, job.spec, meter)
-        _warm(job, backend)
-        run_samples(job.spec, backend, job.warmup)
-        check_steady(job.spec, job.backend, backend)
+        return warm_backend(job, meter)
     except Exception as error:  # a border: the supervisor reports it and tries again later
         log.error("%s failed to load, the supervisor will retry: %s", job.spec.key, error)
         reports.send(("failed", f"failed to load '{job.spec.name}', {job.file}: {error}"))
         raise SystemExit(1) from error
+
+
+def warm_backend(job: InstanceJob, meter: Meter) -> Backend:
+    """Return the loaded model once it ran all that it is warmed up with; raises what it raises."""
+    backend = load_backend(job)
+    if job.spec.batched and not answers_each(backend):
+        backend = PiecewiseBackend(backend, job.spec, meter)
+    _warm(job, backend)
+    run_samples(job.spec, backend, job.warmup)
+    check_steady(job.spec, job.backend, backend)
     return backend
 
 
@@ -148,9 +156,7 @@ def load_backend(job: InstanceJob) -> Backend:
     if job.placement.device == "cpu":
         torch.set_num_threads(job.placement.threads)
     spec = model_side_spec(job.spec)
-    loaded = load_file(
-        job.backend, spec, job.file, job.placement, allow_pickle=job.allow_pickle
-    )
+    loaded = load_file(job.backend, spec, job.file, job.placement, allow_pickle=job.allow_pickle)
     return on_clients_side(loaded, job.spec)
 
 

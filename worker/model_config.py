@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from tritonclient.grpc import model_config_pb2
 
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec
-from worker.config import ensemble
 from worker.config import ensemble
 from worker.config.as_json import config_json
 from worker.config.batching import read_batching

@@ -106,7 +106,7 @@ class ModelSide:
         free = iter([size for size, said in zip(sizes, known, strict=True) if said == -1])
         shape = [next(free) if size == -1 else size for size in wanted or ()]
         assert prod(shape) == prod(sizes), "the config's shapes were compared when it was read"
-        return array.reshape(*leading, *shape)
+        return array.reshape((*leading, *shape))
 
 
 class ModelSideEach(ModelSide):

@@ -175,13 +175,18 @@ class Rollout:
             self._store.put_report(self._supervisor, report)
             self._reported = report
 
+    def hurry(self) -> None:
+        """Look at once: an instance has something to say."""
+        self._next_look = 0.0
+
     def report_again(self) -> None:
         """Report at the next look even if nothing changed: Redis may have lost it."""
         self._reported = None
         self._changes = -1
 
     def _model_reports(self) -> Report:
-        return Report(models={name: self._model_report(plan) for name, plan in self._plans.items()})
+        models = {name: self._model_report(plan) for name, plan in self._plans.items()}
+        return Report(mode=self._settings.model_control_mode, models=models)
 
     def _model_report(self, plan: Plan) -> ModelReport:
         versions = {}

@@ -192,6 +192,8 @@ class Supervisor:
             self._to_recover[slot.instance_id] = slot.model.spec.key  # its last record goes too
             slot.start()
             changed = True
+        if changed:
+            self._rollout.hurry()
         if changed or not slot.recorded:
             slot.recorded = False
             self._registry.put_instance(slot.record())

@@ -28,6 +28,8 @@ class Asked(NamedTuple):
     waiting: Waiting
     again: Callable[[ModelSpec], Answered]
     """Asks once more, should the version leave before it takes the request."""
+    compare: Callable[..., None]
+    """Has the answer compared with that of the model's shadow, if it has one."""
 
 
 class Inference:
@@ -52,12 +54,18 @@ class Inference:
             self._queues.ask, inputs=body.inputs, outputs=body.output_names, terms=terms,
             named=bool(request.model_version),
         )  # fmt: skip
-        return Asked(spec, how, waiting, again)
+        compare = partial(
+            self._queues.copy_to_shadow,
+            inputs=body.inputs, outputs=body.output_names, terms=terms,
+        )  # fmt: skip
+        return Asked(spec, how, waiting, again, compare)
 
     def answer(self, asked: Asked, response: proto.ModelInferResponse) -> None:
         """Wait for the answer and write it into `response`; raises FerryError."""
         try:
-            answered = Answered(asked.spec, self._queues.wait(asked.spec, asked.waiting))
+            result = self._queues.wait(asked.spec, asked.waiting)
+            asked.compare(asked.spec, result=result)
+            answered = Answered(asked.spec, result)
         except VersionRetired:
             answered = asked.again(asked.spec)
         fill(response, answered.spec, answered.result, asked.how)

@@ -18,7 +18,6 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
 
 from api.descriptions import SHARED_MEMORY, TRACE, model_description, server_description
 from api.model_control import load_by_request, unload_by_request
-from api.repository_index import repository_index
 from api.rpc.errors import refuse
 from api.rpc.inference import Inference
 from api.rpc.log_settings import changes_in, log_settings_response
@@ -30,6 +29,7 @@ from shared.messages import Parameters
 from shared.model_control import ModelControl
 from shared.model_spec import ModelSpec
 from shared.model_statistics import of_triton
+from shared.repository_index import repository_index
 
 Answer = TypeVar("Answer")
 Method = Callable[[Any, Any, grpc.ServicerContext], Answer]

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from samples.sentiment.architecture import SentimentModel
 from samples.sentiment.sentences import FOLDER
 from samples.sentiment.weights import load_tokenizer, load_trained_model
 
@@ -26,8 +25,11 @@ def make(directory: Path) -> None:
     export(load_trained_model(), version_directory / "model.onnx")
 
 
-def export(model: SentimentModel, path: Path) -> None:
-    """Write `model` as one ONNX file, weights inside, with free batch and sequence axes."""
+def export(model: nn.Module, path: Path, output: str = "logits") -> None:
+    """Write `model`, token ids and mask to `output`, as one ONNX file with its weights inside.
+
+    Batch and sequence axes are free.
+    """
     input_ids, attention_mask = pad([[101, 2204, 102], [101, 2919, 2833, 102]])
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=512)}
     with warnings.catch_warnings():
@@ -39,7 +41,7 @@ def export(model: SentimentModel, path: Path) -> None:
             (input_ids, attention_mask),
             path,
             input_names=["input_ids", "attention_mask"],
-            output_names=["logits"],
+            output_names=[output],
             dynamic_shapes={"input_ids": axes, "attention_mask": axes},
             dynamo=True,
             external_data=False,

@@ -28,7 +28,7 @@ class OnnxRuntimeBackend:
             raise BadModel("ONNX Runtime has no BF16 tensors in Python")
         onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.graph_optimization_level = _graph_optimisation(spec)
         options.intra_op_num_threads = placement.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -80,6 +80,24 @@ def _check_names(spec: ModelSpec, session: Any) -> None:
 def _may_be_absent(item: Any) -> bool:
     kind: str = item.type
     return kind.startswith("optional")
+
+
+def _graph_optimisation(spec: ModelSpec) -> Any:
+    """Return what the config's optimization.graph.level stands for, all of it for 0 or none.
+
+    Source: https://github.com/triton-inference-server/onnxruntime_backend, "Model Config Options".
+    """
+    levels = onnxruntime.GraphOptimizationLevel
+    level = spec.config.get("optimization", {}).get("graph", {}).get("level", 0)
+    by_level = {
+        -1: levels.ORT_ENABLE_BASIC,
+        0: levels.ORT_ENABLE_ALL,
+        1: levels.ORT_ENABLE_EXTENDED,
+        2: levels.ORT_DISABLE_ALL,
+    }
+    if level not in by_level:
+        raise BadModel(f"optimization.graph.level {level}: expected one of {sorted(by_level)}")
+    return by_level[level]
 
 
 def wants_gpu(spec: ModelSpec) -> bool:

@@ -146,10 +146,12 @@ def _shown(field: Any, value: Any) -> str:
     if field.enum_type is not None and not field.is_repeated:
         known = field.enum_type.values_by_number.get(value)
         text = known.name if known else str(value)
+    elif isinstance(value, bool):
+        text = str(value).lower()
     elif field.message_type is None:
         text = repr(list(value) if field.is_repeated else value)
     elif field.is_repeated:
         text = " ".join(str(value).split())
     else:
         text = "{ " + " ".join(str(value).split()) + " }"
-    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 4] + "... "
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."

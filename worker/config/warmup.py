@@ -84,7 +84,8 @@ def _input(item: Any, declared: TensorSpec, where: str, directory: Path) -> Warm
         return WarmupInput(
             declared.name, datatype, dims, "zero" if kind == "zero_data" else "random"
         )
-    file = directory / DIRECTORY / plain_name("input_data_file", item.input_data_file)
+    field = f"{where}: input_data_file"
+    file = directory / DIRECTORY / plain_name(field, item.input_data_file)
     _check_file(file, datatype, dims, where)
     return WarmupInput(declared.name, datatype, dims, "file", file)
 

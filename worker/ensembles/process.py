@@ -53,8 +53,11 @@ def run_ensemble(  # noqa: PLR0913  what the process is told
     keys = QueueKeys(key_prefix, spec.key, spec.levels, cached=spec.cached)
     queue, answers = (
         EnsembleQueue(
-            open_wire(client), keys, instance,
-            result_ttl_seconds=result_ttl_seconds, cache=limits.cache,
+            open_wire(client),
+            keys,
+            instance,
+            result_ttl_seconds=result_ttl_seconds,
+            cache=limits.cache,
         )
         for _ in range(2)
     )

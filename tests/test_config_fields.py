@@ -1,0 +1,130 @@
+"""Every field of Triton's model_config.proto: honoured, refused with a sentence, or said to do nothing."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from shared.errors import BadModel
+from worker.config.fields import FIELDS, check_fields, row_of
+from worker.model_config import read_config
+from worker.model_repository import read_model
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "repository.md"
+GOOD = """
+platform: "pytorch_libtorch" max_batch_size: 8
+input [ { name: "x" data_type: TYPE_FP32 dims: [4] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [3] } ]
+"""
+
+
+def fields_of(descriptor: Any, prefix: str = "", within: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the path of every field that a config can set, through maps to their values."""
+    for field in descriptor.fields:
+        inner = field.message_type
+        if inner is not None and inner.GetOptions().map_entry:
+            inner = inner.fields_by_name["value"].message_type
+        if inner is None or inner.full_name in within:
+            yield f"{prefix}{field.name}"
+        else:
+            yield from fields_of(inner, f"{prefix}{field.name}.", (*within, inner.full_name))
+
+
+PATHS = list(fields_of(model_config_pb2.ModelConfig.DESCRIPTOR))
+
+
+def parsed(text: str) -> Any:
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def test_every_field_of_the_proto_has_a_row() -> None:
+    assert len(PATHS) > 100
+    assert [path for path in PATHS if row_of(path) is None] == []
+
+
+def test_every_row_is_of_a_field_of_the_proto() -> None:
+    rows = [field.path for field in FIELDS]
+
+    unknown = [
+        row for row in rows if not any(path == row or path.startswith(f"{row}.") for path in PATHS)
+    ]
+
+    assert not unknown
+    assert len(set(rows)) == len(rows)
+
+
+def test_the_page_on_the_repository_shows_the_table_as_it_is() -> None:
+    shown = re.findall(r"^\| `([a-z_.]+)` \| (honoured|refused|no effect) \| (.*) \|$",
+                       DOCS.read_text(), re.MULTILINE)  # fmt: skip
+
+    assert shown == [tuple(field) for field in FIELDS]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sequence_batching { direct { } }", "sequence_batching { direct { } } is not supported: "),
+        ("model_transaction_policy { decoupled: true }", "decoupled true is not supported"),
+        ("batch_input [ { target_name: 'n' } ]", "batch_input .*target_name.* is not supported"),
+        ("batch_output [ { target_name: 'n' } ]", "batch_output .* is not supported"),
+        ("input [ { name: 'x' is_shape_tensor: true } ]", r"input\[x\].is_shape_tensor true is not"),
+        ("output [ { is_non_linear_format_io: true } ]", r"output\[0\].is_non_linear_format_io true"),
+        ("instance_group [ { rate_limiter { priority: 2 } } ]", r"instance_group\[0\].rate_limiter"),
+        ("instance_group [ { name: 'g' passive: true } ]", r"instance_group\[g\].passive true"),
+        ("instance_group [ { profile: ['a'] } ]", r"instance_group\[0\].profile \['a'\]"),
+        ("cc_model_filenames { key: '7.5' value: 'x' }", r"cc_model_filenames {'7.5': 'x'} is not"),
+        ("runtime: 'x.so'", "runtime 'x.so' is not supported: "),
+        ("model_operations { op_library_filename: ['x.so'] }", "model_operations .* is not"),
+        ("model_repository_agents { agents [ { name: 'checksum' } ] }", "model_repository_agents"),
+        (
+            "optimization { execution_accelerators { gpu_execution_accelerator [ { name: 'tensorrt'"
+            " parameters { key: 'precision_mode' value: 'FP16' } } ] } }",
+            r"optimization.execution_accelerators { gpu_execution_accelerator { .*\.\.\. is not",
+        ),
+    ],
+)
+def test_what_would_change_answers_or_promises_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_fields(parsed(text))
+
+
+def test_a_refusal_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "m" / "config.pbtxt"
+    path.parent.mkdir()
+    path.write_text(GOOD + "sequence_batching { }")
+
+    with pytest.raises(BadModel, match="sequence_batching") as refusal:
+        read_config(path, "1", ("1",))
+
+    assert str(refusal.value).startswith(f"{path}: ")
+
+
+def test_a_field_at_its_default_is_no_reason_to_refuse() -> None:
+    text = "input [ { is_shape_tensor: false } ] model_transaction_policy { decoupled: false }"
+
+    assert check_fields(parsed(GOOD + text)) == []
+
+
+def test_a_hint_without_effect_is_accepted_and_said_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "1" / "model.pt").write_bytes(b"model")
+    hints = "optimization { priority: PRIORITY_MAX cuda { graphs: true } }\n"
+    (tmp_path / "m" / "config.pbtxt").write_text(GOOD + hints)
+
+    with caplog.at_level(logging.WARNING):
+        read_model(tmp_path, "m")
+
+    where = f"{tmp_path}/m/config.pbtxt"
+    assert [record.getMessage().partition(" has no effect: ")[0] for record in caplog.records] == [
+        f"{where}: optimization.priority PRIORITY_MAX",
+        f"{where}: optimization.cuda {{ graphs: true }}",
+    ]

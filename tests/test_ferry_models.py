@@ -1,0 +1,180 @@
+"""`ferry models`: what it shows and changes, with a real worker and a real API."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from answers import answer
+from conftest import running_worker
+from flask.testing import FlaskClient
+from versioned_models import add_broken, add_model, add_version
+from waiting import wait_until
+
+from api.app import create_app
+from ferry.cli import main
+from shared.settings import Settings
+
+ONE = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 10]}]}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """`m` with version 1, and `other`."""
+    add_model(tmp_path, "m", 1)
+    add_model(tmp_path, "other", 4)
+    return tmp_path
+
+
+@pytest.fixture
+def client(
+    settings: Settings, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FlaskClient]:
+    """An API over a worker in mode explicit with everything loaded; commands look there too."""
+    settings = replace(
+        settings, models=str(repository), model_control_mode="explicit", load_models=("*",)
+    )
+    for name in [name for name in os.environ if name.startswith("FERRY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("REDIS_URL", settings.redis_url)
+    monkeypatch.setenv("FERRY_KEY_PREFIX", settings.key_prefix)
+    with running_worker(settings):
+        yield create_app(settings).test_client()
+
+
+def version_of(client: FlaskClient) -> str:
+    version: str = answer(client.post("/v2/models/m/infer", json=ONE))["model_version"]
+    return version
+
+
+def models(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
+    """Return state and requests of every version."""
+    capsys.readouterr()
+    assert main(["models", "list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    return {f"{row['model']}/{row['version']}": (row["state"], row["requests"]) for row in rows}
+
+
+def test_versions_are_loaded_used_split_and_unloaded(
+    client: FlaskClient, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert models(capsys) == {"m/1": ("READY", "all"), "other/4": ("READY", "all")}
+
+    add_version(repository, "m", 2)
+    assert main(["models", "load", "m"]) == 0
+    assert version_of(client) == "2"
+    assert main(["models", "use", "m", "1"]) == 0
+    assert "requests go to version 1: all, version 2: named" in capsys.readouterr().out
+    assert version_of(client) == "1"
+    assert main(["models", "split", "m", "1=3", "2=1"]) == 0
+    assert models(capsys)["m/1"] == ("READY", "75%")
+    assert {version_of(client) for _ in range(60)} == {"1", "2"}
+    assert main(["models", "split", "m", "off"]) == 0
+    assert {version_of(client) for _ in range(20)} == {"1"}
+    assert main(["models", "use", "m", "latest"]) == 0
+    assert version_of(client) == "2"
+    assert main(["models", "unload", "m"]) == 0
+    assert models(capsys)["m/"] == ("UNAVAILABLE", "none")
+
+
+def test_the_table_and_one_model_are_shown(
+    client: FlaskClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "list"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split() == [
+        "model", "version", "state", "requests", "instances", "reason",
+    ]  # fmt: skip
+    assert out.splitlines()[1].split() == ["m", "1", "READY", "all", "1"]
+
+    assert main(["models", "show", "m"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [each["version"] for each in shown["versions"]] == ["1"]
+    assert shown["configs"]["1"]["max_batch_size"] == 32
+    assert main(["models", "show", "unknown"]) == 1
+
+
+def test_a_shadow_gets_copies_and_is_compared(
+    client: FlaskClient, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_version(repository, "m", 3, factor=1.5)
+
+    assert main(["models", "shadow", "m", "3"]) == 0
+    for _ in range(20):
+        assert version_of(client) == "1"
+
+    def compared() -> dict[str, float]:
+        capsys.readouterr()
+        assert main(["models", "compare", "m", "--json"]) == 0
+        row: dict[str, float] = json.loads(capsys.readouterr().out)[0]
+        return row
+
+    wait_until(lambda: compared()["request_count"] == 20, 20, "all were compared")
+    found = compared()
+    assert (found["version"], found["shadow"]) == ("1", "3")
+    assert (found["failed_count"], found["skipped_count"]) == (0, 0)
+    assert found["agreement"] == 1.0
+    assert found["max_abs_difference"] == 5.0
+    assert found["served_seconds"] > 0 and found["shadow_seconds"] > 0
+    assert models(capsys)["m/3"] == ("READY", "copies")
+    assert main(["models", "compare", "m"]) == 0
+    assert "100.00%" in capsys.readouterr().out
+
+    assert main(["models", "shadow", "m", "off"]) == 0
+    assert version_of(client) == "1"
+    assert main(["models", "compare", "m"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["use", "m", "9"], "failed to load 'm', it has no version 9"),
+        (["use", "m", "2"], "failed to load 'm'"),
+        (["use", "m", "one"], "version 'one' must be a whole number"),
+        (["use", "unknown", "1"], "no version of this model is served"),
+        (["split", "m", "1=50", "9=50"], "it has no version 9"),
+        (["split", "m", "1:50"], "must be VERSION=WEIGHT"),
+        (["split", "m", "1=0"], "must be VERSION=WEIGHT"),
+        (["shadow", "m", "1"], "version 1 of 'm' serves"),
+        (["compare", "m"], "has no shadow"),
+        (["load", "unknown"], "no such model in the repository"),
+        (["load", "m", "--config", "/nowhere"], "/nowhere"),
+        (["unload", "unknown"], "no such model in the repository"),
+        (["load", "../m"], "must match"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_changes_nothing(
+    client: FlaskClient,
+    repository: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    message: str,
+) -> None:
+    add_broken(repository, "m", 2)
+
+    assert main(["models", *command]) == 1
+    assert message in capsys.readouterr().err
+    assert version_of(client) == "1"
+    assert models(capsys)["m/1"] == ("READY", "all")
+
+
+def test_in_mode_none_nothing_is_loaded_but_versions_are_chosen(
+    settings: Settings,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = replace(settings, models=str(repository))
+    monkeypatch.setenv("REDIS_URL", settings.redis_url)
+    monkeypatch.setenv("FERRY_KEY_PREFIX", settings.key_prefix)
+
+    with running_worker(settings):
+        assert main(["models", "load", "m"]) == 1
+        assert "FERRY_MODEL_CONTROL_MODE" in capsys.readouterr().err
+        add_version(repository, "m", 2)
+        assert main(["models", "use", "m", "2"]) == 0
+        assert models(capsys)["m/2"] == ("READY", "all")
