@@ -15,7 +15,7 @@ with the lowest id, decides by `promoted` where requests go; API processes follo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -81,6 +81,11 @@ class ModelReport(_Frozen):
             version.reason for version in self.versions.values() if version.state == "failed"
         ]
         return self.reason or next(iter(reasons), "")
+
+    def only(self, versions: Iterable[str]) -> ModelReport:
+        """Return the report on some of its versions."""
+        kept = {version: self.versions[version] for version in versions if version in self.versions}
+        return self.model_copy(update={"versions": kept})
 
 
 class Report(_Frozen):

@@ -119,7 +119,9 @@ class ModelControl:
 
         wanted = self._store.change(name, remembering)
         try:
-            self._wait(name, wanted.generation, lambda serving, _: _follows(serving, wanted))
+            self._wait(
+                name, wanted.generation, lambda serving, _: _follows(serving, wanted), versions
+            )
         except LoadFailed:
             self._store.change(
                 name, lambda now, _: before[0] if now.generation == wanted.generation else now
@@ -131,35 +133,28 @@ class ModelControl:
         name: str,
         generation: int,
         is_done: Callable[[Serving | None, list[ModelReport]], bool],
+        versions: list[str] | None = None,
     ) -> None:
+        """Return once it is done; the state of `versions` alone matters, None for all."""
         deadline = time.monotonic() + LONGEST_WAIT_SECONDS
         changes = -1
         while time.monotonic() < deadline:
             if (now := self._store.changes()) != changes:
                 changes, deployed = now, self._store.read()
-                if self._is_settled(name, generation, deployed):
-                    reports = _reports_of(name, deployed)
-                    _check_failures(reports)
+                reports = _reports_of(name, generation, deployed)
+                looked_at = reports if versions is None else [one.only(versions) for one in reports]
+                if reports and all(report.settled for report in looked_at):
+                    _check_failures(looked_at)
                     if is_done(deployed.served.get(name), reports):
                         return
             time.sleep(LOOK_SECONDS)
         raise ModelNotReady(f"'{name}' is still loading after {LONGEST_WAIT_SECONDS:g} s")
 
-    def _is_settled(self, name: str, generation: int, deployed: Deployed) -> bool:
-        """Tell whether every living supervisor is through with what is desired."""
-        if not deployed.reports:
-            raise ModelNotReady("no worker runs: nobody can load or unload a model")
-        return all(
-            (model := report.models.get(name)) is not None
-            and model.generation >= generation
-            and model.settled
-            for report in deployed.reports.values()
-        )
-
     def _forget_unknown(self, name: str) -> None:
         """Leave nothing behind of a name that is in no repository."""
-        reports = _reports_of(name, self._store.read())
-        if not any(report.versions or report.reason for report in reports):
+        reports = self._store.read().reports.values()
+        models = [report.models[name] for report in reports if name in report.models]
+        if not any(model.versions or model.reason for model in models):
             self._store.forget(name)
 
     def _check_mode(self) -> None:
@@ -175,8 +170,13 @@ def _check_name(name: str) -> None:
         raise BadRequest(f"model name {name!r} must match {MODEL_NAME.pattern}")
 
 
-def _reports_of(name: str, deployed: Deployed) -> list[ModelReport]:
-    return [report.models[name] for report in deployed.reports.values() if name in report.models]
+def _reports_of(name: str, generation: int, deployed: Deployed) -> list[ModelReport]:
+    """Return what every living supervisor says of a model, nothing while one is not so far."""
+    if not deployed.reports:
+        raise ModelNotReady("no worker runs: nobody can load or unload a model")
+    found = [report.models.get(name) for report in deployed.reports.values()]
+    up_to_date = [each for each in found if each is not None and each.generation >= generation]
+    return up_to_date if len(up_to_date) == len(found) else []
 
 
 def _check_failures(reports: list[ModelReport]) -> None:

@@ -126,17 +126,13 @@ def test_a_tensor_that_is_only_the_batch_dimension_is_reshaped(model: Path) -> N
 def test_what_the_config_says_stays_and_only_the_rest_is_filled_in(model: Path) -> None:
     write_onnx(model, {"x": (FLOAT, ["n", "t"])}, {"y": (FLOAT, ["n", "t"])})
 
-    found = spec(
-        model, 'max_batch_size: 16 input [ { name: "x" data_type: TYPE_FP32 dims: [3] } ]'
-    )
+    found = spec(model, 'max_batch_size: 16 input [ { name: "x" data_type: TYPE_FP32 dims: [3] } ]')
 
     assert found.max_batch_size == 16
     assert (found.inputs, found.outputs[0].dims) == ((X,), (-1,))
 
 
-@pytest.mark.parametrize(
-    ("dims", "max_batch_size"), [("[-1, 3]", 0), ("[3]", 4), ("[3, 1]", 0)]
-)
+@pytest.mark.parametrize(("dims", "max_batch_size"), [("[-1, 3]", 0), ("[3]", 4), ("[3, 1]", 0)])
 def test_a_max_batch_size_of_0_counts_when_the_dims_hold_all_dimensions(
     model: Path, dims: str, max_batch_size: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""Every field of Triton's model_config.proto: honoured, refused with a sentence, or said to do nothing."""
+"""Every field of Triton's model_config.proto: honoured, refused, or said to do nothing."""
 
 from __future__ import annotations
 
@@ -74,9 +74,18 @@ def test_the_page_on_the_repository_shows_the_table_as_it_is() -> None:
         ("model_transaction_policy { decoupled: true }", "decoupled true is not supported"),
         ("batch_input [ { target_name: 'n' } ]", "batch_input .*target_name.* is not supported"),
         ("batch_output [ { target_name: 'n' } ]", "batch_output .* is not supported"),
-        ("input [ { name: 'x' is_shape_tensor: true } ]", r"input\[x\].is_shape_tensor true is not"),
-        ("output [ { is_non_linear_format_io: true } ]", r"output\[0\].is_non_linear_format_io true"),
-        ("instance_group [ { rate_limiter { priority: 2 } } ]", r"instance_group\[0\].rate_limiter"),
+        (
+            "input [ { name: 'x' is_shape_tensor: true } ]",
+            r"input\[x\].is_shape_tensor true is not",
+        ),
+        (
+            "output [ { is_non_linear_format_io: true } ]",
+            r"output\[0\].is_non_linear_format_io true",
+        ),
+        (
+            "instance_group [ { rate_limiter { priority: 2 } } ]",
+            r"instance_group\[0\].rate_limiter",
+        ),
         ("instance_group [ { name: 'g' passive: true } ]", r"instance_group\[g\].passive true"),
         ("instance_group [ { profile: ['a'] } ]", r"instance_group\[0\].profile \['a'\]"),
         ("cc_model_filenames { key: '7.5' value: 'x' }", r"cc_model_filenames {'7.5': 'x'} is not"),

@@ -117,6 +117,11 @@ STEPS: dict[str, tuple[list[Step], dict[str, Any], str]] = {
         CHAIN, {"more": 'model_warmup [ { name: "w" batch_size: 1 } ]'},
         "model_warmup cannot be set for an ensemble",
     ),
+    "response cache": (
+        CHAIN,
+        {"more": "response_cache { enable: true }"},
+        "response_cache cannot be enabled for an ensemble",
+    ),
     "pictures for a model that takes none": (
         [x_to_y("first", "in", "out")],
         {"more": 'parameters { key: "input_kind" value { string_value: "image" } }',

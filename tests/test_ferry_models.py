@@ -129,6 +129,22 @@ def test_a_shadow_gets_copies_and_is_compared(
     assert main(["models", "compare", "m"]) == 1
 
 
+@pytest.fixture(scope="module")
+def lasting(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlaskClient]:
+    """As `client`, for all refusals at once; version 2 of `m` came later and is broken."""
+    repository = tmp_path_factory.mktemp("models")
+    add_model(repository, "m", 1)
+    settings = Settings(
+        redis_url=redis_url, key_prefix="refusals", models=str(repository),
+        model_control_mode="explicit", load_models=("*",),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch, running_worker(settings):
+        add_broken(repository, "m", 2)
+        patch.setenv("REDIS_URL", settings.redis_url)
+        patch.setenv("FERRY_KEY_PREFIX", settings.key_prefix)
+        yield create_app(settings).test_client()
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -148,17 +164,14 @@ def test_a_shadow_gets_copies_and_is_compared(
     ],
 )
 def test_what_cannot_be_done_is_said_and_changes_nothing(
-    client: FlaskClient,
-    repository: Path,
+    lasting: FlaskClient,
     capsys: pytest.CaptureFixture[str],
     command: list[str],
     message: str,
 ) -> None:
-    add_broken(repository, "m", 2)
-
     assert main(["models", *command]) == 1
     assert message in capsys.readouterr().err
-    assert version_of(client) == "1"
+    assert version_of(lasting) == "1"
     assert models(capsys)["m/1"] == ("READY", "all")
 
 

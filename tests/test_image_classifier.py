@@ -1,4 +1,4 @@
-"""A config written for Triton on a GPU, served as it stands; without a GPU only when that is allowed."""
+"""A config written for Triton on a GPU, served as it stands; on a CPU only when that is allowed."""
 
 from __future__ import annotations
 

@@ -150,7 +150,10 @@ def test_picture_parameters_are_read(model: Path) -> None:
         (GOOD + "colour: 3", "colour"),
         (GOOD.replace("8", "-8"), "max_batch_size -8 must not be negative"),
         (GOOD + 'name: "n"', "name 'n' differs from the directory's, 'm'"),
-        (PLATFORM + INPUT, r"output left out, and a file like model\.pt \(torchscript\) does not say"),
+        (
+            PLATFORM + INPUT,
+            r"output left out, and a file like model\.pt \(torchscript\) does not say",
+        ),
         (GOOD + INPUT, "tensor 'x' is declared twice"),
         (GOOD.replace('name: "x"', ""), "tensor '': name must not be empty"),
         (

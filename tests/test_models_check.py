@@ -86,8 +86,8 @@ def test_every_model_and_version_is_read_and_each_problem_is_one_line(
             "config.pbtxt: version_policy.specific.versions: 7 is not among ['1']",
         ),
         (
-            'model_warmup [ { name: "w" batch_size: 1 inputs { key: "x" value { data_type: TYPE_FP32'
-            ' dims: [2] input_data_file: "row" } } } ]',
+            'model_warmup [ { name: "w" batch_size: 1 inputs { key: "x" value {'
+            ' data_type: TYPE_FP32 dims: [2] input_data_file: "row" } } } ]',
             "config.pbtxt: model_warmup 'w': input 'x': input_data_file",
         ),
     ],

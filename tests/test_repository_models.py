@@ -121,7 +121,9 @@ def infer(client: FlaskClient, model: str, **inputs: Any) -> tuple[dict[str, Any
     """Return the outputs by name, and the rows of the batch that they left in."""
     body = {"inputs": [tensor(name, value) for name, value in inputs.items()]}
     answered = answer(client.post(f"/v2/models/{model}/infer", json=body))
-    outputs = {each["name"]: np.reshape(each["data"], each["shape"]) for each in answered["outputs"]}
+    outputs = {
+        each["name"]: np.reshape(each["data"], each["shape"]) for each in answered["outputs"]
+    }
     return outputs, answered["timings"]["batch_size"]
 
 
@@ -168,7 +170,9 @@ def test_requests_with_and_without_it_share_no_batch(app: Flask) -> None:
 def test_the_others_must_be_there_and_at_least_one(client: FlaskClient) -> None:
     path = "/v2/models/mixed/infer"
 
-    assert "missing input 'a'" in refusal(client.post(path, json={"inputs": [tensor("b", [[1, 1]])]}))
+    assert "missing input 'a'" in refusal(
+        client.post(path, json={"inputs": [tensor("b", [[1, 1]])]})
+    )
     assert "missing input 'a'" in refusal(client.post(path, json={"inputs": []}))
 
 

@@ -1,4 +1,4 @@
-"""The samples of `model_warmup`: run before the model is ready, named when the model fails on one."""
+"""The samples of `model_warmup`: run before the model is ready, named when one fails."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def test_a_sample_on_which_the_model_fails_is_named(tmp_path: Path) -> None:
 def test_a_sample_whose_answer_has_other_rows_is_named(tmp_path: Path) -> None:
     read = config(tmp_path, f'name: "s" batch_size: 2 {ZEROS} {NO_TEXT}')
 
-    with pytest.raises(BadModel, match="model_warmup 's': output 'y': .* one row for each of the 2"):
+    with pytest.raises(
+        BadModel, match=r"model_warmup 's': output 'y': .* one row for each of the 2"
+    ):
         run_samples(read.spec, FakeBackend(lambda inputs: {"y": inputs["x"][:1]}), read.warmup)
 
 
@@ -147,9 +149,7 @@ def test_a_sample_whose_answer_has_other_rows_is_named(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_sample_that_cannot_be_run_is_refused(
-    tmp_path: Path, warmup: str, message: str
-) -> None:
+def test_a_sample_that_cannot_be_run_is_refused(tmp_path: Path, warmup: str, message: str) -> None:
     (tmp_path / "m" / "warmup").mkdir(parents=True)
     (tmp_path / "m" / "warmup" / "five").write_bytes(b"\x09\0\0\0x")
 

@@ -2,8 +2,8 @@
 
     python -m worker.description FILE      prints one Description as JSON, or {"error": why not}
 
-It runs as a process of its own: a damaged file can then do no harm to the supervisor, which loads no
-framework either. Exported programs are archives whose graph is JSON, so torch is not needed here.
+It runs as a process of its own: a damaged file can then do no harm to the supervisor, which loads
+no framework either. Exported programs are archives whose graph is JSON, so torch is not needed.
 """
 
 from __future__ import annotations

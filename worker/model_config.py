@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class ModelConfig:
     filename: str
     instance_groups: tuple[InstanceGroup, ...]
     parameters: dict[str, str]
-    version_policy: VersionPolicy = VersionPolicy()
+    version_policy: VersionPolicy = field(default_factory=VersionPolicy)
     warmup: tuple[WarmupSample, ...] = ()
     notes: tuple[str, ...] = ()
 

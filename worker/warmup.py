@@ -52,9 +52,9 @@ def _row(item: WarmupInput) -> Array:
         return from_bytes(item.file.read_bytes(), item.datatype, item.dims)
     dtype = NUMPY_TYPES[item.datatype]
     if item.kind == "zero":
-        return np.full(item.dims, b"", object) if dtype == object else np.zeros(item.dims, dtype)
+        return np.full(item.dims, b"" if dtype.hasobject else 0, dtype)
     random = np.random.default_rng(SEED)
-    if dtype == object:
+    if dtype.hasobject:
         words = [random.bytes(4).hex().encode() for _ in range(prod(item.dims))]
         return np.array(words, object).reshape(item.dims)
     if dtype.kind in "iub":

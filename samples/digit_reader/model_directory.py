@@ -1,4 +1,4 @@
-"""Write the model directories of the ensemble, of `picture_decoder` and, if missing, of `digits`."""
+"""Write the ensemble's model directory, `picture_decoder` and, if it is missing, `digits`."""
 
 import shutil
 from pathlib import Path

@@ -46,7 +46,7 @@ def load_file(
 
 
 def _joblib(spec: ModelSpec, file: Path, placement: Placement, *, allow_pickle: bool) -> Backend:
-    if False:
+    if not allow_pickle:
         raise BadModel(
             "a joblib file is a pickle: loading it runs whatever code is in it. Set "
             "FERRY_ALLOW_PICKLE=1 for the worker if you trust every such file of the repository"

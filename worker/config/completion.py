@@ -1,8 +1,8 @@
 """Fills in what a `config.pbtxt` leaves out, where the model's own file says it.
 
-As in Triton, a model that is free in the first dimension of every tensor is taken to have a batch
-dimension, and gets a `max_batch_size` of 4 (https://github.com/triton-inference-server/server, "Auto-
-Generated Model Configuration"). What the config says is never changed, only what it leaves out.
+As in Triton ("Auto-Generated Model Configuration" in its model_configuration.md), a model that is
+free in the first dimension of every tensor is taken to have a batch dimension, and gets a
+`max_batch_size` of 4. What the config says is never changed, only what it leaves out.
 """
 
 from __future__ import annotations

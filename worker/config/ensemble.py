@@ -36,6 +36,11 @@ def read_steps(message: Any) -> tuple[EnsembleStep, ...]:
     for field in NOT_FOR_ENSEMBLES:
         if field in given:
             raise ValueError(f"{field} cannot be set for an ensemble, only for its steps' models")
+    if message.response_cache.enable:
+        raise ValueError(
+            "response_cache cannot be enabled for an ensemble: it would outlive its steps' models; "
+            "enable it for them"
+        )
     if any(group.kind not in NO_DEVICE for group in message.instance_group):
         raise ValueError("instance_group: an ensemble has KIND_AUTO or KIND_CPU only")
     steps = tuple(

@@ -8,9 +8,11 @@ Source: https://github.com/triton-inference-server/common/blob/main/protobuf/mod
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-HONOURED, REFUSED, NO_EFFECT = "honoured", "refused", "no effect"
+HONOURED: Final = "honoured"
+REFUSED: Final = "refused"
+NO_EFFECT: Final = "no effect"
 LONGEST_VALUE = 60
 
 

@@ -14,9 +14,7 @@ KEY = "ragged_mask:"
 Inputs = tuple[TensorSpec, ...]
 
 
-def take_masks(
-    inputs: Inputs, parameters: dict[str, str]
-) -> tuple[Inputs, tuple[MaskInput, ...]]:
+def take_masks(inputs: Inputs, parameters: dict[str, str]) -> tuple[Inputs, tuple[MaskInput, ...]]:
     """Return the inputs that clients send, and the masks; raises ValueError naming the parameter.
 
     Masks know their place among all inputs, which TorchScript may match by their order.

@@ -17,19 +17,19 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import NamedTuple
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from shared.claims import Claimed
 from shared.errors import (
     BadMessage,
     FerryError,
-    ModelFailed,
     RedisUnavailable,
     RequestExpired,
     VersionRetired,
 )  # fmt: skip
 from shared.model_spec import ModelSpec
 from worker.ensembles.graph import Graph
+from worker.ensembles.outbox import Outbox
 from worker.ensembles.run import Run, failed
 from worker.ensembles.step_queues import Question, StepQueues, step_level
 from worker.ensembles.tensors import check_asked, step_inputs
@@ -46,7 +46,6 @@ LATE_SECONDS = 10.0
 """How long after its deadline a step must be over; the courier sees to it within milliseconds."""
 MAX_EVENTS = 256
 """How many events are taken before answers are published."""
-MAX_REFUSALS = 5
 
 
 class _Later(NamedTuple):
@@ -81,9 +80,7 @@ class Conductor:
         self._runs: dict[str, Run] = {}
         self._later: list[_Later] = []
         self._numbers = itertools.count()
-        self._finished: list[Finished] = []
-        self._refusals: dict[str, int] = {}
-        self._next_publish = 0.0
+        self._outbox = Outbox(queue, seats, meter)
         self._next_look = 0.0
         self._stopped = False
 
@@ -104,13 +101,17 @@ class Conductor:
     def _conduct(self) -> None:
         try:
             while not self._stopped:
-                self._meter.busy_since = time.monotonic() if self._runs or self._finished else 0.0
+                self._meter.busy_since = time.monotonic() if self._is_busy else 0.0
                 self._take_events()
                 self._look()
-                self._publish()
+                self._outbox.publish()
         except Exception:  # a border: the supervisor puts back what is under way here
             log.exception("%s: the ensemble's process ends and is replaced", self._spec.key)
             os._exit(1)
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._runs or self._outbox.waiting)
 
     def _stop(self) -> None:
         self._stopped = True
@@ -130,11 +131,10 @@ class Conductor:
             heapq.heappop(self._later).event()
 
     def _pause(self) -> float:
-        if not self._later and not self._finished:
-            return TICK_SECONDS
-        due = [self._later[0].due] if self._later else []
-        due += [self._next_publish] if self._finished else []
-        return min(TICK_SECONDS, max(0.001, min(due) - time.monotonic()))
+        due = [time.monotonic() + TICK_SECONDS]
+        due += [self._later[0].due] if self._later else []
+        due += [self._outbox.next_try] if self._outbox.waiting else []
+        return max(0.001, min(due) - time.monotonic())
 
     def _begin(self, item: Claimed) -> None:
         if item.id in self._runs:  # Redis came back empty, and its client pushed it again
@@ -144,7 +144,7 @@ class Conductor:
             request = item.request()
         except BadMessage as error:
             log.warning("request %s cannot be decoded, answering it with the error", item.id)
-            self._finished.append(failed(item, error, time.monotonic(), [item.ticket]))
+            self._outbox.add(failed(item, error, time.monotonic(), [item.ticket]))
             return
         run = Run(item, request, self._spec, self._graph.needed(request.outputs))
         self._runs[item.id] = run
@@ -211,7 +211,7 @@ class Conductor:
     def _end(self, run: Run, finished: Finished) -> None:
         run.take_back()
         del self._runs[run.item.id]
-        self._finished.append(finished)
+        self._outbox.add(finished)
 
     def _look(self) -> None:
         """Let go of requests whose client left, or whose deadline the API saw pass."""
@@ -231,45 +231,3 @@ class Conductor:
                 self._seats.leave(run.tickets)
         except RedisError as error:
             log.info("requests nobody waits for any more go on, Redis fails: %s", error)
-
-    def _publish(self) -> None:
-        """Hand out the answers that are there (stop 7), or try again soon when Redis is away."""
-        if not self._finished or time.monotonic() < self._next_publish:
-            return
-        try:
-            refusals = self._queue.publish_each(self._finished)
-        except RedisError as error:
-            log.warning(
-                "Redis fails, %d answers wait, trying again: %s", len(self._finished), error
-            )
-            self._next_publish = time.monotonic() + 2 * RETRY_SECONDS
-            return
-        waiting = []
-        for one, refusal in zip(self._finished, refusals, strict=True):
-            if refusal is None:
-                self._leave(one)
-            else:
-                waiting.append(self._after_refusal(one, refusal))
-        self._finished = waiting
-        self._next_publish = time.monotonic() + 2 * RETRY_SECONDS if waiting else 0.0
-
-    def _leave(self, one: Finished) -> None:
-        self._seats.leave(one.tickets)
-        self._refusals.pop(one.claimed.id, None)
-        self._meter.answered_count += 1
-        self._meter.row_count += one.claimed.rows
-        self._meter.batch_count += 1
-        self._meter.last_batch_rows = one.claimed.rows
-
-    def _after_refusal(self, one: Finished, refusal: ResponseError) -> Finished:
-        """Return what to publish instead of an answer that Redis, while it is there, refuses.
-
-        Only ERR says that it is the answer's fault; all other codes are states of Redis's own.
-        """
-        count = self._refusals.get(one.claimed.id, 0) + str(refusal).startswith("ERR ")
-        self._refusals[one.claimed.id] = count
-        if count != MAX_REFUSALS:
-            return one
-        log.error("Redis does not take an answer, its error goes out: %s", refusal)
-        error = ModelFailed("the answer was computed, but Redis did not take it")
-        return failed(one.claimed, error, time.monotonic(), list(one.tickets))
