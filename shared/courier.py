@@ -65,8 +65,8 @@ class Courier:
         """How many parcels are under way."""
         return len(self._waiting)
 
-    def carry(self, parcel: Parcel) -> None:
-        """Push the parcel's request, now or soon.
+    def carry(self, parcel: Parcel, *, held: bool = False) -> None:
+        """Push the parcel's request, now or soon; one that is `held` at `release`.
 
         Its `done` is set once there is a result or an error, at the latest soon after its deadline.
         """
@@ -75,7 +75,14 @@ class Courier:
         self._waiting[parcel.push.id] = parcel
         if parcel.queue_deadline < math.inf:
             self._timed[parcel.push.id] = parcel
-        self._sender.send(parcel)
+        if held:
+            self._sender.hold(parcel)
+        else:
+            self._sender.send(parcel)
+
+    def release(self) -> None:
+        """Push what was held, in one write."""
+        self._sender.release()
 
     def take_back(self, parcel: Parcel) -> None:
         """Fail a parcel that nobody waits for any more, and have its request off the queue soon.

@@ -106,6 +106,13 @@ class DeploymentStore:
         """Desire nothing of a model."""
         self._write("hdel", self._desired, name)
 
+    def restore(self, known: Deployed) -> None:
+        """Write what was known into a Redis that came back empty; what is there already stays."""
+        for name, desired in known.desired.items():
+            self._write("hsetnx", self._desired, name, desired.model_dump_json())
+        for name, serving in known.served.items():
+            self._write("hsetnx", self._served, name, serving.model_dump_json())
+
     def put_report(self, supervisor: str, report: Report) -> None:
         """Say how far a supervisor is."""
         self._write("hset", self._reports, supervisor, report.model_dump_json())

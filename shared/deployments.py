@@ -61,11 +61,13 @@ class VersionReport(_Frozen):
 class ModelReport(_Frozen):
     """How far one supervisor is with one model.
 
-    It has seen the desired state of `generation`. `versions` are those that it wants to serve, none
-    for a model that is not wanted; `reason` says why they could not be found out.
+    It has seen the desired state of `generation`; the model `exists` in its repository or not.
+    `versions` are those that it wants to serve, none for a model that is not wanted; `reason` says
+    why they could not be found out.
     """
 
     generation: int = 0
+    exists: bool = True
     versions: dict[str, VersionReport] = {}
     reason: str = ""
 

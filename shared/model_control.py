@@ -62,7 +62,10 @@ class ModelControl:
         self._check_mode()
         _check_name(name)
         deployed = self._store.read()
-        if not any(name in report.models for report in deployed.reports.values()):
+        if not any(
+            name in report.models and report.models[name].exists
+            for report in deployed.reports.values()
+        ):
             raise LoadFailed(f"failed to unload '{name}', no such model in the repository")
         wanted = self._store.change(name, lambda _now, _: Desired(loaded=False))
         self._wait(name, wanted.generation, lambda serving, _: serving is None)
@@ -126,6 +129,7 @@ class ModelControl:
             self._store.change(
                 name, lambda now, _: before[0] if now.generation == wanted.generation else now
             )
+            self._forget_unknown(name)
             raise
 
     def _wait(
@@ -154,7 +158,7 @@ class ModelControl:
         """Leave nothing behind of a name that is in no repository."""
         reports = self._store.read().reports.values()
         models = [report.models[name] for report in reports if name in report.models]
-        if not any(model.versions or model.reason for model in models):
+        if not any(model.exists for model in models):
             self._store.forget(name)
 
     def _check_mode(self) -> None:

@@ -66,24 +66,34 @@ class RequestQueue:
         """Return an id whose answer this process will be told of."""
         return f"{self._process}{self._salt}{next(self._numbers):012x}"
 
-    def push(
+    def push(self, request: InferRequest, client: socket.socket | None = None) -> Waiting:
+        """Send the request to Redis, together with others of this process (stop 2).
+
+        Whether it was accepted is said by `wait`. When the peer of `client` hangs up, the request
+        is taken back. Next stop: `worker.loop.run`, which claims it.
+        """
+        return self._carry(request, client=client)
+
+    def hold(self, request: InferRequest, then: Callable[[], None]) -> Waiting:
+        """Send the request at the next `release`; `then` is called as `Parcel` says."""
+        return self._carry(request, then=then)
+
+    def release(self) -> None:
+        """Send what is held, in one write."""
+        self._courier.release()
+
+    def _carry(
         self,
         request: InferRequest,
         client: socket.socket | None = None,
         then: Callable[[], None] | None = None,
     ) -> Waiting:
-        """Send the request to Redis, together with others of this process (stop 2).
-
-        Whether it was accepted is said by `wait`. When the peer of `client` hangs up, the request
-        is taken back. `then` is called as `Parcel` says, once `wait` does not block any more.
-        Next stop: `worker.loop.run`, which claims it.
-        """
         now = time.monotonic()
         push = as_push(request, self._keys, self._limits, in_pieces=True)
         parcel = Parcel(push, now + request.timeout_seconds, client, then)
         if policy := self._limits.policy(request.priority):
             parcel.queue_deadline = now + rejected_after(policy, request)
-        self._courier.carry(parcel)
+        self._courier.carry(parcel, held=then is not None)
         return Waiting(parcel, self._courier)
 
 

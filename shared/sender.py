@@ -55,6 +55,14 @@ class Sender:
         self._outbox.append(parcel)
         self._take_turn(self._send_some)
 
+    def hold(self, parcel: Parcel) -> None:
+        """Push the parcel's request with the next `release`, or with another request before it."""
+        self._outbox.append(parcel)
+
+    def release(self) -> None:
+        """Push what is held, now or soon."""
+        self._take_turn(self._send_some)
+
     def send_again(self, parcels: Iterable[Parcel]) -> None:
         """Push requests once more, soon, since Redis may have lost them."""
         self._outbox.extend(parcels)

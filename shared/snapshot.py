@@ -161,7 +161,9 @@ def snapshot_of(
         log=log,
         served={name: serving for name, serving in served.items() if name in models},
         reasons=reasons,
-        known=frozenset(name for report in reports for name in report.models),
+        known=frozenset(
+            name for report in reports for name, model in report.models.items() if model.exists
+        ),
         supervised=bool(reports),
     )
     return _waiting_for_steps(found)

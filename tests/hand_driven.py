@@ -55,6 +55,7 @@ class HandDriven:
         self.ensemble = ensemble
         self.meter = Meter()
         self._settings = settings
+        self._models = models
         self.keys: dict[str, QueueKeys] = {}
         self._ends: dict[str, WorkQueue] = {}
         for spec in (ensemble, *models):
@@ -66,6 +67,12 @@ class HandDriven:
         self.redis.set(self.keys[old.name].closed, "1", px=60_000)
         register(self._settings, new).remove_model(old.key)
         self._open(new)
+
+    def hang_up(self) -> None:
+        """Have Redis close every connection; those of the test are opened anew."""
+        self.redis.client_kill_filter(_type="normal", skipme=True)
+        for spec in (self.ensemble, *self._models):
+            self._open(spec)
 
     def _open(self, spec: ModelSpec) -> None:
         keys = QueueKeys(self._settings.key_prefix, spec.key, spec.levels)

@@ -250,6 +250,14 @@ def test_followers_are_bounded_like_what_waits(redis: Redis, settings: Settings)
     assert not redis.exists(f"{queue.keys.tag}followed")
 
 
+def test_a_version_that_is_leaving_answers_nothing_from_its_cache(queue: CachedQueue) -> None:
+    queue.ask("a")
+    queue.publish(queue.claim())
+    queue.client.set(queue.keys.closed, "1")
+
+    assert queue.push([queue.new_push("a")]) == ["closed"]
+
+
 def test_nobody_follows_where_no_digest_is_given(queue: CachedQueue) -> None:
     pushes = [queue.new_push("a")._replace(digest="") for _ in range(2)]
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 from google.protobuf import text_format
+from test_completion import FLOAT, write_onnx
 from tritonclient.grpc import model_config_pb2
 
 from shared.errors import BadModel
+from worker.backends.onnxruntime import OnnxRuntimeBackend
 from worker.config.fields import FIELDS, check_fields, row_of
+from worker.devices import Placement
 from worker.model_config import read_config
 from worker.model_repository import read_model
 
@@ -119,6 +122,41 @@ def test_a_field_at_its_default_is_no_reason_to_refuse() -> None:
     text = "input [ { is_shape_tensor: false } ] model_transaction_policy { decoupled: false }"
 
     assert check_fields(parsed(GOOD + text)) == []
+
+
+def test_the_level_of_graph_optimisation_is_said_to_be_of_no_use_to_torch(tmp_path: Path) -> None:
+    path = tmp_path / "m" / "config.pbtxt"
+    path.parent.mkdir()
+    path.write_text(GOOD + "optimization { graph { level: 1 } }")
+
+    [note] = read_config(path, "1", ("1",)).notes
+
+    assert note.startswith("optimization.graph has no effect: ")
+
+
+@pytest.mark.parametrize(
+    ("level", "name"), [(-1, "BASIC"), (0, "ENABLE_ALL"), (1, "EXTENDED"), (2, "DISABLE_ALL")]
+)
+def test_onnx_graphs_are_optimised_as_far_as_the_level_says(
+    tmp_path: Path, level: int, name: str
+) -> None:
+    write_onnx(tmp_path / "m", {"x": (FLOAT, ["n", 3])}, {"y": (FLOAT, ["n", 3])})
+    (tmp_path / "m" / "config.pbtxt").write_text(f"optimization {{ graph {{ level: {level} }} }}")
+    model = read_model(tmp_path, "m")
+
+    backend = OnnxRuntimeBackend(model.spec, model.file, Placement("cpu"))
+
+    options = backend._session.get_session_options()
+    assert options.graph_optimization_level.name.endswith(name)
+
+
+def test_a_level_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    write_onnx(tmp_path / "m", {"x": (FLOAT, ["n", 3])}, {"y": (FLOAT, ["n", 3])})
+    (tmp_path / "m" / "config.pbtxt").write_text("optimization { graph { level: 3 } }")
+    model = read_model(tmp_path, "m")
+
+    with pytest.raises(BadModel, match=r"optimization.graph.level 3: expected one of \[-1, 0, 1, 2"):
+        OnnxRuntimeBackend(model.spec, model.file, Placement("cpu"))
 
 
 def test_a_hint_without_effect_is_accepted_and_said_in_the_log(

@@ -10,7 +10,7 @@ from fake_backend import fake_spec
 from shared.errors import BadModel
 from shared.settings import default_cores
 from worker.assignment import assign
-from worker.devices import cpu_threads, devices_of
+from worker.devices import cpu_threads, devices_of, falls_back
 from worker.model_config import InstanceGroup, ModelConfig
 from worker.model_repository import ServedModel
 
@@ -55,6 +55,24 @@ def test_groups_add_up() -> None:
 def test_a_gpu_that_is_not_there_is_refused(group: InstanceGroup, message: str) -> None:
     with pytest.raises(BadModel, match=message):
         devices_of((group,), 0)
+
+
+def test_a_machine_without_gpus_runs_them_on_the_cpu_where_that_is_allowed() -> None:
+    groups = (InstanceGroup("gpu", 2, (3,)), InstanceGroup("auto"))
+
+    assert devices_of(groups, 0, allow_cpu=True) == ["cpu"] * 3
+    assert falls_back(groups, 0)
+
+
+def test_a_machine_with_gpus_never_falls_back() -> None:
+    assert devices_of((InstanceGroup("gpu", 2),), 1, allow_cpu=True) == ["cuda:0"] * 2
+    assert not falls_back((InstanceGroup("gpu"),), 1)
+    with pytest.raises(BadModel, match=r"gpus \[3\], but this machine has 1 GPUs$"):
+        devices_of((InstanceGroup("gpu", 1, (3,)),), 1, allow_cpu=True)
+
+
+def test_models_without_a_gpu_group_are_no_reason_to_warn() -> None:
+    assert not falls_back((InstanceGroup("auto"), InstanceGroup("cpu")), 0)
 
 
 @pytest.mark.parametrize(

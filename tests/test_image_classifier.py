@@ -14,6 +14,7 @@ import torch
 from answers import answer
 from conftest import running_worker
 from flask.testing import FlaskClient
+from onnxruntime import get_available_providers
 from waiting import wait_until
 from worker_processes import seen
 
@@ -80,6 +81,8 @@ def repository(network: Residual, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def served_classifier(redis_url: str, repository: Path) -> Iterator[Settings]:
+    if torch.cuda.is_available() and "CUDAExecutionProvider" not in get_available_providers():
+        pytest.skip("this machine has a GPU, but its ONNX Runtime cannot use it")
     settings = Settings(
         redis_url=redis_url, key_prefix="classifier", models=str(repository),
         allow_cpu_fallback=True,

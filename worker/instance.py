@@ -112,7 +112,7 @@ def _run_batches(
             max_delay_seconds=job.spec.max_queue_delay_seconds,
         )
     try:
-        pass
+        close(backend)
     except Exception as error:  # a border: the model's own code; everything is answered by now
         log.error("%s raises when it is closed, the instance ends: %s", job.spec.key, error)
 

@@ -120,6 +120,8 @@ def _config(message: Any, directory: Path, version: str, versions: tuple[str, ..
         steps=steps,
         **read_batching(message),
     )
+    if message.optimization.HasField("graph") and found.backend != "onnxruntime":
+        notes.append("optimization.graph has no effect: only ONNX graphs are optimised on loading")
     return ModelConfig(
         spec, found.backend, filename, read_groups(message), parameters,
         read_version_policy(message), read_warmup(message, spec, directory), tuple(notes),

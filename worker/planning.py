@@ -41,7 +41,7 @@ class Plan:
     """What is to be served of one model, as of `generation` of what is desired.
 
     `failures` are versions that are wanted and cannot be loaded, `reason` says why it is not known
-    which ones are wanted.
+    which ones are wanted. Without `exists` the repository has no such model.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Plan:
     versions: dict[str, Planned] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     reason: str = ""
+    exists: bool = True
 
 
 class Planner:
@@ -95,7 +96,7 @@ class Planner:
         """Read what is to be served of a model; never raises for what is in the repository."""
         signature = self.signature(name) if MODEL_NAME.fullmatch(name) else ()
         if not MODEL_NAME.fullmatch(name) or not (self._repository / name).is_dir():
-            return Plan(name, desired.generation, signature)
+            return Plan(name, desired.generation, signature, exists=False)
         if not self.is_wanted(name, desired):
             return Plan(name, desired.generation, signature)
         override = desired.config if self._settings.model_control_mode == "explicit" else None

@@ -51,6 +51,7 @@ class Rollout:
         self._targets: dict[str, dict[str, str]] = {}
         self._unstable: dict[str, Signature] = {}
         self._reported: Report | None = None
+        self._known = Deployed()
         self._changes = -1
         self._next_look = self._next_poll = 0.0
 
@@ -71,6 +72,10 @@ class Rollout:
             return
         self._next_look = now + LOOK_SECONDS
         changes = self._store.changes()
+        if changes < self._changes:
+            log.warning("Redis forgot where requests go, telling it")
+            self._store.restore(self._known)
+            self._reported = None
         deployed = self._store.read() if changes != self._changes or self._is_busy else None
         if deployed is not None:
             self._start_plans(deployed)
@@ -78,9 +83,12 @@ class Rollout:
             self._apply_plans(deployed)
             self._report()
             deployed = self._store.read()
+            if self._supervisor not in deployed.reports:
+                self._reported = None  # others took us for dead; said again at the next look
             if self._leads(deployed):
                 self._promote(deployed)
                 deployed = self._store.read()
+            self._known = deployed
             self._retire(deployed)
         if self._settings.model_control_mode == "poll" and now >= self._next_poll:
             self._poll()
@@ -179,11 +187,6 @@ class Rollout:
         """Look at once: an instance has something to say."""
         self._next_look = 0.0
 
-    def report_again(self) -> None:
-        """Report at the next look even if nothing changed: Redis may have lost it."""
-        self._reported = None
-        self._changes = -1
-
     def _model_reports(self) -> Report:
         models = {name: self._model_report(plan) for name, plan in self._plans.items()}
         return Report(mode=self._settings.model_control_mode, models=models)
@@ -196,7 +199,9 @@ class Rollout:
         for version, reason in plan.failures.items():
             key = f"{plan.name}/{version}"
             versions[version] = VersionReport(key=key, state="failed", reason=reason)
-        return ModelReport(generation=plan.generation, versions=versions, reason=plan.reason)
+        return ModelReport(
+            generation=plan.generation, exists=plan.exists, versions=versions, reason=plan.reason
+        )
 
     def _leads(self, deployed: Deployed) -> bool:
         """Tell whether this supervisor decides: it has the lowest id of those that live."""

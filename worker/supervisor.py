@@ -220,7 +220,6 @@ class Supervisor:
         self._registry.beat(self.id, BEAT_TERM * heartbeat)
         for deployment in self._rollout.deployments.values():
             self._register(deployment.model)
-        self._rollout.report_again()
         for slot in self._slots:
             if slot.process is not None:
                 slot.measure()

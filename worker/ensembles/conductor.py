@@ -103,6 +103,7 @@ class Conductor:
             while not self._stopped:
                 self._meter.busy_since = time.monotonic() if self._is_busy else 0.0
                 self._take_events()
+                self._steps.release()
                 self._look()
                 self._outbox.publish()
         except Exception:  # a border: the supervisor puts back what is under way here

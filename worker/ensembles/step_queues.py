@@ -39,6 +39,7 @@ class StepQueues:
         self._limits = limits
         self._catalog = catalog
         self._queues: dict[str, RequestQueue] = {}
+        self._held: set[str] = set()
 
     def model(self, step: EnsembleStep) -> ModelSpec:
         """Return the version that answers a step now; raises ModelNotReady.
@@ -51,7 +52,9 @@ class StepQueues:
             raise ModelNotReady(error.message) from error
 
     def push(self, question: Question, then: Callable[[], None]) -> Waiting:
-        """Ask a step's model; `then` is called from another thread once it is answered.
+        """Ask a step's model at the next `release`; `then` is called once it is answered.
+
+        That is done by another thread, or by `release` itself when Redis is away.
 
         Raises RequestExpired, or BadModelOutput for tensors that are too large to be handed on.
         """
@@ -65,7 +68,8 @@ class StepQueues:
                 f"its inputs have {size} bytes, at most {MAX_RESULT_BYTES} can be handed on"
             )
         queue = self._queue(model)
-        return queue.push(
+        self._held.add(model.key)
+        return queue.hold(
             InferRequest(
                 queue.new_id(),
                 inputs[0].shape[0] if model.batched and inputs else 1,
@@ -76,8 +80,13 @@ class StepQueues:
                 priority,
                 parameters,
             ),
-            then=then,
+            then,
         )
+
+    def release(self) -> None:
+        """Send what was pushed, one write for each model."""
+        while self._held:
+            self._queues[self._held.pop()].release()
 
     def _queue(self, model: ModelSpec) -> RequestQueue:
         queue = self._queues.get(model.key)
