@@ -86,7 +86,7 @@ class AgedQueue:
                     self.redis.lset(key, position, _older(ticket, seconds))
 
     def claim(self, end: int = 0, max_rows: int = 0) -> list[Claimed] | float:
-        """Claim once; return the batch, or for how many seconds to wait (below 0: nothing waits)."""
+        """Claim once; return the batch, or for how long to wait (below 0: nothing waits)."""
         rows = max_rows or self.spec.batch_rows
         self.wire.send(self.ends[end]._claim(rows, self.spec.max_queue_delay_seconds))
         batch, wait_seconds = self.ends[end]._read_batch()

@@ -151,12 +151,13 @@ def test_what_has_been_in_a_crash_neither_waits_nor_has_company(settings: Settin
 
 
 def test_sizes_that_memory_does_not_hold_are_not_waited_for(settings: Settings) -> None:
-    with queue_of(settings, **DELAYED | {"preferred_batch_sizes": (2, 4, 6)}) as queue:
+    with queue_of(settings, **FOUR) as queue:
         queue.push(*singles("abcde"))
 
         batches, _ = queue.batches(max_rows=3)
 
-        assert batches == ["ab", "cd"]
+        assert batches == ["abc"]
+        assert queue.reasons() == {"full": 1}
 
 
 def test_cancelled_requests_are_no_boundary_and_take_no_seats(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Redis goes away while an ensemble has requests under way: it comes back, and every answer comes."""
+"""Redis goes away while an ensemble has requests under way: it comes back, and all are answered."""
 
 from __future__ import annotations
 

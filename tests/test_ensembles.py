@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import running_worker
 from ensemble_models import (
     Both,
@@ -21,12 +23,22 @@ from ensemble_models import (
     x_to_y,
 )
 from flask.testing import FlaskClient
+from PIL import Image
 from scripted_models import write_model
 from worker_processes import seen
 
 from api.app import create_app
 from shared.settings import Settings
 
+GREY = """
+parameters { key: "input_kind" value { string_value: "image" } }
+parameters { key: "image_channels" value { string_value: "L" } }
+parameters { key: "output_activation" value { string_value: "none" } }
+"""
+HALVES = """
+parameters { key: "image_scale" value { string_value: "0.5" } }
+parameters { key: "image_mean" value { string_value: "3" } }
+"""
 SUM_OF = """
 class Model:
     def forward(self, inputs):
@@ -46,6 +58,23 @@ def add_python(repository: Path, name: str, code: str) -> None:
     (repository / name / "1").mkdir(parents=True)
     (repository / name / "1" / "model.py").write_text(code)
     (repository / name / "config.pbtxt").write_text("\n".join(config))
+
+
+class Mean(torch.nn.Module):
+    """Answers the mean of each picture, and its negative."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean(dim=[1, 2, 3])
+        return torch.stack([mean, -mean], dim=1)
+
+
+def add_pictures(repository: Path) -> None:
+    """Serve `mean`, which takes grey pictures, and `album`, the ensemble of nothing but it."""
+    ends = [tensors("input", ["x"], "[1, 4, 4]"), tensors("output", ["y"])]
+    config = ['platform: "pytorch_libtorch" max_batch_size: 8', *ends, GREY, HALVES]
+    write_model(repository, "mean", "\n".join(config), Mean())
+    step = Step("mean", {"x": "in"}, {"y": "out"})
+    add_ensemble(repository, "album", [step], input_dims="[1, 4, 4]", more=GREY)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +101,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_ensemble(models, "through_whole", through)
     add_ensemble(models, "unbatched", [x_to_y("twice", "in", "out")], max_batch_size=0)
     optional = tensors("input", ["maybe"]).replace("name:", "optional: true name:")
+    add_pictures(models)
     add_python(models, "sum_of", SUM_OF)
     sum_of = Step("sum_of", {"a": "in", "b": "maybe"}, {"y": "out"})
     add_ensemble(models, "with_optional", [sum_of], more=optional)
@@ -195,6 +225,18 @@ def test_predict_takes_plain_numbers(client: FlaskClient) -> None:
     answer = client.post("/predict/chain", json={"input_tensor": [[1, 2]]}).get_json()
 
     assert answer["prediction"] == [[4.0, 6.0]]
+
+
+def test_pixels_are_normalised_by_the_step_that_takes_pictures(client: FlaskClient) -> None:
+    encoded = io.BytesIO()
+    Image.new("L", (9, 9), 100).save(encoded, "PNG")
+    step, whole = (
+        client.post(f"/predict/{model}", data=encoded.getvalue()).get_json()["top_k"]
+        for model in ("mean", "album")
+    )
+
+    assert whole == step
+    assert whole[0]["confidence"] == 100 * 0.5 - 3
 
 
 def test_its_statistics_count_requests_and_the_time_of_all_steps(client: FlaskClient) -> None:

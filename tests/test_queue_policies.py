@@ -19,6 +19,7 @@ from shared.settings import Settings
 
 SHORT, LATE = 1.0, 2.0
 """A time-out on the queue, and an age at which it is over."""
+BODY_BYTES = len(InferRequest("id", 1, ()).encode())
 EXPIRED = "Request timeout expired"
 REJECT = QueuePolicy(default_timeout_seconds=SHORT)
 DELAY = QueuePolicy(timeout_action="DELAY", default_timeout_seconds=SHORT)
@@ -79,7 +80,7 @@ def test_one_is_rejected_while_the_others_wait_on(make: Any) -> None:
 
     assert queue.answers() == [("b", EXPIRED)]
     assert queue.waiting() == ("ac", "")
-    assert int(queue.redis.get(queue.keys.bytes)) > 0
+    assert int(queue.redis.get(queue.keys.bytes)) == 2 * BODY_BYTES
 
 
 def test_rejected_ones_behind_a_preferred_batch_are_answered_at_once(make: Any) -> None:
@@ -102,6 +103,7 @@ def test_a_delayed_request_is_served_after_everything_on_its_level(make: Any) ->
     queue.push(Asked("a", age=LATE), Asked("b"), Asked("z", level=2))
 
     first = queue.take()
+    assert int(queue.redis.get(queue.keys.bytes)) == 2 * BODY_BYTES
     queue.push(Asked("c"), Asked("d", level=2))
 
     assert names_of(first) == "b"

@@ -18,18 +18,11 @@ local expire, reject, delay = 0, 1, 2
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
 
--- Sizes that memory does not hold at the moment (max_rows) are none; the largest is the size to wait for.
+-- Smallest first. The largest is the size to wait for; memory may hold fewer rows than it (max_rows).
 local preferred, largest = {}, max_rows
-if ARGV[4] ~= '' then
-  local most = 0
-  for size in string.gmatch(ARGV[4], '%d+') do
-    size = tonumber(size)
-    if size <= max_rows then
-      preferred[size] = true
-      most = math.max(most, size)
-    end
-  end
-  if most > 0 then largest = most end
+for size in string.gmatch(ARGV[4], '%d+') do
+  largest = tonumber(size)
+  preferred[largest] = true
 end
 
 -- The pending batch is a run of tickets from the head, level 1 first, without the closed and those whose time

@@ -1,0 +1,118 @@
+"""Where requests go, decided from what is desired and how far supervisors are."""
+
+from __future__ import annotations
+
+from shared.deployments import (
+    Desired,
+    ModelReport,
+    Serving,
+    VersionReport,
+    VersionState,
+    promoted,
+)
+
+NOTHING = Desired()
+
+
+def said(**states: VersionState) -> ModelReport:
+    """Return a report; `v2="ready"` is version 2, `v2r1` its revision 1."""
+    versions = {}
+    for name, state in states.items():
+        version, _, revision = name.removeprefix("v").partition("r")
+        key = f"m/{version}" + (f"@{revision}" if revision else "")
+        versions[version] = VersionReport(key=key, state=state)
+    return ModelReport(versions=versions)
+
+
+def serving(*versions: str, default: str = "", **more: object) -> Serving:
+    keys = {version.partition("@")[0]: f"m/{version}" for version in versions}
+    return Serving.model_validate(
+        {"versions": keys, "default": default or max(keys, key=int)} | more
+    )
+
+
+def test_the_first_versions_take_requests_once_none_is_loading() -> None:
+    assert promoted(None, NOTHING, [said(v1="ready", v2="loading")]) is None
+    assert promoted(None, NOTHING, [said(v1="ready", v2="ready")]) == serving("1", "2")
+    assert promoted(None, NOTHING, [said(v1="ready", v2="failed")]) == serving("1")
+    assert promoted(None, NOTHING, [said(v1="failed")]) is None
+
+
+def test_a_new_version_takes_over_when_it_is_ready_everywhere() -> None:
+    now = serving("1")
+
+    assert promoted(now, NOTHING, [said(v2="loading")]) == now
+    assert promoted(now, NOTHING, [said(v2="ready"), said(v2="loading")]) == now
+    assert promoted(now, NOTHING, [said(v2="ready"), said(v2="ready")]) == serving("2")
+
+
+def test_a_new_version_that_fails_somewhere_changes_nothing() -> None:
+    now = serving("1")
+
+    assert promoted(now, NOTHING, [said(v2="ready"), said(v2="failed")]) == now
+    assert promoted(now, NOTHING, [ModelReport(reason="config.pbtxt: wrong")]) == now
+
+
+def test_the_first_time_one_machine_is_enough() -> None:
+    assert promoted(None, NOTHING, [said(v1="ready"), said(v1="failed")]) == serving("1")
+
+
+def test_several_versions_take_requests_as_they_become_ready() -> None:
+    now = serving("1", "2")
+
+    assert promoted(now, NOTHING, [said(v2="ready", v3="loading")]) == now
+    assert promoted(now, NOTHING, [said(v2="ready", v3="ready")]) == serving("2", "3")
+
+
+def test_a_version_with_other_content_takes_over_from_itself() -> None:
+    now = serving("1")
+
+    assert promoted(now, NOTHING, [said(v1r1="loading")]) == now
+    assert promoted(now, NOTHING, [said(v1r1="ready")]) == serving("1@1")
+    assert promoted(serving("1@1"), NOTHING, [said(v1="ready")]) == serving("1")
+
+
+def test_content_that_only_some_machines_have_waits_for_the_others() -> None:
+    both = [said(v1r1="loading"), said(v1="ready")]
+
+    assert promoted(serving("1"), NOTHING, both) == serving("1")
+
+
+def test_a_model_that_nobody_wants_leaves() -> None:
+    assert promoted(serving("1"), NOTHING, [said()]) is None
+    assert promoted(serving("1"), NOTHING, [said(), said(v1="ready")]) == serving("1")
+
+
+def test_the_version_to_use_takes_requests_once_it_is_there() -> None:
+    desired, now = Desired(use="1"), serving("2")
+
+    assert promoted(now, desired, [said(v1="loading", v2="ready")]) == now
+    ready = [said(v1="ready", v2="ready")]
+    assert promoted(now, desired, ready) == serving("1", "2", default="1")
+    failed = [said(v1="failed", v2="ready")]
+    assert promoted(now, desired, failed) == now
+
+
+def test_a_version_to_use_stays_when_a_higher_one_appears() -> None:
+    desired, now = Desired(use="1"), serving("1")
+
+    found = promoted(now, desired, [said(v1="ready", v2="ready")])
+
+    assert found == serving("1", "2", default="1")
+
+
+def test_a_split_begins_when_all_its_versions_are_there() -> None:
+    desired, now = Desired(use="2", split={"2": 90, "3": 10}), serving("2")
+
+    assert promoted(now, desired, [said(v2="ready", v3="loading")]) == now
+    found = promoted(now, desired, [said(v2="ready", v3="ready")])
+    assert found == serving("2", "3", default="2", split={"2": 90, "3": 10})
+
+
+def test_a_shadow_never_takes_the_place_of_what_serves() -> None:
+    desired, now = Desired(shadow="3"), serving("2")
+
+    found = promoted(now, desired, [said(v2="ready", v3="ready")])
+
+    assert found == serving("2", "3", default="2", shadow="3")
+    assert promoted(now, desired, [said(v2="ready", v3="loading")]) == now
