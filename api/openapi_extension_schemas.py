@@ -18,6 +18,39 @@ class IndexBody(TypedDict):
     ready: NotRequired[Annotated[bool, Field(description="only those that are served")]]
 
 
+class LoadParameters(TypedDict):
+    """How a model is to be loaded."""
+
+    config: NotRequired[
+        Annotated[str, Field(description="a configuration as JSON, in the place of config.pbtxt")]
+    ]
+
+
+class LoadBody(TypedDict):
+    """How a model is to be loaded; may be left out."""
+
+    parameters: NotRequired[LoadParameters]
+
+
+class UnloadParameters(TypedDict):
+    """What else is to be unloaded."""
+
+    unload_dependents: NotRequired[
+        Annotated[bool, Field(description="also the models of an ensemble's steps")]
+    ]
+
+
+class UnloadBody(TypedDict):
+    """How a model is to be unloaded; may be left out."""
+
+    parameters: NotRequired[UnloadParameters]
+
+
+@closed
+class Nothing(TypedDict):
+    """An empty object: it is done."""
+
+
 @closed
 class IndexEntry(TypedDict):
     """One model version; a model that could not be read has none."""

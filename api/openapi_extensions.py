@@ -17,6 +17,9 @@ from api.openapi_operations import (
 from api.openapi_predict_schemas import Accepted
 from shared import errors
 
+CONTROL_ERRORS = (
+    *BODY_ERRORS, errors.LoadFailed, errors.ModelNotReady, errors.RedisUnavailable
+)  # fmt: skip
 LOGGED = {200: as_json(schemas.LogSettings)}
 OTHER_VERB = Operation(
     "version 1", "The verbs that are not offered", {}, (errors.Unsupported, errors.UnknownRoute)
@@ -33,8 +36,21 @@ EXTENSIONS: Mapping[tuple[str, str], Operation] = {
         as_json(schemas.IndexBody),
         body_required=False,
     ),
-    ("repository.control", "POST"): Operation(
-        "extensions", "Refused: models are read when the worker starts", {}, (errors.BadRequest,)
+    ("repository.load", "POST"): Operation(
+        "extensions",
+        "Loads a model, or what changed of it; answers when it is ready on every machine",
+        {200: as_json(schemas.Nothing)},
+        CONTROL_ERRORS,
+        as_json(schemas.LoadBody),
+        body_required=False,
+    ),
+    ("repository.unload", "POST"): Operation(
+        "extensions",
+        "Unloads a model; answers when no request can reach it",
+        {200: as_json(schemas.Nothing)},
+        CONTROL_ERRORS,
+        as_json(schemas.UnloadBody),
+        body_required=False,
     ),
     ("model_statistics.statistics", "GET"): Operation(
         "extensions",

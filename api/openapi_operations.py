@@ -59,6 +59,7 @@ MODEL_ERRORS = (
 )
 WAITING_ERRORS = (
     errors.ModelNotReady,
+    errors.VersionRetired,
     errors.QueueFull,
     errors.RedisUnavailable,
     errors.RequestExpired,

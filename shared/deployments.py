@@ -91,9 +91,13 @@ class ModelReport(_Frozen):
 
 
 class Report(_Frozen):
-    """What one supervisor says of every model in its repository; `mode` is its control mode."""
+    """What one supervisor says of every model in its repository; `mode` is its control mode.
+
+    It is `complete` once it has read every model for the first time.
+    """
 
     mode: str = "none"
+    complete: bool = True
     models: dict[str, ModelReport] = {}
 
 

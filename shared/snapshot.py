@@ -68,6 +68,7 @@ class Snapshot:
     reasons: dict[str, str] = field(default_factory=dict)
     known: frozenset[str] = frozenset()
     supervised: bool = False
+    is_complete: bool = True
 
     def drain_rate(self, model_key: str) -> float:
         """Return the requests per second that a model version's instances answered of late.
@@ -91,6 +92,7 @@ class Snapshot:
         """
         return (
             (self.supervised or bool(self.models))
+            and self.is_complete
             and not self.failures
             and all(self._served_keys(name) <= self.ready for name in self.models)
         )
@@ -165,6 +167,7 @@ def snapshot_of(
             name for report in reports for name, model in report.models.items() if model.exists
         ),
         supervised=bool(reports),
+        is_complete=all(report.complete for report in reports),
     )
     return _waiting_for_steps(found)
 

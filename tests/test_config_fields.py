@@ -155,7 +155,9 @@ def test_a_level_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m" / "config.pbtxt").write_text("optimization { graph { level: 3 } }")
     model = read_model(tmp_path, "m")
 
-    with pytest.raises(BadModel, match=r"optimization.graph.level 3: expected one of \[-1, 0, 1, 2"):
+    with pytest.raises(
+        BadModel, match=r"optimization.graph.level 3: expected one of \[-1, 0, 1, 2"
+    ):
         OnnxRuntimeBackend(model.spec, model.file, Placement("cpu"))
 
 

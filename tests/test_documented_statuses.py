@@ -16,7 +16,11 @@ from registered import register, spec
 from werkzeug.test import TestResponse
 
 from api.app import create_app
+from shared.deployment_store import DeploymentStore
+from shared.deployments import ModelReport, Report, Serving, VersionReport
 from shared.model_spec import TensorSpec
+from shared.redis_connection import connect
+from shared.registry import Registry
 from shared.settings import Settings
 
 LIMIT = 1024
@@ -36,14 +40,30 @@ class World(NamedTuple):
 @pytest.fixture(scope="module")
 def world(redis_url: str) -> Iterator[World]:
     settings = Settings(
-        redis_url=redis_url, key_prefix="statuses", max_body_bytes=LIMIT, request_timeout_seconds=10
-    )
+        redis_url=redis_url, key_prefix="statuses", max_body_bytes=LIMIT,
+        request_timeout_seconds=10, model_control_mode="explicit",
+    )  # fmt: skip
     loading = replace(settings, key_prefix="statuses-loading")
     register(loading, spec("fake", TensorSpec(name="x", datatype="FP32", dims=(2,))), ready=False)
     away = replace(settings, redis_url="redis://127.0.0.1:1")
     with counting_model(settings, config={"name": "fake", "max_batch_size": 1}) as model:
+        have_supervisor(settings)
         clients = [create_app(item).test_client() for item in (settings, away, loading)]
         yield World(model, *clients)
+
+
+def have_supervisor(settings: Settings) -> None:
+    """Have a supervisor say that it did whatever may be asked of two models."""
+    client = connect(settings.redis_url)
+    Registry(client, settings.key_prefix).beat("somebody", 600.0)
+    store = DeploymentStore(client, settings.key_prefix)
+    ready = {"1": VersionReport(key="loaded/1", state="ready")}
+    models = {
+        "loaded": ModelReport(generation=2**40, versions=ready),
+        "unloaded": ModelReport(generation=2**40),
+    }
+    store.put_report("somebody", Report(mode="explicit", models=models))
+    store.serve("loaded", Serving(versions={"1": "loaded/1"}, default="1"))
 
 
 class Asking(NamedTuple):
@@ -208,8 +228,8 @@ ROUTES: dict[tuple[str, str], dict[int, Case]] = {
         503: plain("away"),
     },
     ("POST", "/v2/repository/index"): TAKES_JSON | {200: plain()},
-    ("POST", "/v2/repository/models/{name}/load"): {400: plain()},
-    ("POST", "/v2/repository/models/{name}/unload"): {400: plain()},
+    ("POST", "/v2/repository/models/{name}/load"): TAKES_JSON | {200: plain(name="loaded")},
+    ("POST", "/v2/repository/models/{name}/unload"): TAKES_JSON | {200: plain(name="unloaded")},
     ("GET", "/v2/logging"): {200: plain(), 503: plain("away")},
     ("POST", "/v2/logging"): TAKES_JSON | {200: plain(json={"log_error": True})},
     **{

@@ -205,7 +205,7 @@ def test_a_leader_whose_deadline_passes_leaves_its_followers_an_answer(
         busy = pool.submit(app.test_client().post, URL, json=v2(1.0))
         wait_until(model.busy, 10, "the instance is busy")
         late = pool.submit(
-            app.test_client().post, URL, json=v2(3.0), headers={"X-Request-Timeout": "0.3"}
+            app.test_client().post, URL, json=v2(3.0), headers={"X-Request-Timeout": "3"}
         )
         wait_until(lambda: model.depth() == 1, 10, "the leader waits")
         follower = pool.submit(app.test_client().post, URL, json=v2(3.0))

@@ -52,6 +52,7 @@ class Rollout:
         self._unstable: dict[str, Signature] = {}
         self._reported: Report | None = None
         self._known = Deployed()
+        self._complete = False
         self._changes = -1
         self._next_look = self._next_poll = 0.0
 
@@ -63,7 +64,7 @@ class Rollout:
     @property
     def settled(self) -> bool:
         """Tell whether every model of the repository was read once."""
-        return not self._planning and self._changes >= 0
+        return self._complete
 
     def look(self) -> None:
         """Do what is due; raises RedisUnavailable, and BadModel without a repository."""
@@ -175,9 +176,8 @@ class Rollout:
         self.deployments[deployment.key] = deployment
 
     def _report(self) -> None:
-        """Say how far everything is, if that changed; at first once every model was read."""
-        if self._reported is None and self._planning:
-            return
+        """Say how far everything is, if that changed."""
+        self._complete = self._complete or not self._planning
         report = self._model_reports()
         if report != self._reported:
             self._store.put_report(self._supervisor, report)
@@ -189,7 +189,8 @@ class Rollout:
 
     def _model_reports(self) -> Report:
         models = {name: self._model_report(plan) for name, plan in self._plans.items()}
-        return Report(mode=self._settings.model_control_mode, models=models)
+        mode = self._settings.model_control_mode
+        return Report(mode=mode, complete=self._complete, models=models)
 
     def _model_report(self, plan: Plan) -> ModelReport:
         versions = {}
