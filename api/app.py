@@ -12,6 +12,7 @@ from api import (
     inference,
     log_settings,
     metadata,
+    metrics,
     model_statistics,
     openapi,
     predict,
@@ -62,7 +63,7 @@ def create_app(settings: Settings) -> Flask:
     limit_pictures(settings.max_image_pixels)
     for module in (health, metadata, inference, predict, requests, v1, openapi):
         app.register_blueprint(module.blueprint)
-    for module in (repository, model_statistics, log_settings, unsupported):
+    for module in (repository, model_statistics, metrics, log_settings, unsupported):
         app.register_blueprint(module.blueprint)
     app.register_blueprint(docs.make_blueprint())
     register_error_handlers(app)

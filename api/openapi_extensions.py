@@ -58,6 +58,12 @@ EXTENSIONS: Mapping[tuple[str, str], Operation] = {
         {200: as_json(schemas.Statistics)},
         KNOWN_MODEL,
     ),
+    ("metrics.metrics", "GET"): Operation(
+        "server",
+        "Which model versions serve, for Prometheus",
+        {200: {"text/plain": (str,)}},
+        (errors.RedisUnavailable,),
+    ),
     ("log_settings.read", "GET"): Operation(
         "extensions", "How much is logged", LOGGED, (errors.RedisUnavailable,)
     ),

@@ -56,6 +56,7 @@ def test_requests_of_one_push_follow_each_other(queue: CachedQueue) -> None:
 
     assert queue.push(pushes) == ["queued", "followed", "queued"]
     assert queue.push(pushes) == ["known"] * 3
+    assert queue.client.llen(f"{queue.keys.tag}asked:{pushes[0].digest}") == 2
     assert ids_of(queue.claim()) == [pushes[0].id, pushes[2].id]
 
 
@@ -254,7 +255,9 @@ def test_a_version_that_is_leaving_answers_nothing_from_its_cache(queue: CachedQ
     queue.publish(queue.claim())
     queue.client.set(queue.keys.closed, "1")
 
-    assert queue.push([queue.new_push("a")]) == ["closed"]
+    push = queue.new_push("a")
+    assert queue.push([push]) == ["closed"]
+    assert queue.result(push.id) is None
 
 
 def test_nobody_follows_where_no_digest_is_given(queue: CachedQueue) -> None:

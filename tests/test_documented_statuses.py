@@ -230,6 +230,7 @@ ROUTES: dict[tuple[str, str], dict[int, Case]] = {
     ("POST", "/v2/repository/index"): TAKES_JSON | {200: plain()},
     ("POST", "/v2/repository/models/{name}/load"): TAKES_JSON | {200: plain(name="loaded")},
     ("POST", "/v2/repository/models/{name}/unload"): TAKES_JSON | {200: plain(name="unloaded")},
+    ("GET", "/metrics"): {200: plain(), 503: plain("away")},
     ("GET", "/v2/logging"): {200: plain(), 503: plain("away")},
     ("POST", "/v2/logging"): TAKES_JSON | {200: plain(json={"log_error": True})},
     **{

@@ -1,0 +1,63 @@
+"""/metrics: what Prometheus reads of each model version."""
+
+from __future__ import annotations
+
+from flask.testing import FlaskClient
+from prometheus_client.parser import text_string_to_metric_families
+from registered import SUPERVISOR, register, spec
+
+from api.app import create_app
+from shared.deployment_store import DeploymentStore
+from shared.deployments import ModelReport, Report, Serving, VersionReport
+from shared.redis_connection import connect
+from shared.settings import Settings
+
+Samples = dict[tuple[str | None, ...], float]
+LABELS = ("model", "version", "reason")
+
+
+def scraped(client: FlaskClient) -> Samples:
+    response = client.get("/metrics")
+    assert response.status_code == 200
+    assert response.mimetype == "text/plain"
+    return {
+        (sample.name.removeprefix("ferry_model_"), *map(sample.labels.get, LABELS)): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def test_a_version_that_serves_and_one_that_cannot_be_loaded_are_told(settings: Settings) -> None:
+    register(settings, spec("m"))
+    store = DeploymentStore(connect(settings.redis_url), settings.key_prefix)
+    versions = {
+        "1": VersionReport(key="m/1", state="ready"),
+        "2": VersionReport(key="m/2", state="failed", reason='m/2/model.pt: "damaged"'),
+    }
+    models = {"m": ModelReport(versions=versions), "bad": ModelReport(reason="config.pbtxt: x")}
+    store.put_report(SUPERVISOR, Report(models=models | {"idle": ModelReport()}))
+    store.serve("m", Serving(versions={"1": "m/1"}, default="1"))
+
+    found = scraped(create_app(settings).test_client())
+
+    assert found == {
+        ("ready", "m", "1", None): 1.0,
+        ("ready", "m", "2", None): 0.0,
+        ("request_share", "m", "1", None): 1.0,
+        ("request_share", "m", "2", None): 0.0,
+        ("load_failure", "m", "2", 'm/2/model.pt: "damaged"'): 1.0,
+        ("load_failure", "bad", "", "config.pbtxt: x"): 1.0,
+    }
+
+
+def test_a_split_is_told_in_shares(settings: Settings) -> None:
+    second = spec("m").model_copy(update={"version": "2"})
+    register(settings, spec("m"), second)
+    store = DeploymentStore(connect(settings.redis_url), settings.key_prefix)
+    both = {"1": "m/1", "2": "m/2"}
+    store.serve("m", Serving(versions=both, default="1", split={"1": 3, "2": 1}))
+
+    found = scraped(create_app(settings).test_client())
+
+    assert found["request_share", "m", "1", None] == 0.75
+    assert found["request_share", "m", "2", None] == 0.25
