@@ -19,9 +19,7 @@ Actions = Any
 def add_models(command: argparse.ArgumentParser) -> None:
     """Make `command` the group."""
     command.description = (
-        (
         "Look at the models, choose which versions take requests, and check a repository."
-    )
     )
     actions = command.add_subparsers(required=True, metavar="ACTION")
     for add in ADDED:

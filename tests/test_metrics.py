@@ -29,14 +29,15 @@ def scraped(client: FlaskClient) -> Samples:
 
 def test_a_version_that_serves_and_one_that_cannot_be_loaded_are_told(settings: Settings) -> None:
     register(settings, spec("m"))
-    store = DeploymentStore(connect(settings.redis_url), settings.key_prefix)
     versions = {
         "1": VersionReport(key="m/1", state="ready"),
         "2": VersionReport(key="m/2", state="failed", reason='m/2/model.pt: "damaged"'),
     }
     models = {"m": ModelReport(versions=versions), "bad": ModelReport(reason="config.pbtxt: x")}
-    store.put_report(SUPERVISOR, Report(models=models | {"idle": ModelReport()}))
-    store.serve("m", Serving(versions={"1": "m/1"}, default="1"))
+    with connect(settings.redis_url) as redis:
+        store = DeploymentStore(redis, settings.key_prefix)
+        store.put_report(SUPERVISOR, Report(models=models | {"idle": ModelReport()}))
+        store.serve("m", Serving(versions={"1": "m/1"}, default="1"))
 
     found = scraped(create_app(settings).test_client())
 
@@ -53,9 +54,10 @@ def test_a_version_that_serves_and_one_that_cannot_be_loaded_are_told(settings: 
 def test_a_split_is_told_in_shares(settings: Settings) -> None:
     second = spec("m").model_copy(update={"version": "2"})
     register(settings, spec("m"), second)
-    store = DeploymentStore(connect(settings.redis_url), settings.key_prefix)
     both = {"1": "m/1", "2": "m/2"}
-    store.serve("m", Serving(versions=both, default="1", split={"1": 3, "2": 1}))
+    with connect(settings.redis_url) as redis:
+        store = DeploymentStore(redis, settings.key_prefix)
+        store.serve("m", Serving(versions=both, default="1", split={"1": 3, "2": 1}))
 
     found = scraped(create_app(settings).test_client())
 

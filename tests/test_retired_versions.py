@@ -32,7 +32,8 @@ def app(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
     repository = tmp_path_factory.mktemp("models")
     add_model(repository, "m", 2)
     settings = Settings(redis_url=redis_url, key_prefix="retired", models=str(repository))
-    assert DeploymentStore(connect(redis_url), "retired").close("m/1", 1, [])
+    with connect(redis_url) as redis:
+        assert DeploymentStore(redis, "retired").close("m/1", 1, [])
     with running_worker(settings):
         yield create_app(settings)
 

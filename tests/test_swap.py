@@ -98,9 +98,8 @@ def served(settings: Settings, repository: Path, **more: Any) -> Iterator[tuple[
         settings, models=str(repository), port=free_port(), model_control_mode="explicit",
         load_models=("*",), **more,
     )  # fmt: skip
-    store = DeploymentStore(connect(settings.redis_url), settings.key_prefix)
-    with running_worker(settings), running_gunicorn(settings):
-        yield settings.port, ModelControl(store, "explicit")
+    with connect(settings.redis_url) as redis, running_worker(settings), running_gunicorn(settings):
+        yield settings.port, ModelControl(DeploymentStore(redis, settings.key_prefix), "explicit")
 
 
 @pytest.mark.parametrize("standby_seconds", [60.0, 0.0])

@@ -193,7 +193,11 @@ def test_sigterm_while_redis_is_away_ends_the_worker(tmp_path: Path) -> None:
     )
     assert worker.stderr is not None
     with worker.stderr as log:
-        wait_until(lambda: "Redis fails, the supervisor tries again" in log.readline(), 30, "it waits for Redis")
+        wait_until(
+            lambda: "Redis fails, the supervisor tries again" in log.readline(),
+            30,
+            "it waits for Redis",
+        )
         worker.send_signal(signal.SIGTERM)
 
         assert worker.wait(timeout=5) == 0
