@@ -17,7 +17,7 @@ from shared.errors import FerryError
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.model_spec import EnsembleStep, ModelSpec, TensorSpec
 from shared.queue_commands import Limits
-from shared.queue_keys import QueueKeys
+from shared.queue_keys import TICKET, QueueKeys
 from shared.redis_connection import connect, open_wire
 from shared.request_queue import RequestQueue, Waiting, WorkQueue
 from shared.settings import Settings
@@ -113,7 +113,17 @@ class HandDriven:
 
     def held(self) -> int:
         """Return how many requests the ensemble's process has claimed and not answered."""
-        return int(self.redis.llen(self.keys[self.ensemble.name].inflight + "conductor"))
+        return len(self.held_ids())
+
+    def held_ids(self) -> list[str]:
+        """Return which ones these are."""
+        key = self.keys[self.ensemble.name].inflight + "conductor"
+        return [ticket[TICKET.size :].decode() for ticket in self.redis.lrange(key, 0, -1)]
+
+    @staticmethod
+    def value(item: Claimed) -> float:
+        """Return the first number that a step is asked about."""
+        return float(item.request().inputs[0].array()[0, 0])
 
     def _publish(self, name: str, item: Claimed, result: InferResult) -> None:
         self._ends[name].publish([item], answered([item], [result.encode()]))

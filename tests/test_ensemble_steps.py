@@ -268,6 +268,20 @@ def test_many_requests_are_under_way_at_once_and_no_more_than_are_claimed(
     assert answers == [2.0 * number for number in range(300)]
 
 
+def test_who_is_answered_first_leaves_the_others_in_flight(settings: Settings) -> None:
+    with hand_driven(settings, chain("first"), FIRST) as driven:
+        slow, quick = driven.push(1.0), driven.push(2.0)
+        items = {driven.value(item): item for item in (driven.claim("first") for _ in range(2))}
+        driven.answer("first", items[2.0])
+        quick.wait()
+        wait_until(lambda: driven.held() == 1, 10, "its ticket is gone")
+        left = driven.held_ids()
+        driven.answer("first", items[1.0])
+        slow.wait()
+
+    assert left == [slow.parcel.push.id]
+
+
 def test_what_is_under_way_at_the_end_goes_back_to_the_queue(settings: Settings) -> None:
     with hand_driven(settings, chain("first"), FIRST) as driven:
         waiting = driven.push(3.0)

@@ -31,6 +31,8 @@ class Deployment:
     def report(self) -> VersionReport:
         """Return how far it is: ready once all instances were, whatever became of them since."""
         self._was_ready = self._was_ready or all(slot.state == "ready" for slot in self.slots)
+        if self.leaving:
+            return VersionReport(key=self.key, state="loading")
         failed = [slot for slot in self.slots if slot.state != "ready" and slot.reason]
         state: VersionState = "ready" if self._was_ready else "failed" if failed else "loading"
         reason = failed[0].reason if state == "failed" else ""

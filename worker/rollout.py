@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 
 from shared.deployment_store import Deployed, DeploymentStore
 from shared.deployments import Desired, ModelReport, Report, Serving, VersionReport, promoted
@@ -17,7 +16,8 @@ from shared.errors import BadModel
 from shared.settings import Settings
 from worker.deployment import Deployment
 from worker.model_repository import ServedModel
-from worker.planning import Plan, Planned, Planner, Signature
+from worker.planning import Plan, Planned
+from worker.plans import Plans
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +44,13 @@ class Rollout:
         self._settings = settings
         self._store = store
         self._make = make
-        self._planner = Planner(settings)
-        self._thread = ThreadPoolExecutor(1, "ferry-plan")
-        self._planning: dict[str, Future[Plan]] = {}
-        self._plans: dict[str, Plan] = {}
+        self._plans = Plans(settings)
         self._targets: dict[str, dict[str, str]] = {}
-        self._unstable: dict[str, Signature] = {}
         self._reported: Report | None = None
         self._known = Deployed()
         self._complete = False
         self._changes = -1
         self._next_look = self._next_poll = 0.0
-
-    @property
-    def plans(self) -> dict[str, Plan]:
-        """Return what was found out of each model."""
-        return self._plans
 
     @property
     def settled(self) -> bool:
@@ -69,7 +60,7 @@ class Rollout:
     def look(self) -> None:
         """Do what is due; raises RedisUnavailable, and BadModel without a repository."""
         now = time.monotonic()
-        if now < self._next_look and not any(plan.done() for plan in self._planning.values()):
+        if now < self._next_look and not self._plans.has_new:
             return
         self._next_look = now + LOOK_SECONDS
         changes = self._store.changes()
@@ -79,7 +70,7 @@ class Rollout:
             self._reported = None
         deployed = self._store.read() if changes != self._changes or self._is_busy else None
         if deployed is not None:
-            self._start_plans(deployed)
+            self._plans.follow(deployed.desired, filter(self._targets.get, self._targets))
             self._changes = changes
             self._apply_plans(deployed)
             self._report()
@@ -92,56 +83,25 @@ class Rollout:
             self._known = deployed
             self._retire(deployed)
         if self._settings.model_control_mode == "poll" and now >= self._next_poll:
-            self._poll()
+            self._plans.poll(self._store.read().desired)
             self._next_poll = now + self._settings.poll_seconds
 
     @property
     def _is_busy(self) -> bool:
         """Tell whether something goes on that no change of the store announces."""
-        return bool(self._planning) or self._model_reports() != self._reported
-
-    def _start_plans(self, deployed: Deployed) -> None:
-        """Have every model read whose desired state is another one than was planned for."""
-        names = self._planner.names()
-        for name in self._plans.keys() - set(names) - deployed.desired.keys():
-            if not self._targets.get(name):
-                del self._plans[name]
-        for name in {*names, *deployed.desired}:
-            desired = deployed.desired.get(name, Desired())
-            plan = self._plans.get(name)
-            if name in self._planning or (plan and plan.generation == desired.generation):
-                continue
-            self._planning[name] = self._thread.submit(self._planner.plan, name, desired)
-
-    def _poll(self) -> None:
-        """Have every model read whose files changed and then stayed as they are for a poll."""
-        desired = self._store.read().desired
-        for name in set(self._planner.names()) | set(self._plans):
-            if name in self._planning:
-                continue
-            signature, plan = self._planner.signature(name), self._plans.get(name)
-            if plan is not None and signature == plan.signature:
-                self._unstable.pop(name, None)
-            elif self._unstable.get(name) == signature:
-                del self._unstable[name]
-                wanted = desired.get(name, Desired())
-                self._planning[name] = self._thread.submit(self._planner.plan, name, wanted)
-            else:
-                self._unstable[name] = signature
+        return self._plans.is_making or self._model_reports() != self._reported
 
     def _apply_plans(self, deployed: Deployed) -> None:
         """Start what finished plans want and is not there yet."""
-        plans = [planning.result() for planning in self._planning.values() if planning.done()]
+        plans = self._plans.new()
         new = [model for plan in plans for model in self._apply(plan, deployed)]
         kept = [d.model for d in self.deployments.values() if not d.retired_at]
         for model in new:
             self._deploy(model, kept + new)
-        for plan in plans:  # only now: Redis may have failed on the way
-            del self._planning[plan.name]
+        self._plans.took(plans)  # only now: Redis may have failed on the way
 
     def _apply(self, plan: Plan, deployed: Deployed) -> list[ServedModel]:
         """Note what a plan wants; returns the models that are not there yet."""
-        self._plans[plan.name] = plan
         for reason in [plan.reason, *plan.failures.values()]:
             if reason:
                 log.error("%s; what serves goes on", reason)
@@ -149,7 +109,14 @@ class Rollout:
             return []
         models = [self._with_revision(planned, deployed) for planned in plan.versions.values()]
         self._targets[plan.name] = {model.spec.version: model.spec.key for model in models}
+        self._want_steps({step.model for model in models for step in model.spec.steps}, deployed)
         return [model for model in models if model.spec.key not in self.deployments]
+
+    def _want_steps(self, names: set[str], deployed: Deployed) -> None:
+        """Have the models of an ensemble's steps loaded too, as Triton does in mode explicit."""
+        for name in names:
+            if not self._plans.planner.is_wanted(name, deployed.desired.get(name, Desired())):
+                self._store.change(name, lambda now, _: now.model_copy(update={"loaded": True}))
 
     def _with_revision(self, planned: Planned, deployed: Deployed) -> ServedModel:
         """Give a version's content its name: another one if it replaces what runs somewhere."""
@@ -170,14 +137,14 @@ class Rollout:
             deployment = self._make(model, models)
         except BadModel as error:
             log.error("%s; what serves goes on", error)
-            self._plans[model.spec.name].failures[model.spec.version] = str(error)
+            self._plans.made[model.spec.name].failures[model.spec.version] = str(error)
             return
         self._store.open(deployment.key)
         self.deployments[deployment.key] = deployment
 
     def _report(self) -> None:
         """Say how far everything is, if that changed."""
-        self._complete = self._complete or not self._planning
+        self._complete = self._complete or not self._plans.is_making
         report = self._model_reports()
         if report != self._reported:
             self._store.put_report(self._supervisor, report)
@@ -188,7 +155,7 @@ class Rollout:
         self._next_look = 0.0
 
     def _model_reports(self) -> Report:
-        models = {name: self._model_report(plan) for name, plan in self._plans.items()}
+        models = {name: self._model_report(plan) for name, plan in self._plans.made.items()}
         mode = self._settings.model_control_mode
         return Report(mode=mode, complete=self._complete, models=models)
 
@@ -234,6 +201,8 @@ class Rollout:
         kept = wanted | (serving - elsewhere)
         for deployment in self.deployments.values():
             if deployment.key in kept:
+                if deployment.retired_at:  # another supervisor may have closed it meanwhile
+                    self._store.open(deployment.key)
                 deployment.want()
             elif not deployment.leaving:
                 deployment.retire_after(self._stand_by_seconds(deployment, deployed))
@@ -252,6 +221,13 @@ class Rollout:
         if 0 < deployment.retired_at < newest:
             return GRACE_SECONDS
         return max(GRACE_SECONDS, self._settings.standby_seconds)
+
+    def left(self, deployment: Deployment) -> None:
+        """Forget what has left; what is wanted again since is started anew."""
+        del self.deployments[deployment.key]
+        name = deployment.model.spec.name
+        if deployment.key in self._targets.get(name, {}).values():
+            self._plans.make_again(name)
 
     def is_served(self, key: str) -> bool:
         """Tell whether requests go to this content now, here or on another machine."""

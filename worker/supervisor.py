@@ -25,15 +25,14 @@ from redis.exceptions import RedisError
 from shared.deployment_store import DeploymentStore
 from shared.errors import RedisUnavailable
 from shared.log_settings import LogLevel
-from shared.queue_keys import QueueKeys
-from shared.redis_connection import connect, open_wire
+from shared.redis_connection import connect
 from shared.registry import Registry
-from shared.request_queue import recover
 from shared.settings import Settings
 from worker.assignment import assign, gpu_count
 from worker.deployment import Deployment
 from worker.devices import falls_back
 from worker.model_repository import ServedModel, model_names
+from worker.recovery import Recovery
 from worker.rollout import LOOK_SECONDS, Rollout
 from worker.slot import Slot
 
@@ -55,7 +54,6 @@ class Supervisor:
         self._settings = settings
         self._client = connect(settings.redis_url)
         self._registry = Registry(self._client, settings.key_prefix)
-        self._wire = open_wire(self._client)
         self._log_level = LogLevel(settings.log_level)
         self._context: ForkServerContext = get_context("forkserver")
         self._context.set_forkserver_preload(["worker.forkserver_preload"])
@@ -64,7 +62,7 @@ class Supervisor:
         self._numbers = itertools.count()
         self._gpus = 0
         self._cleaned = False
-        self._to_recover: dict[str, str] = {}
+        self._recovery = Recovery(self._client, self._registry, settings)
         self._stopping = False
         self._next_beat = 0.0
         self._next_look = 0.0
@@ -137,9 +135,9 @@ class Supervisor:
             for slot in deployment.slots if not deployment.leaving else ():
                 dead = slot.reap(self._settings.max_batch_seconds)
                 if dead:
-                    self._to_recover[dead] = deployment.key
+                    self._recovery.note(dead, deployment.key)
         try:
-            self._recover_own()
+            self._recovery.recover_noted()
             # subtle: an instance may only be recorded while its supervisor is known to live.
             if time.monotonic() >= self._next_beat:
                 self._beat()
@@ -170,10 +168,10 @@ class Supervisor:
         if not deployment.is_empty:
             return
         for slot in deployment.slots:
-            self._recover(slot.instance_id, deployment.key, crashed=killed)
+            self._recovery.recover(slot.instance_id, deployment.key, crashed=killed)
         if not self._rollout.is_served(deployment.key):
             self._registry.remove_model(deployment.key)
-        del self._rollout.deployments[deployment.key]
+        self._rollout.left(deployment)
 
     def _may_leave(self, deployment: Deployment) -> bool:
         """Tell whether nothing is lost when a version's instances leave here.
@@ -189,7 +187,7 @@ class Supervisor:
     def _look_after(self, slot: Slot) -> None:
         changed = slot.read_reports()
         if slot.process is None and time.monotonic() >= slot.start_at:
-            self._to_recover[slot.instance_id] = slot.model.spec.key  # its last record goes too
+            self._recovery.note(slot.instance_id, slot.model.spec.key)  # its last record goes too
             slot.start()
             changed = True
         if changed:
@@ -199,27 +197,14 @@ class Supervisor:
             self._registry.put_instance(slot.record())
             slot.recorded = True
 
-    def _recover_own(self) -> None:
-        for instance, model_key in list(self._to_recover.items()):
-            self._recover(instance, model_key, crashed=True)
-            del self._to_recover[instance]
-
-    def _recover(self, instance: str, model_key: str, *, crashed: bool) -> None:
-        keys = QueueKeys(self._settings.key_prefix, model_key)
-        back, given_up = recover(
-            self._wire, keys, instance, crashed=crashed,
-            result_ttl_seconds=self._settings.result_ttl_seconds,
-        )  # fmt: skip
-        self._registry.drop_instance(instance)
-        if back or given_up:
-            log.warning("%s died: %d requests put back, %d given up", instance, back, given_up)
-
     def _beat(self) -> None:
         """Say that we live, and keep the registry filled, which Redis may have lost."""
         heartbeat = self._settings.heartbeat_seconds
         self._registry.beat(self.id, BEAT_TERM * heartbeat)
         for deployment in self._rollout.deployments.values():
             self._register(deployment.model)
+            if not deployment.retired_at:
+                self._store.open(deployment.key)  # in the rare case that it closed meanwhile
         for slot in self._slots:
             if slot.process is not None:
                 slot.measure()
@@ -239,10 +224,7 @@ class Supervisor:
             slot.log_at(self._log_level.number)
         if self.id not in alive:
             self._beat()  # Redis came back empty, so soon that nobody saw it go
-        for record in records:
-            if record.supervisor not in alive | {self.id}:
-                log.warning("supervisor %s is gone, taking over %s", record.supervisor, record.id)
-                self._recover(record.id, record.model_key, crashed=True)
+        self._recovery.take_over(records, alive | {self.id})
         self._store.drop_reports_of_the_dead()
         self._next_look = time.monotonic() + self._settings.heartbeat_seconds / LOOKS_PER_HEARTBEAT
 
@@ -269,9 +251,9 @@ class Supervisor:
             sentinels = [slot.process.sentinel for slot in running if slot.process]
             connection.wait(sentinels, timeout=DRAIN_TICK_SECONDS if sentinels else 0)
         try:
-            self._recover_own()
+            self._recovery.recover_noted()
             for slot in self._slots:
-                self._recover(slot.instance_id, slot.model.spec.key, crashed=overdue)
+                self._recovery.recover(slot.instance_id, slot.model.spec.key, crashed=overdue)
             self._store.drop_report(self.id)
             self._registry.stop_beating(self.id)
         except (RedisUnavailable, RedisError) as error:

@@ -1,0 +1,76 @@
+"""Has models read when what is desired of them, or their files, changed; on a thread of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from shared.deployments import Desired
+from shared.settings import Settings
+from worker.planning import Plan, Planner, Signature
+
+
+class Plans:
+    """The last plan of every model, and those that are being made."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Read nothing yet."""
+        self.made: dict[str, Plan] = {}
+        self.planner = Planner(settings)
+        self._thread = ThreadPoolExecutor(1, "ferry-plan")
+        self._making: dict[str, Future[Plan]] = {}
+        self._unstable: dict[str, Signature] = {}
+
+    @property
+    def is_making(self) -> bool:
+        """Tell whether a model is being read."""
+        return bool(self._making)
+
+    @property
+    def has_new(self) -> bool:
+        """Tell whether a plan is there that was not taken yet."""
+        return any(making.done() for making in self._making.values())
+
+    def new(self) -> list[Plan]:
+        """Return the plans that were not taken yet; they become `made`."""
+        plans = [making.result() for making in self._making.values() if making.done()]
+        self.made |= {plan.name: plan for plan in plans}
+        return plans
+
+    def took(self, plans: list[Plan]) -> None:
+        """Note that these were acted upon; until then they are returned again."""
+        for plan in plans:
+            del self._making[plan.name]
+
+    def make_again(self, name: str) -> None:
+        """Have a model read at the next `follow`, whatever is desired."""
+        self.made.pop(name, None)
+
+    def follow(self, desired: Mapping[str, Desired], deployed: Iterable[str]) -> None:
+        """Have every model read of which something else is desired than was planned for.
+
+        Models that are neither in the repository nor desired nor `deployed` are forgotten. Raises
+        BadModel without a repository.
+        """
+        names = self.planner.names()
+        for name in self.made.keys() - {*names, *desired, *deployed}:
+            del self.made[name]
+        for name in {*names, *desired} - self._making.keys():
+            wanted, plan = desired.get(name, Desired()), self.made.get(name)
+            if plan is None or plan.generation != wanted.generation:
+                self._make(name, wanted)
+
+    def poll(self, desired: Mapping[str, Desired]) -> None:
+        """Have every model read whose files changed since, and not since the last poll."""
+        for name in {*self.planner.names(), *self.made} - self._making.keys():
+            signature, plan = self.planner.signature(name), self.made.get(name)
+            if plan is not None and signature == plan.signature:
+                self._unstable.pop(name, None)
+            elif self._unstable.get(name) == signature:
+                del self._unstable[name]
+                self._make(name, desired.get(name, Desired()))
+            else:
+                self._unstable[name] = signature
+
+    def _make(self, name: str, desired: Desired) -> None:
+        self._making[name] = self._thread.submit(self.planner.plan, name, desired)
