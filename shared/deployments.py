@@ -153,6 +153,8 @@ def _ready_key(version: str, reports: Sequence[ModelReport], *, everywhere: bool
     for report in reports:
         if (found := report.versions.get(version)) is not None:
             states.setdefault(found.key, []).append(found.state == "ready")
+    if everywhere and len(states) > 1:
+        return None  # machines have different files for it
     enough = all if everywhere else any
     ready = [key for key, each in states.items() if enough(each)]
     return max(ready, key=revision_of, default=None)

@@ -191,9 +191,16 @@ def _check_failures(reports: list[ModelReport]) -> None:
 
 def _takes_requests(name: str, serving: Serving | None, reports: list[ModelReport]) -> bool:
     """Tell whether requests go to all that supervisors have."""
-    keys = {version.key for report in reports for version in report.versions.values()}
-    if not keys:
+    contents = {
+        (version, each.key) for report in reports for version, each in report.versions.items()
+    }
+    if not contents:
         raise LoadFailed(f"failed to load '{name}', no such model in the repository")
+    versions = [version for version, _ in contents]
+    for version in versions:
+        if versions.count(version) > 1:
+            raise LoadFailed(f"version {version} of '{name}' has other files on other machines")
+    keys = {key for _, key in contents}
     return serving is not None and set(serving.versions.values()) == keys
 
 

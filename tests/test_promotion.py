@@ -76,6 +76,8 @@ def test_content_that_only_some_machines_have_waits_for_the_others() -> None:
     both = [said(v1r1="loading"), said(v1="ready")]
 
     assert promoted(serving("1"), NOTHING, both) == serving("1")
+    both = [said(v1r1="ready"), said(v1="ready")]
+    assert promoted(serving("1"), NOTHING, both) == serving("1")
 
 
 def test_a_model_that_nobody_wants_leaves() -> None:

@@ -45,6 +45,7 @@ BAD = [
     ("FERRY_CACHE_SECONDS", "0"),
     ("FERRY_HEARTBEAT_SECONDS", "0"),
     ("FERRY_MAX_BATCH_SECONDS", "no"),
+    ("FERRY_ALLOW_CPU_FALLBACK", "yes"),
     ("FERRY_CPU_THREADS", "-1"),
     ("FERRY_KEY_PREFIX", "a:b"),
     ("FERRY_KEY_PREFIX", "a b"),
