@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,11 +9,10 @@ from functools import partial
 from shared.deployment_store import Deployed, DeploymentStore
 from shared.deployments import Desired, ModelReport, Serving
 from shared.errors import BadRequest, LoadFailed, ModelNotReady
+from shared.names import MODEL_NAME, VERSION
 
 LONGEST_WAIT_SECONDS = 600.0
 LOOK_SECONDS = 0.03
-MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-VERSION = re.compile(r"[1-9][0-9]{0,18}")
 CONTROL_REFUSED = (
     "explicit model load / unload is not allowed if polling is enabled, nor in the mode none: "
     "the control mode of this server is {mode}, set FERRY_MODEL_CONTROL_MODE=explicit to allow it"

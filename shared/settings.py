@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from shared.errors import BadSetting
+from shared.names import MODEL_NAME
 
 
 def _setting(default: Any, variable: str, effect: str, check: Callable[[str], Any]) -> Any:
@@ -48,8 +49,11 @@ def _control_mode(value: str) -> str:
     return value
 
 
-def _names(value: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in value.split(",") if name.strip())
+def _model_names(value: str) -> str:
+    for name in value.split(","):
+        if name.strip() != "*" and not MODEL_NAME.fullmatch(name.strip()):
+            raise ValueError("must be names of models, separated by commas, or *")
+    return value
 
 
 def _log_level(value: str) -> str:
@@ -104,11 +108,11 @@ class Settings:
         "none, explicit (models are loaded and unloaded by request) or poll (changes are seen)",
         _control_mode,
     )
-    load_models: tuple[str, ...] = _setting(
-        (),
+    load_models: str = _setting(
+        "",
         "FERRY_LOAD_MODELS",
         "in mode explicit: models to load at the start, separated by commas; * for all",
-        _names,
+        _model_names,
     )
     poll_seconds: float = _setting(
         5.0,

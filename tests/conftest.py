@@ -79,14 +79,10 @@ def running_worker(
 def environment(settings: Settings) -> dict[str, str]:
     """Return the variables that `Settings.from_env` reads `settings` from."""
     return {
-        field.metadata["variable"]: _as_text(getattr(settings, name))
+        field.metadata["variable"]: str(getattr(settings, name))
         for name, field in Settings.__dataclass_fields__.items()
         if getattr(settings, name) != field.default
     }
-
-
-def _as_text(value: object) -> str:
-    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def client(
 ) -> Iterator[FlaskClient]:
     """An API over a worker in mode explicit with everything loaded; commands look there too."""
     settings = replace(
-        settings, models=str(repository), model_control_mode="explicit", load_models=("*",)
+        settings, models=str(repository), model_control_mode="explicit", load_models="*"
     )
     for name in [name for name in os.environ if name.startswith("FERRY_")]:
         monkeypatch.delenv(name)
@@ -136,7 +136,7 @@ def lasting(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     add_model(repository, "m", 1)
     settings = Settings(
         redis_url=redis_url, key_prefix="refusals", models=str(repository),
-        model_control_mode="explicit", load_models=("*",),
+        model_control_mode="explicit", load_models="*",
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch, running_worker(settings):
         add_broken(repository, "m", 2)

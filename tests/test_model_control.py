@@ -84,7 +84,7 @@ def test_in_mode_explicit_models_come_and_go_by_request(settings: Settings, tmp_
     add_model(tmp_path, "m", 1)
     add_model(tmp_path, "first", 1)
 
-    with serving(settings, tmp_path, "explicit", load_models=("first",)) as client:
+    with serving(settings, tmp_path, "explicit", load_models="first") as client:
         assert states(client) == {"first/1": "READY: ", "m/": "UNAVAILABLE: unloaded"}
         refusal(client.post("/v2/models/m/infer", json=ONE), 404, "unknown_model")
 
@@ -112,7 +112,7 @@ def test_a_model_that_came_later_is_loaded_by_request(settings: Settings, tmp_pa
 def test_loading_again_takes_up_a_new_version(settings: Settings, tmp_path: Path) -> None:
     add_model(tmp_path, "m", 1)
 
-    with serving(settings, tmp_path, "explicit", load_models=("*",)) as client:
+    with serving(settings, tmp_path, "explicit", load_models="*") as client:
         add_version(tmp_path, "m", 2)
         assert infer(client) == ("1", [1, 10])
         assert answer(client.post(LOAD)) == {}
@@ -125,7 +125,7 @@ def test_loading_again_takes_up_another_content_of_the_same_version(
 ) -> None:
     directory = add_model(tmp_path, "m", 1)
 
-    with serving(settings, tmp_path, "explicit", load_models=("*",)) as client:
+    with serving(settings, tmp_path, "explicit", load_models="*") as client:
         assert infer(client) == ("1", [1, 10])
         write_model(directory / "1" / "model.onnx", 7.0)
         assert answer(client.post(LOAD)) == {}
@@ -135,7 +135,7 @@ def test_loading_again_takes_up_another_content_of_the_same_version(
 def test_a_broken_version_changes_nothing_but_the_index(settings: Settings, tmp_path: Path) -> None:
     add_model(tmp_path, "m", 1)
 
-    with serving(settings, tmp_path, "explicit", load_models=("*",)) as client:
+    with serving(settings, tmp_path, "explicit", load_models="*") as client:
         add_broken(tmp_path, "m", 2)
         message = refusal(client.post(LOAD), 400, "load_failed")
         assert "failed to load 'm'" in message and "model.onnx" in message
@@ -154,7 +154,7 @@ def test_a_config_that_cannot_be_read_changes_nothing_but_the_index(
 ) -> None:
     directory = add_model(tmp_path, "m", 1)
 
-    with serving(settings, tmp_path, "explicit", load_models=("*",)) as client:
+    with serving(settings, tmp_path, "explicit", load_models="*") as client:
         (directory / "config.pbtxt").write_text("max_batch_size: many")
         assert "config.pbtxt" in refusal(client.post(LOAD), 400, "load_failed")
         assert infer(client) == ("1", [1, 10])

@@ -96,7 +96,7 @@ def served(settings: Settings, repository: Path, **more: Any) -> Iterator[tuple[
     """A worker and an API over `repository`: the API's port, and control of the models."""
     settings = replace(
         settings, models=str(repository), port=free_port(), model_control_mode="explicit",
-        load_models=("*",), **more,
+        load_models="*", **more,
     )  # fmt: skip
     with connect(settings.redis_url) as redis, running_worker(settings), running_gunicorn(settings):
         yield settings.port, ModelControl(DeploymentStore(redis, settings.key_prefix), "explicit")

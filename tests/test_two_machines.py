@@ -51,7 +51,7 @@ def cluster(settings: Settings, tmp_path: Path) -> Iterator[Cluster]:
     for repository in repositories:
         add_model(repository, "m", 1)
     settings = replace(
-        settings, model_control_mode="explicit", load_models=("*",), heartbeat_seconds=0.5
+        settings, model_control_mode="explicit", load_models="*", heartbeat_seconds=0.5
     )
     found = Cluster(settings, repositories)
     first, second = (replace(settings, models=str(each)) for each in repositories)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.errors import BadModel
 from shared.model_spec import EnsembleStep, ModelSpec, TextInput
+from shared.names import MODEL_NAME, VERSION
 from shared.registry import asset_digest
 from worker.config.ensemble import EnsembleCircle, with_models
 from worker.config.formats import FORMATS
@@ -18,8 +18,6 @@ from worker.model_config import TEXT_INPUTS, ModelConfig, read_config, read_poli
 
 log = logging.getLogger(__name__)
 
-MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-VERSION = re.compile(r"[1-9][0-9]{0,18}")
 KNOWN_FILES = tuple(name for each in FORMATS for name in each.files)
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from shared.deployments import Desired
 from shared.errors import BadModel
+from shared.names import MODEL_NAME, VERSION
 from shared.settings import Settings
 from worker.model_repository import (
-    MODEL_NAME,
-    VERSION,
     ServedModel,
     model_names,
     policy_versions,
@@ -72,7 +71,8 @@ class Planner:
             return True
         if desired.loaded is not None:
             return desired.loaded
-        return bool({name, "*"} & set(self._settings.load_models))
+        at_start = {each.strip() for each in self._settings.load_models.split(",")}
+        return bool({name, "*"} & at_start)
 
     def signature(self, name: str) -> Signature:
         """Return what changes when any file of a model does: path, inode, size and time.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec
+from shared.names import MODEL_NAME, VERSION
 from worker.config.versions import wanted_versions
 from worker.model_config import read_policy
 from worker.model_repository import (
