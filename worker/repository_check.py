@@ -15,8 +15,6 @@ from shared.names import MODEL_NAME, VERSION
 from worker.config.versions import wanted_versions
 from worker.model_config import read_policy
 from worker.model_repository import (
-    MODEL_NAME,
-    VERSION,
     ServedModel,
     is_model,
     read_model,
