@@ -23,7 +23,8 @@ from bench.scenarios import SCENARIOS, SENTENCE
 from shared.datatypes import NUMPY_TYPES, Array
 from worker.assignment import assign
 from worker.backends.base import Backend
-from worker.instance import InstanceJob, load_backend
+from worker.instance import load_backend
+from worker.job import InstanceJob
 from worker.model_repository import ServedModel, read_model
 from worker.warmup import warm_up
 

@@ -17,7 +17,7 @@ from shared.datatypes import Array
 from shared.model_spec import ModelSpec, TensorSpec
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect, open_wire
-from shared.request_queue import WorkQueue
+from shared.work_queue import WorkQueue
 from worker.batch import answer_batch
 from worker.loop import run
 from worker.meter import Meter

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 0.1
 TICK_SECONDS = 0.02
 DEPARTURES_SECONDS = 0.2
+IDLE_SECONDS = 300.0
+"""After so long without a request there are no threads and connections until the next one."""
 CANCEL_PAUSES = 20
 """How many times longer than a cancel, which walks the queue, the time to the next one is."""
 
@@ -59,6 +61,7 @@ class Courier:
         self._unwanted: deque[tuple[str, str]] = deque()
         self._starting = Lock()
         self._started = False
+        self._shift = 0
 
     @property
     def waiting(self) -> int:
@@ -70,9 +73,9 @@ class Courier:
 
         Its `done` is set once there is a result or an error, at the latest soon after its deadline.
         """
+        self._waiting[parcel.push.id] = parcel  # first: `_rest` looks at it last
         if not self._started:
             self._start()
-        self._waiting[parcel.push.id] = parcel
         if parcel.queue_deadline < math.inf:
             self._timed[parcel.push.id] = parcel
         if held:
@@ -93,19 +96,36 @@ class Courier:
 
     def _start(self) -> None:
         with self._starting:
-            if not self._started:
-                self._sender.start()
-                Thread(target=self._collect_forever, name="ferry-collect", daemon=True).start()
-                Thread(target=self._tick_forever, name="ferry-tick", daemon=True).start()
-                Thread(target=self._settle_forever, name="ferry-settle", daemon=True).start()
-                self._started = True
+            if self._started:
+                return
+            self._started, self._shift = True, self._shift + 1
+            self._sender.start()
+            for work in (self._collect, self._tick, self._settle):
+                name = f"ferry-{work.__name__.strip('_')}"
+                Thread(target=work, args=(self._shift,), name=name, daemon=True).start()
 
-    def _tick_forever(self) -> None:
+    def _rest(self) -> None:
+        """End the threads and close the connections, until the next parcel.
+
+        Versions come and go, and of those that are gone nothing should be left.
+        """
+        with self._starting:
+            self._started, self._shift = False, self._shift + 1
+            self._sender.rest()
+        if self._waiting:  # one came meanwhile, and found all running
+            self._start()
+
+    def _tick(self, shift: int) -> None:
         """Fail what is late or unwanted. Asks nothing of Redis: a deadline holds while it hangs."""
-        next_look = 0.0
-        while True:
+        next_look, busy_at = 0.0, time.monotonic()
+        while shift == self._shift:
             time.sleep(TICK_SECONDS)
             now, waiting = time.monotonic(), list(self._waiting.values())
+            if waiting or self._unwanted:
+                busy_at = now
+            elif now - busy_at > IDLE_SECONDS:
+                self._rest()
+                return
             late = [parcel for parcel in waiting if parcel.deadline <= now]
             self._close("expired", late, lambda: RequestExpired("Request timeout expired"))
             self._note_rejected(now)
@@ -132,16 +152,17 @@ class Courier:
                 self._unwanted.append((why, parcel.push.id))
                 parcel.fail(make_error())
 
-    def _settle_forever(self) -> None:
+    def _settle(self, shift: int) -> None:
         """Read the replies to pushes that nobody read, and take off the queue what is unwanted."""
         wire, next_cancel = self._open_wire(), 0.0
-        while True:
+        while shift == self._shift:
             time.sleep(TICK_SECONDS)
             self._sender.confirm()
             if self._unwanted and time.monotonic() >= next_cancel:
                 began = time.monotonic()
                 self._cancel(wire)
                 next_cancel = began + CANCEL_PAUSES * (time.monotonic() - began)
+        wire.close()
 
     def _cancel(self, wire: Wire) -> None:
         ids: dict[str, list[str]] = {}
@@ -167,7 +188,7 @@ class Courier:
         if self._waiting.pop(parcel.push.id, None) is not None:
             parcel.fail(error)
 
-    def _collect_forever(self) -> None:
+    def _collect(self, shift: int) -> None:
         """Take answers as they are announced; after a lost connection, all that are there."""
         key, wire, lost = self._answered_key, self._open_wire(), False
         # BLMOVE onto itself waits for an announcement without taking it: what is lost on the way
@@ -175,7 +196,7 @@ class Courier:
         wait = ("BLMOVE", key, key, "LEFT", "LEFT", LONGEST_BLOCK_SECONDS)
         collect = ("EVALSHA", script_digest("collect"), 1, key, self._result_prefix)
         told = ""
-        while True:
+        while shift == self._shift:
             try:
                 if lost:
                     self._resume(wire, collect)
@@ -196,6 +217,7 @@ class Courier:
                     log.warning("answers are slow, Redis fails, trying until it is back: %s", told)
                 lost = True
                 time.sleep(RETRY_SECONDS)
+        wire.close()
 
     def _resume(self, wire: Wire, collect: tuple[Any, ...]) -> None:
         """Take every answer that is there, and push again what may be gone; a known id is left."""

@@ -15,6 +15,8 @@ from shared.queue_keys import QueueKeys
 from shared.redis_connection import asking, script_text
 
 CLOSED_MS = 3_600_000
+KEPT_MS = 7 * 86_400_000
+"""How long it is known what a version did that left."""
 MAX_CONFLICTS = 20
 
 
@@ -164,14 +166,27 @@ class DeploymentStore:
 
     def open(self, model_key: str) -> None:
         """Have a version take requests again, before its instances start."""
-        asking(lambda: self._client.delete(QueueKeys(self._prefix, model_key).closed))
+        keys = QueueKeys(self._prefix, model_key)
+
+        def run() -> None:
+            with self._client.pipeline(transaction=False) as opened:
+                pipeline: Any = opened
+                pipeline.delete(keys.closed)
+                for kept in (keys.stats, keys.counts, keys.dead):
+                    pipeline.persist(kept)
+                pipeline.execute()
+
+        asking(run)
 
     def close(self, model_key: str, levels: int, instances: Iterable[str]) -> bool:
         """Have a version take no more requests; False, and no change, while it has work."""
         keys = QueueKeys(self._prefix, model_key, levels)
         inflight = [keys.inflight + instance for instance in instances]
-        names = [keys.closed, *keys.lists, *inflight]
+        kept = [keys.stats, keys.counts, keys.dead]
+        names = [keys.closed, *kept, *keys.lists, *inflight]
         client: Any = self._client
         return bool(
-            asking(lambda: client.eval(script_text("close"), len(names), *names, CLOSED_MS))
+            asking(
+                lambda: client.eval(script_text("close"), len(names), *names, CLOSED_MS, KEPT_MS)
+            )
         )

@@ -20,15 +20,16 @@ shards by model. `ferry` is FERRY_KEY_PREFIX.
     ferry:{m/v}:cache               hash    digest -> answer; `bytes` of all of them      yes
     ferry:{m/v}:cache:expiry        zset    digests by when their answers expire          yes
     ferry:{m/v}:cache:used          zset    digests by when they were last asked for      yes
-    ferry:{m/v}:counts              hash    requests expired, cancelled, rejected, dead   no
-    ferry:{m/v}:stats               hash    what its requests cost, see model_statistics  no
-    ferry:{m/v}:dead                list    the last 1000 requests given up, newest first no
+    ferry:{m/v}:counts              hash    requests expired, cancelled, rejected, dead   no (see 4)
+    ferry:{m/v}:stats               hash    what its requests cost, see model_statistics  no (see 4)
+    ferry:{m/v}:dead                list    the last 1000 requests given up, newest first no (see 4)
     ferry:{m/v}:deadbody:<id>       string  the tensors of such a request                 7 days
 
     1: dropped when its batch is published; a dead instance's is moved by `recover`.
     2: only of models with preserve_ordering. Who closes a request takes off what need not wait.
     3: only of models with a response cache, as the six keys from here on. The first ticket's
        request leads: it waits or runs itself, and its answer is everybody's (docs/cache.md).
+    4: but 7 days after the version has left.
 
 A ticket is 44 bytes that the scripts read without decoding anything else, then the id:
 

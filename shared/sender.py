@@ -45,10 +45,24 @@ class Sender:
         # Whoever pops the token sends. A deque does it atomically, at a tenth of gevent's Lock.
         self._turn = deque([None])
         self._more = Event()
+        self._shift = 0
 
     def start(self) -> None:
         """Start the thread that sends what comes while another is sending."""
-        Thread(target=self._send_forever, name="ferry-send", daemon=True).start()
+        self._shift += 1
+        Thread(
+            target=self._send_waiting, args=(self._shift,), name="ferry-send", daemon=True
+        ).start()
+
+    def rest(self) -> None:
+        """End that thread and close the connection, which the next parcel opens anew."""
+        self._shift += 1
+        self._more.set()
+        self._take_turn(self._hang_up)
+
+    def _hang_up(self) -> None:
+        self._confirm()
+        self._wire.close()
 
     def send(self, parcel: Parcel) -> None:
         """Push the parcel's request, now or soon."""
@@ -73,8 +87,8 @@ class Sender:
         if self._unconfirmed:
             self._take_turn(self._confirm)
 
-    def _send_forever(self) -> None:
-        while True:
+    def _send_waiting(self, shift: int) -> None:
+        while shift == self._shift:
             self._more.wait()
             self._more.clear()
             self._take_turn(self._send_some)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from shared import setting_checks as check
 from shared.errors import BadSetting
-from shared.names import MODEL_NAME
 
 
 def _setting(default: Any, variable: str, effect: str, check: Callable[[str], Any]) -> Any:
@@ -16,211 +16,161 @@ def _setting(default: Any, variable: str, effect: str, check: Callable[[str], An
     return field(default=default, metadata=metadata)
 
 
-def _text(value: str) -> str:
-    if not value.strip():
-        raise ValueError("must not be empty")
-    return value
-
-
-def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    def check(value: str) -> int:
-        number = int(value)
-        if number < low or (high is not None and number > high):
-            raise ValueError(f"must be at least {low}" + (f" and at most {high}" if high else ""))
-        return number
-
-    return check
-
-
-def _seconds(value: str) -> float:
-    number = float(value)
-    if not 0 < number < float("inf"):
-        raise ValueError("must be a positive number of seconds")
-    return number
-
-
-def _seconds_or_none(value: str) -> float:
-    return 0.0 if float(value) == 0 else _seconds(value)
-
-
-def _control_mode(value: str) -> str:
-    if value not in {"none", "explicit", "poll"}:
-        raise ValueError("must be none, explicit or poll")
-    return value
-
-
-def _model_names(value: str) -> str:
-    for name in value.split(","):
-        if name.strip() != "*" and not MODEL_NAME.fullmatch(name.strip()):
-            raise ValueError("must be names of models, separated by commas, or *")
-    return value
-
-
-def _log_level(value: str) -> str:
-    if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
-        raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
-    return value.upper()
-
-
-def _redis_url(value: str) -> str:
-    if not value.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("must start with redis://, rediss:// or unix://")
-    return value
-
-
-def _flag(value: str) -> bool:
-    if value.lower() not in {"0", "1", "false", "true"}:
-        raise ValueError("must be 0 or 1")
-    return value.lower() in {"1", "true"}
-
-
-def _key_prefix(value: str) -> str:
-    if not value or any(sign in value for sign in "{}: "):
-        raise ValueError("must be a word without braces, colons or spaces")
-    return value
-
-
 @dataclass(frozen=True)
 class Settings:
     """What can be set; every field has its variable, its default and its effect."""
 
     redis_url: str = _setting(
-        "", "REDIS_URL", "Redis or Valkey (>= 6.2) to meet at; unset: one is embedded", _redis_url
+        "",
+        "REDIS_URL",
+        "Redis or Valkey (>= 6.2) to meet at; unset: one is embedded",
+        check.redis_url,
     )
-    host: str = _setting("127.0.0.1", "FERRY_HOST", "address the API listens on", _text)
-    port: int = _setting(8000, "FERRY_PORT", "port the API listens on", _whole(1, 65535))
+    host: str = _setting("127.0.0.1", "FERRY_HOST", "address the API listens on", check.text)
+    port: int = _setting(8000, "FERRY_PORT", "port the API listens on", check.whole(1, 65535))
     grpc_port: int = _setting(
-        8001, "FERRY_GRPC_PORT", "port the gRPC API listens on, at FERRY_HOST", _whole(1, 65535)
+        8001,
+        "FERRY_GRPC_PORT",
+        "port the gRPC API listens on, at FERRY_HOST",
+        check.whole(1, 65535),
     )
     grpc_threads: int = _setting(
         256,
         "FERRY_GRPC_THREADS",
         "gRPC calls under way at a time, each stream one, before UNAVAILABLE",
-        _whole(1, 10_000),
+        check.whole(1, 10_000),
     )
     dashboard_port: int = _setting(
-        9181, "FERRY_DASHBOARD_PORT", "loopback port of the job dashboard", _whole(1, 65535)
+        9181, "FERRY_DASHBOARD_PORT", "loopback port of the job dashboard", check.whole(1, 65535)
     )
-    models: str = _setting("models", "FERRY_MODELS", "directory of the model repository", _text)
+    models: str = _setting(
+        "models", "FERRY_MODELS", "directory of the model repository", check.text
+    )
     model_control_mode: str = _setting(
         "none",
         "FERRY_MODEL_CONTROL_MODE",
         "none, explicit (models are loaded and unloaded by request) or poll (changes are seen)",
-        _control_mode,
+        check.control_mode,
     )
     load_models: str = _setting(
         "",
         "FERRY_LOAD_MODELS",
         "in mode explicit: models to load at the start, separated by commas; * for all",
-        _model_names,
+        check.model_names,
     )
     poll_seconds: float = _setting(
         5.0,
         "FERRY_POLL_SECONDS",
         "in mode poll: how often changes are looked for; one is taken up at the look after",
-        _seconds,
+        check.seconds,
     )
     standby_seconds: float = _setting(
         60.0,
         "FERRY_STANDBY_SECONDS",
         "how long a version that was replaced stays loaded, so that a rollback is immediate",
-        _seconds_or_none,
+        check.seconds_or_none,
     )
     state_dir: str = _setting(
-        ".ferry", "FERRY_STATE_DIR", "directory of the embedded Valkey's socket and data", _text
+        ".ferry",
+        "FERRY_STATE_DIR",
+        "directory of the embedded Valkey's socket and data",
+        check.text,
     )
     api_processes: int = _setting(
         0,
         "FERRY_API_PROCESSES",
         "gunicorn worker processes; 0 takes half of the cores, at least one",
-        _whole(0, 256),
+        check.whole(0, 256),
     )
     api_connections: int = _setting(
         1000,
         "FERRY_API_CONNECTIONS",
         "connections one API process holds at a time",
-        _whole(1, 100_000),
+        check.whole(1, 100_000),
     )
     max_body_bytes: int = _setting(
-        64 * 2**20, "FERRY_MAX_BODY_BYTES", "larger bodies are refused with 413", _whole(1024)
+        64 * 2**20, "FERRY_MAX_BODY_BYTES", "larger bodies are refused with 413", check.whole(1024)
     )
     max_image_pixels: int = _setting(
         50_000_000,
         "FERRY_MAX_IMAGE_PIXELS",
         "pictures of a request that have more pixels together are refused before decoding",
-        _whole(1),
+        check.whole(1),
     )
     max_queue_size: int = _setting(
-        10_000, "FERRY_MAX_QUEUE_SIZE", "requests waiting per model before 503", _whole(1)
+        10_000, "FERRY_MAX_QUEUE_SIZE", "requests waiting per model before 503", check.whole(1)
     )
     max_queue_bytes: int = _setting(
         256 * 2**20,
         "FERRY_MAX_QUEUE_BYTES",
         "bytes of request bodies waiting per model before 503",
-        _whole(1024),
+        check.whole(1024),
     )
     max_waiting: int = _setting(
         800,
         "FERRY_MAX_WAITING",
         "requests under way in one API process before 503; keep it below FERRY_API_CONNECTIONS",
-        _whole(1),
+        check.whole(1),
     )
     durable: bool = _setting(
         False,
         "FERRY_DURABLE",
         "1 accepts an asynchronous request only once Redis has flushed it to its disk",
-        _flag,
+        check.flag,
     )
     request_timeout_seconds: float = _setting(
         30.0,
         "FERRY_REQUEST_TIMEOUT_SECONDS",
         "deadline of a request, from its arrival; and the longest silence within a body",
-        _seconds,
+        check.seconds,
     )
     result_ttl_seconds: float = _setting(
-        60.0, "FERRY_RESULT_TTL_SECONDS", "how long an unread answer is kept", _seconds
+        60.0, "FERRY_RESULT_TTL_SECONDS", "how long an unread answer is kept", check.seconds
     )
     cache_bytes: int = _setting(
         64 * 2**20,
         "FERRY_CACHE_BYTES",
         "answers kept per version of a model with response_cache; the longest unused go first",
-        _whole(1024),
+        check.whole(1024),
     )
     cache_seconds: float = _setting(
-        300.0, "FERRY_CACHE_SECONDS", "how long such an answer is given again", _seconds
+        300.0, "FERRY_CACHE_SECONDS", "how long such an answer is given again", check.seconds
     )
     heartbeat_seconds: float = _setting(
         2.0,
         "FERRY_HEARTBEAT_SECONDS",
         "how often a supervisor says it lives; after three misses others take over its work",
-        _seconds,
+        check.seconds,
     )
     max_batch_seconds: float = _setting(
-        60.0, "FERRY_MAX_BATCH_SECONDS", "a batch that runs longer is killed and retried", _seconds
+        60.0,
+        "FERRY_MAX_BATCH_SECONDS",
+        "a batch that runs longer is killed and retried",
+        check.seconds,
     )
     allow_cpu_fallback: bool = _setting(
         False,
         "FERRY_ALLOW_CPU_FALLBACK",
         "1 runs models that ask for GPUs (KIND_GPU) on the CPU of a machine that has none",
-        _flag,
+        check.flag,
     )
     cpu_threads: int = _setting(
         0,
         "FERRY_CPU_THREADS",
         "threads per model instance on the CPU; 0 shares the cores among the instances",
-        _whole(0, 1024),
+        check.whole(0, 1024),
     )
     allow_pickle: bool = _setting(
         False,
         "FERRY_ALLOW_PICKLE",
         "1 serves joblib files, which run whatever code is in them when they are loaded",
-        _flag,
+        check.flag,
     )
     key_prefix: str = _setting(
-        "ferry", "FERRY_KEY_PREFIX", "first word of every Redis key", _key_prefix
+        "ferry", "FERRY_KEY_PREFIX", "first word of every Redis key", check.key_prefix
     )
     log_level: str = _setting(
-        "INFO", "FERRY_LOG_LEVEL", "DEBUG, INFO, WARNING or ERROR", _log_level
+        "INFO", "FERRY_LOG_LEVEL", "DEBUG, INFO, WARNING or ERROR", check.log_level
     )
 
     @property

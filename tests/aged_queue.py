@@ -15,8 +15,8 @@ from shared.model_statistics import model_statistics
 from shared.queue_commands import Limits, as_push, cancel_command, push_command
 from shared.queue_keys import DETACHED, KEPT, TICKET, QueueKeys
 from shared.redis_connection import open_wire, script_digest
-from shared.request_queue import WorkQueue, recover
 from shared.settings import Settings
+from shared.work_queue import WorkQueue, recover
 
 PROCESS = "beefbeef"
 """The API process that waits for the answers of `Asked` requests, unless they are detached."""

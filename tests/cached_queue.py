@@ -18,7 +18,7 @@ from shared.parcels import Push
 from shared.queue_commands import CacheLimits, Limits, cancel_command, push_command
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import open_wire
-from shared.request_queue import WorkQueue, recover
+from shared.work_queue import WorkQueue, recover
 
 PROCESS = "beefbeef"
 LIMITS = Limits()

@@ -19,8 +19,9 @@ from shared.model_spec import EnsembleStep, ModelSpec, TensorSpec
 from shared.queue_commands import Limits
 from shared.queue_keys import TICKET, QueueKeys
 from shared.redis_connection import connect, open_wire
-from shared.request_queue import RequestQueue, Waiting, WorkQueue
+from shared.request_queue import RequestQueue, Waiting
 from shared.settings import Settings
+from shared.work_queue import WorkQueue
 from worker.ensembles.process import run_ensemble
 from worker.meter import Meter
 

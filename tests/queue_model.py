@@ -18,7 +18,7 @@ from shared.parcels import Push
 from shared.queue_commands import MAX_ATTEMPTS, Limits, cancel_command, push_command
 from shared.queue_keys import DELAY, DETACHED, REJECT, QueueKeys
 from shared.redis_connection import open_wire, script_digest
-from shared.request_queue import WorkQueue, recover
+from shared.work_queue import WorkQueue, recover
 
 LIMITS = Limits(requests=6, bytes=400)
 PROCESS = "beefbeef"

@@ -19,7 +19,8 @@ from worker.backends.base import Backend
 from worker.backends.onnxruntime import OnnxRuntimeBackend
 from worker.backends.torchscript import TorchScriptBackend
 from worker.devices import Placement
-from worker.instance import InstanceJob, load_backend
+from worker.instance import load_backend
+from worker.job import InstanceJob
 from worker.model_config import read_config
 from worker.model_repository import read_model
 from worker.warmup import warm_up

@@ -34,8 +34,8 @@ from shared.model_spec import ModelSpec, TensorSpec
 from shared.queue_keys import QueueKeys
 from shared.records import How, Wanted
 from shared.redis_connection import connect, open_wire
-from shared.request_queue import WorkQueue
 from shared.settings import Settings
+from shared.work_queue import WorkQueue
 
 
 def of(datatype: str, *dims: int, rows: int = 32) -> ModelSpec:

@@ -15,8 +15,9 @@ from shared.messages import InferRequest, Tensor
 from shared.queue_commands import Limits
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect, open_wire
-from shared.request_queue import RequestQueue, WorkQueue
+from shared.request_queue import RequestQueue
 from shared.settings import Settings
+from shared.work_queue import WorkQueue
 
 FIRST, SECOND = model("first"), model("second")
 

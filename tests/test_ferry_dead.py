@@ -21,8 +21,8 @@ from shared.queue_commands import Limits
 from shared.queue_keys import QueueKeys
 from shared.records import How, Records
 from shared.redis_connection import Wire, connect, open_wire
-from shared.request_queue import WorkQueue, recover
 from shared.settings import Settings
+from shared.work_queue import WorkQueue, recover
 
 SPEC = spec("m", TensorSpec(name="x", datatype="FP32", dims=(3,)))
 VALUES = np.array([[1.5, float("nan"), -2.0]], np.float32)

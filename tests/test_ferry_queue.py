@@ -17,8 +17,8 @@ from shared.parcels import Push
 from shared.queue_commands import Limits, cancel_command, push_command
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import Wire, connect, open_wire
-from shared.request_queue import WorkQueue, recover
 from shared.settings import Settings
+from shared.work_queue import WorkQueue, recover
 
 SPEC = spec("m", TensorSpec(name="x", datatype="FP32", dims=(2,))).model_copy(
     update={"priority_levels": 2}

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 from shared.claims import Answers, Claimed
 from shared.errors import ModelFailed
 from shared.messages import InferResult
-from shared.request_queue import WorkQueue
+from shared.work_queue import WorkQueue
 from worker import loop
 from worker.meter import Meter
 

@@ -20,8 +20,8 @@ from shared.parcels import Push
 from shared.queue_commands import Limits, cancel_command, push_command
 from shared.queue_keys import DETACHED, QueueKeys
 from shared.redis_connection import connect, open_wire
-from shared.request_queue import WorkQueue, recover
 from shared.settings import Settings
+from shared.work_queue import WorkQueue, recover
 from worker.backends.base import Backend
 from worker.batch import answer_batch
 from worker.memory import PiecewiseBackend

@@ -21,8 +21,9 @@ from shared.parcels import Push
 from shared.queue_commands import Limits, push_command
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import Wire, connect, open_wire
-from shared.request_queue import RequestQueue, Waiting, WorkQueue, recover
+from shared.request_queue import RequestQueue, Waiting
 from shared.settings import Settings
+from shared.work_queue import WorkQueue, recover
 
 MODEL = "m/1"
 

@@ -39,7 +39,9 @@ def test_an_instance_that_cannot_start_is_tried_again_after_growing_pauses(
 ) -> None:
     monkeypatch.setattr(slot_module.time, "monotonic", lambda: 1000.0)
     model = SimpleNamespace(
-        spec=fake_spec(), file=Path("model.pt"), config=SimpleNamespace(backend="torchscript")
+        spec=fake_spec(),
+        file=Path("model.pt"),
+        config=SimpleNamespace(backend="torchscript", warmup=()),
     )
     slot = Slot(
         cast(Any, model), Placement("cpu", 1), 0, "host", Settings(), cast(Any, NoProcesses())

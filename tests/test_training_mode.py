@@ -21,7 +21,8 @@ from shared.errors import BadModel
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend
 from worker.devices import Placement
-from worker.instance import InstanceJob, load_backend
+from worker.instance import load_backend
+from worker.job import InstanceJob
 from worker.model_repository import read_model
 from worker.steadiness import check_steady, made_up_rows
 

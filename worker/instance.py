@@ -6,28 +6,23 @@ import ctypes
 import logging
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
 
 from shared.claims import Batching
 from shared.log_settings import LogLevel
-from shared.model_spec import ModelSpec
-from shared.queue_commands import Limits
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect, open_wire
-from shared.request_queue import WorkQueue
+from shared.work_queue import WorkQueue
 from worker.backends.base import Backend, close
 from worker.backends.loading import load_file
 from worker.batch import answer_batch
-from worker.config.warmup import WarmupSample
-from worker.devices import Placement
 from worker.each import answers_each
 from worker.ensembles.process import run_ensemble
+from worker.job import InstanceJob
 from worker.logs import configure_logging, follow_level
 from worker.loop import run
 from worker.memory import PiecewiseBackend
@@ -39,24 +34,6 @@ from worker.warmup import run_samples, warm_up
 log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True)
-class InstanceJob:
-    """Everything an instance needs to know; travels to the forked process."""
-
-    id: str
-    spec: ModelSpec
-    backend: str
-    file: Path
-    placement: Placement
-    redis_url: str
-    key_prefix: str
-    result_ttl_seconds: float
-    log_level: str
-    limits: Limits = Limits()  # noqa: RUF009, it is frozen
-    allow_pickle: bool = False
-    warmup: tuple[WarmupSample, ...] = ()
 
 
 def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:

@@ -12,7 +12,7 @@ from shared.claims import Answers, Claimed
 from shared.errors import ModelFailed
 from shared.messages import InferResult
 from shared.model_statistics import encode_costs
-from shared.request_queue import WorkQueue
+from shared.work_queue import WorkQueue
 from worker.meter import Meter
 
 log = logging.getLogger(__name__)

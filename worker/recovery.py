@@ -9,9 +9,9 @@ from redis import Redis
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import open_wire
 from shared.registry import Registry
-from shared.request_queue import recover
 from shared.settings import Settings
 from shared.snapshot import InstanceRecord
+from shared.work_queue import recover
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from shared.queue_commands import Limits
 from shared.settings import Settings
 from shared.snapshot import InstanceRecord, State
 from worker.devices import Placement
-from worker.instance import InstanceJob, run_instance
+from worker.job import InstanceJob, run_job
 from worker.meter import Meter, Rate
 from worker.model_repository import ServedModel
 
@@ -81,7 +81,7 @@ class Slot:
         )  # fmt: skip
         reports, child_end = self._context.Pipe(duplex=False)
         process = self._context.Process(
-            target=run_instance, args=(job, child_end, self._meter), name=self.instance_id
+            target=run_job, args=(job, child_end, self._meter), name=self.instance_id
         )
         try:
             process.start()

@@ -17,7 +17,8 @@ import torch
 from shared.errors import FerryError
 from shared.settings import Settings, default_cores
 from worker.devices import Placement, cpu_threads, devices_of
-from worker.instance import InstanceJob, warm_backend
+from worker.instance import warm_backend
+from worker.job import InstanceJob
 from worker.meter import Meter
 from worker.model_repository import read_model
 

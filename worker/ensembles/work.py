@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import ResponseError
 
 from shared.claims import Answers, Claimed
-from shared.request_queue import WorkQueue
+from shared.work_queue import WorkQueue
 
 
 class Finished(NamedTuple):

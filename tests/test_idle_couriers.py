@@ -1,0 +1,52 @@
+"""A courier without requests has no threads and no connections, until the next request."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from redis import Redis
+from waiting import wait_until
+
+from shared import courier
+from shared.claims import Answers
+from shared.messages import InferRequest, InferResult
+from shared.model_statistics import encode_costs
+from shared.queue_commands import Limits
+from shared.queue_keys import QueueKeys
+from shared.redis_connection import connect, open_wire
+from shared.request_queue import RequestQueue
+from shared.settings import Settings
+from shared.work_queue import WorkQueue
+
+
+def threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("ferry-")}
+
+
+def ask(queue: RequestQueue, keys: QueueKeys, redis: Redis) -> InferResult:
+    """Have one request answered by an instance of our own."""
+    waiting = queue.push(InferRequest(queue.new_id(), 1, (), (), 10.0))
+    work = WorkQueue(open_wire(redis), keys, "instance", result_ttl_seconds=10.0)
+    claimed = work.claim(1, 0.0)
+    work.publish(claimed, Answers([InferResult().encode()], encode_costs(claimed, [], 0.0)))
+    return waiting.wait()
+
+
+def test_it_rests_and_wakes_up_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courier, "IDLE_SECONDS", 0.2)
+    before = threads()
+
+    with connect(settings.redis_url) as redis:
+        keys = QueueKeys(settings.key_prefix, "m/1")
+        queue = RequestQueue(redis, keys, Limits())
+        for _ in range(3):
+            clients = redis.info("clients")["connected_clients"]
+            ask(queue, keys, redis)
+            assert threads() - before
+            wait_until(lambda: not threads() - before, 10, "its threads ended")
+            wait_until(
+                lambda n=clients: redis.info("clients")["connected_clients"] <= n,  # type: ignore[misc]
+                10,
+                "its connections are closed",
+            )
