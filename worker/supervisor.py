@@ -107,14 +107,14 @@ class Supervisor:
             log.warning("%s: KIND_GPU, but there is no GPU: it runs on the CPU", new.spec.key)
         self._register(new)
         make = partial(Slot, supervisor=self.id, settings=self._settings, context=self._context)
-        return Deployment(
-            new,
-            [
-                make(model, placement, index=next(self._numbers))
-                for model, placement in placed
-                if model is new
-            ],
-        )
+        slots = [
+            make(model, placement, index=next(self._numbers))
+            for model, placement in placed
+            if model is new
+        ]
+        for slot in slots:
+            slot.log_at(self._log_level.number)
+        return Deployment(new, slots)
 
     def _clean_registry(self) -> None:
         """Forget what an earlier run left in the registry, once it is known what is served."""
