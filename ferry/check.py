@@ -22,9 +22,14 @@ def check_models(
     process of its own. Raises BadModel when there is no such directory.
     """
     settings = Settings.from_env(environ)
-    logging.getLogger("worker").setLevel(logging.ERROR)  # its notes are printed here
     trial = trial_in_a_process(environ) if load else None
-    report = check_repository(directory or Path(settings.models), trial)
+    log = logging.getLogger("worker")
+    level = log.level
+    log.setLevel(logging.ERROR)  # its notes are printed here
+    try:
+        report = check_repository(directory or Path(settings.models), trial)
+    finally:
+        log.setLevel(level)
     print(_as_json(report) if as_json else _as_text(report), flush=True)
     return EXIT_PROBLEMS if report.problems else 0
 

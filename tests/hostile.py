@@ -90,7 +90,7 @@ def app_that_refuses_what_fits(settings: Settings) -> Flask:
     """Return the API with a queue that refuses: what is well formed is a 400 as well."""
     app = create_app(settings)
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **_named: Any) -> None:
         raise BadRequest("it fits")
 
     app.extensions["queues"].ask = refuse
