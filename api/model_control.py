@@ -14,6 +14,10 @@ def load_by_request(control: ModelControl, name: str, parameters: Parameters) ->
     config = parameters.get("config")
     if config is not None and not isinstance(config, str):
         raise BadRequest('parameter "config" must be a string that holds JSON')
+    try:
+        (config or "").encode()
+    except UnicodeEncodeError as error:
+        raise BadRequest(f'parameter "config" is no text: {error}') from None
     control.load(name, config)
 
 

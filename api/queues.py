@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from functools import partial
+from threading import Lock
 from typing import NamedTuple
 
 import redis
@@ -44,7 +45,8 @@ class Queues:
         self._settings = settings
         self._catalog = catalog
         self._shadowing = Shadowing(Comparisons(client, settings.key_prefix))
-        self._queues: dict[str, RequestQueue] = {}
+        self._queues: dict[tuple[str, int, bool], RequestQueue] = {}
+        self._making = Lock()
 
     def ask(
         self,
@@ -113,7 +115,7 @@ class Queues:
         Raises QueueFull when too many wait in this process.
         """
         queue = self._queue(spec)
-        waiting = sum(other.waiting for other in self._queues.values())
+        waiting = sum([other.waiting for other in list(self._queues.values())])
         if waiting >= self._settings.max_waiting:
             raise self._with_retry_after(spec, QueueFull.with_waiting(waiting))
         request = self._request(queue.new_id(), spec, inputs, outputs, terms)
@@ -197,8 +199,12 @@ class Queues:
         return Limits.of(spec, self._settings)
 
     def _queue(self, spec: ModelSpec) -> RequestQueue:
-        queue = self._queues.get(spec.key)
+        name = (spec.key, spec.levels, spec.cached)  # a restart may bring another config
+        queue = self._queues.get(name)
         if queue is None:
-            queue = RequestQueue(self._client, self._keys(spec), self._limits(spec))
-            self._queues[spec.key] = queue
+            with self._making:
+                queue = self._queues.get(name)
+                if queue is None:
+                    queue = RequestQueue(self._client, self._keys(spec), self._limits(spec))
+                    self._queues[name] = queue
         return queue

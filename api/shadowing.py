@@ -82,7 +82,9 @@ class Shadowing:
             return compared(copy.answer, copy.waiting.wait())
         except FerryError as error:
             log.debug("the shadow %s failed: %s", copy.shadow_key, error)
-            return Comparison(request_count=1, failed_count=1)
+        except Exception:  # a border: whatever a shadow answers, the next ones are compared
+            log.exception("an answer of the shadow %s is counted as failed", copy.shadow_key)
+        return Comparison(request_count=1, failed_count=1)
 
     def _count(self, copy: Copy, counted: Comparison) -> None:
         skipped = self._skipped.pop((copy.shadow_key, copy.version), 0)

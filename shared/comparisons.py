@@ -92,9 +92,9 @@ def _agreement(pairs: list[tuple[Tensor, Tensor]]) -> tuple[int, int]:
         if ours.datatype == "BYTES":
             continue
         a, b = ours.array(), theirs.array()
-        if a.ndim == 0 or len(a) == 0:
+        if a.ndim == 0 or a.size == 0:
             return 1, int(a.shape == b.shape and bool(np.all(a == b)))
-        if a.shape != b.shape:
+        if a.shape != b.shape or theirs.datatype == "BYTES":
             return len(a), 0
         a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
         if a.shape[1] == 1:
@@ -105,7 +105,7 @@ def _agreement(pairs: list[tuple[Tensor, Tensor]]) -> tuple[int, int]:
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
-    if ours.datatype == "BYTES" or ours.shape != theirs.shape:
+    if "BYTES" in (ours.datatype, theirs.datatype) or ours.shape != theirs.shape:
         return 0.0 if (ours.shape, ours.data) == (theirs.shape, theirs.data) else float("inf")
     a, b = ours.array().astype(np.float64), theirs.array().astype(np.float64)
     same = (a == b) | (np.isnan(a) & np.isnan(b))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from redis.exceptions import WatchError
@@ -27,6 +27,14 @@ class Deployed:
     desired: dict[str, Desired] = field(default_factory=dict)
     reports: dict[str, Report] = field(default_factory=dict)
     served: dict[str, Serving] = field(default_factory=dict)
+
+
+class Content(NamedTuple):
+    """What a version is made of: the digest of its files and its configuration."""
+
+    name: str
+    version: str
+    fingerprint: str
 
 
 class DeploymentStore:
@@ -148,21 +156,28 @@ class DeploymentStore:
 
         asking(run)
 
-    def revision(self, name: str, version: str, fingerprint: str, *, replaces: bool) -> int:
+    def revision(self, content: Content, supervisor: str, *, replaces: bool) -> int:
         """Return the number of a version's content, the same on every supervisor.
 
         Content that was never seen gets a number of its own when it `replaces` what runs, else the
         last one's, whose waiting requests it answers.
         """
-        latest = f"{name}/{version}"
-        field_name = f"{latest}/{fingerprint}"
         client: Any = self._client
-        found = asking(lambda: client.hget(self._revisions, field_name))
-        if found is None:
-            number = asking(lambda: client.hincrby(self._revisions, latest, int(replaces)))
-            asking(lambda: client.hsetnx(self._revisions, field_name, number))
-            found = asking(lambda: client.hget(self._revisions, field_name))
-        return int(found)
+        arguments = (
+            f"{content.name}/{content.version}", content.fingerprint, int(replaces), supervisor,
+            self._supervisors,
+        )  # fmt: skip
+        script = script_text("revision")
+        return int(asking(lambda: client.eval(script, 1, self._revisions, *arguments)))
+
+    def restore_revision(self, content: Content, number: int, supervisor: str) -> None:
+        """Write the number of what runs into a Redis that came back empty."""
+        name = f"{content.name}/{content.version}"
+        self._write("hsetnx", self._revisions, f"{name}/{content.fingerprint}", str(number))
+        held = f"{content.fingerprint} {supervisor}"
+        self._write("hsetnx", self._revisions, f"{name}@{number}", held)
+        last = int(asking(lambda: self._client.hget(self._revisions, name)) or 0)
+        self._write("hset", self._revisions, name, str(max(last, number)))
 
     def open(self, model_key: str) -> None:
         """Have a version take requests again, before its instances start."""

@@ -4,7 +4,7 @@ key              type    holds                                                  
 ferry:desired    hash    model name -> Desired: what operators asked for                no
 ferry:reports    hash    supervisor id -> Report: what it runs of what is wanted        no (see 1)
 ferry:served     hash    model name -> Serving: where requests go                       no
-ferry:revisions  hash    name/version/fingerprint -> number of the content's revision   no
+ferry:revisions  hash    numbers of the contents of each version, see revision.lua      no
 ferry:changes    string  counts changes of the first three, so that looking is cheap    no
 
 1: removed when the supervisor stops, or by whoever takes over its work.
@@ -15,7 +15,7 @@ with the lowest id, decides by `promoted` where requests go; API processes follo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -93,11 +93,13 @@ class ModelReport(_Frozen):
 class Report(_Frozen):
     """What one supervisor says of every model in its repository; `mode` is its control mode.
 
-    It is `complete` once it has read every model for the first time.
+    It is `complete` once it has read every model for the first time. `running` are the contents
+    (`ModelSpec.key`) that could answer, wanted or not.
     """
 
     mode: str = "none"
     complete: bool = True
+    running: list[str] = []
     models: dict[str, ModelReport] = {}
 
 
@@ -114,13 +116,17 @@ class Serving(_Frozen):
 
 
 def promoted(
-    current: Serving | None, desired: Desired, reports: Sequence[ModelReport]
+    current: Serving | None,
+    desired: Desired,
+    reports: Sequence[ModelReport],
+    running: Set[str] | None = None,
 ) -> Serving | None:
     """Return where a model's requests go from now on, None when nobody is to serve it.
 
     A version takes requests once it is ready on every supervisor that wants it. At the first time
     it is enough that one has it and no other is loading. What is served now stays until all that is
-    wanted is ready, so a version that fails to load changes nothing.
+    wanted is ready, so a version that fails to load changes nothing; but not what is no longer
+    among the contents `running` anywhere (None: it is not known yet).
     """
     if any(report.reason for report in reports):
         return current
@@ -134,7 +140,7 @@ def promoted(
         for version in wanted
         if (key := _ready_key(version, reports, everywhere=current is not None)) is not None
     }
-    kept = current.versions if current is not None else {}
+    kept = _kept(current, wanted, running) if current is not None else {}
     versions = ready if len(ready) == len(wanted) else kept | ready
     if not versions:
         return None
@@ -145,6 +151,20 @@ def promoted(
         split=split if len(split) == len(desired.split) else {},
         shadow=desired.shadow if desired.shadow in versions else "",
     )
+
+
+def _kept(current: Serving, wanted: set[str], running: Set[str] | None) -> dict[str, str]:
+    """Return what serves and is to go on while not all that is wanted is ready.
+
+    Besides those that are in use no more than are wanted, or they would pile up while one fails.
+    """
+    highest = sorted(current.versions, key=int)[-len(wanted) :]
+    needed = {*wanted, *highest, current.default, current.shadow, *current.split}
+    return {
+        version: key
+        for version, key in current.versions.items()
+        if version in needed and (running is None or key in running)
+    }
 
 
 def _ready_key(version: str, reports: Sequence[ModelReport], *, everywhere: bool) -> str | None:

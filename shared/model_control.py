@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 
 from shared.deployment_store import Deployed, DeploymentStore
 from shared.deployments import Desired, ModelReport, Serving
@@ -18,6 +17,8 @@ CONTROL_REFUSED = (
     "the control mode of this server is {mode}, set FERRY_MODEL_CONTROL_MODE=explicit to allow it"
 )
 """Begins with Triton's sentence for it, for which people search."""
+Update = Callable[[Desired, Serving | None], Desired]
+IsDone = Callable[[Serving | None, list[ModelReport], Desired], bool]
 
 
 class ModelControl:
@@ -43,14 +44,11 @@ class ModelControl:
         """
         self._check_mode()
         _check_name(name)
-        wanted = self._store.change(
-            name, lambda now, _: now.model_copy(update={"loaded": True, "config": config})
-        )
-        try:
-            self._wait(name, wanted.generation, partial(_takes_requests, name))
-        except LoadFailed:
-            self._forget_unknown(name)
-            raise
+
+        def update(now: Desired, _: Serving | None) -> Desired:
+            return now.model_copy(update={"loaded": True, "config": config})
+
+        self._change(name, update, lambda serving, reports, _: _takes_all(name, serving, reports))
 
     def unload(self, name: str) -> None:
         """Have a model leave, and forget which version of it was to be used.
@@ -65,8 +63,11 @@ class ModelControl:
             for report in deployed.reports.values()
         ):
             raise LoadFailed(f"failed to unload '{name}', no such model in the repository")
-        wanted = self._store.change(name, lambda _now, _: Desired(loaded=False))
-        self._wait(name, wanted.generation, lambda serving, _: serving is None)
+        self._change(
+            name,
+            lambda _now, _: Desired(loaded=False),
+            lambda serving, _reports, _: serving is None,
+        )
 
     def use(self, name: str, version: str) -> None:
         """Send the requests that name no version to this one; empty: to the highest again.
@@ -104,14 +105,21 @@ class ModelControl:
 
         self._route(name, [version] if version else [], update)
 
-    def _route(
-        self, name: str, versions: list[str], update: Callable[[Desired, Serving | None], Desired]
-    ) -> None:
+    def _route(self, name: str, versions: list[str], update: Update) -> None:
         """Change where requests go; what is not possible is undone again."""
         _check_name(name)
         for version in versions:
             if not VERSION.fullmatch(version):
                 raise BadRequest(f"version {version!r} must be a whole number from 1")
+        self._change(name, update, _follows, versions)
+
+    def _change(
+        self, name: str, update: Update, is_done: IsDone, versions: list[str] | None = None
+    ) -> None:
+        """Change what is desired, and wait until it is so; what cannot be is undone again.
+
+        The failures of `versions` alone matter, None for all.
+        """
         before: list[Desired] = []
 
         def remembering(now: Desired, serving: Serving | None) -> Desired:
@@ -120,9 +128,7 @@ class ModelControl:
 
         wanted = self._store.change(name, remembering)
         try:
-            self._wait(
-                name, wanted.generation, lambda serving, _: _follows(serving, wanted), versions
-            )
+            self._wait(name, wanted, is_done, versions)
         except LoadFailed:
             self._store.change(
                 name, lambda now, _: before[0] if now.generation == wanted.generation else now
@@ -131,26 +137,32 @@ class ModelControl:
             raise
 
     def _wait(
-        self,
-        name: str,
-        generation: int,
-        is_done: Callable[[Serving | None, list[ModelReport]], bool],
-        versions: list[str] | None = None,
+        self, name: str, wanted: Desired, is_done: IsDone, versions: list[str] | None
     ) -> None:
-        """Return once it is done; the state of `versions` alone matters, None for all."""
         deadline = time.monotonic() + LONGEST_WAIT_SECONDS
-        changes = -1
-        while time.monotonic() < deadline:
-            if (now := self._store.changes()) != changes:
-                changes, deployed = now, self._store.read()
-                reports = _reports_of(name, generation, deployed)
-                looked_at = reports if versions is None else [one.only(versions) for one in reports]
-                if reports and all(report.settled for report in looked_at):
-                    _check_failures(looked_at)
-                    if is_done(deployed.served.get(name), reports):
-                        return
+        changes, next_read = -1, 0.0
+        while (now := time.monotonic()) < deadline:
+            if (seen := self._store.changes()) != changes or now >= next_read:
+                # Now and then in any case: of a supervisor that dies nothing is written.
+                changes, next_read = seen, now + 1.0
+                if self._is_done(name, wanted, is_done, versions):
+                    return
             time.sleep(LOOK_SECONDS)
         raise ModelNotReady(f"'{name}' is still loading after {LONGEST_WAIT_SECONDS:g} s")
+
+    def _is_done(
+        self, name: str, wanted: Desired, is_done: IsDone, versions: list[str] | None
+    ) -> bool:
+        deployed = self._store.read()
+        reports = _reports_of(name, wanted.generation, deployed)
+        looked_at = reports if versions is None else [one.only(versions) for one in reports]
+        if reports and all(report.settled for report in looked_at):
+            _check_failures(looked_at)
+            if is_done(deployed.served.get(name), reports, wanted):
+                return True
+        if deployed.desired.get(name, wanted).generation > wanted.generation:
+            raise LoadFailed(f"another change of '{name}' came before this one was done")
+        return False
 
     def _forget_unknown(self, name: str) -> None:
         """Leave nothing behind of a name that is in no repository."""
@@ -187,7 +199,7 @@ def _check_failures(reports: list[ModelReport]) -> None:
             raise LoadFailed(report.failure)
 
 
-def _takes_requests(name: str, serving: Serving | None, reports: list[ModelReport]) -> bool:
+def _takes_all(name: str, serving: Serving | None, reports: list[ModelReport]) -> bool:
     """Tell whether requests go to all that supervisors have."""
     contents = {
         (version, each.key) for report in reports for version, each in report.versions.items()
@@ -202,11 +214,20 @@ def _takes_requests(name: str, serving: Serving | None, reports: list[ModelRepor
     return serving is not None and set(serving.versions.values()) == keys
 
 
-def _follows(serving: Serving | None, wanted: Desired) -> bool:
+def _follows(serving: Serving | None, reports: list[ModelReport], wanted: Desired) -> bool:
+    """Tell whether requests go where they are wanted to; raises LoadFailed when they cannot."""
     if serving is None:
-        raise LoadFailed("no version of this model is served, and none can be loaded")
+        states = [each.state for report in reports for each in report.versions.values()]
+        if not {"loading", "ready"} & set(states):
+            raise LoadFailed("no version of this model is served, and none can be loaded")
+        return False
+    use = wanted.use
+    if not use and not wanted.split:
+        versions = {version for report in reports for version in report.versions}
+        use = max(versions - {wanted.shadow}, key=int, default="")
+        _check_failures([report.only([use]) for report in reports])
     return (
-        wanted.use in ("", serving.default)
+        use in ("", serving.default)
         and serving.split == wanted.split
         and serving.shadow == wanted.shadow
     )

@@ -111,6 +111,24 @@ def test_a_split_begins_when_all_its_versions_are_there() -> None:
     assert found == serving("2", "3", default="2", split={"2": 90, "3": 10})
 
 
+def test_what_runs_nowhere_takes_no_requests() -> None:
+    desired, now = Desired(use="1"), serving("1")
+    reports = [said(v1="failed", v2="ready")]
+
+    assert promoted(now, desired, reports) == serving("1", "2", default="1")
+    assert promoted(now, desired, reports, running=set()) == serving("2")
+
+
+def test_versions_do_not_pile_up_while_one_that_is_wanted_fails() -> None:
+    desired, now = Desired(use="1"), serving("3", "4", "5", default="3")
+
+    found = promoted(now, desired, [said(v1="failed", v6="ready")])
+
+    assert found == serving("3", "4", "5", "6", default="3")
+    again = promoted(found, desired, [said(v1="failed", v7="ready")])
+    assert again == serving("3", "5", "6", "7", default="3")
+
+
 def test_a_shadow_never_takes_the_place_of_what_serves() -> None:
     desired, now = Desired(shadow="3"), serving("2")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from shared.deployment_store import Content
 from shared.deployments import VersionReport, VersionState
 from worker.model_repository import ServedModel
 from worker.slot import Slot
@@ -15,6 +16,7 @@ class Deployment:
     def __init__(self, model: ServedModel, slots: list[Slot]) -> None:
         """Hold slots that are empty yet."""
         self.model = model
+        self.content = Content(model.spec.name, model.spec.version, "")
         self.slots = slots
         self.leaving = False
         self._was_ready = False
@@ -44,7 +46,7 @@ class Deployment:
 
     def retire_after(self, seconds: float) -> None:
         """Let it go so long after it was last wanted."""
-        self.retired_at = self.retired_at or time.monotonic()
+        assert self.retired_at, "it is retired before"
         self._leave_at = self.retired_at + seconds
 
     @property

@@ -6,11 +6,14 @@ same on every machine, where their times are not.
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
+from shared.deployment_store import Content
 from shared.deployments import Desired
 from shared.errors import BadModel
 from shared.names import MODEL_NAME, VERSION
@@ -24,7 +27,9 @@ from worker.model_repository import (
 )  # fmt: skip
 
 CHUNK_BYTES = 1 << 20
-Signature = tuple[tuple[str, int, int, int], ...]
+Entry = tuple[str, int, int, int]
+Signature = tuple[Entry, ...]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Planned:
     """One version that can be loaded, and the digest of all that it is made of."""
 
     model: ServedModel
-    fingerprint: str
+    content: Content
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,12 @@ class Plan:
     reason: str = ""
     exists: bool = True
 
+    @property
+    def steps(self) -> set[str]:
+        """Return the models of an ensemble's steps."""
+        found = [step for each in self.versions.values() for step in each.model.spec.steps]
+        return {step.model for step in found}
+
 
 class Planner:
     """Reads the repository; used by one thread at a time."""
@@ -59,7 +70,7 @@ class Planner:
         """Read `settings.models`."""
         self._repository = Path(settings.models)
         self._settings = settings
-        self._digests: dict[tuple[str, int, int, int], bytes] = {}
+        self._digests: dict[str, dict[Entry, bytes]] = {}
 
     def names(self) -> list[str]:
         """Return the models of the repository; raises BadModel when it is not there."""
@@ -77,59 +88,87 @@ class Planner:
     def signature(self, name: str) -> Signature:
         """Return what changes when any file of a model does: path, inode, size and time.
 
-        Directories are in it by their paths alone.
+        Directories are in it by their paths alone, links by what they lead to.
         """
-        found = []
-        for folder, folders, files in os.walk(self._repository / name):
-            folders[:] = [each for each in folders if each != "__pycache__"]
+        found, seen = list[Entry](), set[str]()
+        for folder, folders, files in os.walk(self._repository / name, followlinks=True):
+            real = os.path.realpath(folder)
+            folders[:] = [each for each in folders if each != "__pycache__" and real not in seen]
             found.append((folder, 0, 0, 0))
-            for file in files:
+            for file in [] if real in seen else files:
                 path = os.path.join(folder, file)
                 try:
                     status = os.stat(path)
                 except OSError:
                     continue  # gone meanwhile: the next look sees another signature
-                found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
+                if stat.S_ISREG(status.st_mode):
+                    found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
+            seen.add(real)
         return tuple(sorted(found))
 
     def plan(self, name: str, desired: Desired) -> Plan:
         """Read what is to be served of a model; never raises for what is in the repository."""
-        signature = self.signature(name) if MODEL_NAME.fullmatch(name) else ()
-        if not MODEL_NAME.fullmatch(name) or not (self._repository / name).is_dir():
+        if not MODEL_NAME.fullmatch(name):
+            return Plan(name, desired.generation, exists=False)
+        try:
+            return self._plan(name, desired, self.signature(name))
+        except BadModel as error:
+            reason = str(error)
+        except Exception as error:  # a border: the repository is other people's
+            log.exception("%s cannot be read, what serves goes on", name)
+            reason = f"failed to load '{name}', {type(error).__name__}: {error}"
+        return Plan(name, desired.generation, self._signature_or_none(name), reason=reason)
+
+    def _signature_or_none(self, name: str) -> Signature:
+        try:
+            return self.signature(name)
+        except OSError:
+            return ()
+
+    def _plan(self, name: str, desired: Desired, signature: Signature) -> Plan:
+        if not (self._repository / name).is_dir():
+            if not self._repository.is_dir():
+                raise BadModel(f"{self._repository}: no such model repository")
             return Plan(name, desired.generation, signature, exists=False)
         if not self.is_wanted(name, desired):
             return Plan(name, desired.generation, signature)
         override = desired.config if self._settings.model_control_mode == "explicit" else None
-        try:
-            existing = version_numbers(self._repository / name)
-            wanted = set(policy_versions(self._repository, name, override)) | desired.pinned
-        except BadModel as error:
-            return Plan(name, desired.generation, signature, reason=str(error))
+        existing = version_numbers(self._repository / name)
+        wanted = set(policy_versions(self._repository, name, override)) | desired.pinned
         versions, failures = {}, {}
         for version in sorted(wanted, key=int):
             try:
                 if version not in existing:
                     raise BadModel(f"failed to load '{name}', it has no version {version}")
                 model = read_model(self._repository, name, version, override)
-                versions[version] = Planned(model, self._fingerprint(signature, version, override))
+                content = self._content(signature, name, version, override)
+                versions[version] = Planned(model, content)
             except BadModel as error:
                 failures[version] = str(error)
         return Plan(name, desired.generation, signature, versions, failures)
 
-    def _fingerprint(self, signature: Signature, version: str, override: str | None) -> str:
-        """Return the digest of a version's files, of those beside the versions, and its config."""
+    def _content(
+        self, signature: Signature, name: str, version: str, override: str | None
+    ) -> Content:
+        """Digest a version's files, those beside the versions, and the config that counts."""
         digest = blake2b(repr(override).encode(), digest_size=16)
+        before = self._digests.get(name, {})
+        self._digests[name] = known = {
+            entry: before[entry] for entry in signature if entry in before
+        }
         for entry in signature:
             path = Path(entry[0])
-            if path.is_dir():
-                continue
             inside = path.relative_to(self._repository).parts[1:]
-            if VERSION.fullmatch(inside[0]) and len(inside) > 1 and inside[0] != version:
+            if entry[1] == 0 or (len(inside) > 1 and _is_other_version(inside[0], version)):
                 continue
-            if entry not in self._digests:
-                self._digests[entry] = _digest(path)
-            digest.update(repr(inside).encode() + self._digests[entry])
-        return digest.hexdigest()
+            if entry not in known:
+                known[entry] = _digest(path)
+            digest.update(repr(inside).encode() + known[entry])
+        return Content(name, version, digest.hexdigest())
+
+
+def _is_other_version(folder: str, version: str) -> bool:
+    return folder != version and VERSION.fullmatch(folder) is not None
 
 
 def _digest(path: Path) -> bytes:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from shared.deployments import Desired
+from shared.errors import BadModel
 from shared.settings import Settings
 from worker.planning import Plan, Planner, Signature
+
+log = logging.getLogger(__name__)
 
 
 class Plans:
@@ -19,6 +23,7 @@ class Plans:
         self.planner = Planner(settings)
         self._thread = ThreadPoolExecutor(1, "ferry-plan")
         self._making: dict[str, Future[Plan]] = {}
+        self._looking: Future[dict[str, Signature]] | None = None
         self._unstable: dict[str, Signature] = {}
 
     @property
@@ -49,10 +54,13 @@ class Plans:
     def follow(self, desired: Mapping[str, Desired], deployed: Iterable[str]) -> None:
         """Have every model read of which something else is desired than was planned for.
 
-        Models that are neither in the repository nor desired nor `deployed` are forgotten. Raises
-        BadModel without a repository.
+        Models that are neither in the repository nor desired nor `deployed` are forgotten.
         """
-        names = self.planner.names()
+        try:
+            names = self.planner.names()
+        except (BadModel, OSError) as error:
+            log.error("the repository cannot be read, what serves goes on: %s", error)
+            names = list(self.made)
         for name in self.made.keys() - {*names, *desired, *deployed}:
             del self.made[name]
         for name in {*names, *desired} - self._making.keys():
@@ -60,17 +68,43 @@ class Plans:
             if plan is None or plan.generation != wanted.generation:
                 self._make(name, wanted)
 
-    def poll(self, desired: Mapping[str, Desired]) -> None:
-        """Have every model read whose files changed since, and not since the last poll."""
-        for name in {*self.planner.names(), *self.made} - self._making.keys():
-            signature, plan = self.planner.signature(name), self.made.get(name)
-            if plan is not None and signature == plan.signature:
-                self._unstable.pop(name, None)
-            elif self._unstable.get(name) == signature:
-                del self._unstable[name]
-                self._make(name, desired.get(name, Desired()))
-            else:
-                self._unstable[name] = signature
+    def poll(self, desired: Mapping[str, Desired], *, is_due: bool) -> None:
+        """Have every model read whose files changed since, and not since the last poll.
+
+        So are models that could not be read and ensembles of which a step changed: what they
+        lacked may be there. The files are looked at by the other thread, when it `is_due`; call
+        this often.
+        """
+        if self._looking is None and is_due:
+            self._looking = self._thread.submit(self._signatures, list(self.made))
+        if self._looking is None or not self._looking.done():
+            return
+        signatures, self._looking = self._looking.result(), None
+        changed = {name for name, signature in signatures.items() if self._settled(name, signature)}
+        for name, plan in self.made.items():
+            if changed and (plan.reason or plan.failures or plan.steps & changed):
+                changed = changed | {name}
+        for name in changed - self._making.keys():
+            self._make(name, desired.get(name, Desired()))
+
+    def _signatures(self, names: list[str]) -> dict[str, Signature]:
+        try:
+            return {name: self.planner.signature(name) for name in {*self.planner.names(), *names}}
+        except (BadModel, OSError) as error:
+            log.error("the repository cannot be polled, trying again: %s", error)
+            return {}
+
+    def _settled(self, name: str, signature: Signature) -> bool:
+        """Tell whether a model's files changed, and then stayed as they are for a poll."""
+        plan = self.made.get(name)
+        if plan is not None and signature == plan.signature:
+            self._unstable.pop(name, None)
+            return False
+        if self._unstable.get(name) == signature:
+            del self._unstable[name]
+            return True
+        self._unstable[name] = signature
+        return False
 
     def _make(self, name: str, desired: Desired) -> None:
         self._making[name] = self._thread.submit(self.planner.plan, name, desired)

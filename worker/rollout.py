@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
-from shared.deployment_store import Deployed, DeploymentStore
+from shared.deployment_store import Content, Deployed, DeploymentStore
 from shared.deployments import Desired, ModelReport, Report, Serving, VersionReport, promoted
 from shared.errors import BadModel
 from shared.settings import Settings
@@ -21,6 +22,7 @@ from worker.plans import Plans
 
 log = logging.getLogger(__name__)
 
+UNNAMED_SECONDS = 15.0
 LOOK_SECONDS = 0.1
 """How often a change of what is desired is looked for; costs one GET."""
 GRACE_SECONDS = 1.5
@@ -46,6 +48,9 @@ class Rollout:
         self._make = make
         self._plans = Plans(settings)
         self._targets: dict[str, dict[str, str]] = {}
+        self._contents: dict[str, Content] = {}
+        self._unnamed_since: dict[str, float] = {}
+        self._look_again = False
         self._reported: Report | None = None
         self._known = Deployed()
         self._complete = False
@@ -58,20 +63,18 @@ class Rollout:
         return self._complete
 
     def look(self) -> None:
-        """Do what is due; raises RedisUnavailable, and BadModel without a repository."""
+        """Do what is due; raises RedisUnavailable."""
         now = time.monotonic()
         if now < self._next_look and not self._plans.has_new:
             return
         self._next_look = now + LOOK_SECONDS
         changes = self._store.changes()
         if changes < self._changes:
-            log.warning("Redis forgot where requests go, telling it")
-            self._store.restore(self._known)
-            self._reported = None
+            self._restore()
         deployed = self._store.read() if changes != self._changes or self._is_busy else None
         if deployed is not None:
             self._plans.follow(deployed.desired, filter(self._targets.get, self._targets))
-            self._changes = changes
+            self._changes, self._look_again = changes, False
             self._apply_plans(deployed)
             self._report()
             deployed = self._store.read()
@@ -82,14 +85,24 @@ class Rollout:
                 deployed = self._store.read()
             self._known = deployed
             self._retire(deployed)
-        if self._settings.model_control_mode == "poll" and now >= self._next_poll:
-            self._plans.poll(self._store.read().desired)
-            self._next_poll = now + self._settings.poll_seconds
+        if self._settings.model_control_mode == "poll":
+            self._plans.poll(self._known.desired, is_due=now >= self._next_poll)
+            if now >= self._next_poll:
+                self._next_poll = now + self._settings.poll_seconds
+
+    def _restore(self) -> None:
+        """Tell a Redis that came back empty what was desired and served, and what runs here."""
+        log.warning("Redis forgot where requests go, telling it")
+        self._store.restore(self._known)
+        for deployment in self.deployments.values():
+            revision = deployment.model.spec.revision
+            self._store.restore_revision(deployment.content, revision, self._supervisor)
+        self._reported = None
 
     @property
     def _is_busy(self) -> bool:
         """Tell whether something goes on that no change of the store announces."""
-        return self._plans.is_making or self._model_reports() != self._reported
+        return self._look_again or self._plans.is_making or self._model_reports() != self._reported
 
     def _apply_plans(self, deployed: Deployed) -> None:
         """Start what finished plans want and is not there yet."""
@@ -99,6 +112,8 @@ class Rollout:
         for model in new:
             self._deploy(model, kept + new)
         self._plans.took(plans)  # only now: Redis may have failed on the way
+        if plans:
+            self._look_again = True  # something else may be desired since they were begun
 
     def _apply(self, plan: Plan, deployed: Deployed) -> list[ServedModel]:
         """Note what a plan wants; returns the models that are not there yet."""
@@ -106,6 +121,11 @@ class Rollout:
             if reason:
                 log.error("%s; what serves goes on", reason)
         if plan.reason:
+            return []
+        is_deployed = any(d.model.spec.name == plan.name for d in self.deployments.values())
+        if not plan.exists and is_deployed and self._settings.model_control_mode != "poll":
+            reason = f"failed to load '{plan.name}', its directory is gone; what serves goes on"
+            self._plans.made[plan.name] = replace(plan, exists=True, reason=reason)
             return []
         models = [self._with_revision(planned, deployed) for planned in plan.versions.values()]
         self._targets[plan.name] = {model.spec.version: model.spec.key for model in models}
@@ -126,10 +146,10 @@ class Rollout:
             spec.name in report.models and spec.version in report.models[spec.name].versions
             for report in deployed.reports.values()
         )
-        number = self._store.revision(
-            spec.name, spec.version, planned.fingerprint, replaces=replaces
-        )
-        return planned.model.with_revision(number)
+        number = self._store.revision(planned.content, self._supervisor, replaces=replaces)
+        model = planned.model.with_revision(number)
+        self._contents[model.spec.key] = planned.content
+        return model
 
     def _deploy(self, model: ServedModel, models: list[ServedModel]) -> None:
         """Start a version's instances, or note why this machine cannot."""
@@ -139,6 +159,7 @@ class Rollout:
             log.error("%s; what serves goes on", error)
             self._plans.made[model.spec.name].failures[model.spec.version] = str(error)
             return
+        deployment.content = self._contents[deployment.key]
         self._store.open(deployment.key)
         self.deployments[deployment.key] = deployment
 
@@ -157,7 +178,8 @@ class Rollout:
     def _model_reports(self) -> Report:
         models = {name: self._model_report(plan) for name, plan in self._plans.made.items()}
         mode = self._settings.model_control_mode
-        return Report(mode=mode, complete=self._complete, models=models)
+        running = [d.key for d in self.deployments.values() if d.report.state == "ready"]
+        return Report(mode=mode, complete=self._complete, models=models, running=sorted(running))
 
     def _model_report(self, plan: Plan) -> ModelReport:
         versions = {}
@@ -176,16 +198,27 @@ class Rollout:
         return self._supervisor == min(deployed.reports, default=self._supervisor)
 
     def _promote(self, deployed: Deployed) -> None:
-        names = {name for report in deployed.reports.values() for name in report.models}
-        for name in sorted(names):
-            reports = [
-                report.models[name] for report in deployed.reports.values() if name in report.models
-            ]
+        """Send every model's requests where they belong by now."""
+        all_reports = list(deployed.reports.values())
+        is_complete = all(report.complete for report in all_reports)
+        running = {key for report in all_reports for key in report.running}
+        named = {name for report in all_reports for name in report.models}
+        for name in sorted(named | self._long_unnamed(deployed.served.keys() - named)):
+            reports = [report.models[name] for report in all_reports if name in report.models]
             current = deployed.served.get(name)
-            serving = promoted(current, deployed.desired.get(name, Desired()), reports)
+            serving = promoted(
+                current, deployed.desired.get(name, Desired()), reports,
+                running if is_complete else None,
+            )  # fmt: skip
             if serving != current:
                 log.info("%s: requests go to %s", name, _described(serving))
                 self._store.serve(name, serving)
+
+    def _long_unnamed(self, names: set[str]) -> set[str]:
+        """Return those that nobody has reported for long: their only machine does not come back."""
+        now = time.monotonic()
+        self._unnamed_since = {name: self._unnamed_since.get(name, now) for name in names}
+        return {name for name, at in self._unnamed_since.items() if now - at > UNNAMED_SECONDS}
 
     def _retire(self, deployed: Deployed) -> None:
         """Let go what is neither wanted here nor takes requests."""
@@ -199,6 +232,9 @@ class Rollout:
             if supervisor != self._supervisor and version.state == "ready"
         }
         kept = wanted | (serving - elsewhere)
+        for deployment in self.deployments.values():
+            if deployment.key not in kept:
+                deployment.retired_at = deployment.retired_at or time.monotonic()
         for deployment in self.deployments.values():
             if deployment.key in kept:
                 if deployment.retired_at:  # another supervisor may have closed it meanwhile
@@ -225,6 +261,7 @@ class Rollout:
     def left(self, deployment: Deployment) -> None:
         """Forget what has left; what is wanted again since is started anew."""
         del self.deployments[deployment.key]
+        self._contents.pop(deployment.key, None)
         name = deployment.model.spec.name
         if deployment.key in self._targets.get(name, {}).values():
             self._plans.make_again(name)

@@ -164,6 +164,8 @@ class Supervisor:
             for slot in deployment.slots:
                 self._look_after(slot)
             return
+        for slot in deployment.slots:
+            slot.read_reports()
         killed = deployment.stop()
         if not deployment.is_empty:
             return

@@ -9,6 +9,8 @@ from tritonclient.grpc import model_config_pb2
 
 from worker.config.ensemble import PLATFORM
 
+MAX_COUNT = 256
+
 
 @dataclass(frozen=True)
 class InstanceGroup:
@@ -36,6 +38,8 @@ def _group(item: Any) -> InstanceGroup:
         )
     if item.count < 0:
         raise ValueError(f"instance_group: count {item.count} must not be negative")
+    if item.count > MAX_COUNT:
+        raise ValueError(f"instance_group: count {item.count} must not exceed {MAX_COUNT}")
     if item.gpus and (kind == "cpu" or min(item.gpus) < 0):
         raise ValueError(
             f"instance_group: gpus {list(item.gpus)} must be numbers of GPUs, and not of KIND_CPU"
