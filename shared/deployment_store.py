@@ -18,6 +18,7 @@ CLOSED_MS = 3_600_000
 KEPT_MS = 7 * 86_400_000
 """How long it is known what a version did that left."""
 MAX_CONFLICTS = 20
+Update = Callable[[Desired, Serving | None], Desired | None]
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,13 @@ class DeploymentStore:
             {name.decode(): Serving.model_validate_json(row) for name, row in served.items()},
         )
 
-    def change(self, name: str, update: Callable[[Desired, Serving | None], Desired]) -> Desired:
+    def change(
+        self, name: str, update: Callable[[Desired, Serving | None], Desired | None]
+    ) -> Desired:
         """Replace what is desired of one model; raises what `update` raises.
 
-        `update` is given what is desired and served now, and may be called again when somebody
-        else changed it meanwhile.
+        `update` is given what is desired and served now, and returns None for no change. It may be
+        called again when somebody else changed it meanwhile.
         """
         for _ in range(MAX_CONFLICTS):
             try:
@@ -96,7 +99,9 @@ class DeploymentStore:
                 return changed
         raise RedisUnavailable(f"too many changes of '{name}' at once: ask again")
 
-    def _change(self, name: str, update: Callable[[Desired, Serving | None], Desired]) -> Desired:
+    def _change(
+        self, name: str, update: Callable[[Desired, Serving | None], Desired | None]
+    ) -> Desired:
         with self._client.pipeline() as opened:
             pipeline: Any = opened
             pipeline.watch(self._desired, self._served)
@@ -105,7 +110,10 @@ class DeploymentStore:
             serving = Serving.model_validate_json(served) if served else None
             # Never one that was there before, even if the model was forgotten meanwhile.
             generation = max(now.generation, int(pipeline.get(self._changes) or 0)) + 1
-            wanted = update(now, serving).model_copy(update={"generation": generation})
+            changed = update(now, serving)
+            if changed is None:
+                return now
+            wanted = changed.model_copy(update={"generation": generation})
             pipeline.multi()
             pipeline.hset(self._desired, name, wanted.model_dump_json())
             pipeline.incr(self._changes)

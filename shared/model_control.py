@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from shared.deployment_store import Deployed, DeploymentStore
+from shared.deployment_store import Deployed, DeploymentStore, Update
 from shared.deployments import Desired, ModelReport, Serving
 from shared.errors import BadRequest, LoadFailed, ModelNotReady
 from shared.names import MODEL_NAME, VERSION
 
 LONGEST_WAIT_SECONDS = 600.0
 LOOK_SECONDS = 0.03
+NOBODY_SECONDS = 3.0
+"""How long no worker may be seen: one may have to tell a Redis that forgot everything."""
 CONTROL_REFUSED = (
     "explicit model load / unload is not allowed if polling is enabled, nor in the mode none: "
     "the control mode of this server is {mode}, set FERRY_MODEL_CONTROL_MODE=explicit to allow it"
 )
 """Begins with Triton's sentence for it, for which people search."""
-Update = Callable[[Desired, Serving | None], Desired]
 IsDone = Callable[[Serving | None, list[ModelReport], Desired], bool]
 
 
@@ -131,7 +132,7 @@ class ModelControl:
             self._wait(name, wanted, is_done, versions)
         except LoadFailed:
             self._store.change(
-                name, lambda now, _: before[0] if now.generation == wanted.generation else now
+                name, lambda now, _: before[0] if now.generation == wanted.generation else None
             )
             self._forget_unknown(name)
             raise
@@ -140,20 +141,28 @@ class ModelControl:
         self, name: str, wanted: Desired, is_done: IsDone, versions: list[str] | None
     ) -> None:
         deadline = time.monotonic() + LONGEST_WAIT_SECONDS
-        changes, next_read = -1, 0.0
+        changes, next_read, seen_at = -1, 0.0, time.monotonic()
         while (now := time.monotonic()) < deadline:
             if (seen := self._store.changes()) != changes or now >= next_read:
                 # Now and then in any case: of a supervisor that dies nothing is written.
                 changes, next_read = seen, now + 1.0
-                if self._is_done(name, wanted, is_done, versions):
+                deployed = self._store.read()
+                if self._is_done(name, wanted, is_done, versions, deployed):
                     return
+                seen_at = now if deployed.reports else seen_at
+            if now - seen_at > NOBODY_SECONDS:
+                raise ModelNotReady("no worker runs: nobody can load or unload a model")
             time.sleep(LOOK_SECONDS)
         raise ModelNotReady(f"'{name}' is still loading after {LONGEST_WAIT_SECONDS:g} s")
 
     def _is_done(
-        self, name: str, wanted: Desired, is_done: IsDone, versions: list[str] | None
+        self,
+        name: str,
+        wanted: Desired,
+        is_done: IsDone,
+        versions: list[str] | None,
+        deployed: Deployed,
     ) -> bool:
-        deployed = self._store.read()
         reports = _reports_of(name, wanted.generation, deployed)
         looked_at = reports if versions is None else [one.only(versions) for one in reports]
         if reports and all(report.settled for report in looked_at):
@@ -186,8 +195,6 @@ def _check_name(name: str) -> None:
 
 def _reports_of(name: str, generation: int, deployed: Deployed) -> list[ModelReport]:
     """Return what every living supervisor says of a model, nothing while one is not so far."""
-    if not deployed.reports:
-        raise ModelNotReady("no worker runs: nobody can load or unload a model")
     found = [report.models.get(name) for report in deployed.reports.values()]
     up_to_date = [each for each in found if each is not None and each.generation >= generation]
     return up_to_date if len(up_to_date) == len(found) else []

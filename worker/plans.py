@@ -23,6 +23,7 @@ class Plans:
         self.planner = Planner(settings)
         self._thread = ThreadPoolExecutor(1, "ferry-plan")
         self._making: dict[str, Future[Plan]] = {}
+        self._listed = False
         self._looking: Future[dict[str, Signature]] | None = None
         self._unstable: dict[str, Signature] = {}
 
@@ -54,16 +55,19 @@ class Plans:
     def follow(self, desired: Mapping[str, Desired], deployed: Iterable[str]) -> None:
         """Have every model read of which something else is desired than was planned for.
 
-        Models that are neither in the repository nor desired nor `deployed` are forgotten.
+        The repository's models are listed once: later ones come by what is desired, or by `poll`.
+        Models that do not exist and are neither desired nor `deployed` are forgotten.
         """
-        try:
-            names = self.planner.names()
-        except (BadModel, OSError) as error:
-            log.error("the repository cannot be read, what serves goes on: %s", error)
-            names = list(self.made)
-        for name in self.made.keys() - {*names, *desired, *deployed}:
-            del self.made[name]
-        for name in {*names, *desired} - self._making.keys():
+        listed = set[str]()
+        if not self._listed:
+            try:
+                listed, self._listed = set(self.planner.names()), True
+            except (BadModel, OSError) as error:
+                log.error("the repository cannot be read, trying again: %s", error)
+        for name in self.made.keys() - {*desired, *deployed}:
+            if not self.made[name].exists:
+                del self.made[name]
+        for name in {*self.made, *listed, *desired} - self._making.keys():
             wanted, plan = desired.get(name, Desired()), self.made.get(name)
             if plan is None or plan.generation != wanted.generation:
                 self._make(name, wanted)

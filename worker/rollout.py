@@ -142,10 +142,10 @@ class Rollout:
         """Give a version's content its name: another one if it replaces what runs somewhere."""
         spec = planned.model.spec
         ours = {(d.model.spec.name, d.model.spec.version) for d in self.deployments.values()}
-        replaces = (spec.name, spec.version) in ours or any(
-            spec.name in report.models and spec.version in report.models[spec.name].versions
-            for report in deployed.reports.values()
-        )
+        running = {key for report in deployed.reports.values() for key in report.running}
+        replaces = (spec.name, spec.version) in ours or spec.key in {
+            key.partition("@")[0] for key in running
+        }
         number = self._store.revision(planned.content, self._supervisor, replaces=replaces)
         model = planned.model.with_revision(number)
         self._contents[model.spec.key] = planned.content
