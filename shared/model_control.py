@@ -123,7 +123,7 @@ class ModelControl:
         """
         before: list[Desired] = []
 
-        def remembering(now: Desired, serving: Serving | None) -> Desired:
+        def remembering(now: Desired, serving: Serving | None) -> Desired | None:
             before[:] = [now]
             return update(now, serving)
 

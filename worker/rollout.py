@@ -12,17 +12,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from shared.deployment_store import Content, Deployed, DeploymentStore
-from shared.deployments import Desired, ModelReport, Report, Serving, VersionReport, promoted
+from shared.deployments import Desired, ModelReport, Report, VersionReport
 from shared.errors import BadModel
 from shared.settings import Settings
 from worker.deployment import Deployment
 from worker.model_repository import ServedModel
 from worker.planning import Plan, Planned
 from worker.plans import Plans
+from worker.promotion import Promotion
 
 log = logging.getLogger(__name__)
 
-UNNAMED_SECONDS = 15.0
 LOOK_SECONDS = 0.1
 """How often a change of what is desired is looked for; costs one GET."""
 GRACE_SECONDS = 1.5
@@ -46,10 +46,10 @@ class Rollout:
         self._settings = settings
         self._store = store
         self._make = make
+        self._promotion = Promotion(supervisor, store)
         self._plans = Plans(settings)
         self._targets: dict[str, dict[str, str]] = {}
         self._contents: dict[str, Content] = {}
-        self._unnamed_since: dict[str, float] = {}
         self._look_again = False
         self._reported: Report | None = None
         self._known = Deployed()
@@ -80,8 +80,8 @@ class Rollout:
             deployed = self._store.read()
             if self._supervisor not in deployed.reports:
                 self._reported = None  # others took us for dead; said again at the next look
-            if self._leads(deployed):
-                self._promote(deployed)
+            if self._promotion.leads(deployed):
+                self._promotion.promote(deployed)
                 deployed = self._store.read()
             self._known = deployed
             self._retire(deployed)
@@ -193,33 +193,6 @@ class Rollout:
             generation=plan.generation, exists=plan.exists, versions=versions, reason=plan.reason
         )
 
-    def _leads(self, deployed: Deployed) -> bool:
-        """Tell whether this supervisor decides: it has the lowest id of those that live."""
-        return self._supervisor == min(deployed.reports, default=self._supervisor)
-
-    def _promote(self, deployed: Deployed) -> None:
-        """Send every model's requests where they belong by now."""
-        all_reports = list(deployed.reports.values())
-        is_complete = all(report.complete for report in all_reports)
-        running = {key for report in all_reports for key in report.running}
-        named = {name for report in all_reports for name in report.models}
-        for name in sorted(named | self._long_unnamed(deployed.served.keys() - named)):
-            reports = [report.models[name] for report in all_reports if name in report.models]
-            current = deployed.served.get(name)
-            serving = promoted(
-                current, deployed.desired.get(name, Desired()), reports,
-                running if is_complete else None,
-            )  # fmt: skip
-            if serving != current:
-                log.info("%s: requests go to %s", name, _described(serving))
-                self._store.serve(name, serving)
-
-    def _long_unnamed(self, names: set[str]) -> set[str]:
-        """Return those that nobody has reported for long: their only machine does not come back."""
-        now = time.monotonic()
-        self._unnamed_since = {name: self._unnamed_since.get(name, now) for name in names}
-        return {name for name, at in self._unnamed_since.items() if now - at > UNNAMED_SECONDS}
-
     def _retire(self, deployed: Deployed) -> None:
         """Let go what is neither wanted here nor takes requests."""
         wanted = {key for versions in self._targets.values() for key in versions.values()}
@@ -270,10 +243,3 @@ class Rollout:
         """Tell whether requests go to this content now, here or on another machine."""
         served = self._store.read().served.values()
         return any(key in serving.versions.values() for serving in served)
-
-
-def _described(serving: Serving | None) -> str:
-    if serving is None:
-        return "nobody"
-    others = sorted(set(serving.versions) - {serving.default}, key=int)
-    return f"version {serving.default}" + (f", besides {', '.join(others)}" if others else "")

@@ -7,13 +7,11 @@ torch imported, so a replacement is there in well under a second.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import signal
 import socket
 import time
-from functools import partial
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -28,9 +26,8 @@ from shared.log_settings import LogLevel
 from shared.redis_connection import connect
 from shared.registry import Registry
 from shared.settings import Settings
-from worker.assignment import assign, gpu_count
+from worker.deploying import Deploying
 from worker.deployment import Deployment
-from worker.devices import falls_back
 from worker.model_repository import ServedModel, model_names
 from worker.recovery import Recovery
 from worker.rollout import LOOK_SECONDS, Rollout
@@ -59,8 +56,7 @@ class Supervisor:
         self._context.set_forkserver_preload(["worker.forkserver_preload"])
         self._store = DeploymentStore(self._client, settings.key_prefix)
         self._rollout = Rollout(self.id, settings, self._store, self._make)
-        self._numbers = itertools.count()
-        self._gpus = 0
+        self._deploying = Deploying(self.id, settings, self._context, self._log_level)
         self._cleaned = False
         self._recovery = Recovery(self._client, self._registry, settings)
         self._stopping = False
@@ -76,7 +72,6 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         model_names(Path(self._settings.models))  # raises BadModel when there is no repository
-        self._gpus = gpu_count(self._context)
         while not self._stopping:
             self._tick()
             waiting: list[int | Connection] = [signalled]
@@ -93,28 +88,10 @@ class Supervisor:
         return [slot for each in self._rollout.deployments.values() for slot in each.slots]
 
     def _make(self, new: ServedModel, models: list[ServedModel]) -> Deployment:
-        """Return the slots of a new model, which shares this machine with all `models`.
-
-        Raises BadModel when the machine cannot place it.
-        """
-        placed, failures = assign(
-            models, self._gpus, self._settings.cpu_threads,
-            allow_cpu=self._settings.allow_cpu_fallback,
-        )  # fmt: skip
-        if new.spec.key in failures:
-            raise failures[new.spec.key]
-        if falls_back(new.config.instance_groups, self._gpus):
-            log.warning("%s: KIND_GPU, but there is no GPU: it runs on the CPU", new.spec.key)
+        """Return a new model's deployment, registered; raises BadModel and RedisUnavailable."""
+        deployment = self._deploying.deployment(new, models)
         self._register(new)
-        make = partial(Slot, supervisor=self.id, settings=self._settings, context=self._context)
-        slots = [
-            make(model, placement, index=next(self._numbers))
-            for model, placement in placed
-            if model is new
-        ]
-        for slot in slots:
-            slot.log_at(self._log_level.number)
-        return Deployment(new, slots)
+        return deployment
 
     def _clean_registry(self) -> None:
         """Forget what an earlier run left in the registry, once it is known what is served."""
