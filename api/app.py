@@ -31,7 +31,6 @@ from api.later import Later
 from api.media import TokenizerCache, limit_pictures
 from api.queues import Queues
 from shared.catalog import Catalog
-from shared.deployment_store import DeploymentStore
 from shared.log_settings import LogLevel, LogSettings
 from shared.model_control import ModelControl
 from shared.model_statistics import model_statistics as read_statistics
@@ -53,8 +52,9 @@ def create_app(settings: Settings) -> Flask:
     log_level = LogLevel(settings.log_level, "gunicorn.error")
     app.extensions["log_settings"] = LogSettings(registry, log_level)
     app.extensions["catalog"] = catalog = Catalog(registry, log_level)
-    store = DeploymentStore(client, settings.key_prefix)
-    app.extensions["model_control"] = ModelControl(store, settings.model_control_mode)
+    app.extensions["model_control"] = ModelControl(
+        client, settings.key_prefix, settings.model_control_mode
+    )
     app.extensions["queues"] = queues = Queues(client, settings, catalog)
     app.extensions["later"] = Later(client, settings, queues)
     app.extensions["inference"] = direct = Inference(catalog, queues)

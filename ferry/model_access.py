@@ -27,11 +27,10 @@ class Models(NamedTuple):
 def models_of(environ: Mapping[str, str]) -> Iterator[Models]:
     """Yield the models; raises BadSetting, and NoRedis when there is none to ask."""
     with redis_to_inspect(environ) as (settings, client):
-        store = DeploymentStore(client, settings.key_prefix)
         yield Models(
             Registry(client, settings.key_prefix),
-            store,
-            ModelControl(store),
+            DeploymentStore(client, settings.key_prefix),
+            ModelControl(client, settings.key_prefix),
             Comparisons(client, settings.key_prefix),
         )
 

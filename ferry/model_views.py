@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from ferry.model_access import Models, models_of, requests_of
 from ferry.tables import Column, Row, show
+from shared.comparisons import Comparison
 from shared.deployments import Desired
 from shared.errors import LoadFailed, UnknownModel
 from shared.repository_index import repository_index
@@ -61,17 +62,28 @@ def show_model(environ: Mapping[str, str], name: str) -> int:
 
 
 def compare_model(environ: Mapping[str, str], name: str, *, as_json: bool) -> int:
-    """Print how the shadow's answers compare with those that were given; raises LoadFailed."""
+    """Print how a model's shadows compared with what was answered; raises LoadFailed for none.
+
+    Those that have ended are shown as well, for a week.
+    """
     with models_of(environ) as models:
         serving = models.store.read().served.get(name)
-        if serving is None or not serving.shadow:
-            raise LoadFailed(f"'{name}' has no shadow: ferry models shadow {name} <version>")
-        found = models.comparisons.read(serving.versions[serving.shadow], serving.default)
+        found = models.comparisons.of_model(name)
+        if serving is not None and serving.shadow:
+            found.setdefault((serving.versions[serving.shadow], serving.default), Comparison())
+    if not found:
+        raise LoadFailed(f"'{name}' has no shadow: ferry models shadow {name} <version>")
+    rows = [_compared(name, *which, comparison) for which, comparison in found.items()]
+    show(rows, COMPARED, as_json=as_json, nothing="")
+    return 0
+
+
+def _compared(name: str, shadow_key: str, version: str, found: Comparison) -> Row:
     answered = found.request_count - found.failed_count
-    row = {
+    return {
         "model": name,
-        "version": serving.default,
-        "shadow": serving.shadow,
+        "version": version,
+        "shadow": shadow_key.partition("/")[2],
         "request_count": int(found.request_count),
         "failed_count": int(found.failed_count),
         "skipped_count": int(found.skipped_count),
@@ -81,8 +93,6 @@ def compare_model(environ: Mapping[str, str], name: str, *, as_json: bool) -> in
         "served_seconds": found.served_seconds / answered if answered else None,
         "shadow_seconds": found.shadow_seconds / answered if answered else None,
     }
-    show([row], COMPARED, as_json=as_json, nothing="")
-    return 0
 
 
 def _rows(models: Models) -> list[Row]:

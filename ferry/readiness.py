@@ -64,6 +64,8 @@ def addresses(settings: Settings) -> Iterator[str]:
     yield f"gRPC       {_reached(settings.host)}:{settings.grpc_port}"
     yield f"dashboard  http://127.0.0.1:{settings.dashboard_port}"
     for model in models(settings):
+        if not answers(f"{url}/v2/models/{model}/ready"):  # in mode explicit it may not be loaded
+            continue
         yield f"{model:<10} {url}/v2/models/{model}  POST {url}/predict/{model}"
 
 

@@ -60,6 +60,17 @@ class Comparisons:
         found = asking(lambda: self._client.hgetall(self._key(shadow_key, version)))
         return Comparison(**{name.decode(): float(value) for name, value in found.items()})
 
+    def of_model(self, name: str) -> dict[tuple[str, str], Comparison]:
+        """Return what is known of a model's shadows: (shadow key, version) -> comparison."""
+        pattern = f"{self._prefix}:{{{name}/*}}:compared:*"
+        keys = asking(lambda: list(self._client.scan_iter(match=pattern, count=1000)))
+        found = {}
+        for key in sorted(each.decode() for each in keys):
+            _, _, rest = key.partition(":{")
+            shadow_key, _, version = rest.partition("}:compared:")
+            found[shadow_key, version] = self.read(shadow_key, version)
+        return found
+
     def forget(self, shadow_key: str, version: str) -> None:
         """Begin anew."""
         asking(lambda: self._client.delete(self._key(shadow_key, version)))

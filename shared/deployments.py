@@ -34,7 +34,7 @@ class Desired(_Frozen):
     a whole configuration as JSON instead of the repository's. `use` is the version that takes
     requests without one (empty: the highest), `split` gives versions weights instead, and `shadow`
     is a version that gets a copy of each request. Versions named here are loaded besides those of
-    the version policy.
+    the version policy. `failure` says why the last attempt to load it was undone.
     """
 
     generation: int = 0
@@ -43,6 +43,7 @@ class Desired(_Frozen):
     use: str = ""
     split: dict[str, int] = {}
     shadow: str = ""
+    failure: str = ""
 
     @property
     def pinned(self) -> frozenset[str]:
@@ -63,13 +64,14 @@ class ModelReport(_Frozen):
 
     It has seen the desired state of `generation`; the model `exists` in its repository or not.
     `versions` are those that it wants to serve, none for a model that is not wanted; `reason` says
-    why they could not be found out.
+    why they could not be found out. `note` says why a model that is not wanted is not there.
     """
 
     generation: int = 0
     exists: bool = True
     versions: dict[str, VersionReport] = {}
     reason: str = ""
+    note: str = ""
 
     @property
     def settled(self) -> bool:

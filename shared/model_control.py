@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+
+from redis import Redis
 
 from shared.deployment_store import Deployed, DeploymentStore, Update
 from shared.deployments import Desired, ModelReport, Serving
 from shared.errors import BadRequest, LoadFailed, ModelNotReady
 from shared.names import MODEL_NAME, VERSION
+from shared.registry import Registry
 
 LONGEST_WAIT_SECONDS = 600.0
 LOOK_SECONDS = 0.03
+STEP_SECONDS = 2.0
+"""How long a step is missing before it is a failure: it may be about to be loaded too."""
 NOBODY_SECONDS = 3.0
 """How long no worker may be seen: one may have to tell a Redis that forgot everything."""
 CONTROL_REFUSED = (
@@ -29,12 +35,13 @@ class ModelControl:
     takes more than ten minutes, and RedisUnavailable.
     """
 
-    def __init__(self, store: DeploymentStore, mode: str = "") -> None:
-        """Change what is in `store`.
+    def __init__(self, client: Redis, prefix: str, mode: str = "") -> None:
+        """Change what is desired in the Redis of `client`, under `prefix`.
 
         `mode` is FERRY_MODEL_CONTROL_MODE; without it the supervisors are asked for theirs.
         """
-        self._store = store
+        self._store = DeploymentStore(client, prefix)
+        self._registry = Registry(client, prefix)
         self._mode = mode
 
     def load(self, name: str, config: str | None = None) -> None:
@@ -47,9 +54,10 @@ class ModelControl:
         _check_name(name)
 
         def update(now: Desired, _: Serving | None) -> Desired:
-            return now.model_copy(update={"loaded": True, "config": config})
+            return now.model_copy(update={"loaded": True, "config": config, "failure": ""})
 
         self._change(name, update, lambda serving, reports, _: _takes_all(name, serving, reports))
+        self._wait_for_steps(name)
 
     def unload(self, name: str) -> None:
         """Have a model leave, and forget which version of it was to be used.
@@ -130,9 +138,12 @@ class ModelControl:
         wanted = self._store.change(name, remembering)
         try:
             self._wait(name, wanted, is_done, versions)
-        except LoadFailed:
+        except LoadFailed as error:
+            if wanted.use == "" != before[0].use:  # "the highest that serves" is possible always
+                raise
+            undone = before[0].model_copy(update={"failure": str(error)})
             self._store.change(
-                name, lambda now, _: before[0] if now.generation == wanted.generation else None
+                name, lambda now, _: undone if now.generation == wanted.generation else None
             )
             self._forget_unknown(name)
             raise
@@ -172,6 +183,20 @@ class ModelControl:
         if deployed.desired.get(name, wanted).generation > wanted.generation:
             raise LoadFailed(f"another change of '{name}' came before this one was done")
         return False
+
+    def _wait_for_steps(self, name: str) -> None:
+        """Return once what is served is ready: an ensemble waits for its steps."""
+        deadline, failed_at = time.monotonic() + LONGEST_WAIT_SECONDS, math.inf
+        while (now := time.monotonic()) < deadline:
+            snapshot = self._registry.snapshot()
+            if snapshot.is_ready(name):
+                return
+            reason = snapshot.failures.get(name)
+            failed_at = min(failed_at, now) if reason else math.inf
+            if reason and now - failed_at > STEP_SECONDS:
+                raise LoadFailed(reason)
+            time.sleep(LOOK_SECONDS)
+        raise ModelNotReady(f"'{name}' is still loading after {LONGEST_WAIT_SECONDS:g} s")
 
     def _forget_unknown(self, name: str) -> None:
         """Leave nothing behind of a name that is in no repository."""

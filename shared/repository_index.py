@@ -31,7 +31,9 @@ def _model_entries(snapshot: Snapshot, name: str) -> list[dict[str, str]]:
         {"name": name, "version": version, "state": state, "reason": reason}
         for version, (state, reason) in sorted(states.items(), key=lambda item: int(item[0]))
     ]
-    reason = snapshot.reasons.get(name) or snapshot.failures.get(name, UNLOADED)
+    reason = snapshot.reasons.get(name) or snapshot.failures.get(
+        name, snapshot.notes.get(name, UNLOADED)
+    )
     if not entries or name in snapshot.reasons:
         entries.append({"name": name, "state": "UNAVAILABLE", "reason": reason})
     return entries

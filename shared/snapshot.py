@@ -55,7 +55,8 @@ class Snapshot:
     each name whose directory cannot be read;
     `drain_rates` says how many requests per second the ready instances of each answered of late,
     `loading` of which an instance is starting. `known` are all models that living supervisors
-    report, also those that are not wanted. `log` is what was set of the log settings.
+    report, also those that are not wanted; `notes` says of
+    some of these why they are not there. `log` is what was set of the log settings.
     """
 
     models: dict[str, dict[str, ModelSpec]] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class Snapshot:
     known: frozenset[str] = frozenset()
     supervised: bool = False
     is_complete: bool = True
+    notes: dict[str, str] = field(default_factory=dict)
 
     def drain_rate(self, model_key: str) -> float:
         """Return the requests per second that a model version's instances answered of late.
@@ -84,6 +86,10 @@ class Snapshot:
             return serving.default
         return max(versions, key=int)
 
+    def is_ready(self, name: str) -> bool:
+        """Tell whether a model takes requests, by all versions that are to."""
+        return name in self.models and self._served_keys(name) <= self.ready
+
     def all_ready(self) -> bool:
         """Tell whether all models take requests.
 
@@ -94,7 +100,7 @@ class Snapshot:
             (self.supervised or bool(self.models))
             and self.is_complete
             and not self.failures
-            and all(self._served_keys(name) <= self.ready for name in self.models)
+            and all(map(self.is_ready, self.models))
         )
 
     def _served_keys(self, name: str) -> set[str]:
@@ -168,6 +174,12 @@ def snapshot_of(
         ),
         supervised=bool(reports),
         is_complete=all(report.complete for report in reports),
+        notes={
+            name: model.note
+            for report in reports
+            for name, model in report.models.items()
+            if model.note
+        },
     )
     return _waiting_for_steps(found)
 

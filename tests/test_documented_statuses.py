@@ -18,7 +18,7 @@ from werkzeug.test import TestResponse
 from api.app import create_app
 from shared.deployment_store import DeploymentStore
 from shared.deployments import ModelReport, Report, Serving, VersionReport
-from shared.model_spec import TensorSpec
+from shared.model_spec import ImageInput, TensorSpec
 from shared.redis_connection import connect
 from shared.registry import Registry
 from shared.settings import Settings
@@ -55,6 +55,8 @@ def world(redis_url: str) -> Iterator[World]:
 def have_supervisor(settings: Settings) -> None:
     """Have a supervisor say that it did whatever may be asked of two models."""
     client = connect(settings.redis_url)
+    picture = TensorSpec(name="x", datatype="FP32", dims=(3, 8, 8))
+    register(settings, spec("loaded", picture, image=ImageInput(input="x", height=8, width=8)))
     Registry(client, settings.key_prefix).beat("somebody", 600.0)
     store = DeploymentStore(client, settings.key_prefix)
     ready = {"1": VersionReport(key="loaded/1", state="ready")}

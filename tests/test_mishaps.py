@@ -24,6 +24,7 @@ from shared.messages import InferResult, Tensor
 from shared.model_control import ModelControl
 from shared.redis_connection import connect
 from shared.registry import Registry
+from shared.repository_index import repository_index
 from shared.settings import Settings
 from shared.snapshot import Snapshot
 from worker.planning import Planner
@@ -38,7 +39,7 @@ class Seen:
         self.redis = redis
         self.prefix = settings.key_prefix
         self.store = DeploymentStore(redis, settings.key_prefix)
-        self.control = ModelControl(self.store)
+        self.control = ModelControl(redis, settings.key_prefix)
         self.queues = create_app(settings).extensions["queues"]
         self.catalog = self.queues._catalog
         self.registry = Registry(redis, settings.key_prefix)
@@ -155,6 +156,8 @@ def test_a_load_that_fails_leaves_nothing_behind(settings: Settings, tmp_path: P
         (tmp_path / "new" / "1").mkdir()
         with pytest.raises(LoadFailed, match="new"):
             seen.control.load("new")
+        index = {each["name"]: each for each in repository_index(seen.snapshot())}
+        assert "platform 'nothing'" in index["new"]["reason"]
         assert seen.store.read().desired["m"].config is None
 
 

@@ -18,7 +18,6 @@ from gunicorn_process import free_port, running_gunicorn
 from versioned_models import add_broken, add_model, add_version, remove_version, write_model
 from waiting import wait_until
 
-from shared.deployment_store import DeploymentStore
 from shared.errors import LoadFailed
 from shared.model_control import ModelControl
 from shared.redis_connection import connect
@@ -99,7 +98,7 @@ def served(settings: Settings, repository: Path, **more: Any) -> Iterator[tuple[
         load_models="*", **more,
     )  # fmt: skip
     with connect(settings.redis_url) as redis, running_worker(settings), running_gunicorn(settings):
-        yield settings.port, ModelControl(DeploymentStore(redis, settings.key_prefix), "explicit")
+        yield settings.port, ModelControl(redis, settings.key_prefix, "explicit")
 
 
 @pytest.mark.parametrize("standby_seconds", [60.0, 0.0])

@@ -28,7 +28,7 @@ class Cluster:
         self.repositories = repositories
         self.redis = connect(settings.redis_url)
         self.store = DeploymentStore(self.redis, settings.key_prefix)
-        self.control = ModelControl(self.store)
+        self.control = ModelControl(self.redis, settings.key_prefix)
         self.registry = Registry(self.redis, settings.key_prefix)
         self.workers: list[subprocess.Popen[bytes]] = []
 

@@ -76,8 +76,10 @@ def _answer(passengers: list[Passenger], trip: Trip) -> dict[str, bytes]:
         return {passenger.claimed.id: result for passenger in passengers}
     except Exception as error:  # a border: whatever a model raises, only its request fails
         log.warning(
-            "%s: a batch of %d raised %s: %s; running its halves",
+            "%s: a batch of %d raised %s: %s; %s",
             trip.spec.key, len(passengers), type(error).__name__, error,
+            "running its halves" if len(passengers) > 1 else "it is answered so",
+            exc_info=log.isEnabledFor(logging.DEBUG),
         )  # fmt: skip
         failure = ModelFailed(f"{type(error).__name__}: {error}")
     # subtle: the except block is left first, its traceback would keep the batch's memory alive.

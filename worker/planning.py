@@ -55,6 +55,7 @@ class Plan:
     failures: dict[str, str] = field(default_factory=dict)
     reason: str = ""
     exists: bool = True
+    note: str = ""
 
     @property
     def steps(self) -> set[str]:
@@ -131,7 +132,7 @@ class Planner:
                 raise BadModel(f"{self._repository}: no such model repository")
             return Plan(name, desired.generation, signature, exists=False)
         if not self.is_wanted(name, desired):
-            return Plan(name, desired.generation, signature)
+            return Plan(name, desired.generation, signature, note=desired.failure)
         override = desired.config if self._settings.model_control_mode == "explicit" else None
         existing = version_numbers(self._repository / name)
         wanted = set(policy_versions(self._repository, name, override)) | desired.pinned

@@ -50,6 +50,7 @@ class Rollout:
         self._plans = Plans(settings)
         self._targets: dict[str, dict[str, str]] = {}
         self._contents: dict[str, Content] = {}
+        self._told: dict[str, list[str]] = {}
         self._look_again = False
         self._reported: Report | None = None
         self._known = Deployed()
@@ -117,9 +118,11 @@ class Rollout:
 
     def _apply(self, plan: Plan, deployed: Deployed) -> list[ServedModel]:
         """Note what a plan wants; returns the models that are not there yet."""
-        for reason in [plan.reason, *plan.failures.values()]:
-            if reason:
+        reasons = [reason for reason in (plan.reason, *plan.failures.values()) if reason]
+        for reason in reasons:
+            if reason not in self._told.get(plan.name, ()):
                 log.error("%s; what serves goes on", reason)
+        self._told[plan.name] = reasons
         if plan.reason:
             return []
         is_deployed = any(d.model.spec.name == plan.name for d in self.deployments.values())
@@ -190,8 +193,9 @@ class Rollout:
             key = f"{plan.name}/{version}"
             versions[version] = VersionReport(key=key, state="failed", reason=reason)
         return ModelReport(
-            generation=plan.generation, exists=plan.exists, versions=versions, reason=plan.reason
-        )
+            generation=plan.generation, exists=plan.exists, versions=versions,
+            reason=plan.reason, note=plan.note,
+        )  # fmt: skip
 
     def _retire(self, deployed: Deployed) -> None:
         """Let go what is neither wanted here nor takes requests."""

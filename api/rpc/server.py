@@ -14,7 +14,6 @@ from api.queues import Queues
 from api.rpc.inference import Inference
 from api.rpc.service import GRPCInferenceService
 from shared.catalog import Catalog
-from shared.deployment_store import DeploymentStore
 from shared.errors import BadSetting
 from shared.log_settings import LogLevel, LogSettings
 from shared.model_control import ModelControl
@@ -51,7 +50,7 @@ class Server:
             Inference(catalog, queues),
             partial(model_statistics, client, settings.key_prefix),
             LogSettings(registry, level),
-            ModelControl(DeploymentStore(client, settings.key_prefix), settings.model_control_mode),
+            ModelControl(client, settings.key_prefix, settings.model_control_mode),
             settings.grpc_threads,
         )
         # What is under way is answered by its deadline.
