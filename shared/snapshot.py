@@ -131,30 +131,7 @@ def snapshot_of(
         if record.state == "ready":
             rate = drain_rates.get(record.model_key, 0.0) + record.requests_per_second
             drain_rates[record.model_key] = rate
-    seen = {spec.key for versions in models.values() for spec in versions.values()}
-    failed = [record for record in living if record.reason and record.model_key in seen]
-    reasons = {record.model_key: record.reason for record in failed}
-    reasons |= {
-        version.key: version.reason
-        for report in reports
-        for model in report.models.values()
-        for version in model.versions.values()
-        if version.state == "failed"
-    }
-    reasons |= {
-        name: model.reason
-        for report in reports
-        for name, model in report.models.items()
-        if model.reason
-    }
-    by_name = dict(failures)
-    by_name |= {record.model: record.reason for record in failed}
-    by_name |= {
-        name: model.failure
-        for report in reports
-        for name, model in report.models.items()
-        if model.failure
-    }
+    reasons, by_name = _reasons(models, living, reports, failures)
     for key in drain_rates:
         name = key.partition("/")[0]
         reasons.pop(key, None)
@@ -182,6 +159,40 @@ def snapshot_of(
         },
     )
     return _waiting_for_steps(found)
+
+
+def _reasons(
+    models: dict[str, dict[str, ModelSpec]],
+    living: list[InstanceRecord],
+    reports: list[Report],
+    failures: Mapping[str, str],
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return why contents, and models that cannot be read, are not there; and the same by name."""
+    seen = {spec.key for versions in models.values() for spec in versions.values()}
+    failed = [record for record in living if record.reason and record.model_key in seen]
+    reasons = {record.model_key: record.reason for record in failed}
+    reasons |= {
+        version.key: version.reason
+        for report in reports
+        for model in report.models.values()
+        for version in model.versions.values()
+        if version.state == "failed"
+    }
+    reasons |= {
+        name: model.reason
+        for report in reports
+        for name, model in report.models.items()
+        if model.reason
+    }
+    by_name = dict(failures)
+    by_name |= {record.model: record.reason for record in failed}
+    by_name |= {
+        name: model.failure
+        for report in reports
+        for name, model in report.models.items()
+        if model.failure
+    }
+    return reasons, by_name
 
 
 def _waiting_for_steps(found: Snapshot) -> Snapshot:
