@@ -67,10 +67,7 @@ class DeploymentStore:
                 return found
 
         desired, reports, served = asking(fetch)
-        supervisors = sorted(name.decode() for name in reports)
-        keys = [self._supervisors + name for name in supervisors]
-        beats = asking(lambda: self._client.mget(keys)) if keys else []
-        living = {name for name, beat in zip(supervisors, beats, strict=True) if beat is not None}
+        living = self._living({name.decode() for name in reports})
         return Deployed(
             {name.decode(): Desired.model_validate_json(row) for name, row in desired.items()},
             {
@@ -81,9 +78,7 @@ class DeploymentStore:
             {name.decode(): Serving.model_validate_json(row) for name, row in served.items()},
         )
 
-    def change(
-        self, name: str, update: Callable[[Desired, Serving | None], Desired | None]
-    ) -> Desired:
+    def change(self, name: str, update: Update) -> Desired:
         """Replace what is desired of one model; raises what `update` raises.
 
         `update` is given what is desired and served now, and returns None for no change. It may be
@@ -99,9 +94,7 @@ class DeploymentStore:
                 return changed
         raise RedisUnavailable(f"too many changes of '{name}' at once: ask again")
 
-    def _change(
-        self, name: str, update: Callable[[Desired, Serving | None], Desired | None]
-    ) -> Desired:
+    def _change(self, name: str, update: Update) -> Desired:
         with self._client.pipeline() as opened:
             pipeline: Any = opened
             pipeline.watch(self._desired, self._served)
@@ -141,11 +134,16 @@ class DeploymentStore:
 
     def drop_reports_of_the_dead(self) -> None:
         """Forget supervisors whose signs of life have run out."""
-        names = [name.decode() for name in asking(lambda: self._client.hkeys(self._reports))]
-        beats = asking(lambda: self._client.mget([self._supervisors + name for name in names]))
-        for name, beat in zip(names, beats, strict=True):
-            if beat is None:
-                self.drop_report(name)
+        names = {name.decode() for name in asking(lambda: self._client.hkeys(self._reports))}
+        for name in sorted(names - self._living(names)):
+            self.drop_report(name)
+
+    def _living(self, supervisors: set[str]) -> set[str]:
+        """Return those of these supervisors that live."""
+        names = sorted(supervisors)
+        keys = [self._supervisors + name for name in names]
+        beats = asking(lambda: self._client.mget(keys)) if keys else []
+        return {name for name, beat in zip(names, beats, strict=True) if beat is not None}
 
     def serve(self, name: str, serving: Serving | None) -> None:
         """Send a model's requests elsewhere, or nowhere."""
