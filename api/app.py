@@ -30,6 +30,7 @@ from api.json_answers import OrjsonProvider
 from api.later import Later
 from api.media import TokenizerCache, limit_pictures
 from api.queues import Queues
+from api.shortcut import Shortcut
 from shared.catalog import Catalog
 from shared.log_settings import LogLevel, LogSettings
 from shared.model_control import ModelControl
@@ -68,6 +69,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(docs.make_blueprint())
     register_error_handlers(app)
     plain = DirectInference(app.wsgi_app, direct, settings.max_body_bytes)
+    app.extensions["shortcut"] = Shortcut(plain, settings.request_timeout_seconds)
     app.wsgi_app = BoundedReads(  # type: ignore[method-assign]
         Compressed(plain), settings.request_timeout_seconds
     )

@@ -15,6 +15,7 @@ from api.binary_tensors import HEADER_VARIABLE
 from api.body import read_binary, read_declared
 from api.errors import error_answer
 from api.inference import Inference
+from api.json_answers import Answer
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -37,6 +38,18 @@ class DirectInference:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
+        answer = self.answer(environ)
+        if answer is None:
+            return self._next_app(environ, start_response)
+        start_response(STATUS_LINES[answer.status], header_list(answer))
+        return (answer.body,)
+
+    def answer(self, environ: WSGIEnvironment) -> Answer | None:
+        """Return the answer to a plain request, errors included; None for any other, unread.
+
+        Of the environment only the method, the path, the headers, `wsgi.input` and
+        `gunicorn.socket` are looked at.
+        """
         route = ROUTE.fullmatch(environ["PATH_INFO"])
         length = environ.get("CONTENT_LENGTH", "")
         if (
@@ -47,20 +60,20 @@ class DirectInference:
             or "HTTP_PREFER" in environ
             or "HTTP_IDEMPOTENCY_KEY" in environ
         ):
-            return self._next_app(environ, start_response)
+            return None
         try:
             read = read_binary if HEADER_VARIABLE in environ else read_declared
             raw = read(environ["wsgi.input"], int(length), self._max_body_bytes)
             name, version = route.groups()
-            answer = self._inference.infer(name, version, raw, environ)
+            return self._inference.infer(name, version, raw, environ)
         except Exception as error:  # a border, as Flask's own error handlers are
-            answer = error_answer(error, f"POST {environ['PATH_INFO']}")
-        start_response(
-            STATUS_LINES[answer.status],
-            [
-                ("Content-Type", answer.content_type),
-                ("Content-Length", str(len(answer.body))),
-                *answer.headers,
-            ],
-        )
-        return (answer.body,)
+            return error_answer(error, f"POST {environ['PATH_INFO']}")
+
+
+def header_list(answer: Answer) -> list[tuple[str, str]]:
+    """Return an answer's headers."""
+    return [
+        ("Content-Type", answer.content_type),
+        ("Content-Length", str(len(answer.body))),
+        *answer.headers,
+    ]

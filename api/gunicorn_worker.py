@@ -11,12 +11,16 @@ import socket
 import time
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.workers.ggevent import GeventWorker
+
+if TYPE_CHECKING:
+    # subtle: at run time it would bind the standard library's locks before gevent replaces them.
+    from api.shortcut import Shortcut
 
 LOOK_SECONDS = 0.1
 DRAIN_LOOK_SECONDS = 0.02
@@ -34,12 +38,15 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
     """Closes idle connections when it stops, and ends when the last request is answered."""
 
     alive: bool
+    nr: int
+    max_requests: int
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Take gunicorn's arguments."""
         super().__init__(*arguments, **options)
         self._idle: set[socket.socket] = set()
         self._told_to_stop = False
+        self._shortcut: Shortcut | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Note SIGTERM.
@@ -52,6 +59,8 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until told to stop; then answer what has come, up to `graceful_timeout`."""
         gevent.get_hub().threadpool_size = DECODING_THREADS
+        if not _logs_requests(self.cfg):
+            self._shortcut = getattr(self.wsgi, "extensions", {}).get("shortcut")
         servers = [self._serve(listener) for listener in self.sockets]
         while self.alive and not self._told_to_stop:
             self.notify()
@@ -83,9 +92,22 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         """Answer one request of a connection."""
         self._idle.discard(sock)
         try:
+            if self._takes_shortcut(req, sock):
+                return True
             return super().handle_request(listener_name, req, sock, addr)
         finally:
             self._idle.add(sock)
+
+    def _takes_shortcut(self, req: Any, sock: socket.socket) -> bool:
+        """Answer what `api.shortcut` answers, unless this is to be the last of the connection."""
+        if self._shortcut is None or not self.alive or self.nr + 1 >= self.max_requests:
+            return False
+        try:
+            taken = self._shortcut.takes(req, sock)
+        except (gevent.GreenletExit, SystemExit):  # as gunicorn's own ways of answering
+            return True
+        self.nr += taken
+        return taken
 
     def _end_idle_connections(self) -> None:
         """Let requests that have arrived be read, and behind them the end of the connection."""
@@ -102,6 +124,12 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
             server.max_accept = 1
         server.start()
         return server
+
+
+def _logs_requests(config: Any) -> bool:
+    """Tell whether somebody wants gunicorn's access log, for which it needs its own objects."""
+    wanted = ("accesslog", "logconfig", "logconfig_dict", "logconfig_json", "syslog", "statsd_host")
+    return any(getattr(config, name) for name in wanted)
 
 
 def _close(server: StreamServer) -> None:

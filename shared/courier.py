@@ -15,19 +15,21 @@ from collections.abc import Callable
 from threading import Lock, Thread
 from typing import Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from shared.departures import has_left
 from shared.errors import ClientLeft, FerryError, RequestExpired
 from shared.parcels import Parcel, Push
-from shared.redis_connection import LONGEST_BLOCK_SECONDS, Wire, script_digest
+from shared.redis_connection import Wire, script_digest
 from shared.sender import Sender
+from shared.subscription import Subscription, answers_in
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.1
 TICK_SECONDS = 0.02
 DEPARTURES_SECONDS = 0.2
+PING_SECONDS = 0.5
 IDLE_SECONDS = 300.0
 """After so long without a request there are no threads and connections until the next one."""
 CANCEL_PAUSES = 20
@@ -50,12 +52,13 @@ class Courier:
         answered_key: str,
         result_prefix: str,
     ) -> None:
-        """Announcements come on `answered_key`, results are on `result_prefix` + id."""
+        """Answers come on the channel `answered_key`, or stored: ids in its list, at a prefix."""
         self._open_wire = open_wire
         self._cancel_command = cancel_command
         self._answered_key = answered_key
         self._result_prefix = result_prefix
         self._sender = Sender(open_wire(), push_command, self._fail)
+        self._subscription = Subscription(open_wire(), answered_key)
         self._waiting: dict[str, Parcel] = {}
         self._timed: dict[str, Parcel] = {}
         self._unwanted: deque[tuple[str, str]] = deque()
@@ -112,12 +115,13 @@ class Courier:
         with self._starting:
             self._started, self._shift = False, self._shift + 1
             self._sender.rest()
+            self._subscription.keep_alive()  # its thread sees that it is to end
         if self._waiting:  # one came meanwhile, and found all running
             self._start()
 
     def _tick(self, shift: int) -> None:
-        """Fail what is late or unwanted. Asks nothing of Redis: a deadline holds while it hangs."""
-        next_look, busy_at = 0.0, time.monotonic()
+        """Fail what is late or unwanted. Waits for no Redis: a deadline holds while it hangs."""
+        next_look, next_ping, busy_at = 0.0, 0.0, time.monotonic()
         while shift == self._shift:
             time.sleep(TICK_SECONDS)
             now, waiting = time.monotonic(), list(self._waiting.values())
@@ -129,6 +133,9 @@ class Courier:
             late = [parcel for parcel in waiting if parcel.deadline <= now]
             self._close("expired", late, lambda: RequestExpired("Request timeout expired"))
             self._note_rejected(now)
+            if now >= next_ping:
+                next_ping = now + PING_SECONDS
+                self._subscription.keep_alive()
             if now >= next_look:
                 next_look = now + DEPARTURES_SECONDS
                 left = [parcel for parcel in waiting if parcel.client and has_left(parcel.client)]
@@ -154,10 +161,13 @@ class Courier:
 
     def _settle(self, shift: int) -> None:
         """Read the replies to pushes that nobody read, and take off the queue what is unwanted."""
-        wire, next_cancel = self._open_wire(), 0.0
+        wire, next_cancel, next_retry = self._open_wire(), 0.0, 0.0
         while shift == self._shift:
             time.sleep(TICK_SECONDS)
             self._sender.confirm()
+            if time.monotonic() >= next_retry:
+                next_retry = time.monotonic() + RETRY_SECONDS
+                self._sender.retry()
             if self._unwanted and time.monotonic() >= next_cancel:
                 began = time.monotonic()
                 self._cancel(wire)
@@ -189,56 +199,55 @@ class Courier:
             parcel.fail(error)
 
     def _collect(self, shift: int) -> None:
-        """Take answers as they are announced; after a lost connection, all that are there."""
-        key, wire, lost = self._answered_key, self._open_wire(), False
-        # BLMOVE onto itself waits for an announcement without taking it: what is lost on the way
-        # to a process that cannot read it is still there for its next attempt.
-        wait = ("BLMOVE", key, key, "LEFT", "LEFT", LONGEST_BLOCK_SECONDS)
-        collect = ("EVALSHA", script_digest("collect"), 1, key, self._result_prefix)
-        told = ""
+        """Take answers as they are told; after a lost connection, all that are there."""
+        wire, told = self._open_wire(), ""
+        subscription = self._subscription = Subscription(self._open_wire(), self._answered_key)
         while shift == self._shift:
             try:
-                if lost:
-                    self._resume(wire, collect)
-                    lost = False
-                wire.send(wait, collect)
-                refusal = _refusal(wire)
-                self._hand_out(wire.reply())
-                if refusal is not None:
-                    raise refusal
-                if told:
-                    log.info("Redis is back, %d requests wait on", len(self._waiting))
-                    told = ""
+                if not subscription.is_open:
+                    subscription.open()
+                    self._resume(wire, was_lost=bool(told))
+                    if told:
+                        log.info("Redis is back, %d requests wait on", len(self._waiting))
+                        told = ""
+                self._take(subscription.heard(), wire)
                 # Those who were just given their answer go first, the next wait can wait.
                 time.sleep(0)
             except RedisError as error:
                 if told != str(error):
                     told = str(error)
                     log.warning("answers are slow, Redis fails, trying until it is back: %s", told)
-                lost = True
+                subscription.close()
                 time.sleep(RETRY_SECONDS)
+        subscription.close()
         wire.close()
 
-    def _resume(self, wire: Wire, collect: tuple[Any, ...]) -> None:
-        """Take every answer that is there, and push again what may be gone; a known id is left."""
-        wire.send((*collect, *list(self._waiting)))
-        self._hand_out(wire.reply())
-        self._sender.send_again(list(self._waiting.values()))
+    def _resume(self, wire: Wire, *, was_lost: bool) -> None:
+        """Take every answer that is there, and push again what may be gone; a known id is left.
 
-    def _hand_out(self, found: list[bytes]) -> None:
+        What was said and not heard is gone as well: its request is stored, and run, once more.
+        """
+        self._fetch(wire, list(self._waiting))
+        if was_lost:
+            self._sender.send_again(list(self._waiting.values()))
+
+    def _take(self, said: bytes | None, wire: Wire) -> None:
+        """Hand out the answers that a message brings, or fetch those that an empty one is about."""
+        if said:
+            for request_id, result in answers_in(said):
+                self._answer(request_id, result)
+        elif said is not None:
+            self._fetch(wire, [])
+
+    def _fetch(self, wire: Wire, ids: list[str]) -> None:
+        """Take the stored answers: those that Redis has noted for us, and to these ids."""
+        key = self._answered_key
+        wire.send(("EVALSHA", script_digest("collect"), 1, key, self._result_prefix, *ids))
+        found = wire.reply()
         for request_id, result in zip(found[::2], found[1::2], strict=True):
-            parcel = self._waiting.pop(request_id.decode(), None)
-            if parcel is not None:
-                parcel.answer(result)
+            self._answer(request_id.decode(), result)
 
-
-def _refusal(wire: Wire) -> ResponseError | None:
-    """Read a reply; return its error, for the next reply is to be read in any case.
-
-    At its memory limit Redis refuses to wait, but what follows has taken answers: lost if unread.
-    """
-    try:
-        wire.reply()
-    except ResponseError as error:
-        return error
-    return None
+    def _answer(self, request_id: str, result: bytes) -> None:
+        parcel = self._waiting.pop(request_id, None)
+        if parcel is not None:
+            parcel.answer(result)

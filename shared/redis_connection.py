@@ -6,6 +6,7 @@ one, which a client's pipeline cannot do: a blocking command and what follows it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import select
@@ -33,6 +34,9 @@ COMMAND_TIMEOUT_SECONDS = 5.0
 LONGEST_BLOCK_SECONDS = 0.5
 """How long a blocking command on a wire may wait."""
 READ_BYTES = 1 << 16
+NO_REPLY = ("CLIENT", "REPLY", "SKIP")
+"""Redis answers neither this nor the command behind it, not even with an error."""
+PING = b"*1\r\n$4\r\nPING\r\n"
 _INCOMPLETE = object()
 SCRIPTS = ("push", "collect", "claim", "publish", "recover", "cancel")
 
@@ -74,6 +78,10 @@ class Wire:
         """
         if self._unread:
             self.close()
+        self.send_behind(*commands)
+
+    def send_behind(self, *commands: tuple[Any, ...]) -> None:
+        """Write all commands at once, behind those whose replies have not been read yet."""
         try:
             buffers: Iterable[Buffer] = [b"".join(map(hiredis.pack_command, commands))]
         except TypeError:  # an argument in pieces
@@ -84,7 +92,7 @@ class Wire:
                 sent = opened.send(data)
                 if sent < len(data):  # rare, and gevent's sendall costs twice its send
                     opened.sendall(memoryview(data)[sent:])
-            self._unread = len(commands)
+            self._unread += len(commands) - 2 * commands.count(NO_REPLY)
         except (RedisError, OSError) as error:
             self.close()
             raise _redis_error(error) from error
@@ -110,6 +118,17 @@ class Wire:
         ready = self._reader.has_data() or select.select([self._socket], [], [], seconds)[0]
         return bool(ready)
 
+    def is_open(self) -> bool:
+        """Tell whether there is a connection, as far as is known."""
+        return self._socket is not None
+
+    def ping(self) -> None:
+        """Have Redis say something to whoever is reading, another thread; it sees any failure."""
+        opened = self._socket
+        if opened is not None:
+            with contextlib.suppress(OSError):
+                opened.send(PING)
+
     def beside(self) -> Wire:
         """Return another wire to the same Redis; opens nothing before its first command."""
         return Wire(self._make_connection)
@@ -122,7 +141,8 @@ class Wire:
         self._connection.disconnect()
 
     def _next_reply(self) -> Any:
-        assert self._socket is not None, "a reply is read after a send"
+        if self._socket is None:
+            raise RedisConnectionError("the connection was lost before the reply")
         while (found := self._reader.gets()) is _INCOMPLETE:
             data = self._socket.recv(READ_BYTES)
             if not data:

@@ -2,12 +2,14 @@
 
 A request that finds nobody sending is sent by its own thread, which at low load saves two switches
 between threads; those that come meanwhile are left to a thread that sends all there is at once. The
-reply to a write is read before the next one, or soon by `confirm`: waiting for it right away would
+replies to earlier writes are read before the next one while anything of the last is open, which is
+what lets requests gather under load; else soon by `confirm`, many at once: waiting for each would
 wake the process once more for every request.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -41,7 +43,8 @@ class Sender:
         self._push_command = push_command
         self._refuse = refuse
         self._outbox: deque[Parcel] = deque()
-        self._unconfirmed: list[Parcel] = []
+        self._unconfirmed: deque[list[Parcel]] = deque()
+        self._owed: list[Parcel] = []
         # Whoever pops the token sends. A deque does it atomically, at a tenth of gevent's Lock.
         self._turn = deque([None])
         self._more = Event()
@@ -82,8 +85,14 @@ class Sender:
         self._outbox.extend(parcels)
         self._more.set()
 
+    def retry(self) -> None:
+        """Push again what Redis had accepted, may have lost, and refused when it came again."""
+        owed, self._owed = self._owed, []
+        if owed:
+            self.send_again(owed)
+
     def confirm(self) -> None:
-        """Read the reply to the last write, if nobody has read it yet."""
+        """Read the replies to all writes so far that nobody has read yet."""
         if self._unconfirmed:
             self._take_turn(self._confirm)
 
@@ -110,7 +119,8 @@ class Sender:
             self._more.set()
 
     def _send_some(self) -> None:
-        self._confirm()
+        if self._unconfirmed and any(parcel.is_open for parcel in self._unconfirmed[-1]):
+            self._confirm()
         parcels, size = list[Parcel](), 0
         while self._outbox and len(parcels) < MAX_PARCELS_PER_WRITE and size < MAX_BYTES_PER_WRITE:
             parcel = self._outbox.popleft()
@@ -123,7 +133,7 @@ class Sender:
     def _write(self, parcels: list[Parcel]) -> None:
         try:
             self._send(self._push_command([parcel.push for parcel in parcels]))
-            self._unconfirmed = parcels
+            self._unconfirmed.append(parcels)
             for parcel in parcels:
                 parcel.sent = True
         except RedisError as error:
@@ -132,35 +142,44 @@ class Sender:
     def _send(self, command: tuple[Any, ...]) -> None:
         """Write on the open connection, which Redis may have left since, or on a new one."""
         try:
-            self._wire.send(command)
+            self._wire.send_behind(command)
         except RedisError:
-            self._wire.send(command)
+            self._confirm()  # pushes again what is open of the writes before
+            self._wire.send_behind(command)
 
     def _confirm(self) -> None:
-        """Read what became of the last write; a lost connection has it written again, once."""
-        parcels, self._unconfirmed = self._unconfirmed, []
+        """Read what became of the writes so far; what a lost connection leaves open goes again."""
+        while self._unconfirmed:
+            parcels = self._unconfirmed.popleft()
+            try:
+                self._note(parcels, self._wire.reply())
+            except ResponseError as error:
+                self._refuse_all(parcels, error)
+            except RedisError:
+                self._push_again([*parcels, *itertools.chain.from_iterable(self._unconfirmed)])
+                return
+
+    def _push_again(self, parcels: list[Parcel]) -> None:
+        """Write what is open of these once more, once, and wait for the reply."""
+        self._unconfirmed.clear()
+        # Of what was answered since, Redis no longer knows that it had it.
+        parcels = [parcel for parcel in parcels if parcel.is_open]
         if not parcels:
             return
         try:
-            try:
-                statuses = self._wire.reply()
-            except ResponseError:
-                raise
-            except RedisError:
-                # Of what was answered since, Redis no longer knows that it had it.
-                parcels = [parcel for parcel in parcels if parcel.is_open]
-                if not parcels:
-                    return
-                self._wire.send(self._push_command([parcel.push for parcel in parcels]))
-                statuses = self._wire.reply()
+            self._wire.send(self._push_command([parcel.push for parcel in parcels]))
+            self._note(parcels, self._wire.reply())
         except ResponseError as error:
-            for parcel in parcels:
-                if not parcel.accepted:  # else it was being pushed again, see _give_up
-                    self._refuse(parcel, unavailable(error))
+            self._refuse_all(parcels, error)
         except RedisError as error:
             self._give_up(parcels, error)
-        else:
-            self._note(parcels, statuses)
+
+    def _refuse_all(self, parcels: list[Parcel], error: ResponseError) -> None:
+        for parcel in parcels:
+            if parcel.accepted:  # it was being pushed again, since Redis may have lost it
+                self._owed.append(parcel)
+            else:
+                self._refuse(parcel, unavailable(error))
 
     def _note(self, parcels: list[Parcel], statuses: list[bytes]) -> None:
         for parcel, status in zip(parcels, statuses, strict=True):

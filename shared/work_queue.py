@@ -17,12 +17,20 @@ from shared.queue_commands import (
     recover_command,
 )
 from shared.queue_keys import QueueKeys
-from shared.redis_connection import LONGEST_BLOCK_SECONDS, Wire
+from shared.redis_connection import LONGEST_BLOCK_SECONDS, NO_REPLY, Wire
 
 log = logging.getLogger(__name__)
 
 SHORT_WAIT_SECONDS = 0.002
 """A wait of this length is slept through, which is more exact than waiting for the bell."""
+
+
+NOT_DROPPED = -2e-6
+"""Instead of a wait: the instance has something in flight beside what it claimed just now."""
+
+
+class AnswersNotTaken(RedisError):
+    """A publish whose reply nobody waited for has failed."""
 
 
 class WorkQueue:
@@ -65,13 +73,17 @@ class WorkQueue:
         """Publish a batch and take the next one, in one write: as `publish`, then `claim`.
 
         The bell is waited for at once: a claim that leaves work behind, and every push, rings it.
+        A reply to the publish would wake this process for nothing, while others hand the answers
+        on; should it have failed, the claim finds what it did not drop, and AnswersNotTaken is
+        raised.
         """
         bell = ("BLPOP", self._keys.bell, LONGEST_BLOCK_SECONDS)
         claim = self._claim(max_rows, max_delay_seconds)
-        self._wire.send(self._publish(claimed, answers, len(claimed)), bell, claim)
-        self._wire.reply()
+        self._wire.send(NO_REPLY, self._publish(claimed, answers, len(claimed)), bell, claim)
         self._wire.reply()
         batch, wait_seconds = self._read_batch()
+        if wait_seconds == NOT_DROPPED:
+            raise AnswersNotTaken("the answers are still in flight, Redis did not take them")
         if batch or wait_seconds < 0:
             return batch
         return self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)

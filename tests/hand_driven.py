@@ -71,7 +71,8 @@ class HandDriven:
 
     def hang_up(self) -> None:
         """Have Redis close every connection; those of the test are opened anew."""
-        self.redis.client_kill_filter(_type="normal", skipme=True)
+        for kind in ("normal", "pubsub"):
+            self.redis.client_kill_filter(_type=kind, skipme=True)
         for spec in (self.ensemble, *self._models):
             self._open(spec)
 

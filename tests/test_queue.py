@@ -11,19 +11,19 @@ import pytest
 from fake_backend import answered
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 from waiting import wait_until
 
 from shared.claims import Answers, Claimed
 from shared.errors import ModelCrashed, ModelFailed, QueueFull, RequestExpired
 from shared.messages import InferRequest, InferResult, Tensor
+from shared.model_statistics import encode_costs
 from shared.parcels import Push
 from shared.queue_commands import Limits, push_command
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import Wire, connect, open_wire
 from shared.request_queue import RequestQueue, Waiting
 from shared.settings import Settings
-from shared.work_queue import WorkQueue, recover
+from shared.work_queue import AnswersNotTaken, WorkQueue, recover
 
 MODEL = "m/1"
 
@@ -418,9 +418,10 @@ def test_a_refused_publish_does_not_mix_up_the_replies_that_follow(
     push_many(queue, 1, 1)
     batch = work.claim(1, 0.0)
     redis.set(keys.answered + batch[0].id[:8], "not a list")
+    large = Answers([bytes(10_000)], encode_costs(batch, [], 0.0))  # stored, not said
 
-    with pytest.raises(ResponseError):
-        work.publish_and_claim(batch, answers(batch), 1, 0.0)
+    with pytest.raises(AnswersNotTaken):
+        work.publish_and_claim(batch, large, 1, 0.0)
 
     assert work.publish([], answers([])) == 0
 

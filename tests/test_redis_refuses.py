@@ -163,7 +163,8 @@ def test_what_redis_lost_is_pushed_until_there_is_memory_for_it(trouble: Trouble
 
     trouble.redis.config_set("maxmemory", "1")
     trouble.redis.flushall()
-    trouble.redis.client_kill_filter(_type="normal", skipme=True)
+    for kind in ("normal", "pubsub"):
+        trouble.redis.client_kill_filter(_type=kind, skipme=True)
 
     wait_until(lambda: failed_scripts(trouble) > before + 3, 5, "pushes are refused")
     trouble.model.gate.set()

@@ -23,6 +23,8 @@ class Wire:
     def send(self, *commands: Any) -> None:
         self.writes.append(len(commands[0]))
 
+    send_behind = send
+
     def reply(self) -> Any:
         self._losses -= 1
         if self._losses >= 0:

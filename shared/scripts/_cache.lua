@@ -54,12 +54,8 @@ local function response_cache(tag, ttl, kept_ttl)
   end
 
   local function give(id, result)
-    local process = string.sub(id, 1, 8)
-    redis.call('SET', tag .. 'result:' .. id, result, 'PX', process == '00000001' and kept_ttl or ttl)
-    if process ~= '00000000' and process ~= '00000001' then
-      redis.call('RPUSH', tag .. 'answered:' .. process, id)
-      redis.call('PEXPIRE', tag .. 'answered:' .. process, ttl)
-    end
+    redis.call('SET', tag .. 'result:' .. id, result, 'PX', string.sub(id, 1, 8) == '00000001' and kept_ttl or ttl)
+    tell(tag .. 'answered:', id, ttl)
   end
 
   -- Has the list and its leader's digest live for `ttl_ms` at least, as its longest living member does.

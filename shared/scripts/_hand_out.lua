@@ -5,11 +5,8 @@ local function hand_out(order, body_prefix, result_prefix, answered_prefix)
   local id = redis.call('LINDEX', order, 0)
   while id and redis.call('EXISTS', body_prefix .. id) == 0 do
     redis.call('LPOP', order)
-    local process, left = string.sub(id, 1, 8), redis.call('PTTL', result_prefix .. id)
-    if left > 0 and process ~= '00000000' and process ~= '00000001' then
-      redis.call('RPUSH', answered_prefix .. process, id)
-      redis.call('PEXPIRE', answered_prefix .. process, left)
-    end
+    local left = redis.call('PTTL', result_prefix .. id)
+    if left > 0 then tell(answered_prefix, id, left) end
     id = redis.call('LINDEX', order, 0)
   end
 end

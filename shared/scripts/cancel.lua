@@ -6,6 +6,7 @@
 -- Walks each queue once, however many ids there are. Returns for each id: 'waiting' (it will not run),
 -- 'running' (its answer is thrown away, unless it was left alone) or 'gone'. What is to be 'rejected' for its queue
 -- policy's sake is left alone as well when it has been claimed before, and was put back.
+-- include tell
 -- include hand_out
 -- include cache
 

@@ -5,7 +5,9 @@
 --       cache (see _cache.lua), delayed, result and answered key prefix, result_ttl_ms, kept_ttl_ms, rejection
 -- The last six are missing for a model without queue policies and without that order.
 -- Returns {now, wait, ticket, body, ticket, body, ...}, times in microseconds; without tickets, wait says
--- how long the pending ones may still wait for company (-1: nothing is pending).
+-- how long the pending ones may still wait for company (-1: nothing is pending). Whatever is claimed, wait is -2 when
+-- the instance has something in flight besides.
+-- include tell
 -- include hand_out
 -- include cache
 
@@ -122,12 +124,8 @@ for _, one in ipairs(over) do
   if fate ~= delay and redis.call('UNLINK', body) == 1 then
     if fate == reject then
       local id = string.sub(ticket, 45)
-      local process = string.sub(id, 1, 8)
-      redis.call('SET', result_prefix .. id, rejection, 'PX', process == '00000001' and kept_ttl or ttl)
-      if process ~= '00000000' and process ~= '00000001' then
-        redis.call('RPUSH', answered_prefix .. process, id)
-        redis.call('PEXPIRE', answered_prefix .. process, ttl)
-      end
+      redis.call('SET', result_prefix .. id, rejection, 'PX', string.sub(id, 1, 8) == '00000001' and kept_ttl or ttl)
+      tell(answered_prefix, id, ttl)
       rejected = rejected + 1
     else
       expired = expired + 1
@@ -150,8 +148,10 @@ if ARGV[6] ~= '' and #over > 0 then
   end
   cache.count()
 end
-if rows == 0 then return {now * 1e6, -1} end
-if not leaving then return {now * 1e6, math.min(max_delay - (now - oldest), nearest - now) * 1e6} end
+if not leaving or rows == 0 then
+  local wait = rows == 0 and -1 or math.min(max_delay - (now - oldest), nearest - now) * 1e6
+  return {now * 1e6, redis.call('EXISTS', inflight) == 1 and -2 or wait}
+end
 for i = 2 * leaving.count + 3, #reply do reply[i] = nil end
 if max_delay > 0 then
   for i = 1, leaving.count do reply[2 * i + 2] = redis.call('GET', prefix .. string.sub(tickets[i], 45)) end
@@ -163,7 +163,7 @@ if ARGV[5] == '1' then
     if not redis.call('LPOS', order, id) then redis.call('RPUSH', order, id) end
   end
 end
-redis.call('RPUSH', inflight, unpack(tickets, 1, leaving.count))
+if redis.call('RPUSH', inflight, unpack(tickets, 1, leaving.count)) > leaving.count then reply[2] = -2 end
 redis.call('HINCRBY', stats, 'left_' .. leaving.why, 1)
 if left > 0 and redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
 return reply

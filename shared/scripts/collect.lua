@@ -1,5 +1,5 @@
 -- collect: take the answers that are there for one API process. Run by Courier.
--- KEYS: answered   ARGV: result key prefix, id, id, ... (ids to look at besides the announced ones)
+-- KEYS: answered (and the channel of that name)   ARGV: result key prefix, id, id, ... (ids to look at besides the announced ones)
 -- Returns {id, result, id, result, ...}.
 local ids = redis.call('LPOP', KEYS[1], 1000) or {}
 for i = 2, #ARGV do ids[#ids + 1] = ARGV[i] end
@@ -11,4 +11,5 @@ for _, id in ipairs(ids) do
     found[#found + 1] = result
   end
 end
+if redis.call('LLEN', KEYS[1]) > 0 then redis.call('PUBLISH', KEYS[1], '') end
 return found

@@ -4,27 +4,37 @@
 --       passes and requests (see encode_costs), cache (see _cache.lua), its max_bytes and ttl_ms,
 --       id, result, id, result, ...
 -- A request is open as long as its body exists, so the first answer for an id wins, and only first ones are
--- counted. The id's first 8 signs name the API process that waits for it, which is told by its `answered` list;
--- nobody waits for 00000000 (DETACHED) and 00000001 (KEPT), whose answers are asked for later.
+-- counted. The id's first 8 signs name the API process that waits for it. A small result is said to it on its channel,
+-- as id, I4 length and result, those of a batch in one message; a large one, or one that nobody is there to hear, is
+-- stored to be collected (see _tell.lua). What is said and lost with a connection is asked for anew, and run again.
 -- Returns how many answers were the first.
+-- include tell
 -- include hand_out
 -- include cache
 
 local count, ttl, kept_ttl, body_prefix, result_prefix, answered_prefix, passes, requests = unpack(ARGV, 1, 8)
 local cache = ARGV[9] ~= '' and response_cache(ARGV[9], ttl, kept_ttl)
 local first_id = 12
-local told, first, closed = {}, 0, {}
+local max_said = 8192 -- bytes of a result; Redis hangs up on a listener to whom it owes too many
+local said, first, closed = {}, 0, {}
+
+local function store(i, keeps_order)
+  local long = keeps_order or string.sub(ARGV[i], 1, 8) == '00000001'
+  redis.call('SET', result_prefix .. ARGV[i], ARGV[i + 1], 'PX', long and kept_ttl or ttl)
+  if not keeps_order then tell(answered_prefix, ARGV[i], ttl) end
+end
+
 for i = first_id, #ARGV, 2 do
   local id = ARGV[i]
   if redis.call('UNLINK', body_prefix .. id) == 1 then
     local process = string.sub(id, 1, 8)
     -- subtle: what was claimed before Redis lost its memory has no place, and waits for nobody.
     local keeps_order = KEYS[3] and redis.call('LPOS', KEYS[3], id)
-    local long = process == '00000001' or keeps_order
-    redis.call('SET', result_prefix .. id, ARGV[i + 1], 'PX', long and kept_ttl or ttl)
-    if not keeps_order and process ~= '00000000' and process ~= '00000001' then
-      told[process] = told[process] or {}
-      table.insert(told[process], id)
+    if keeps_order or #ARGV[i + 1] > max_said or not waits(process) then
+      store(i, keeps_order)
+    else
+      said[process] = said[process] or {}
+      table.insert(said[process], i)
     end
     first = first + 1
   else
@@ -43,9 +53,14 @@ for i = first_id, #ARGV, 2 do
   end
 end
 if cache then cache.count() end
-for process, ids in pairs(told) do
-  redis.call('RPUSH', answered_prefix .. process, unpack(ids))
-  redis.call('PEXPIRE', answered_prefix .. process, ttl)
+for process, answers in pairs(said) do
+  local parts = {}
+  for n, i in ipairs(answers) do
+    parts[3 * n - 2], parts[3 * n - 1], parts[3 * n] = ARGV[i], struct.pack('<I4', #ARGV[i + 1]), ARGV[i + 1]
+  end
+  if redis.call('PUBLISH', answered_prefix .. process, table.concat(parts)) == 0 then
+    for _, i in ipairs(answers) do store(i) end
+  end
 end
 
 if KEYS[3] then hand_out(KEYS[3], body_prefix, result_prefix, answered_prefix) end

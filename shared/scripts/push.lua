@@ -6,6 +6,7 @@
 -- Returns for each: 'queued', 'known' (this id is stored or answered already: a push sent again after a
 -- lost connection changes nothing), 'full <waiting>' (refused) or 'closed' (refused: this version is leaving); of
 -- a model with a cache also 'hit' (answered already) or 'followed' (it waits for another's answer).
+-- include tell
 -- include cache
 
 local bell, bytes_key = KEYS[1], KEYS[2]

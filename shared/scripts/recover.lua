@@ -6,6 +6,7 @@
 -- A request whose attempts are used up is answered with the error result instead, and kept among the dead. One
 -- that goes back has had its time on the queue: the time-out of its queue policy is over.
 -- Atomic, so two supervisors that recover the same instance do it once. Returns {put back, given up}.
+-- include tell
 -- include hand_out
 -- include cache
 
@@ -24,10 +25,7 @@ local function give_up(id, body, attempts, level, rows, enqueued, signature)
   redis.call('LTRIM', dead, 0, 999)
   redis.call('HINCRBY', counts, 'dead', 1 + (cache.answer(id, error_result)))
   redis.call('SET', result_prefix .. id, error_result, 'PX', (process == '00000001' or keeps_order) and kept_ttl or ttl)
-  if not keeps_order and process ~= '00000000' and process ~= '00000001' then
-    redis.call('RPUSH', answered_prefix .. process, id)
-    redis.call('PEXPIRE', answered_prefix .. process, ttl)
-  end
+  if not keeps_order then tell(answered_prefix, id, ttl) end
 end
 
 local tickets = redis.call('LRANGE', inflight, 0, -1)
