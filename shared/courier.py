@@ -210,9 +210,8 @@ class Courier:
                     if told:
                         log.info("Redis is back, %d requests wait on", len(self._waiting))
                         told = ""
-                self._take(subscription.heard(), wire)
-                # Those who were just given their answer go first, the next wait can wait.
-                time.sleep(0)
+                if subscription.wait(self._take):
+                    self._fetch(wire, [])
             except RedisError as error:
                 if told != str(error):
                     told = str(error)
@@ -231,13 +230,10 @@ class Courier:
         if was_lost:
             self._sender.send_again(list(self._waiting.values()))
 
-    def _take(self, said: bytes | None, wire: Wire) -> None:
-        """Hand out the answers that a message brings, or fetch those that an empty one is about."""
-        if said:
-            for request_id, result in answers_in(said):
-                self._answer(request_id, result)
-        elif said is not None:
-            self._fetch(wire, [])
+    def _take(self, said: bytes) -> None:
+        """Hand out the answers that a message brings."""
+        for request_id, result in answers_in(said):
+            self._answer(request_id, result)
 
     def _fetch(self, wire: Wire, ids: list[str]) -> None:
         """Take the stored answers: those that Redis has noted for us, and to these ids."""

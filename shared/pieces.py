@@ -1,4 +1,4 @@
-"""Large arguments of Redis commands, sent from where they are instead of being joined first.
+"""Redis commands as bytes: large arguments are sent from where they are, not joined first.
 
 A tensor of half a megabyte would otherwise be copied three times on its way: into the message,
 into the command, and into what is sent.
@@ -6,8 +6,10 @@ into the command, and into what is sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from hiredis import pack_command
 
 LARGE_BYTES = 64 * 1024
 """From here on a copy costs more than another system call."""
@@ -20,13 +22,36 @@ class Pieces(tuple[Buffer, ...]):
     __slots__ = ()
 
 
-def in_pieces(commands: tuple[tuple[Any, ...], ...]) -> Iterator[Buffer]:
+class Packed(bytes):
+    """A command as it goes over the wire, for one that is sent again and again."""
+
+    @classmethod
+    def of(cls, *command: Any) -> Packed:
+        """Pack a command."""
+        return cls(pack_command(command))
+
+
+Command = tuple[Any, ...] | Packed
+
+
+def pack(commands: Iterable[Command]) -> Iterable[Buffer]:
+    """Return the commands as Redis reads them, in one buffer, or in several with large ones."""
+    try:
+        return [b"".join([c if isinstance(c, Packed) else pack_command(c) for c in commands])]
+    except TypeError:  # an argument in pieces
+        return _in_pieces(commands)
+
+
+def _in_pieces(commands: Iterable[Command]) -> Iterator[Buffer]:
     """Return the commands as Redis reads them, with each large buffer by itself, not copied.
 
     Source: https://redis.io/docs/latest/develop/reference/protocol-spec/#sending-commands-to-a-redis-server
     """
     small = bytearray()
     for command in commands:
+        if isinstance(command, Packed):
+            small += command
+            continue
         small += b"*%d\r\n" % len(command)
         for argument in command:
             parts = argument if isinstance(argument, Pieces) else (_bytes(argument),)

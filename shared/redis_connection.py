@@ -11,7 +11,8 @@ import logging
 import re
 import select
 import socket
-from collections.abc import Callable, Iterable
+import ssl
+from collections.abc import Callable, Iterator
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
@@ -25,7 +26,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from shared.errors import RedisUnavailable
-from shared.pieces import Buffer, in_pieces
+from shared.pieces import Command, Packed, pack
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ COMMAND_TIMEOUT_SECONDS = 5.0
 LONGEST_BLOCK_SECONDS = 0.5
 """How long a blocking command on a wire may wait."""
 READ_BYTES = 1 << 16
-NO_REPLY = ("CLIENT", "REPLY", "SKIP")
+
+NO_REPLY = Packed.of("CLIENT", "REPLY", "SKIP")
 """Redis answers neither this nor the command behind it, not even with an error."""
 PING = b"*1\r\n$4\r\nPING\r\n"
 _INCOMPLETE = object()
@@ -71,7 +73,7 @@ class Wire:
         self._reader = _reader()
         self._unread = 0
 
-    def send(self, *commands: tuple[Any, ...]) -> None:
+    def send(self, *commands: Command) -> None:
         """Write all commands at once; their replies must then be read in the same order.
 
         Replies that nobody read, after one was an error, are dropped with the connection.
@@ -80,12 +82,9 @@ class Wire:
             self.close()
         self.send_behind(*commands)
 
-    def send_behind(self, *commands: tuple[Any, ...]) -> None:
+    def send_behind(self, *commands: Command) -> None:
         """Write all commands at once, behind those whose replies have not been read yet."""
-        try:
-            buffers: Iterable[Buffer] = [b"".join(map(hiredis.pack_command, commands))]
-        except TypeError:  # an argument in pieces
-            buffers = in_pieces(commands)
+        buffers = pack(commands)
         try:
             opened = self._socket or self._connect()
             for data in buffers:
@@ -111,6 +110,25 @@ class Wire:
             self.close()
             raise found
         return found
+
+    def replies_so_far(self) -> Iterator[Any]:
+        """Return the replies that are there, from a socket that does not block."""
+        assert self._socket is not None, "somebody who closes a wire stops reading it first"
+        try:
+            data = self._socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise _redis_error(error) from error
+        if not data:
+            raise RedisConnectionError("Redis closed the connection")
+        self._reader.feed(data)
+        while (found := self._reader.gets()) is not _INCOMPLETE:
+            yield found
+
+    def plain_socket(self) -> socket.socket | None:
+        """Return the open socket, None when there is none or it has layers of its own (TLS)."""
+        return None if isinstance(self._socket, ssl.SSLSocket) else self._socket
 
     def has_reply(self, seconds: float) -> bool:
         """Wait so long for the next reply to begin; tell whether it has."""

@@ -9,6 +9,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from shared.claims import Answers, Batching, Claimed
+from shared.pieces import Packed
 from shared.queue_commands import (
     CacheLimits,
     InstanceEnd,
@@ -51,6 +52,8 @@ class WorkQueue:
         self._waker = wire.beside()
         self._keys = keys
         self._end = InstanceEnd(keys, instance, result_ttl_seconds, batching, cache)
+        self._bell = Packed.of("BLPOP", keys.bell, LONGEST_BLOCK_SECONDS)
+        self._claims: dict[tuple[int, float], Packed] = {}
         self._stale = keys.answers if keys.cache else []
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
@@ -77,9 +80,9 @@ class WorkQueue:
         on; should it have failed, the claim finds what it did not drop, and AnswersNotTaken is
         raised.
         """
-        bell = ("BLPOP", self._keys.bell, LONGEST_BLOCK_SECONDS)
         claim = self._claim(max_rows, max_delay_seconds)
-        self._wire.send(NO_REPLY, self._publish(claimed, answers, len(claimed)), bell, claim)
+        publish = self._publish(claimed, answers, len(claimed))
+        self._wire.send(NO_REPLY, publish, self._bell, claim)
         self._wire.reply()
         batch, wait_seconds = self._read_batch()
         if wait_seconds == NOT_DROPPED:
@@ -109,8 +112,12 @@ class WorkQueue:
         """Return what this instance holds to the queue, after a lost connection."""
         return _recover(self._wire, self._end, crashed=False)
 
-    def _claim(self, max_rows: int, max_delay_seconds: float) -> tuple[Any, ...]:
-        return claim_command(self._end, max_rows, max_delay_seconds)
+    def _claim(self, max_rows: int, max_delay_seconds: float) -> Packed:
+        found = self._claims.get((max_rows, max_delay_seconds))
+        if found is None:
+            found = Packed.of(*claim_command(self._end, max_rows, max_delay_seconds))
+            self._claims[max_rows, max_delay_seconds] = found
+        return found
 
     def _publish(
         self, claimed: list[Claimed], answers: Answers, drop_count: int
@@ -127,8 +134,7 @@ class WorkQueue:
             self._wire.send(claim)
             return self._read_batch()[0]
         seconds = min(wait_seconds, LONGEST_BLOCK_SECONDS)
-        bell = ("BLPOP", self._keys.bell, LONGEST_BLOCK_SECONDS)
-        self._wire.send(("CLIENT", "ID"), bell, claim)
+        self._wire.send(("CLIENT", "ID"), self._bell, claim)
         client_id = self._wire.reply()
         if seconds >= 0 and not self._wire.has_reply(seconds):
             self._wake(client_id)

@@ -30,7 +30,7 @@ from shared import redis_connection
 from shared.errors import BadRequest
 from shared.messages import InferRequest, Tensor
 from shared.model_spec import TensorSpec
-from shared.pieces import LARGE_BYTES, Pieces, in_pieces
+from shared.pieces import LARGE_BYTES, Pieces, pack
 from shared.queue_commands import Limits
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect
@@ -219,7 +219,7 @@ def test_a_tensor_stays_where_it_was_read_until_it_is_sent(
     encoded = InferRequest("id", 1, body.inputs).encode_large()
 
     assert isinstance(encoded, Pieces)
-    sent = list(in_pieces((("SET", "key", encoded),)))
+    sent = list(pack([("SET", "key", encoded)]))
     assert b"".join(sent).endswith(b"".join(encoded) + b"\r\n")
     for buffers in (encoded, sent):
         (large,) = [buffer for buffer in buffers if len(buffer) >= LARGE_BYTES]

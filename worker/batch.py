@@ -117,15 +117,15 @@ def _without(refused: set[str], passes: list[Pass]) -> list[Pass]:
 
 def _run(passengers: list[Passenger], trip: Trip) -> dict[str, bytes]:
     spec, boarded = trip.spec, time.monotonic()
-    pixels = frozenset(item.name for item in passengers[0].request.inputs if item.pixels)
+    pixels = frozenset([item.name for item in passengers[0].request.inputs if item.pixels])
     inputs = stack([passenger.arrays for passenger in passengers], spec)
     started = time.monotonic()
     outputs = trip.backend.forward(inputs, pixels)
     computed = time.monotonic()
     compute_seconds = computed - started
-    rows = sum(passenger.claimed.rows for passenger in passengers)
-    check_outputs(outputs, spec, rows)
     counts = [passenger.claimed.rows for passenger in passengers]
+    rows = sum(counts)
+    check_outputs(outputs, spec, rows)
     tensors = {
         declared.name: split(declared.name, outputs[declared.name], counts, batched=spec.batched)
         for declared in spec.outputs
@@ -151,7 +151,7 @@ def split(name: str, array: Array, counts: list[int], *, batched: bool) -> list[
 
     Numbers are turned into bytes once for the whole batch.
     """
-    if not batched:
+    if not batched or len(counts) == 1:
         return [Tensor.of(name, array)] * len(counts)
     ends = list(accumulate(counts))
     if array.dtype.kind in "OSU":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from shared.claims import Claimed
@@ -23,8 +22,7 @@ class Passenger(NamedTuple):
     arrays: Mapping[str, Array]
 
 
-@dataclass(frozen=True, slots=True)
-class Trip:
+class Trip(NamedTuple):
     """What the whole batch shares: the model, its backend, when it was claimed, what it did."""
 
     spec: ModelSpec
