@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
 from pathlib import Path
@@ -26,11 +26,11 @@ from waiting import wait_until
 from api.binary_tensors import HEADER
 from api.body import read_binary
 from api.json_tensors import parse_infer
-from shared import redis_connection
+from shared import pieces
 from shared.errors import BadRequest
 from shared.messages import InferRequest, Tensor
 from shared.model_spec import TensorSpec
-from shared.pieces import LARGE_BYTES, Pieces, pack
+from shared.pieces import LARGE_BYTES, Command, Pieces, pack
 from shared.queue_commands import Limits
 from shared.queue_keys import QueueKeys
 from shared.redis_connection import connect
@@ -238,7 +238,7 @@ def test_a_large_body_takes_no_more_memory_than_its_own(
         tracemalloc.start()
         raw = read_binary(body_of(len(whole), b"", pair[0]), len(whole), 10**9)
         body = parse_infer(raw, BLOB, len(whole) - len(data))
-        sent = list(in_pieces((("SET", "key", InferRequest("id", 1, body.inputs).encode_large()),)))
+        sent = list(pack([("SET", "key", InferRequest("id", 1, body.inputs).encode_large())]))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
 
@@ -282,10 +282,10 @@ def test_a_request_in_pieces_is_the_same_message_as_in_one() -> None:
     for inputs in [(large,), (small, large), (large, small, large._replace(name="z"))]:
         request = InferRequest("id", 1, inputs, ("a", "b"), parameters={"k": 0.5, "n": 7})
 
-        pieces = request.encode_large()
+        large_form = request.encode_large()
 
-        assert isinstance(pieces, Pieces)
-        assert InferRequest.decode("id", 1, b"".join(pieces)) == InferRequest.decode(
+        assert isinstance(large_form, Pieces)
+        assert InferRequest.decode("id", 1, b"".join(large_form)) == InferRequest.decode(
             "id", 1, request.encode()
         )
 
@@ -321,7 +321,9 @@ def test_a_large_request_outlives_redis_while_it_is_sent(
         valkey.start_again()
         restarts.append(place)
 
-    def interrupted(commands: tuple[tuple[Any, ...], ...]) -> Iterator[Any]:
+    in_pieces = pieces._in_pieces
+
+    def interrupted(commands: Iterable[Command]) -> Iterator[Any]:
         for index, piece in enumerate(in_pieces(commands)):
             if index == place and not restarts:
                 restart()
@@ -335,7 +337,7 @@ def test_a_large_request_outlives_redis_while_it_is_sent(
     ]
     # A first one opens the connections, so that the second finds one that Redis leaves.
     assert answered(queue, tensors[0]) == tensors[0].data
-    monkeypatch.setattr(redis_connection, "in_pieces", interrupted)
+    monkeypatch.setattr(pieces, "_in_pieces", interrupted)
 
     assert answered(queue, tensors[1]) == tensors[1].data
     assert restarts == [place]
