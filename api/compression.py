@@ -117,7 +117,7 @@ class _Held:
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
     ) -> Callable[[bytes], object]:
         length = _packable_bytes(headers)
-        if (length > SMALLEST_BYTES and status.startswith("200")) or (length and self._coding.only):
+        if is_to_be_packed(self._coding, length, is_good=status.startswith("200")):
             self._head = (status, headers)
             return self._written.append
         return self._start_response(status, headers, exc_info)
@@ -133,11 +133,24 @@ class _Held:
             close = getattr(answered, "close", None)
             if close is not None:
                 close()
-        packed = compress(body, self._coding.name)
-        if len(packed) < len(body) or self._coding.only:
-            body, headers = packed, _packed_headers(headers, self._coding.name, len(packed))
+        headers, body = packed(headers, body, self._coding)
         self._start_response(status, headers)
         return (body,)
+
+
+def packed(
+    headers: list[tuple[str, str]], body: bytes, coding: Coding
+) -> tuple[list[tuple[str, str]], bytes]:
+    """Return both, changed if packing makes the body smaller or must be done."""
+    smaller = compress(body, coding.name)
+    if len(smaller) < len(body) or coding.only:
+        return _packed_headers(headers, coding.name, len(smaller)), smaller
+    return headers, body
+
+
+def is_to_be_packed(coding: Coding, length: int, *, is_good: bool) -> bool:
+    """Tell whether an answer of that length is packed for who wants `coding`."""
+    return (is_good and length > SMALLEST_BYTES) or (length > 0 and coding.only)
 
 
 def compress(body: bytes, coding: str) -> bytes:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.pool import Pool
 from gevent.server import StreamServer
+from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until told to stop; then answer what has come, up to `graceful_timeout`."""
         gevent.get_hub().threadpool_size = DECODING_THREADS
-        if not _logs_requests(self.cfg):
+        if self.cfg.keepalive and not _logs_requests(self.cfg):
             self._shortcut = getattr(self.wsgi, "extensions", {}).get("shortcut")
         servers = [self._serve(listener) for listener in self.sockets]
         while self.alive and not self._told_to_stop:
@@ -127,9 +128,12 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
 
 
 def _logs_requests(config: Any) -> bool:
-    """Tell whether somebody wants gunicorn's access log, for which it needs its own objects."""
-    wanted = ("accesslog", "logconfig", "logconfig_dict", "logconfig_json", "syslog", "statsd_host")
-    return any(getattr(config, name) for name in wanted)
+    """Tell whether somebody wants gunicorn's access log, for which it needs its own objects.
+
+    A logger of another class than gunicorn's, as that for statsd, may count or log as it likes.
+    """
+    wanted = ("accesslog", "logconfig", "logconfig_dict", "logconfig_json", "syslog")
+    return config.logger_class is not Logger or any(getattr(config, name) for name in wanted)
 
 
 def _close(server: StreamServer) -> None:

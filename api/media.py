@@ -43,15 +43,6 @@ def limit_pictures(max_pixels: int) -> None:
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def decode_picture(data: bytes, image: ImageInput, where: str = "the picture") -> Array:
-    """Return a picture as uint8 [1, height, width, channels], sized as the model wants.
-
-    Takes every mode (palette, grey, alpha, 16 bits) and orientation tag that Pillow reads;
-    transparent pixels show the model's background. Raises BadRequest.
-    """
-    return _decode(_open(data, where), image, where)
-
-
 def _open(data: bytes, where: str) -> Image.Image:
     """Return a picture of which no more than the header has been read."""
     if not data:
@@ -87,9 +78,11 @@ def _readable(where: str) -> Iterator[None]:
 
 
 def picture_batch(pictures: list[bytes], spec: ModelSpec) -> Tensor:
-    """Return encoded pictures as the image model's input; raises BadRequest.
+    """Return encoded pictures as uint8 [rows, height, width, channels], sized as the model wants.
 
-    Their pixels are counted together before any is decoded: that is what a request may cost.
+    Takes every mode (palette, grey, alpha, 16 bits) and orientation tag that Pillow reads;
+    transparent pixels show the model's background. Raises BadRequest. The pixels of all pictures
+    are counted together before any is decoded: that is what a request may cost.
     """
     image = spec.image
     assert image is not None, "only called for image models"

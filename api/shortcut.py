@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import socket
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.util import http_date
 
-from api.compression import chosen
+from api.compression import Coding, chosen, is_to_be_packed, packed
 from api.direct import STATUS_LINES, DirectInference, header_list
 from api.json_answers import Answer
 
@@ -48,7 +49,7 @@ class Shortcut:
         ):
             return False
         environ = _environment(request, client)
-        if environ is None or chosen(environ.get("HTTP_ACCEPT_ENCODING", "")) is not None:
+        if environ is None:
             return False
         client.settimeout(self._read_timeout_seconds)
         try:
@@ -57,25 +58,29 @@ class Shortcut:
             client.settimeout(None)
         if answer is None:
             return False
-        self._write(answer, client)
+        accept = environ.get("HTTP_ACCEPT_ENCODING")
+        self._write(answer, client, None if accept is None else chosen(accept))
         return True
 
-    def _write(self, answer: Answer, client: socket.socket) -> None:
+    def _write(self, answer: Answer, client: socket.socket, coding: Coding | None) -> None:
         now = int(time.time())
         if now != self._second:
             self._common = (
                 f"Server: gunicorn\r\nDate: {http_date(now)}\r\nConnection: keep-alive\r\n"
             )
             self._second = now
-        headers = "".join([f"{name}: {value}\r\n" for name, value in header_list(answer)])
+        fields, body = header_list(answer), answer.body
+        if coding and is_to_be_packed(coding, len(body), is_good=answer.status == HTTPStatus.OK):
+            fields, body = packed(fields, body, coding)
+        headers = "".join([f"{name}: {value}\r\n" for name, value in fields])
         head = f"HTTP/1.1 {STATUS_LINES[answer.status]}\r\n{self._common}{headers}\r\n".encode(
             "latin-1"
         )
-        if len(answer.body) > JOINED_BYTES:
+        if len(body) > JOINED_BYTES:
             client.sendall(head)
-            client.sendall(answer.body)
+            client.sendall(body)
             return
-        data = head + answer.body
+        data = head + body
         sent = client.send(data)
         if sent < len(data):  # rare, and gevent's sendall costs twice its send
             client.sendall(data[sent:])

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from api.media import decode_picture
+from api.media import picture_batch
 from bench.scenarios import SCENARIOS, SENTENCE
 from shared.datatypes import NUMPY_TYPES, Array
+from shared.model_spec import ModelSpec
 from worker.assignment import assign
 from worker.backends.base import Backend
 from worker.instance import load_backend
@@ -72,7 +73,7 @@ def _steps(
     def pictures() -> int:
         assert image is not None, "only asked of models that take pictures"
         bodies = [body] * rows
-        decoded = (pool.map if pool else map)(lambda data: decode_picture(data, image), bodies)
+        decoded = (pool.map if pool else map)(lambda data: _decoded(data, model.spec), bodies)
         backend.forward({image.input: np.concatenate(list(decoded))}, pixels)
         return rows
 
@@ -83,7 +84,7 @@ def _inputs(model: ServedModel, rows: int, body: bytes) -> Mapping[str, Array]:
     """Return one batch of what the scenario sends, as it arrives at the backend."""
     spec = model.spec
     if spec.image:
-        return {spec.image.input: np.repeat(decode_picture(body, spec.image), rows, axis=0)}
+        return {spec.image.input: np.repeat(_decoded(body, spec), rows, axis=0)}
     if model.asset:
         encoding = Tokenizer.from_buffer(model.asset).encode(SENTENCE)
         length = sum(encoding.attention_mask)  # without the padding that the file may ask for
@@ -97,6 +98,10 @@ def _inputs(model: ServedModel, rows: int, body: bytes) -> Mapping[str, Array]:
         tensor.name: np.ones((rows, *tensor.dims), NUMPY_TYPES[tensor.datatype])
         for tensor in spec.inputs
     }
+
+
+def _decoded(data: bytes, spec: ModelSpec) -> Array:
+    return picture_batch([data], spec).array()
 
 
 def _rows_per_second(step: Callable[[], int], seconds: float) -> float:

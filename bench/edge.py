@@ -99,7 +99,7 @@ def _requests(port: int, model: str, data: Array) -> dict[str, Request]:
 def _reading(body: bytes) -> list[Variant]:
     """Return what reading a large JSON tensor costs here, and what its libraries cost alone."""
     spec = ModelSpec(
-        name="large", version="1", versions=("1",), platform="pytorch_libtorch", max_batch_size=8,
+        name="large", version="1", platform="pytorch_libtorch", max_batch_size=8,
         inputs=(TensorSpec(name="INPUT__0", datatype="FP32", dims=(3, 224, 224)),),
         outputs=(TensorSpec(name="OUTPUT__0", datatype="FP32", dims=(3,)),),
     )  # fmt: skip

@@ -47,7 +47,6 @@ def simulated_spec(name: str) -> ModelSpec:
     return ModelSpec(
         name=name,
         version="1",
-        versions=("1",),
         platform="simulated",
         max_batch_size=BATCH_ROWS,
         inputs=(TensorSpec(name="input", datatype="FP32", dims=(WIDTH,)),),

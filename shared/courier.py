@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 0.1
 TICK_SECONDS = 0.02
 DEPARTURES_SECONDS = 0.2
-PING_SECONDS = 0.5
 IDLE_SECONDS = 300.0
 """After so long without a request there are no threads and connections until the next one."""
 CANCEL_PAUSES = 20
@@ -58,7 +57,6 @@ class Courier:
         self._answered_key = answered_key
         self._result_prefix = result_prefix
         self._sender = Sender(open_wire(), push_command, self._fail)
-        self._subscription = Subscription(open_wire(), answered_key)
         self._waiting: dict[str, Parcel] = {}
         self._timed: dict[str, Parcel] = {}
         self._unwanted: deque[tuple[str, str]] = deque()
@@ -115,13 +113,12 @@ class Courier:
         with self._starting:
             self._started, self._shift = False, self._shift + 1
             self._sender.rest()
-            self._subscription.keep_alive()  # its thread sees that it is to end
         if self._waiting:  # one came meanwhile, and found all running
             self._start()
 
     def _tick(self, shift: int) -> None:
-        """Fail what is late or unwanted. Waits for no Redis: a deadline holds while it hangs."""
-        next_look, next_ping, busy_at = 0.0, 0.0, time.monotonic()
+        """Fail what is late or unwanted. Asks nothing of Redis: a deadline holds while it hangs."""
+        next_look, busy_at = 0.0, time.monotonic()
         while shift == self._shift:
             time.sleep(TICK_SECONDS)
             now, waiting = time.monotonic(), list(self._waiting.values())
@@ -133,9 +130,6 @@ class Courier:
             late = [parcel for parcel in waiting if parcel.deadline <= now]
             self._close("expired", late, lambda: RequestExpired("Request timeout expired"))
             self._note_rejected(now)
-            if now >= next_ping:
-                next_ping = now + PING_SECONDS
-                self._subscription.keep_alive()
             if now >= next_look:
                 next_look = now + DEPARTURES_SECONDS
                 left = [parcel for parcel in waiting if parcel.client and has_left(parcel.client)]
@@ -200,35 +194,33 @@ class Courier:
 
     def _collect(self, shift: int) -> None:
         """Take answers as they are told; after a lost connection, all that are there."""
-        wire, told = self._open_wire(), ""
-        subscription = self._subscription = Subscription(self._open_wire(), self._answered_key)
+        subscription = Subscription(self._open_wire(), self._answered_key)
+        wire, told, is_new = self._open_wire(), "", True
         while shift == self._shift:
             try:
                 if not subscription.is_open:
                     subscription.open()
-                    self._resume(wire, was_lost=bool(told))
-                    if told:
-                        log.info("Redis is back, %d requests wait on", len(self._waiting))
-                        told = ""
-                if subscription.wait(self._take):
-                    self._fetch(wire, [])
-            except RedisError as error:
-                if told != str(error):
-                    told = str(error)
-                    log.warning("answers are slow, Redis fails, trying until it is back: %s", told)
+                    self._fetch(wire, list(self._waiting))
+                    subscription.ask()
+                    is_new = True
+                subscription.wait(self._take)
+                self._fetch(wire, [])
+                if is_new:
+                    # What has not been heard by now may be gone, or was said to others than us: it
+                    # is stored, and run, again; an id that Redis knows is left as it is.
+                    self._sender.send_again(list(self._waiting.values()))
+                    is_new = False
+                if told:
+                    log.info("Redis is back, %d requests wait on", len(self._waiting))
+                    told = ""
+            except Exception as error:  # a border: nothing would be answered any more
+                if told != repr(error):
+                    told = repr(error)
+                    log.warning("answers are slow, trying until Redis is back: %s", error)
                 subscription.close()
                 time.sleep(RETRY_SECONDS)
         subscription.close()
         wire.close()
-
-    def _resume(self, wire: Wire, *, was_lost: bool) -> None:
-        """Take every answer that is there, and push again what may be gone; a known id is left.
-
-        What was said and not heard is gone as well: its request is stored, and run, once more.
-        """
-        self._fetch(wire, list(self._waiting))
-        if was_lost:
-            self._sender.send_again(list(self._waiting.values()))
 
     def _take(self, said: bytes) -> None:
         """Hand out the answers that a message brings."""

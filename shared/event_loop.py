@@ -3,69 +3,68 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from threading import Event
 from typing import Any
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-
-from shared.redis_connection import COMMAND_TIMEOUT_SECONDS, LONGEST_BLOCK_SECONDS, Wire
+from shared.redis_connection import Wire
 
 READABLE = 1
-SILENCE_SECONDS = LONGEST_BLOCK_SECONDS + COMMAND_TIMEOUT_SECONDS
-Pass = Callable[[Any], bool | None]
+Pass = Callable[[Any], bool]
 
 
 class LoopReader:
-    """Passes on what a wire's server says by itself, as it comes. One thread waits for its end."""
+    """Passes on what a wire's server says by itself, as it comes. One thread waits for the rest."""
 
     def __init__(self, wire: Wire, watcher: Any) -> None:
         """Read `wire`, which has no replies outstanding, whenever `watcher` says that it can be."""
         self._wire = wire
         self._watcher = watcher
         self._woken = Event()
-        self._ended: bool | None = None
-        self._error: RedisError | None = None
+        self._error: Exception | None = None
 
     @classmethod
     def of(cls, wire: Wire) -> LoopReader | None:
-        """Return a reader of an open wire, None when its socket is not a plain one of gevent's."""
-        gevent, opened = sys.modules.get("gevent"), wire.plain_socket()
-        if gevent is None or opened is None or not type(opened).__module__.startswith("gevent."):
+        """Return a reader of an open wire, None where gevent does not run every thread and it."""
+        gevent, monkey = sys.modules.get("gevent"), sys.modules.get("gevent.monkey")
+        opened = wire.plain_socket()
+        if (
+            gevent is None
+            or monkey is None
+            or opened is None
+            or not type(opened).__module__.startswith("gevent.")
+            or not monkey.is_module_patched("threading")
+        ):
             return None
         opened.setblocking(False)
         return cls(wire, gevent.get_hub().loop.io(opened.fileno(), READABLE))
 
-    def wait(self, pass_on: Pass) -> bool:
-        """Have `pass_on` called with each reply in the loop, until it does not return None.
+    def wait(self, pass_on: Pass, seconds: float) -> bool:
+        """Have `pass_on` called in the loop with each reply, until it returns False for one.
 
-        Returns what it returned last. Raises redis.RedisError when the connection is lost or
-        nothing is said for 5.5 s.
+        Returns False when that did not happen for so long. Raises redis.RedisError when the
+        connection is lost, and what `pass_on` raises.
         """
         if not self._watcher.active:
-            self._watcher.start(self._read, pass_on)
-        if not self._woken.wait(SILENCE_SECONDS):
-            raise RedisConnectionError("Redis says nothing any more")
+            self._pass_all(self._wire.replies_read(), pass_on)  # those that came with the last
+            self._watcher.start(lambda: self._pass_all(self._wire.replies_so_far(), pass_on))
+        woken = self._woken.wait(seconds)
         self._woken.clear()
         if self._error is not None:
             raise self._error
-        ended, self._ended = self._ended, None
-        return bool(ended)
+        return woken
 
     def close(self) -> None:
         """Stop reading; the wire is left open."""
         self._watcher.stop()
         self._watcher.close()
 
-    def _read(self, pass_on: Pass) -> None:
+    def _pass_all(self, replies: Iterable[Any], pass_on: Pass) -> None:
         try:
-            for reply in self._wire.replies_so_far():
-                ended = pass_on(reply)
-                if ended is not None:
-                    self._ended = self._ended or ended
+            for reply in replies:
+                if not pass_on(reply):
                     self._woken.set()
         except Exception as error:  # a border: the loop would call this again and again
             self._watcher.stop()
-            self._error = error if isinstance(error, RedisError) else RedisError(str(error))
+            self._error = error
             self._woken.set()

@@ -108,12 +108,14 @@ class ModelSpec(_Frozen):
     `queue_policies` has one policy for each level of priority, level 1 first, or is empty when the
     config has none. `cached` says that answers are kept for the same question asked again, `steps`
     are those of an ensemble. `config` is the whole configuration with the field names of Triton's
-    model_config.proto, to be shown: what has an effect stands in the other fields.
+    model_config.proto, to be shown: what has an effect stands in the other fields. What another
+    release of Ferry stored may have fields that this one does not know.
     """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     version: str
-    versions: tuple[str, ...]
     platform: str
     max_batch_size: int
     max_queue_delay_seconds: float = 0.0

@@ -12,7 +12,7 @@ shards by model. `ferry` is FERRY_KEY_PREFIX.
     ferry:{m/v}:inflight:<instance> list    tickets claimed and not yet published         no (see 1)
     ferry:{m/v}:body:<id>           string  a request's tensors; exists while it is open  yes
     ferry:{m/v}:result:<id>         string  one encoded result                            yes
-    ferry:{m/v}:answered:<process>  list    ids answered for one API process, no results  yes
+    ferry:{m/v}:answered:<process>  list    ids of results stored for one API process     yes
     ferry:{m/v}:order               list    ids as claimed, if answers must keep to it    no (see 2)
     ferry:{m/v}:digest:<id>         string  what an open request asks (see 3)             yes
     ferry:{m/v}:asked:<digest>      list    tickets of those who ask this (see 3)         yes
@@ -30,6 +30,9 @@ shards by model. `ferry` is FERRY_KEY_PREFIX.
     3: only of models with a response cache, as the six keys from here on. The first ticket's
        request leads: it waits or runs itself, and its answer is everybody's (docs/cache.md).
     4: but 7 days after the version has left.
+
+`answered:<process>` is also a channel, to which that process listens: small results are said there
+and not stored, and an empty message has it take what is stored.
 
 A ticket is 44 bytes that the scripts read without decoding anything else, then the id:
 

@@ -6,12 +6,12 @@ one, which a client's pipeline cannot do: a blocking command and what follows it
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import select
 import socket
 import ssl
+import struct
 from collections.abc import Callable, Iterator
 from functools import cache
 from hashlib import sha1
@@ -38,7 +38,6 @@ READ_BYTES = 1 << 16
 
 NO_REPLY = Packed.of("CLIENT", "REPLY", "SKIP")
 """Redis answers neither this nor the command behind it, not even with an error."""
-PING = b"*1\r\n$4\r\nPING\r\n"
 _INCOMPLETE = object()
 SCRIPTS = ("push", "collect", "claim", "publish", "recover", "cancel")
 
@@ -123,6 +122,10 @@ class Wire:
         if not data:
             raise RedisConnectionError("Redis closed the connection")
         self._reader.feed(data)
+        yield from self.replies_read()
+
+    def replies_read(self) -> Iterator[Any]:
+        """Return the replies that came along with one that was read."""
         while (found := self._reader.gets()) is not _INCOMPLETE:
             yield found
 
@@ -132,20 +135,18 @@ class Wire:
 
     def has_reply(self, seconds: float) -> bool:
         """Wait so long for the next reply to begin; tell whether it has."""
-        assert self._socket is not None, "a reply is waited for after a send"
-        ready = self._reader.has_data() or select.select([self._socket], [], [], seconds)[0]
-        return bool(ready)
+        opened = self._socket
+        assert opened is not None, "a reply is waited for after a send"
+        if self._reader.has_data() or (isinstance(opened, ssl.SSLSocket) and opened.pending()):
+            return True
+        poll = select.poll()
+        poll.register(opened, select.POLLIN)
+        return bool(poll.poll(1000 * seconds))
 
+    @property
     def is_open(self) -> bool:
         """Tell whether there is a connection, as far as is known."""
         return self._socket is not None
-
-    def ping(self) -> None:
-        """Have Redis say something to whoever is reading, another thread; it sees any failure."""
-        opened = self._socket
-        if opened is not None:
-            with contextlib.suppress(OSError):
-                opened.send(PING)
 
     def beside(self) -> Wire:
         """Return another wire to the same Redis; opens nothing before its first command."""
@@ -175,7 +176,7 @@ class Wire:
             self._connection.read_response()
         # subtle: what redis-py read ahead would be lost, but every reply so far was waited for.
         opened: socket.socket = self._connection._sock
-        opened.settimeout(LONGEST_BLOCK_SECONDS + COMMAND_TIMEOUT_SECONDS)
+        _set_timeout(opened, LONGEST_BLOCK_SECONDS + COMMAND_TIMEOUT_SECONDS)
         self._socket = opened
         return opened
 
@@ -220,6 +221,21 @@ def script_digest(name: str) -> str:
     return sha1(script_text(name).encode(), usedforsecurity=False).hexdigest()
 
 
+def _set_timeout(opened: socket.socket, seconds: float) -> None:
+    """Have reads and writes raise OSError after so long.
+
+    Python would ask `poll` before each of them; the kernel's own time-outs cost nothing. They are
+    not for sockets that do not block by themselves (gevent's), or have layers of their own (TLS).
+    """
+    if type(opened) is not socket.socket or type(opened).__module__ != "socket":
+        opened.settimeout(seconds)
+        return
+    opened.settimeout(None)
+    timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+
+
 def _reader() -> Any:
     return hiredis.Reader(replyError=_reply_error, notEnoughData=_INCOMPLETE)
 
@@ -238,4 +254,6 @@ def _reply_error(text: str) -> RedisError:
 
 
 def _redis_error(error: Exception) -> RedisError:
+    if isinstance(error, TimeoutError | BlockingIOError):
+        return RedisConnectionError("Redis does not answer")
     return error if isinstance(error, RedisError) else RedisConnectionError(str(error))

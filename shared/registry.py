@@ -5,7 +5,6 @@ ferry:models                  hash    name/version -> ModelSpec as JSON         
 ferry:instances               hash    instance id -> InstanceRecord as JSON          no (see 1)
 ferry:supervisors:<id>        string  a supervisor's sign of life                    3 heartbeats
 ferry:assets:<digest>         string  a file the API needs (a tokenizer)             no
-ferry:failures                hash    name -> why the model could not be loaded      no
 ferry:log                     hash    log setting -> its number, of those that were  no
                                       set for all processes (log_settings.py)
 
@@ -35,7 +34,6 @@ class Registry:
         self._instances = f"{prefix}:instances"
         self._supervisors = f"{prefix}:supervisors:"
         self._assets = f"{prefix}:assets:"
-        self._failures = f"{prefix}:failures"
         self._log = f"{prefix}:log"
         self._changes = f"{prefix}:changes"
         self._served = f"{prefix}:served"
@@ -52,7 +50,6 @@ class Registry:
     def add_model(self, spec: ModelSpec) -> None:
         """Register one version; `ready` says separately whether anybody serves it."""
         asking(lambda: self._client.hset(self._models, spec.key, spec.model_dump_json()))
-        asking(lambda: self._client.hdel(self._failures, spec.name))
 
     def remove_model(self, model_key: str) -> None:
         """Forget one version."""
@@ -61,14 +58,6 @@ class Registry:
     def model_keys(self) -> set[str]:
         """Return `name/version` of every registered model."""
         return {key.decode() for key in asking(lambda: self._client.hkeys(self._models))}
-
-    def report_failure(self, name: str, reason: str) -> None:
-        """Say why a model directory cannot be served."""
-        asking(lambda: self._client.hset(self._failures, name, reason))
-
-    def clear_failures(self) -> None:
-        """Forget earlier failures, at a supervisor's start."""
-        asking(lambda: self._client.delete(self._failures))
 
     def keep_asset(self, content: bytes) -> None:
         """Store a file's content unless it is there already."""
@@ -117,9 +106,9 @@ class Registry:
 
     def snapshot(self) -> Snapshot:
         """Return what is served, where requests go, and what stands in the way of the rest."""
-        specs, rows, failures, log, served, reports = self._read(
-            ("HVALS", self._models), ("HVALS", self._instances), ("HGETALL", self._failures),
-            ("HGETALL", self._log), ("HGETALL", self._served), ("HGETALL", self._reports),
+        specs, rows, log, served, reports = self._read(
+            ("HVALS", self._models), ("HVALS", self._instances), ("HGETALL", self._log),
+            ("HGETALL", self._served), ("HGETALL", self._reports),
         )  # fmt: skip
         records = [InstanceRecord.model_validate_json(row) for row in rows]
         said = {name.decode(): Report.model_validate_json(row) for name, row in reports.items()}
@@ -127,9 +116,8 @@ class Registry:
         return snapshot_of(
             [ModelSpec.model_validate_json(row) for row in specs],
             [record for record in records if record.supervisor in alive],
-            {name: Serving.model_validate_json(row) for name, row in _texts(served).items()},
+            {name.decode(): Serving.model_validate_json(row) for name, row in served.items()},
             [report for name, report in said.items() if name in alive],
-            _texts(failures),
             _numbers(log),
         )
 
@@ -148,10 +136,6 @@ class Registry:
         keys = [self._supervisors + supervisor for supervisor in supervisors]
         beats = asking(lambda: self._client.mget(keys)) if keys else []
         return {name for name, beat in zip(supervisors, beats, strict=True) if beat is not None}
-
-
-def _texts(found: dict[bytes, bytes]) -> dict[str, str]:
-    return {name.decode(): value.decode() for name, value in found.items()}
 
 
 def _numbers(log: dict[bytes, bytes]) -> dict[str, int]:

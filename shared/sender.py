@@ -29,6 +29,9 @@ MAX_BYTES_PER_WRITE = 16 * 2**20
 """No request is added to so much: Redis drops who sends more than a gigabyte in one command."""
 
 
+MAX_UNREAD_REPLIES = 64
+
+
 class Sender:
     """One connection that only pushes. A push sent twice is known by its id and changes nothing."""
 
@@ -86,10 +89,10 @@ class Sender:
         self._more.set()
 
     def retry(self) -> None:
-        """Push again what Redis had accepted, may have lost, and refused when it came again."""
-        owed, self._owed = self._owed, []
+        """Push again what Redis may have, or may have lost, and did not take when it came again."""
+        owed, self._owed = {parcel.push.id: parcel for parcel in self._owed}, []
         if owed:
-            self.send_again(owed)
+            self.send_again(owed.values())
 
     def confirm(self) -> None:
         """Read the replies to all writes so far that nobody has read yet."""
@@ -119,7 +122,10 @@ class Sender:
             self._more.set()
 
     def _send_some(self) -> None:
-        if self._unconfirmed and any(parcel.is_open for parcel in self._unconfirmed[-1]):
+        if self._unconfirmed and (
+            len(self._unconfirmed) >= MAX_UNREAD_REPLIES
+            or any(parcel.is_open for parcel in self._unconfirmed[-1])
+        ):
             self._confirm()
         parcels, size = list[Parcel](), 0
         while self._outbox and len(parcels) < MAX_PARCELS_PER_WRITE and size < MAX_BYTES_PER_WRITE:
@@ -183,7 +189,9 @@ class Sender:
 
     def _note(self, parcels: list[Parcel], statuses: list[bytes]) -> None:
         for parcel, status in zip(parcels, statuses, strict=True):
-            if status.startswith(b"full"):
+            if status.startswith(b"full") and parcel.accepted:  # it was, and came again
+                self._owed.append(parcel)
+            elif status.startswith(b"full"):
                 self._refuse(parcel, QueueFull.with_waiting(int(status.split()[1])))
             elif status == b"closed":
                 self._refuse(parcel, VersionRetired.default())
@@ -191,8 +199,10 @@ class Sender:
                 parcel.accepted = True
 
     def _give_up(self, parcels: list[Parcel], error: RedisError) -> None:
-        log.warning("%d requests cannot be pushed, Redis fails: %s", len(parcels), error)
-        for parcel in parcels:
-            # What was sent may be stored: the collector has it pushed again when Redis is back.
-            if not parcel.sent:
-                self._refuse(parcel, unavailable(error))
+        refused = [parcel for parcel in parcels if not parcel.sent]
+        # What was sent may be stored: it is pushed again until Redis says something of it.
+        self._owed += [parcel for parcel in parcels if parcel.sent]
+        if refused:
+            log.warning("%d requests cannot be pushed, Redis fails: %s", len(refused), error)
+        for parcel in refused:
+            self._refuse(parcel, unavailable(error))

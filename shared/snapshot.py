@@ -117,7 +117,6 @@ def snapshot_of(
     living: list[InstanceRecord],
     served: Mapping[str, Serving],
     reports: list[Report],
-    failures: Mapping[str, str],
     log: dict[str, int],
 ) -> Snapshot:
     """Put together what the registry holds; `living` and `reports` are of living supervisors."""
@@ -131,7 +130,7 @@ def snapshot_of(
         if record.state == "ready":
             rate = drain_rates.get(record.model_key, 0.0) + record.requests_per_second
             drain_rates[record.model_key] = rate
-    reasons, by_name = _reasons(models, living, reports, failures)
+    reasons, by_name = _reasons(models, living, reports)
     for key in drain_rates:
         name = key.partition("/")[0]
         reasons.pop(key, None)
@@ -165,7 +164,6 @@ def _reasons(
     models: dict[str, dict[str, ModelSpec]],
     living: list[InstanceRecord],
     reports: list[Report],
-    failures: Mapping[str, str],
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return why contents, and models that cannot be read, are not there; and the same by name."""
     seen = {spec.key for versions in models.values() for spec in versions.values()}
@@ -184,8 +182,7 @@ def _reasons(
         for name, model in report.models.items()
         if model.reason
     }
-    by_name = dict(failures)
-    by_name |= {record.model: record.reason for record in failed}
+    by_name = {record.model: record.reason for record in failed}
     by_name |= {
         name: model.failure
         for report in reports

@@ -44,7 +44,6 @@ def fake_spec(
     return ModelSpec(
         name="fake",
         version="1",
-        versions=("1",),
         platform="fake",
         max_batch_size=max_batch_size,
         inputs=(TensorSpec(name="x", datatype="FP32", dims=dims, ragged=ragged),),

@@ -31,7 +31,7 @@ TIMEOUT_SECONDS = 30.0
 def model(name: str, source: str = "x", target: str = "y", **fields: Any) -> ModelSpec:
     """Describe a model of one FP32 input and one output of two columns, batches of 8."""
     described = {
-        "name": name, "version": "1", "versions": ("1",), "platform": "fake", "max_batch_size": 8,
+        "name": name, "version": "1", "platform": "fake", "max_batch_size": 8,
         "inputs": (TensorSpec(name=source, datatype="FP32", dims=(2,)),),
         "outputs": (TensorSpec(name=target, datatype="FP32", dims=(2,)),),
     }  # fmt: skip

@@ -24,7 +24,7 @@ def spec(
 ) -> ModelSpec:
     """Describe version 1 of a model `m`."""
     return ModelSpec(
-        name="m", version="1", versions=("1",), platform="p", max_batch_size=max_batch_size,
+        name="m", version="1", platform="p", max_batch_size=max_batch_size,
         inputs=tuple(inputs), outputs=tuple(outputs), parameters=parameters,
     )  # fmt: skip
 

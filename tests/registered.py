@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shared.deployment_store import DeploymentStore
+from shared.deployments import ModelReport, Report
 from shared.model_spec import ImageInput, ModelSpec, TensorSpec
 from shared.redis_connection import connect
 from shared.registry import Registry
@@ -16,7 +18,6 @@ def spec(name: str, *inputs: TensorSpec, image: ImageInput | None = None) -> Mod
     return ModelSpec(
         name=name,
         version="1",
-        versions=("1",),
         platform="pytorch_libtorch",
         max_batch_size=32,
         inputs=inputs,
@@ -42,3 +43,10 @@ def register(settings: Settings, *specs: ModelSpec, ready: bool = True) -> Regis
                 )
             )
     return registry
+
+
+def report_failure(settings: Settings, name: str, reason: str) -> None:
+    """Have the supervisor say why a model's directory cannot be read."""
+    with connect(settings.redis_url) as redis:
+        report = Report(models={name: ModelReport(reason=reason)})
+        DeploymentStore(redis, settings.key_prefix).put_report(SUPERVISOR, report)

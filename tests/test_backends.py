@@ -57,7 +57,6 @@ def spec(inputs: list[str], outputs: list[str]) -> ModelSpec:
     return ModelSpec(
         name="m",
         version="1",
-        versions=("1",),
         platform="pytorch_libtorch",
         max_batch_size=8,
         inputs=tuple(TensorSpec(name=name, datatype="FP32", dims=(2,)) for name in inputs),
@@ -226,7 +225,7 @@ def test_a_torchscript_and_an_onnx_export_agree(sample_models: Path) -> None:
 
 def test_pictures_are_normalised_as_the_config_says(sample_models: Path, tmp_path: Path) -> None:
     save_scripted(torch.nn.Identity(), tmp_path / "model.pt")
-    spec = read_config(sample_models / "resnet18" / "config.pbtxt", "1", ("1",)).spec
+    spec = read_config(sample_models / "resnet18" / "config.pbtxt", "1").spec
     backend = TorchScriptBackend(spec, tmp_path / "model.pt", "cpu")
     inputs, pixels = some_rows(spec, 2)
 

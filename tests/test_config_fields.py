@@ -113,7 +113,7 @@ def test_a_refusal_names_the_file(tmp_path: Path) -> None:
     path.write_text(GOOD + "sequence_batching { }")
 
     with pytest.raises(BadModel, match="sequence_batching") as refusal:
-        read_config(path, "1", ("1",))
+        read_config(path, "1")
 
     assert str(refusal.value).startswith(f"{path}: ")
 
@@ -129,7 +129,7 @@ def test_the_level_of_graph_optimisation_is_said_to_be_of_no_use_to_torch(tmp_pa
     path.parent.mkdir()
     path.write_text(GOOD + "optimization { graph { level: 1 } }")
 
-    [note] = read_config(path, "1", ("1",)).notes
+    [note] = read_config(path, "1").notes
 
     assert note.startswith("optimization.graph has no effect: ")
 

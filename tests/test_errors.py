@@ -9,7 +9,7 @@ import pytest
 from answers import answer, refusal
 from flask import Flask
 from flask.testing import FlaskClient
-from registered import register, spec
+from registered import register, report_failure, spec
 
 from api.app import create_app
 from shared import errors
@@ -106,8 +106,8 @@ def test_a_model_that_no_worker_has_loaded_is_not_ready(app: Flask, settings: Se
 
 
 def test_a_model_that_failed_to_load_says_why(app: Flask, settings: Settings) -> None:
-    registry = register(settings)
-    registry.report_failure("numbers", "failed to load 'numbers', config.pbtxt: wrong")
+    register(settings)
+    report_failure(settings, "numbers", "failed to load 'numbers', config.pbtxt: wrong")
     client = app.test_client()
 
     response = client.post("/predict/numbers", json=ROW)

@@ -58,7 +58,7 @@ def model(tmp_path: Path) -> Path:
 
 def config_of(model: Path, text: str) -> ModelConfig:
     (model / "config.pbtxt").write_text(text)
-    return read_config(model / "config.pbtxt", "1", ("1",))
+    return read_config(model / "config.pbtxt", "1")
 
 
 def test_a_good_config_is_read_whole(model: Path) -> None:

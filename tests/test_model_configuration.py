@@ -108,7 +108,7 @@ def spec_of(tmp_path: Path, text: str) -> ModelSpec:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "labels.txt").write_text("a\nb\n")
     (tmp_path / "m" / "config.pbtxt").write_text(text)
-    return read_config(tmp_path / "m" / "config.pbtxt", "1", ("1",)).spec
+    return read_config(tmp_path / "m" / "config.pbtxt", "1").spec
 
 
 # As JSON.

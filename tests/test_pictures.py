@@ -12,8 +12,9 @@ import pytest
 from answers import answer
 from flask.testing import FlaskClient
 from PIL import Image
+from registered import spec
 
-from api.media import decode_picture
+from api.media import picture_batch
 from samples.digits import held_out
 from shared.datatypes import Array
 from shared.errors import BadRequest
@@ -259,8 +260,12 @@ def test_curls_own_content_type_does_not_hide_a_raw_picture(client: FlaskClient)
 # Decoding alone, checked pixel by pixel.
 
 
+def decoded_file(data: bytes, image: ImageInput = RGB) -> Array:
+    return picture_batch([data], spec("pictures", image=image)).array()
+
+
 def decoded(picture: Image.Image, image: ImageInput = RGB, **options: Any) -> Array:
-    pixels = decode_picture(encoded(picture, **options), image)
+    pixels = decoded_file(encoded(picture, **options), image)
     assert pixels.shape == (1, image.height, image.width, len(image.channels))
     assert pixels.dtype == np.uint8
     return pixels
@@ -307,7 +312,7 @@ def test_16_bits_are_scaled_to_8(deep: int, shallow: int) -> None:
 def test_floats_are_clipped_and_what_is_no_number_is_black() -> None:
     values = np.array([np.nan, -1e30, 100.0, 1e30, np.inf, 0.0] * 4, np.float32).reshape(4, 6)
 
-    pixels = decode_picture(encoded(Image.fromarray(values), "TIFF"), RGB)
+    pixels = decoded_file(encoded(Image.fromarray(values), "TIFF"))
 
     assert pixels[0, 0, :, 0].tolist() == [0, 0, 100, 255, 255, 0]
 
@@ -316,7 +321,7 @@ def test_colours_that_cannot_become_grey_are_refused() -> None:
     lab = encoded(Image.new("RGB", (6, 4)).convert("LAB"), "TIFF")
 
     with pytest.raises(BadRequest, match="cannot be decoded"):
-        decode_picture(lab, RGB.model_copy(update={"channels": "L"}))
+        decoded_file(lab, RGB.model_copy(update={"channels": "L"}))
 
 
 def test_a_picture_is_padded_with_the_background() -> None:
@@ -341,7 +346,7 @@ def test_a_file_cut_anywhere_is_refused_or_decoded_but_never_a_surprise(kind: st
 
     for length in range(1, len(whole), 7):
         try:
-            decode_picture(whole[:length], RGB)
+            decoded_file(whole[:length])
         except BadRequest:
             continue
 
@@ -358,6 +363,6 @@ def test_random_damage_is_refused_or_decoded_but_never_a_surprise() -> None:
             where = random.integers(0, min(len(whole), 200), 3)
             damaged[where] = random.integers(0, 256, 3)
             try:
-                decode_picture(damaged.tobytes(), RGB)
+                decoded_file(damaged.tobytes())
             except BadRequest:
                 continue

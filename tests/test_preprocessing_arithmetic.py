@@ -19,9 +19,9 @@ from flask.testing import FlaskClient
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from api.media import decode_picture
+from api.media import picture_batch
 from shared.datatypes import Array
-from shared.model_spec import ImageInput
+from shared.model_spec import ImageInput, ModelSpec
 from worker.model_config import read_config
 from worker.preprocessing import Normaliser
 
@@ -59,17 +59,16 @@ def encoded(picture: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def image_input(sample_models: Path) -> ImageInput:
-    config = read_config(sample_models / "resnet18" / "config.pbtxt", "1", ("1",))
-    assert config.spec.image is not None
-    return config.spec.image
+def resnet(sample_models: Path) -> ModelSpec:
+    return read_config(sample_models / "resnet18" / "config.pbtxt", "1").spec
 
 
-def prepared(data: bytes, image: ImageInput) -> Array:
+def prepared(data: bytes, spec: ModelSpec) -> Array:
     """Return what reaches the model: decoded as the API does, normalised as the worker does."""
-    normalise = Normaliser(image, torch.device("cpu"), torch.float32)
-    # A copy, because torch warns of arrays that only Pillow may write to.
-    return np.asarray(normalise(decode_picture(data, image).copy()))
+    assert spec.image is not None
+    normalise = Normaliser(spec.image, torch.device("cpu"), torch.float32)
+    # A copy, because torch warns of arrays that nobody may write to.
+    return np.asarray(normalise(picture_batch([data], spec).array().copy()))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -80,7 +79,7 @@ def test_a_photo_reaches_the_model_as_in_training(
 ) -> None:
     data = encoded(PHOTOS[photo].resize(size), kind)
 
-    found = prepared(data, image_input(sample_models))
+    found = prepared(data, resnet(sample_models))
 
     np.testing.assert_allclose(found, reference(Image.open(io.BytesIO(data))), atol=1e-4, rtol=0)
 
@@ -88,7 +87,7 @@ def test_a_photo_reaches_the_model_as_in_training(
 def test_the_reference_sees_a_difference_of_one_grey_level(sample_models: Path) -> None:
     brighter = Image.fromarray(np.minimum(np.asarray(PHOTOS[0]), 254) + np.uint8(1))
 
-    found = prepared(encoded(brighter, "PNG"), image_input(sample_models))
+    found = prepared(encoded(brighter, "PNG"), resnet(sample_models))
 
     assert np.abs(found - reference(PHOTOS[0])).mean() > 1e-2
 
@@ -96,7 +95,7 @@ def test_the_reference_sees_a_difference_of_one_grey_level(sample_models: Path) 
 def test_a_known_pixel_has_the_value_worked_out_by_hand(sample_models: Path) -> None:
     grey = encoded(Image.new("RGB", (300, 300), (51, 102, 204)), "PNG")
 
-    found = prepared(grey, image_input(sample_models))
+    found = prepared(grey, resnet(sample_models))
 
     # (0.2 - 0.485) / 0.229, (0.4 - 0.456) / 0.224, (0.8 - 0.406) / 0.225
     assert found[0, :, 100, 100] == pytest.approx([-1.244541, -0.25, 1.751111], abs=1e-5)

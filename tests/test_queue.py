@@ -78,7 +78,8 @@ def request(
 def push(queue: RequestQueue, request: InferRequest) -> Waiting:
     """Push and return once Redis has stored it, so that the order of pushes is known."""
     waiting = queue.push(request)
-    wait_until(lambda: waiting.parcel.accepted, 5, f"{request.id} accepted")
+    taken = lambda: waiting.parcel.accepted or waiting.parcel.result  # noqa: E731
+    wait_until(taken, 5, f"{request.id} accepted")
     return waiting
 
 

@@ -24,7 +24,7 @@ PARAMETER = {"ragged_mask:tokens": "seen"}
 def spec(max_batch_size: int = 8) -> ModelSpec:
     inputs, masks = take_masks((SEEN, TOKENS, OTHER), PARAMETER)
     return ModelSpec(
-        name="m", version="1", versions=("1",), platform="python", max_batch_size=max_batch_size,
+        name="m", version="1", platform="python", max_batch_size=max_batch_size,
         inputs=inputs, outputs=(Y,), masks=masks,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import torch
 from answers import answer, refusal
 from conftest import running_worker
 from flask.testing import FlaskClient
-from registered import SUPERVISOR, register, spec
+from registered import SUPERVISOR, register, report_failure, spec
 from scripted_models import Slow, Sluggish, add_model
 from triton_http import refused, triton_client
 from waiting import wait_until
@@ -44,7 +44,8 @@ def every_state(settings: Settings) -> FlaskClient:
     register_in(settings, "starts", "1", "starting", "")
     register_in(settings, "fails", "1", "failed", "failed to load 'fails'")
     register_in(settings, "again", "1", "starting", "ended with exit code -9")
-    register(settings, spec("orphan"), ready=False).report_failure("unread", "no version")
+    register(settings, spec("orphan"), ready=False)
+    report_failure(settings, "unread", "no version")
     return create_app(settings).test_client()
 
 

@@ -25,7 +25,7 @@ def spec(dims: tuple[int, ...], shape: tuple[int, ...], max_batch_size: int = 8)
     """Describe a model that takes and gives `shape` where clients see `dims`."""
     inside = {"datatype": "FP32", "dims": dims, "reshape": shape}
     return ModelSpec(
-        name="m", version="1", versions=("1",), platform="python", max_batch_size=max_batch_size,
+        name="m", version="1", platform="python", max_batch_size=max_batch_size,
         inputs=(TensorSpec(name="x", **inside),), outputs=(TensorSpec(name="y", **inside),),
     )  # fmt: skip
 
@@ -125,4 +125,4 @@ def test_shapes_of_different_size_are_refused(tmp_path: Path, dims: str, shape: 
     path.write_text(CONFIG.format(dims=dims, shape=shape))
 
     with pytest.raises(BadModel, match=r"config\.pbtxt: tensor 'x': reshape \["):
-        read_config(path, "1", ("1",))
+        read_config(path, "1")

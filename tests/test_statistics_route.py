@@ -62,8 +62,8 @@ def test_the_figures_survive_a_restart_of_api_and_workers(settings: Settings) ->
 def test_without_a_name_every_registered_version_is_listed(
     settings: Settings, model: CountingModel
 ) -> None:
-    old = spec("versioned").model_copy(update={"versions": ("2", "10")})
-    versions = [old.model_copy(update={"version": version}) for version in ("10", "2")]
+    first = spec("versioned")
+    versions = [first.model_copy(update={"version": version}) for version in ("10", "2")]
     register(settings, *versions, ready=False)
     client = api(settings)
 

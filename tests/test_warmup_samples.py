@@ -35,7 +35,7 @@ def config(tmp_path: Path, warmup: str) -> ModelConfig:
     """Read a config with one sample; the directory may hold files already."""
     (tmp_path / "m" / "warmup").mkdir(parents=True, exist_ok=True)
     (tmp_path / "m" / "config.pbtxt").write_text(f"{CONFIG} model_warmup [ {{ {warmup} }} ]")
-    return read_config(tmp_path / "m" / "config.pbtxt", "1", ("1",))
+    return read_config(tmp_path / "m" / "config.pbtxt", "1")
 
 
 def passes(read: ModelConfig) -> list[dict[str, Array]]:

@@ -91,7 +91,9 @@ def _answer(passengers: list[Passenger], trip: Trip) -> dict[str, bytes]:
 
 def _refuse_oversized(results: dict[str, bytes], spec: ModelSpec) -> set[str]:
     """Put errors in the place of results that cannot be handed out; returns whose they were."""
-    refused, taken = set(), 0
+    refused, taken = set[str](), 0
+    if sum(map(len, results.values())) <= min(MAX_RESULT_BYTES, MAX_RESULTS_BYTES):
+        return refused
     for request_id, result in results.items():
         size, limit = len(result), min(MAX_RESULT_BYTES, MAX_RESULTS_BYTES - taken)
         if size <= limit:

@@ -52,16 +52,14 @@ class ModelConfig:
     notes: tuple[str, ...] = ()
 
 
-def read_config(
-    path: Path, version: str, versions: tuple[str, ...], override: str | None = None
-) -> ModelConfig:
+def read_config(path: Path, version: str, override: str | None = None) -> ModelConfig:
     """Parse and check one `config.pbtxt`; raises BadModel naming file, field and value.
 
     `override` is a configuration as JSON that counts instead. What it leaves out is completed from
     the model's file, where that says it; the file itself may be missing then.
     """
     with _naming(path, override):
-        return _config(_parsed(path, override), path.parent, version, versions)
+        return _config(_parsed(path, override), path.parent, version)
 
 
 def read_policy(path: Path, override: str | None = None) -> VersionPolicy:
@@ -92,7 +90,7 @@ def _naming(path: Path, override: str | None) -> Iterator[None]:
         raise BadModel(f"{where}: {_sentence(error)}") from error
 
 
-def _config(message: Any, directory: Path, version: str, versions: tuple[str, ...]) -> ModelConfig:
+def _config(message: Any, directory: Path, version: str) -> ModelConfig:
     notes = check_fields(message)
     steps = ensemble.read_steps(message)
     found, filename = _completed(message, directory / version)
@@ -105,7 +103,6 @@ def _config(message: Any, directory: Path, version: str, versions: tuple[str, ..
     spec = ModelSpec(
         name=directory.name,
         version=version,
-        versions=versions,
         platform=message.platform or message.backend or found.platform or found.triton_backend,
         max_batch_size=message.max_batch_size,
         inputs=inputs,

@@ -92,7 +92,7 @@ def read_model(
     directory = repository / name
     versions = version_numbers(directory)
     version = version or versions[-1]
-    config = read_config(directory / "config.pbtxt", version, (version,), override)
+    config = read_config(directory / "config.pbtxt", version, override)
     for note in config.notes:
         log.warning("%s/config.pbtxt: %s", directory, note)
     file = directory / version / config.filename

@@ -95,7 +95,6 @@ class Supervisor:
 
     def _clean_registry(self) -> None:
         """Forget what an earlier run left in the registry, once it is known what is served."""
-        self._registry.clear_failures()
         for key in self._registry.model_keys() - set(self._rollout.deployments):
             self._forget(key)
         self._cleaned = True

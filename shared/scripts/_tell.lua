@@ -6,7 +6,7 @@ local function waits(process) return process ~= '00000000' and process ~= '00000
 local function tell(answered, id, ttl)
   local process = string.sub(id, 1, 8)
   if not waits(process) then return end
-  redis.call('RPUSH', answered .. process, id)
+  local count = redis.call('RPUSH', answered .. process, id)
   redis.call('PEXPIRE', answered .. process, ttl)
-  redis.call('PUBLISH', answered .. process, '')
+  if count == 1 then redis.pcall('PUBLISH', answered .. process, '') end
 end

@@ -11,5 +11,5 @@ for _, id in ipairs(ids) do
     found[#found + 1] = result
   end
 end
-if redis.call('LLEN', KEYS[1]) > 0 then redis.call('PUBLISH', KEYS[1], '') end
+if redis.call('LLEN', KEYS[1]) > 0 then redis.pcall('PUBLISH', KEYS[1], '') end
 return found

@@ -15,7 +15,8 @@
 local count, ttl, kept_ttl, body_prefix, result_prefix, answered_prefix, passes, requests = unpack(ARGV, 1, 8)
 local cache = ARGV[9] ~= '' and response_cache(ARGV[9], ttl, kept_ttl)
 local first_id = 12
-local max_said = 8192 -- bytes of a result; Redis hangs up on a listener to whom it owes too many
+-- Bytes of a result, and of a message: Redis hangs up on a listener to whom it owes too many.
+local max_said, max_message, sizes = 8192, 262144, {}
 local said, first, closed = {}, 0, {}
 
 local function store(i, keeps_order)
@@ -30,11 +31,13 @@ for i = first_id, #ARGV, 2 do
     local process = string.sub(id, 1, 8)
     -- subtle: what was claimed before Redis lost its memory has no place, and waits for nobody.
     local keeps_order = KEYS[3] and redis.call('LPOS', KEYS[3], id)
-    if keeps_order or #ARGV[i + 1] > max_said or not waits(process) then
+    local size = (sizes[process] or 0) + #ARGV[i + 1]
+    if keeps_order or #ARGV[i + 1] > max_said or size > max_message or not waits(process) then
       store(i, keeps_order)
     else
       said[process] = said[process] or {}
       table.insert(said[process], i)
+      sizes[process] = size
     end
     first = first + 1
   else
@@ -58,7 +61,8 @@ for process, answers in pairs(said) do
   for n, i in ipairs(answers) do
     parts[3 * n - 2], parts[3 * n - 1], parts[3 * n] = ARGV[i], struct.pack('<I4', #ARGV[i + 1]), ARGV[i + 1]
   end
-  if redis.call('PUBLISH', answered_prefix .. process, table.concat(parts)) == 0 then
+  local heard = redis.pcall('PUBLISH', answered_prefix .. process, table.concat(parts))
+  if heard == 0 or type(heard) == 'table' then -- a table is an error: this user may not publish
     for _, i in ipairs(answers) do store(i) end
   end
 end
