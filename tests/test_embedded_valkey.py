@@ -22,6 +22,8 @@ def test_it_answers_on_a_private_socket_and_no_port(tmp_path):
 
         assert client.ping()
         assert client.config_get("port") == {"port": "0"}
+        (limits,) = client.config_get("client-output-buffer-limit").values()
+        assert limits.endswith("pubsub 268435456 67108864 60")
         assert stat.S_IMODE(server.socket.stat().st_mode) == 0o700
 
 
