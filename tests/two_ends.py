@@ -1,0 +1,146 @@
+"""Both ends of a queue in one process, and a third who overhears what is said between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from threading import Event
+
+import pytest
+from waiting import wait_until
+
+from shared.claims import Answers, Claimed
+from shared.messages import InferRequest
+from shared.model_statistics import encode_costs
+from shared.parcels import Parcel
+from shared.queue_commands import Limits
+from shared.queue_keys import QueueKeys
+from shared.redis_connection import Wire, connect, open_wire
+from shared.request_queue import RequestQueue, Waiting
+from shared.sender import Sender
+from shared.settings import Settings
+from shared.subscription import Subscription
+from shared.work_queue import WorkQueue
+
+
+def free(results: list[bytes], claimed: list[Claimed]) -> Answers:
+    """Return answers that cost nothing."""
+    return Answers(results, encode_costs(claimed, [], 0.0))
+
+
+class TwoEnds:
+    """An API process's end and an instance's, of a model of the test's own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.redis = connect(settings.redis_url)
+        self.prefix = settings.key_prefix
+        self.keys = QueueKeys(settings.key_prefix, "m/1")
+        named = connect(f"{settings.redis_url}?client_name={self.prefix}")
+        self.queue = RequestQueue(named, self.keys, Limits())
+        self._pushed_again = Event()
+        self._watch(self.queue._courier._sender)
+        self.channel = self.keys.answered + self.queue.new_id()[:8]
+        self.wire = open_wire(self.redis)
+        self.work = WorkQueue(self.wire, self.keys, "i", result_ttl_seconds=60.0)
+
+    def push(self, count: int, queue: RequestQueue | None = None) -> list[Waiting]:
+        """Push requests in this order, and return once they are stored."""
+        asked = queue or self.queue
+        waiting = [
+            asked.push(InferRequest(asked.new_id(), 1, (), (), 20.0, bytes(8)))
+            for _ in range(count)
+        ]
+        wait_until(lambda: all(each.parcel.accepted for each in waiting), 10, "all are accepted")
+        return waiting
+
+    def claim(self, count: int) -> list[Claimed]:
+        """Claim so many requests, once they are there."""
+        found: list[Claimed] = []
+        wait_until(
+            lambda: found.extend(self.work.claim(count - len(found), 0.0)) or len(found) == count,
+            10,
+            f"{count} requests to claim",
+        )
+        return found
+
+    def answer(self, *results: bytes) -> None:
+        """Claim as many requests and publish these results, as one batch."""
+        claimed = self.claim(len(results))
+        assert self.work.publish(claimed, free(list(results), claimed)) == len(results)
+
+    def listeners(self) -> int:
+        """Return how many connections listen to the API process's channel."""
+        ((_, count),) = self.redis.pubsub_numsub(self.channel)
+        return int(count)
+
+    def listening(self, count: int = 1) -> None:
+        """Wait until so many listen."""
+        wait_until(lambda: self.listeners() == count, 10, f"{count} listen")
+
+    def settled(self, listeners: int = 1) -> None:
+        """Wait until so many listen, and the courier has pushed again what it waited for before."""
+        self.listening(listeners)
+        assert self._pushed_again.wait(10)
+        sender = self.queue._courier._sender
+        wait_until(
+            lambda: sender._turn and not sender._outbox and not sender._unconfirmed,
+            10,
+            "it is told",
+        )
+
+    def third(self) -> Wire:
+        """Return one more listener, who hears what is said from now on."""
+        wire = open_wire(self.redis)
+        wire.send(("CLIENT", "SETNAME", f"{self.prefix}-third"), ("SUBSCRIBE", self.channel))
+        wire.reply()
+        wire.reply()
+        return wire
+
+    def connections(self, who: str = "") -> set[str]:
+        """Return which connections the courier listens on, or the `-third`."""
+        listening = self.redis.client_list(_type="pubsub")
+        return {client["id"] for client in listening if client["name"] == self.prefix + who}
+
+    def hang_up(self, who: str = "") -> None:
+        """Have Redis close the connection that the courier listens on, or the `-third`."""
+        (connection,) = self.connections(who)
+        self.redis.client_kill_filter(_id=connection)
+
+    def _watch(self, sender: Sender) -> None:
+        really_send = sender.send_again
+
+        def send_again(parcels: Iterable[Parcel]) -> None:
+            really_send(parcels)
+            self._pushed_again.set()
+
+        sender.send_again = send_again  # type: ignore[method-assign]
+
+    def kept(self) -> set[str]:
+        """Return the names of all keys of this model, without their common beginning."""
+        found = self.redis.scan_iter(f"{self.prefix}:*", count=1000)
+        return {key.decode().removeprefix(self.keys.tag) for key in found}
+
+    def close(self) -> None:
+        """Leave what both ends have open."""
+        self.queue._courier._rest()
+        for connection in self.connections():
+            self.redis.client_kill_filter(_id=connection)
+        self.wire.close()
+        self.redis.close()
+
+
+def opened_late(monkeypatch: pytest.MonkeyPatch) -> Event:
+    """Return what has to be set before a courier can begin to listen."""
+    gate, really_open = Event(), Subscription.open
+
+    def open_late(subscription: Subscription) -> None:
+        assert gate.wait(30)
+        really_open(subscription)
+
+    monkeypatch.setattr(Subscription, "open", open_late)
+    return gate
+
+
+def result(waiting: Waiting) -> bytes | None:
+    """Return the encoded result that a request has got, waiting for it."""
+    assert waiting.parcel.done.wait(15), "no answer came"
+    return waiting.parcel.result
