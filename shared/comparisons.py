@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from redis import Redis
 
+from shared.lua import script_text
 from shared.messages import InferResult, Tensor
-from shared.redis_connection import asking, script_text
+from shared.redis_connection import asking
 
 KEPT_MS = 7 * 86_400_000
 

@@ -19,8 +19,9 @@ from redis.exceptions import RedisError
 
 from shared.departures import has_left
 from shared.errors import ClientLeft, FerryError, RequestExpired
+from shared.lua import script_digest
 from shared.parcels import Parcel, Push
-from shared.redis_connection import Wire, script_digest
+from shared.redis_connection import Wire
 from shared.sender import Sender
 from shared.subscription import Subscription, answers_in
 

@@ -11,8 +11,9 @@ from redis.exceptions import WatchError
 
 from shared.deployments import Desired, Report, Serving
 from shared.errors import RedisUnavailable
+from shared.lua import script_text
 from shared.queue_keys import QueueKeys
-from shared.redis_connection import asking, script_text
+from shared.redis_connection import asking
 
 CLOSED_MS = 3_600_000
 KEPT_MS = 7 * 86_400_000

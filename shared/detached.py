@@ -9,10 +9,11 @@ from redis import Redis
 from redis.exceptions import NoScriptError
 
 from shared.errors import QueueFull, VersionRetired
+from shared.lua import script_digest, script_text
 from shared.messages import InferRequest, InferResult
 from shared.queue_commands import Limits, as_push, cancel_command, push_command
 from shared.queue_keys import DETACHED, KEPT, QueueKeys
-from shared.redis_connection import asking, script_digest, script_text
+from shared.redis_connection import asking
 
 What = Literal["done", "waiting", "running", "gone"]
 

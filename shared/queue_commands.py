@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from shared.claims import Answers, Batching, Claimed
 from shared.errors import ModelCrashed, RequestExpired
+from shared.lua import script_digest
 from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec, QueuePolicy
 from shared.parcels import Push
 from shared.queue_keys import DELAY, REJECT, QueueKeys
-from shared.redis_connection import script_digest
 from shared.settings import Settings
 
 LATE_SECONDS = 60.0

@@ -13,9 +13,6 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable, Iterator
-from functools import cache
-from hashlib import sha1
-from importlib.resources import files
 from typing import Any
 
 import hiredis
@@ -26,6 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from shared.errors import RedisUnavailable
+from shared.lua import SCRIPTS, script_text
 from shared.pieces import Command, Packed, pack
 
 log = logging.getLogger(__name__)
@@ -39,7 +37,6 @@ READ_BYTES = 1 << 16
 NO_REPLY = Packed.of("CLIENT", "REPLY", "SKIP")
 """Redis answers neither this nor the command behind it, not even with an error."""
 _INCOMPLETE = object()
-SCRIPTS = ("push", "collect", "claim", "publish", "recover", "cancel")
 
 
 def connect(redis_url: str) -> redis.Redis:
@@ -206,19 +203,6 @@ def unavailable(error: RedisError) -> RedisUnavailable:
         reason, _, _ = re.sub("^[A-Z]+ ", "", str(error)).partition(" script: ")
         return RedisUnavailable(f"Redis refuses the request: {reason}")
     return RedisUnavailable("cannot reach Redis, it does not answer")
-
-
-@cache
-def script_text(name: str) -> str:
-    """Return the text of shared/scripts/<name>.lua; `-- include part` is that of _part.lua."""
-    text = files("shared").joinpath("scripts", f"{name}.lua").read_text()
-    return re.sub(r"(?m)^-- include (\w+)$", lambda found: script_text(f"_{found[1]}"), text)
-
-
-@cache
-def script_digest(name: str) -> str:
-    """Return what EVALSHA calls the script by."""
-    return sha1(script_text(name).encode(), usedforsecurity=False).hexdigest()
 
 
 def _set_timeout(opened: socket.socket, seconds: float) -> None:

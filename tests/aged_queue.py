@@ -9,12 +9,13 @@ from fake_backend import answered, fake_spec
 from redis import Redis
 
 from shared.claims import Batching, Claimed
+from shared.lua import script_digest
 from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec
 from shared.model_statistics import model_statistics
 from shared.queue_commands import Limits, as_push, cancel_command, push_command
 from shared.queue_keys import DETACHED, KEPT, TICKET, QueueKeys
-from shared.redis_connection import open_wire, script_digest
+from shared.redis_connection import open_wire
 from shared.settings import Settings
 from shared.work_queue import WorkQueue, recover
 

@@ -14,10 +14,11 @@ from queue_reading import Asked, Seen, Ticket, answers_of, counted, look
 from redis import Redis
 
 from shared.claims import Batching, Claimed
+from shared.lua import script_digest
 from shared.parcels import Push
 from shared.queue_commands import MAX_ATTEMPTS, Limits, cancel_command, push_command
 from shared.queue_keys import DELAY, DETACHED, REJECT, QueueKeys
-from shared.redis_connection import open_wire, script_digest
+from shared.redis_connection import open_wire
 from shared.work_queue import WorkQueue, recover
 
 LIMITS = Limits(requests=6, bytes=400)

@@ -13,9 +13,10 @@ from waiting import wait_until
 
 from shared import courier, subscription
 from shared.claims import Answers, Claimed
+from shared.lua import script_text
 from shared.messages import InferRequest
 from shared.pieces import Command
-from shared.redis_connection import Wire, connect, script_text
+from shared.redis_connection import Wire, connect
 from shared.settings import Settings
 from shared.subscription import Subscription
 from shared.work_queue import AnswersNotTaken
