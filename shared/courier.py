@@ -23,7 +23,7 @@ from shared.lua import script_digest
 from shared.parcels import Parcel, Push
 from shared.redis_connection import Wire
 from shared.sender import Sender
-from shared.subscription import Subscription, answers_in
+from shared.subscription import QUIET_SECONDS, Subscription, answers_in
 
 log = logging.getLogger(__name__)
 
@@ -196,21 +196,24 @@ class Courier:
     def _collect(self, shift: int) -> None:
         """Take answers as they are told; after a lost connection, all that are there."""
         subscription = Subscription(self._open_wire(), self._answered_key)
-        wire, told, is_new = self._open_wire(), "", True
+        wire, told, doubts, doubtful_until = self._open_wire(), "", list[Parcel](), 0.0
+        is_first = True
         while shift == self._shift:
             try:
                 if not subscription.is_open:
                     subscription.open()
                     self._fetch(wire, list(self._waiting))
                     subscription.ask()
-                    is_new = True
+                    doubts = list(self._waiting.values())
+                    doubtful_until = time.monotonic() + QUIET_SECONDS * is_first
+                    is_first = False
                 subscription.wait(self._take)
                 self._fetch(wire, [])
-                if is_new:
-                    # What has not been heard by now may be gone, or was said to others than us: it
-                    # is stored, and run, again; an id that Redis knows is left as it is.
-                    self._sender.send_again(list(self._waiting.values()))
-                    is_new = False
+                if doubts and time.monotonic() >= doubtful_until:
+                    # What was pushed before we listened and is not answered by now may be gone, or
+                    # its answer: it is stored, and run, again; a known id is left as it is.
+                    self._sender.send_again([parcel for parcel in doubts if parcel.is_open])
+                    doubts = []
                 if told:
                     log.info("Redis is back, %d requests wait on", len(self._waiting))
                     told = ""
@@ -231,7 +234,11 @@ class Courier:
     def _fetch(self, wire: Wire, ids: list[str]) -> None:
         """Take the stored answers: those that Redis has noted for us, and to these ids."""
         key = self._answered_key
-        wire.send(("EVALSHA", script_digest("collect"), 1, key, self._result_prefix, *ids))
+        command = ("EVALSHA", script_digest("collect"), 1, key, self._result_prefix, *ids)
+        try:
+            wire.send(command)
+        except RedisError:  # it may have left the connection since
+            wire.send(command)
         found = wire.reply()
         for request_id, result in zip(found[::2], found[1::2], strict=True):
             self._answer(request_id.decode(), result)

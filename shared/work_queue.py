@@ -26,10 +26,6 @@ SHORT_WAIT_SECONDS = 0.002
 """A wait of this length is slept through, which is more exact than waiting for the bell."""
 
 
-NOT_DROPPED = -2e-6
-"""Instead of a wait: the instance has something in flight beside what it claimed just now."""
-
-
 class AnswersNotTaken(RedisError):
     """A publish whose reply nobody waited for has failed."""
 
@@ -54,6 +50,7 @@ class WorkQueue:
         self._end = InstanceEnd(keys, instance, result_ttl_seconds, batching, cache)
         self._bell = Packed.of("BLPOP", keys.bell, LONGEST_BLOCK_SECONDS)
         self._claims: dict[tuple[int, float], Packed] = {}
+        self._holds_more = False
         self._stale = keys.answers if keys.cache else []
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
@@ -85,7 +82,7 @@ class WorkQueue:
         self._wire.send(NO_REPLY, publish, self._bell, claim)
         self._wire.reply()
         batch, wait_seconds = self._read_batch()
-        if wait_seconds == NOT_DROPPED:
+        if self._holds_more:
             raise AnswersNotTaken("the answers are still in flight, Redis did not take them")
         if batch or wait_seconds < 0:
             return batch
@@ -151,6 +148,7 @@ class WorkQueue:
 
     def _read_batch(self) -> tuple[list[Claimed], float]:
         now, wait, *parts = self._wire.reply()
+        self._holds_more, now = now < 0, abs(now)
         batch = [
             Claimed.of(ticket, body, now / 1e6)
             for ticket, body in zip(parts[::2], parts[1::2], strict=True)

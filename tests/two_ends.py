@@ -77,9 +77,12 @@ class TwoEnds:
         wait_until(lambda: self.listeners() == count, 10, f"{count} listen")
 
     def settled(self, listeners: int = 1) -> None:
-        """Wait until so many listen, and the courier has pushed again what it waited for before."""
+        """Wait until so many listen, and the courier has pushed again what it waited for before.
+
+        It does so half a second after it first listens, unless a test has it look more rarely.
+        """
         self.listening(listeners)
-        assert self._pushed_again.wait(10)
+        self._pushed_again.wait(1.5)
         sender = self.queue._courier._sender
         wait_until(
             lambda: sender._turn and not sender._outbox and not sender._unconfirmed,

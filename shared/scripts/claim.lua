@@ -5,8 +5,8 @@
 --       cache (see _cache.lua), delayed, result and answered key prefix, result_ttl_ms, kept_ttl_ms, rejection
 -- The last six are missing for a model without queue policies and without that order.
 -- Returns {now, wait, ticket, body, ticket, body, ...}, times in microseconds; without tickets, wait says
--- how long the pending ones may still wait for company (-1: nothing is pending). Whatever is claimed, wait is -2 when
--- the instance has something in flight besides.
+-- how long the pending ones may still wait for company (-1: nothing is pending). `now` is negative when the instance
+-- has something in flight besides what it claims.
 -- include tell
 -- include hand_out
 -- include cache
@@ -150,7 +150,7 @@ if ARGV[6] ~= '' and #over > 0 then
 end
 if not leaving or rows == 0 then
   local wait = rows == 0 and -1 or math.min(max_delay - (now - oldest), nearest - now) * 1e6
-  return {now * 1e6, redis.call('EXISTS', inflight) == 1 and -2 or wait}
+  return {redis.call('EXISTS', inflight) == 1 and -now * 1e6 or now * 1e6, wait}
 end
 for i = 2 * leaving.count + 3, #reply do reply[i] = nil end
 if max_delay > 0 then
@@ -163,7 +163,7 @@ if ARGV[5] == '1' then
     if not redis.call('LPOS', order, id) then redis.call('RPUSH', order, id) end
   end
 end
-if redis.call('RPUSH', inflight, unpack(tickets, 1, leaving.count)) > leaving.count then reply[2] = -2 end
+if redis.call('RPUSH', inflight, unpack(tickets, 1, leaving.count)) > leaving.count then reply[1] = -reply[1] end
 redis.call('HINCRBY', stats, 'left_' .. leaving.why, 1)
 if left > 0 and redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
 return reply
