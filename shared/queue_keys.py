@@ -53,6 +53,7 @@ however often a request is run.
 from __future__ import annotations
 
 import struct
+from functools import cached_property
 
 TICKET = struct.Struct("<BBBBIddd8sI")
 TICKET_VERSION = 4
@@ -97,12 +98,12 @@ class QueueKeys:
         """The keys of the answers that are kept."""
         return [f"{self.tag}cache", f"{self.tag}cache:expiry", f"{self.tag}cache:used"]
 
-    @property
+    @cached_property
     def queues(self) -> list[str]:
         """The queues of all levels, the one that is served first at the front."""
         return [f"{self.queue}{level}" for level in range(1, self.levels + 1)]
 
-    @property
+    @cached_property
     def lists(self) -> list[str]:
         """Where a request may wait, as it is served: each level's queue, then its delayed."""
         levels = range(1, self.levels + 1)
