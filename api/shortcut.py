@@ -17,13 +17,12 @@ from gunicorn.util import http_date
 from api.compression import Coding, chosen, is_to_be_packed, packed
 from api.direct import STATUS_LINES, DirectInference, header_list
 from api.json_answers import Answer
+from shared.pieces import LARGE_BYTES
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
 PATHS = "/v2/models/"
-JOINED_BYTES = 1 << 16
-"""Up to this size a body is copied behind its head, which costs less than another write."""
 
 
 class Shortcut:
@@ -76,7 +75,7 @@ class Shortcut:
         head = f"HTTP/1.1 {STATUS_LINES[answer.status]}\r\n{self._common}{headers}\r\n".encode(
             "latin-1"
         )
-        if len(body) > JOINED_BYTES:
+        if len(body) >= LARGE_BYTES:
             client.sendall(head)
             client.sendall(body)
             return

@@ -15,6 +15,7 @@ from secrets import token_hex
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from two_ends import TwoEnds
 from waiting import wait_until
 
 from api.app import create_app
@@ -108,3 +109,11 @@ def app(served: Settings) -> Flask:
 def client(app: Flask) -> FlaskClient:
     """A client of the API; requests go through Redis to the real worker."""
     return app.test_client()
+
+
+@pytest.fixture
+def ends(settings: Settings) -> Iterator[TwoEnds]:
+    """Both ends of a queue of the test's own."""
+    ends = TwoEnds(settings)
+    yield ends
+    ends.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -22,13 +21,6 @@ from shared.subscription import Subscription
 from shared.work_queue import AnswersNotTaken
 from worker import loop
 from worker.meter import Meter
-
-
-@pytest.fixture
-def ends(settings: Settings) -> Iterator[TwoEnds]:
-    ends = TwoEnds(settings)
-    yield ends
-    ends.close()
 
 
 @pytest.fixture

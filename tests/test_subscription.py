@@ -14,18 +14,10 @@ from shared import subscription
 from shared.queue_commands import Limits
 from shared.redis_connection import Wire
 from shared.request_queue import RequestQueue
-from shared.settings import Settings
 from shared.subscription import answers_in
 
 MAX_SAID_BYTES = 8192
 EMPTY = b""
-
-
-@pytest.fixture
-def ends(settings: Settings) -> Iterator[TwoEnds]:
-    ends = TwoEnds(settings)
-    yield ends
-    ends.close()
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from shared.parcels import Parcel, Push
 from shared.queue_commands import Limits, push_command
 from shared.redis_connection import open_wire
 from shared.sender import Sender
-from shared.settings import Settings
 
 
 class Counted:
@@ -60,13 +59,6 @@ class Counted:
     def _refuse(self, parcel: Parcel, error: FerryError) -> None:
         self.refused[parcel.push.id] = error
         parcel.fail(error)
-
-
-@pytest.fixture
-def ends(settings: Settings) -> Iterator[TwoEnds]:
-    ends = TwoEnds(settings)
-    yield ends
-    ends.close()
 
 
 @pytest.fixture
