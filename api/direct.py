@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from api.binary_tensors import HEADER_VARIABLE
 from api.body import read_binary, read_declared
@@ -25,6 +25,33 @@ STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HT
 STATUS_LINES[499] = "499 Client Closed Request"
 
 
+class PlainHead(NamedTuple):
+    """What the head of a plain infer request asks for: a model, and a body of `length` bytes."""
+
+    model: str
+    version: str | None
+    length: int
+
+
+def plain_head(environ: WSGIEnvironment) -> PlainHead | None:
+    """Return what a request asks for, None when it is anything but a plain infer request.
+
+    Of the environment only the method, the path and the headers are looked at.
+    """
+    route = ROUTE.fullmatch(environ["PATH_INFO"])
+    length = environ.get("CONTENT_LENGTH", "")
+    if (
+        route is None
+        or environ["REQUEST_METHOD"] != "POST"
+        or not length.isdecimal()
+        or "HTTP_CONTENT_ENCODING" in environ
+        or "HTTP_PREFER" in environ
+        or "HTTP_IDEMPOTENCY_KEY" in environ
+    ):
+        return None
+    return PlainHead(route[1], route[2], int(length))
+
+
 class DirectInference:
     """WSGI middleware, see https://flask.palletsprojects.com/en/stable/quickstart/#hooking-in-wsgi-middleware."""
 
@@ -34,38 +61,27 @@ class DirectInference:
         """Answer by `inference`; hand on to `next_app` what is anything but plain."""
         self._next_app = next_app
         self._inference = inference
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
-        answer = self.answer(environ)
-        if answer is None:
+        head = plain_head(environ)
+        if head is None:
             return self._next_app(environ, start_response)
+        answer = self.answer(head, environ)
         start_response(STATUS_LINES[answer.status], header_list(answer))
         return (answer.body,)
 
-    def answer(self, environ: WSGIEnvironment) -> Answer | None:
-        """Return the answer to a plain request, errors included; None for any other, unread.
+    def answer(self, head: PlainHead, environ: WSGIEnvironment) -> Answer:
+        """Return the answer to a plain request, errors included.
 
-        Of the environment only the method, the path, the headers, `wsgi.input` and
-        `gunicorn.socket` are looked at.
+        Of the environment the headers, `PATH_INFO`, `wsgi.input` and `gunicorn.socket` are looked
+        at.
         """
-        route = ROUTE.fullmatch(environ["PATH_INFO"])
-        length = environ.get("CONTENT_LENGTH", "")
-        if (
-            route is None
-            or environ["REQUEST_METHOD"] != "POST"
-            or not length.isdecimal()
-            or "HTTP_CONTENT_ENCODING" in environ
-            or "HTTP_PREFER" in environ
-            or "HTTP_IDEMPOTENCY_KEY" in environ
-        ):
-            return None
         try:
             read = read_binary if HEADER_VARIABLE in environ else read_declared
-            raw = read(environ["wsgi.input"], int(length), self._max_body_bytes)
-            name, version = route.groups()
-            return self._inference.infer(name, version, raw, environ)
+            raw = read(environ["wsgi.input"], head.length, self.max_body_bytes)
+            return self._inference.infer(head.model, head.version, raw, environ)
         except Exception as error:  # a border, as Flask's own error handlers are
             return error_answer(error, f"POST {environ['PATH_INFO']}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.1
 DRAIN_LOOK_SECONDS = 0.02
+IDLE_LOOK_SECONDS = 1.0
 DECODING_THREADS = 2
 """Each may hold FERRY_MAX_IMAGE_PIXELS several times over."""
 LINGER_SECONDS = 0.5
@@ -45,7 +47,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Take gunicorn's arguments."""
         super().__init__(*arguments, **options)
-        self._idle: set[socket.socket] = set()
+        self._idle: dict[socket.socket, float] = {}
         self._told_to_stop = False
         self._shortcut: Shortcut | None = None
 
@@ -63,9 +65,13 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         if self.cfg.keepalive and not _logs_requests(self.cfg):
             self._shortcut = getattr(self.wsgi, "extensions", {}).get("shortcut")
         servers = [self._serve(listener) for listener in self.sockets]
+        next_look = 0.0
         while self.alive and not self._told_to_stop:
             self.notify()
             gevent.sleep(LOOK_SECONDS)
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + IDLE_LOOK_SECONDS
+                self._end_idle_connections(self.cfg.keepalive)
         for server in servers:
             _close(server)
         self.alive = False  # from here on gunicorn answers with `Connection: close`
@@ -83,38 +89,53 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """Serve one connection."""
-        self._idle.add(client)
+        self._idle[client] = time.monotonic()
         try:
             super().handle(listener, client, addr)
         finally:
-            self._idle.discard(client)
+            self._idle.pop(client, None)
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> Any:
-        """Answer one request of a connection."""
-        self._idle.discard(sock)
+        """Answer one request of a connection, and those behind it whose heads are known."""
+        self._idle.pop(sock, None)
         try:
-            if self._takes_shortcut(req, sock):
-                return True
-            return super().handle_request(listener_name, req, sock, addr)
+            if not self._is_taken(lambda shortcut: shortcut.takes(req, sock)):
+                return super().handle_request(listener_name, req, sock, addr)
+            while data := self._read_next(req, sock):
+                if not self._is_taken(lambda shortcut: shortcut.takes_next(data, req, sock)):
+                    req.unreader.unread(data)
+                    break
+            return True
         finally:
-            self._idle.add(sock)
+            self._idle[sock] = time.monotonic()
 
-    def _takes_shortcut(self, req: Any, sock: socket.socket) -> bool:
-        """Answer what `api.shortcut` answers, unless this is to be the last of the connection."""
+    def _is_taken(self, take: Callable[[Shortcut], bool]) -> bool:
+        """Have `api.shortcut` answer, unless this is to be the last of the connection."""
         if self._shortcut is None or not self.alive or self.nr + 1 >= self.max_requests:
             return False
         try:
-            taken = self._shortcut.takes(req, sock)
+            taken = take(self._shortcut)
         except (gevent.GreenletExit, SystemExit):  # as gunicorn's own ways of answering
             return True
         self.nr += taken
         return taken
 
-    def _end_idle_connections(self) -> None:
-        """Let requests that have arrived be read, and behind them the end of the connection."""
-        for connection in self._idle:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RD)
+    def _read_next(self, last: Any, sock: socket.socket) -> bytes:
+        """Return what comes behind an answer; nothing at the connection's end, or inside a body."""
+        if last.body.failed or last.body.reader.length:
+            return b""
+        self._idle[sock] = time.monotonic()
+        data: bytes = last.unreader.read()
+        del self._idle[sock]
+        return data
+
+    def _end_idle_connections(self, seconds: float = 0.0) -> None:
+        """End those that have been idle for so long, behind requests that have arrived."""
+        latest = time.monotonic() - seconds
+        for connection, since in self._idle.items():
+            if since <= latest:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RD)
 
     def _serve(self, listener: socket.socket) -> StreamServer:
         listener.setblocking(True)

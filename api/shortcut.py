@@ -2,7 +2,9 @@
 
 Building WSGI's environment and gunicorn's response, checking headers that are our own, and writing
 head and body one after the other cost as much as all that Ferry does with a small tensor
-(docs/performance.md). All other requests take the usual way through WSGI.
+(docs/performance.md). So does parsing the same head again: clients send the same bytes with every
+request, and what gunicorn's parser once made of them holds for the next. All other requests take
+the usual way through WSGI.
 """
 
 from __future__ import annotations
@@ -10,12 +12,15 @@ from __future__ import annotations
 import socket
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gunicorn.http.body import Body, LengthReader
+from gunicorn.http.unreader import IterUnreader
 from gunicorn.util import http_date
 
 from api.compression import Coding, chosen, is_to_be_packed, packed
-from api.direct import STATUS_LINES, DirectInference, header_list
+from api.direct import STATUS_LINES, DirectInference, PlainHead, header_list, plain_head
 from api.json_answers import Answer
 from shared.pieces import LARGE_BYTES
 
@@ -23,6 +28,19 @@ if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
 PATHS = "/v2/models/"
+START = f"POST {PATHS}".encode()
+HEAD_END = b"\r\n\r\n"
+MAX_HEAD_BYTES = 2048
+MAX_HEADS = 1024
+"""With the longest heads they take a few megabytes."""
+
+
+class Plain(NamedTuple):
+    """What is known of a request: `environ` is as much of WSGI's as is looked at."""
+
+    head: PlainHead
+    environ: WSGIEnvironment
+    coding: Coding | None
 
 
 class Shortcut:
@@ -32,6 +50,7 @@ class Shortcut:
         """Answer by `direct`; a body of which nothing comes for so long is given up."""
         self._direct = direct
         self._read_timeout_seconds = read_timeout_seconds
+        self._heads: dict[bytes, Plain | None] = {}
         self._second = 0
         self._common = ""
 
@@ -40,26 +59,68 @@ class Shortcut:
 
         Raises OSError when the client is gone.
         """
-        if (
-            request.method != "POST"
-            or not request.path.startswith(PATHS)
-            or request.version != (1, 1)
-            or request.should_close()
-        ):
+        plain = _plain(request)
+        if plain is None:
             return False
-        environ = _environment(request, client)
-        if environ is None:
+        self._answer_reading(plain, request.body, client)
+        return True
+
+    def takes_next(self, data: bytes, last: Any, client: socket.socket) -> bool:
+        """Answer the request that `data` begins with, which was read behind gunicorn's `last`.
+
+        Returns False with nothing done. What stands behind the request goes back to the unreader.
+        Raises StopIteration when no other request can follow, OSError when the client is gone.
+        """
+        end = data.find(HEAD_END) + len(HEAD_END)
+        head = data[:end]
+        plain = self._heads[head] if head in self._heads else self._learned(head, last)
+        if plain is None:
             return False
+        body, length = data[end:], plain.head.length
+        if len(body) == length:
+            self._answer(plain, BytesIO(body), client)
+            return True
+        last.unreader.unread(body)
+        rest = Body(LengthReader(last.unreader, length))
+        self._answer_reading(plain, rest, client)
+        if rest.failed or rest.reader.length:
+            raise StopIteration
+        return True
+
+    def _learned(self, head: bytes, last: Any) -> Plain | None:
+        """Have gunicorn parse a head, and remember what it found.
+
+        It parses by its settings and, only if those trust some peers and not others, by the peer.
+        """
+        if not head.startswith(START) or len(head) > MAX_HEAD_BYTES:
+            return None
+        if "*" not in last.cfg.forwarded_allow_ips:
+            return None
+        try:
+            request = type(last)(last.cfg, IterUnreader(iter([head])), last.peer_addr, 2)
+        except Exception:  # a border: it is parsed again, and answered with what is wrong with it
+            return None
+        plain = None if request.unreader.take_buffered() else _plain(request)
+        if plain and plain.head.length > min(LARGE_BYTES, self._direct.max_body_bytes):
+            plain = None
+        if len(self._heads) >= MAX_HEADS:
+            self._heads.clear()
+        self._heads[head] = plain
+        return plain
+
+    def _answer(self, plain: Plain, body: Any, client: socket.socket) -> None:
+        environ = {**plain.environ, "wsgi.input": body, "gunicorn.socket": client}
+        self._write(self._direct.answer(plain.head, environ), client, plain.coding)
+
+    def _answer_reading(self, plain: Plain, body: Any, client: socket.socket) -> None:
+        """Answer a request whose body is still to be read, or a part of it."""
+        environ = {**plain.environ, "wsgi.input": body, "gunicorn.socket": client}
         client.settimeout(self._read_timeout_seconds)
         try:
-            answer = self._direct.answer(environ)
+            answer = self._direct.answer(plain.head, environ)
         finally:
             client.settimeout(None)
-        if answer is None:
-            return False
-        accept = environ.get("HTTP_ACCEPT_ENCODING")
-        self._write(answer, client, None if accept is None else chosen(accept))
-        return True
+        self._write(answer, client, plain.coding)
 
     def _write(self, answer: Answer, client: socket.socket, coding: Coding | None) -> None:
         now = int(time.time())
@@ -85,17 +146,29 @@ class Shortcut:
             client.sendall(data[sent:])
 
 
-def _environment(request: Any, client: socket.socket) -> WSGIEnvironment | None:
+def _plain(request: Any) -> Plain | None:
+    """Return what gunicorn's request asks for, None for one that takes the usual way."""
+    if (
+        request.method != "POST"
+        or not request.path.startswith(PATHS)
+        or request.version != (1, 1)
+        or request.should_close()
+    ):
+        return None
+    environ = _environment(request)
+    head = None if environ is None else plain_head(environ)
+    if environ is None or head is None:
+        return None
+    accept = environ.get("HTTP_ACCEPT_ENCODING")
+    return Plain(head, environ, None if accept is None else chosen(accept))
+
+
+def _environment(request: Any) -> WSGIEnvironment | None:
     """Return as much of WSGI's environment as `DirectInference` looks at.
 
     None when a header is there twice, or wants an answer before its body.
     """
-    environ = {
-        "REQUEST_METHOD": request.method,
-        "PATH_INFO": request.path,
-        "wsgi.input": request.body,
-        "gunicorn.socket": client,
-    }
+    environ = {"REQUEST_METHOD": request.method, "PATH_INFO": request.path}
     for name, value in request.headers:
         key = "CONTENT_LENGTH" if name == "CONTENT-LENGTH" else "HTTP_" + name.replace("-", "_")
         if key in environ or key == "HTTP_EXPECT":

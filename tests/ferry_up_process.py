@@ -75,7 +75,9 @@ class FerryUp:
         environ = (
             os.environ | {"PYTHONPATH": str(PROJECT_ROOT)} | self._settings() | (environ or {})
         )
-        command = [*prefix, sys.executable, "-m", "ferry", "up", "--models", "models"]
+        # The tests themselves may run under nohup, whose deafness to SIGHUP children inherit.
+        command = ["env", "--default-signal=HUP", *prefix]
+        command += [sys.executable, "-m", "ferry", "up", "--models", "models"]
         command += ["--procfile", str(directory / "Procfile")]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(

@@ -126,6 +126,8 @@ def test_both_ways_answer_alike_and_go_on(port: int, case: str) -> None:
 
         assert (ours.status, ours.header("Connection")) == (status, "keep-alive")
         assert ours.comparable() == wanted.comparable()
+        for _ in range(2):  # learned, then known
+            assert plain.ask(message(path, body, *headers)).comparable() == wanted.comparable()
         assert values(plain.ask(PLAIN)) == values(usual.ask(PLAIN)) == [1.5, 2.5]
 
 

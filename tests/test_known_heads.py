@@ -1,0 +1,172 @@
+"""Requests whose heads came before are answered without parsing them again."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from counting_model import counting_model, v2
+from gunicorn.config import Config
+from gunicorn.http import get_parser
+from gunicorn.http.message import Request
+from gunicorn_process import free_port, running_gunicorn
+from raw_http import connected, message
+from test_usual_way import NOT_PLAIN, PLAIN
+
+from api.app import create_app
+from api.shortcut import MAX_HEAD_BYTES, MAX_HEADS, Shortcut
+from shared.settings import Settings
+
+SMALL = message("/v2/models/nothing/infer", b"{}")
+LIMIT = 50_000
+"""Of a body: less than what is large."""
+UNKNOWN = {
+    "nothing": b"",
+    "half of a head": SMALL[:40],
+    "another method": message("/v2/models/nothing", b"", method="GET"),
+    "another route": message("/v2/models/nothing/ready", b"{}"),
+    "an empty line before it": b"\r\n" + SMALL,
+    "malformed": message("/v2/models/nothing/infer", b"{}", "no colon"),
+    "two lengths": message(
+        "/v2/models/nothing/infer", b"{}", "Content-Length: 2", "Content-Length: 3"
+    ),
+    "length and chunks": message(
+        "/v2/models/nothing/infer", b"{}", "Content-Length: 2", "Transfer-Encoding: chunked"
+    ),
+    "a head that gunicorn sees end earlier": SMALL.replace(b"\r\n", b"\n") + b"\r\n\r\n",
+    "a whole URL": PLAIN["absolute"],
+    "long": message("/v2/models/nothing/infer", b"{}", "X-Long: " + "x" * MAX_HEAD_BYTES),
+    "a body above the limit": message("/v2/models/nothing/infer", bytes(LIMIT + 1)),
+    **NOT_PLAIN,
+}
+
+
+@pytest.fixture
+def shortcut(settings: Settings) -> Shortcut:
+    """No model is served: the answer is that it is not known."""
+    app = create_app(replace(settings, max_body_bytes=LIMIT, request_timeout_seconds=0.2))
+    found = app.extensions["shortcut"]
+    assert isinstance(found, Shortcut)
+    return found
+
+
+class Server:
+    """A connection's end on which one request has been parsed by gunicorn."""
+
+    def __init__(self, trusted: str = "*") -> None:
+        config = Config()
+        config.set("forwarded_allow_ips", trusted)
+        self.client, self.socket = socket.socketpair()
+        self.client.sendall(SMALL)
+        self.last: Any = next(get_parser(config, self.socket, ("127.0.0.1", 1)))
+        self.last.body.read()
+
+    def close(self) -> None:
+        self.client.close()
+        self.socket.close()
+
+    def answer_to(self, shortcut: Shortcut, sent: bytes) -> dict[str, Any] | None:
+        """Return the JSON of the shortcut's answer to what is read next, None without any."""
+        taken = shortcut.takes_next(sent, self.last, self.socket)
+        self.socket.send(b"end")
+        said = self.client.recv(65536)
+        assert taken is (said != b"end")
+        return json.loads(said.partition(b"\r\n\r\n")[2].removesuffix(b"end")) if taken else None
+
+
+@pytest.mark.parametrize("case", sorted(PLAIN.keys() - {"absolute"}))
+def test_a_plain_request_is_answered_the_first_and_every_other_time(
+    shortcut: Shortcut, case: str
+) -> None:
+    with closing(Server()) as server:
+        for _ in range(3):
+            answer = server.answer_to(shortcut, PLAIN[case])
+            assert answer is not None and answer["code"] == "unknown_model"
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_any_other_is_left_to_gunicorn(shortcut: Shortcut, case: str) -> None:
+    with closing(Server()) as server:
+        for _ in range(3):
+            assert server.answer_to(shortcut, UNKNOWN[case]) is None
+        assert server.last.unreader.take_buffered() == b""
+
+
+def test_a_head_is_parsed_once(shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+    parse = Request.parse
+    monkeypatch.setattr(Request, "parse", lambda *a: (parsed.append(1), parse(*a))[1])
+    with closing(Server()) as server:
+        before = len(parsed)
+        for sent in (PLAIN["plain"], NOT_PLAIN["idempotent"]):
+            for _ in range(3):
+                server.answer_to(shortcut, sent)
+
+    assert len(parsed) - before == 2
+
+
+def test_another_body_has_another_answer(shortcut: Shortcut) -> None:
+    """The body is not part of what is known."""
+    with closing(Server()) as server:
+        first = server.answer_to(shortcut, message("/v2/models/a.b/infer", b"{}"))
+        second = server.answer_to(shortcut, message("/v2/models/c.d/infer", b"{}"))
+
+    assert first is not None and "'a.b'" in first["error"]
+    assert second is not None and "'c.d'" in second["error"]
+
+
+def test_nothing_is_known_of_heads_that_depend_on_who_sent_them(shortcut: Shortcut) -> None:
+    with closing(Server(trusted="10.1.2.3")) as server:
+        assert server.answer_to(shortcut, PLAIN["plain"]) is None
+
+
+def test_the_number_of_known_heads_is_bounded(shortcut: Shortcut) -> None:
+    with closing(Server()) as server:
+        for number in range(2 * MAX_HEADS + 10):
+            sent = message("/v2/models/nothing/infer", b"{}", f"X-Request-Id: {number}")
+            assert server.answer_to(shortcut, sent) is not None
+
+    assert len(shortcut._heads) <= MAX_HEADS
+
+
+def test_what_follows_is_left_for_the_next_time(shortcut: Shortcut) -> None:
+    with closing(Server()) as server:
+        assert server.answer_to(shortcut, SMALL + SMALL[:70]) is not None
+        assert server.last.unreader.take_buffered() == SMALL[:70]
+
+
+def test_a_connection_ends_where_a_body_stops_to_come(shortcut: Shortcut) -> None:
+    """Nobody knows where the next request would begin."""
+    with closing(Server()) as server:
+        with pytest.raises(StopIteration):
+            shortcut.takes_next(SMALL[:-1], server.last, server.socket)
+        assert server.client.recv(65536).startswith(b"HTTP/1.1 408 ")
+
+
+def test_idle_connections_are_closed_and_busy_ones_kept(
+    settings: Settings, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--keep-alive 2")
+    port = free_port()
+    settings = replace(settings, redis_url=redis_url, port=port, api_processes=1)
+    plain = message("/v2/models/fake/infer", json.dumps(v2(1.5)).encode())
+    with (
+        counting_model(settings),
+        running_gunicorn(settings),
+        connected(port) as idle,
+        connected(port) as busy,
+    ):
+        began = time.monotonic()
+        assert idle.ask(plain).status == idle.ask(plain).status == 200
+        while time.monotonic() < began + 6:
+            assert busy.ask(plain).status == 200
+            time.sleep(0.5)
+
+        idle.socket.settimeout(1)
+        assert idle.read() is None
+        assert busy.ask(plain).status == 200
