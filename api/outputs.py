@@ -5,13 +5,14 @@ from __future__ import annotations
 from api.classification import classified
 from shared.messages import InferResult, Tensor
 from shared.model_spec import ModelSpec
-from shared.records import How, Wanted
+from shared.records import How
 
 
 def shown_outputs(spec: ModelSpec, result: InferResult, how: How) -> list[tuple[Tensor, bool]]:
     """Return v2's outputs as they were asked for, each with whether it is to be binary."""
-    wanted = how.outputs or [Wanted(tensor.name, how.binary) for tensor in result.outputs]
+    if not how.outputs:
+        return [(tensor, how.binary) for tensor in result.outputs]
     return [
         (classified(tensor, item.class_count, spec) if item.class_count else tensor, item.binary)
-        for tensor, item in zip(result.outputs, wanted, strict=True)
+        for tensor, item in zip(result.outputs, how.outputs, strict=True)
     ]

@@ -21,6 +21,7 @@ from shared.departures import has_left
 from shared.errors import ClientLeft, FerryError, RequestExpired
 from shared.lua import script_digest
 from shared.parcels import Parcel, Push
+from shared.pieces import Command
 from shared.redis_connection import Wire
 from shared.sender import Sender
 from shared.subscription import QUIET_SECONDS, Subscription, answers_in
@@ -47,7 +48,7 @@ class Courier:
     def __init__(
         self,
         open_wire: Callable[[], Wire],
-        push_command: Callable[[list[Push]], tuple[Any, ...]],
+        push_command: Callable[[list[Push]], Command],
         cancel_command: Callable[..., tuple[Any, ...]],
         answered_key: str,
         result_prefix: str,

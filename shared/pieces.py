@@ -7,7 +7,7 @@ into the command, and into what is sent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from hiredis import pack_command
 
@@ -31,15 +31,51 @@ class Packed(bytes):
         return cls(pack_command(command))
 
 
-Command = tuple[Any, ...] | Packed
+class Opening:
+    """The first arguments of commands that are sent again and again with others behind them."""
+
+    def __init__(self, *arguments: Any) -> None:
+        """Pack them once."""
+        self.arguments = arguments
+        self.packed = _packed(arguments)
+
+    def then(self, *rest: Any) -> Continued:
+        """Return the command that goes on with `rest`."""
+        return Continued(self, rest)
+
+
+class Continued(NamedTuple):
+    """A command whose first arguments are packed already."""
+
+    opening: Opening
+    rest: tuple[Any, ...]
+
+
+Command = tuple[Any, ...] | Packed | Continued
 
 
 def pack(commands: Iterable[Command]) -> Iterable[Buffer]:
     """Return the commands as Redis reads them, in one buffer, or in several with large ones."""
+    parts: list[Buffer] = []
     try:
-        return [b"".join([c if isinstance(c, Packed) else pack_command(c) for c in commands])]
+        for command in commands:
+            if isinstance(command, Packed):
+                parts.append(command)
+            elif isinstance(command, Continued):
+                opening, rest = command
+                count = len(opening.arguments) + len(rest)
+                parts += (b"*%d\r\n" % count, opening.packed, _packed(rest))
+            else:
+                parts.append(pack_command(command))
     except TypeError:  # an argument in pieces
         return _in_pieces(commands)
+    return [b"".join(parts) if len(parts) > 1 else parts[0]]
+
+
+def _packed(arguments: tuple[Any, ...]) -> memoryview:
+    """Return arguments as they stand in a command, behind the line that says how many."""
+    command = memoryview(pack_command(arguments))
+    return command[len(b"*%d\r\n" % len(arguments)) :]
 
 
 def _in_pieces(commands: Iterable[Command]) -> Iterator[Buffer]:
@@ -52,8 +88,11 @@ def _in_pieces(commands: Iterable[Command]) -> Iterator[Buffer]:
         if isinstance(command, Packed):
             small += command
             continue
-        small += b"*%d\r\n" % len(command)
-        for argument in command:
+        arguments = command
+        if isinstance(command, Continued):
+            arguments = (*command.opening.arguments, *command.rest)
+        small += b"*%d\r\n" % len(arguments)
+        for argument in arguments:
             parts = argument if isinstance(argument, Pieces) else (_bytes(argument),)
             small += b"$%d\r\n" % sum(map(len, parts))
             for part in parts:

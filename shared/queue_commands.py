@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from shared.claims import Answers, Batching, Claimed
@@ -14,6 +14,7 @@ from shared.lua import script_digest
 from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec, QueuePolicy
 from shared.parcels import Push
+from shared.pieces import Continued, Opening
 from shared.queue_keys import DELAY, REJECT, QueueKeys
 from shared.settings import Settings
 
@@ -118,14 +119,24 @@ def _terms(policy: QueuePolicy, request: InferRequest) -> bytes:
     return _TERMS.pack(action if seconds else 0, seconds, policy.max_queue_size)
 
 
-def push_command(keys: QueueKeys, limits: Limits, pushes: list[Push]) -> tuple[Any, ...]:
+def push_command(keys: QueueKeys, limits: Limits, pushes: Iterable[Push]) -> tuple[Any, ...]:
     """Return the command that pushes requests; it replies with one status for each."""
+    return (*_push_opening(keys, limits), *itertools.chain.from_iterable(pushes))
+
+
+def pusher(keys: QueueKeys, limits: Limits) -> Callable[[Iterable[Push]], Continued]:
+    """Return what makes this command again and again."""
+    opening = Opening(*_push_opening(keys, limits))
+    return lambda pushes: opening.then(*itertools.chain.from_iterable(pushes))
+
+
+def _push_opening(keys: QueueKeys, limits: Limits) -> tuple[Any, ...]:
+    lists = keys.lists if limits.policies else keys.queues
     return (
-        "EVALSHA", script_digest("push"), 3 + 2 * keys.levels, keys.bell, keys.bytes, keys.closed,
-        *keys.lists,
+        "EVALSHA", script_digest("push"), 3 + len(lists), keys.bell, keys.bytes, keys.closed,
+        *lists,
         keys.body, keys.result, limits.requests, limits.bytes,
-        keys.cache, _ms(limits.result_ttl_seconds), _ms(KEPT_SECONDS),
-        *itertools.chain.from_iterable(pushes),
+        keys.cache, _ms(limits.result_ttl_seconds), _ms(KEPT_SECONDS), keys.levels,
     )  # fmt: skip
 
 
@@ -169,21 +180,27 @@ def claim_command(end: InstanceEnd, max_rows: int, max_delay_seconds: float) -> 
     )  # fmt: skip
 
 
-def publish_command(
-    end: InstanceEnd, claimed: list[Claimed], answers: Answers, drop_count: int
-) -> tuple[Any, ...]:
-    """Return the command that hands out a batch's answers; it replies how many were the first."""
-    keys, results = end.keys, list[Any]()
-    for item, result in zip(claimed, answers.results, strict=True):
-        results += (item.id, result)
+def publisher(end: InstanceEnd) -> Callable[[list[Claimed], Answers, int], Continued]:
+    """Return what makes the command that hands out a batch's answers, and drops so many tickets.
+
+    It replies how many were the first.
+    """
+    keys = end.keys
     order = (keys.order,) if end.batching.preserve_ordering else ()
-    return (
+    opening = Opening(
         "EVALSHA", script_digest("publish"), 2 + len(order), keys.inflight + end.instance,
         keys.stats, *order,
-        drop_count, _ms(end.result_ttl_seconds), _ms(KEPT_SECONDS),
-        keys.body, keys.result, keys.answered, *answers.costs,
-        keys.cache, end.cache.bytes, _ms(end.cache.seconds), *results,
+        _ms(end.result_ttl_seconds), _ms(KEPT_SECONDS), keys.body, keys.result, keys.answered,
+        keys.cache, end.cache.bytes, _ms(end.cache.seconds),
     )  # fmt: skip
+
+    def publish(claimed: list[Claimed], answers: Answers, drop_count: int) -> Continued:
+        results: list[Any] = []
+        for item, result in zip(claimed, answers.results, strict=True):
+            results += (item.id, result)
+        return opening.then(drop_count, *answers.costs, *results)
+
+    return publish
 
 
 def recover_command(end: InstanceEnd, *, crashed: bool) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from shared.queue_commands import (
     Limits,
     as_push,
     cancel_command,
-    push_command,
+    pusher,
     rejected_after,
 )
 from shared.queue_keys import QueueKeys
@@ -40,7 +40,7 @@ class RequestQueue:
         self._numbers = itertools.count()
         self._courier = Courier(
             partial(open_wire, client),
-            partial(push_command, keys, limits),
+            pusher(keys, limits),
             partial(cancel_command, keys),
             keys.answered + self._process,
             keys.result,

@@ -14,12 +14,12 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from threading import Event, Thread
-from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
 from shared.errors import FerryError, QueueFull, VersionRetired
 from shared.parcels import Parcel, Push
+from shared.pieces import Command
 from shared.redis_connection import Wire, unavailable
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Sender:
     def __init__(
         self,
         wire: Wire,
-        push_command: Callable[[list[Push]], tuple[Any, ...]],
+        push_command: Callable[[list[Push]], Command],
         refuse: Callable[[Parcel, FerryError], None],
     ) -> None:
         """Push by `push_command`; `refuse` is told of every parcel that was not accepted."""
@@ -145,7 +145,7 @@ class Sender:
         except RedisError as error:
             self._give_up(parcels, error)
 
-    def _send(self, command: tuple[Any, ...]) -> None:
+    def _send(self, command: Command) -> None:
         """Write on the open connection, which Redis may have left since, or on a new one."""
         try:
             self._wire.send_behind(command)

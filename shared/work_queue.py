@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -14,7 +13,7 @@ from shared.queue_commands import (
     CacheLimits,
     InstanceEnd,
     claim_command,
-    publish_command,
+    publisher,
     recover_command,
 )
 from shared.queue_keys import QueueKeys
@@ -49,6 +48,7 @@ class WorkQueue:
         self._keys = keys
         self._end = InstanceEnd(keys, instance, result_ttl_seconds, batching, cache)
         self._bell = Packed.of("BLPOP", keys.bell, LONGEST_BLOCK_SECONDS)
+        self._publish = publisher(self._end)
         self._claims: dict[tuple[int, float], Packed] = {}
         self._holds_more = False
         self._stale = keys.answers if keys.cache else []
@@ -115,11 +115,6 @@ class WorkQueue:
             found = Packed.of(*claim_command(self._end, max_rows, max_delay_seconds))
             self._claims[max_rows, max_delay_seconds] = found
         return found
-
-    def _publish(
-        self, claimed: list[Claimed], answers: Answers, drop_count: int
-    ) -> tuple[Any, ...]:
-        return publish_command(self._end, claimed, answers, drop_count)
 
     def _wait_and_claim(
         self, max_rows: int, max_delay_seconds: float, wait_seconds: float

@@ -1,8 +1,7 @@
 -- publish: hand out a batch's answers, drop it from the instance's in-flight work and count what it cost, in one step.
 -- KEYS: inflight, stats, and order if answers are to be told of in the order in which requests were claimed
--- ARGV: ticket count, result_ttl_ms, kept_ttl_ms, body, result and answered key prefix,
---       passes and requests (see encode_costs), cache (see _cache.lua), its max_bytes and ttl_ms,
---       id, result, id, result, ...
+-- ARGV: result_ttl_ms, kept_ttl_ms, body, result and answered key prefix, cache (see _cache.lua), its max_bytes and
+--       ttl_ms, ticket count, passes and requests (see encode_costs), id, result, id, result, ...
 -- A request is open as long as its body exists, so the first answer for an id wins, and only first ones are
 -- counted. The id's first 8 signs name the API process that waits for it. A small result is said to it on its channel,
 -- as id, I4 length and result, those of a batch in one message; a large one, or one that nobody is there to hear, is
@@ -12,8 +11,9 @@
 -- include hand_out
 -- include cache
 
-local count, ttl, kept_ttl, body_prefix, result_prefix, answered_prefix, passes, requests = unpack(ARGV, 1, 8)
-local cache = ARGV[9] ~= '' and response_cache(ARGV[9], ttl, kept_ttl)
+local ttl, kept_ttl, body_prefix, result_prefix, answered_prefix = unpack(ARGV, 1, 5)
+local count, passes, requests = unpack(ARGV, 9, 11)
+local cache = ARGV[6] ~= '' and response_cache(ARGV[6], ttl, kept_ttl)
 local first_id = 12
 -- Bytes of a result, and of a message: Redis hangs up on a listener to whom it owes too many.
 local max_said, max_message, sizes = 8192, 262144, {}
@@ -48,7 +48,7 @@ for i = first_id, #ARGV, 2 do
     closed[pass] = {sum[1] + 1, sum[2] + rows, sum[3] + queued}
   end
   if cache then
-    local failed, seconds = cache.answer(id, ARGV[i + 1], tonumber(ARGV[10]), tonumber(ARGV[11]))
+    local failed, seconds = cache.answer(id, ARGV[i + 1], tonumber(ARGV[7]), tonumber(ARGV[8]))
     if failed > 0 then
       redis.call('HINCRBY', KEYS[2], 'failed', failed)
       redis.call('HINCRBYFLOAT', KEYS[2], 'failed_seconds', seconds)

@@ -1,7 +1,7 @@
 -- push: accept requests, each once. Run by RequestQueue.push, through Courier, which sends several at once.
--- KEYS: bell, bytes, closed, then of each level its queue and its delayed
+-- KEYS: bell, bytes, closed, then of each level its queue, and its delayed if there are queue policies
 -- ARGV: body and result key prefix, max_requests, max_bytes, cache (see _cache.lua), result_ttl_ms, kept_ttl_ms,
---       then id, rows, level, signature, timeout_seconds, body_ttl_ms, body, terms, digest of each request
+--       levels, then id, rows, level, signature, timeout_seconds, body_ttl_ms, body, terms, digest of each request
 -- terms is empty, or of the level's queue policy: B on time-out, d its time-out in seconds, I4 max_queue_size.
 -- Returns for each: 'queued', 'known' (this id is stored or answered already: a push sent again after a
 -- lost connection changes nothing), 'full <waiting>' (refused) or 'closed' (refused: this version is leaving); of
@@ -10,9 +10,9 @@
 -- include cache
 
 local bell, bytes_key = KEYS[1], KEYS[2]
-local closed = redis.call('EXISTS', KEYS[3]) == 1
 local body_prefix, result_prefix, max_requests, max_bytes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local cache = ARGV[5] ~= '' and response_cache(unpack(ARGV, 5, 7))
+local lists_of_level = (#KEYS - 3) / ARGV[8]
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
 local waiting = 0
@@ -21,18 +21,22 @@ for list = 4, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[list]) end
 local bytes = waiting > 0 and tonumber(redis.call('GET', bytes_key) or 0) or 0
 
 local statuses, tickets, added = {}, {}, 0
-for i = 1, (#ARGV - 7) / 9 do
-  local id, rows, level, signature, timeout, ttl, payload, terms, digest = unpack(ARGV, 9 * i - 1, 9 * i + 7)
-  local body, queue = body_prefix .. id, KEYS[2 + 2 * level]
+for i = 1, (#ARGV - 8) / 9 do
+  local id, rows, level, signature, timeout, ttl, payload, terms, digest = unpack(ARGV, 9 * i, 9 * i + 8)
+  local body, result, place = body_prefix .. id, result_prefix .. id, 4 + (level - 1) * lists_of_level
+  local queue = KEYS[place]
   local on_timeout, queue_timeout, max_level = 0, 0, 0
   if #terms > 0 then on_timeout, queue_timeout, max_level = struct.unpack('<BdI4', terms) end
   local on_level = 0
   if max_level > 0 then
-    on_level = redis.call('LLEN', queue) + redis.call('LLEN', KEYS[3 + 2 * level]) + #(tickets[queue] or {})
+    on_level = redis.call('LLEN', queue) + redis.call('LLEN', KEYS[place + 1]) + #(tickets[queue] or {})
   end
   local ticket = struct.pack('<BBBBI4dddc8I4',
     4, 0, level, on_timeout, rows, now, now + timeout, now + queue_timeout, signature, #payload) .. id
-  local known = redis.call('EXISTS', body, result_prefix .. id) > 0
+  -- Nearly always there is none of them: one question is enough.
+  local some = redis.call('EXISTS', KEYS[3], body, result) > 0
+  local closed = some and redis.call('EXISTS', KEYS[3]) == 1
+  local known = some and redis.call('EXISTS', body, result) > 0
   local asks = cache and digest ~= '' and not known and not closed
   local joined = asks and cache.join(id, digest, ticket, payload, ttl, max_requests, max_bytes)
   if known then

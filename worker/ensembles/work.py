@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import ResponseError
 
 from shared.claims import Answers, Claimed
+from shared.pieces import Command
 from shared.work_queue import WorkQueue
 
 
@@ -33,7 +34,7 @@ class EnsembleQueue(WorkQueue):
 
         Raises RedisError when it is not known what was done: calling it again does no harm.
         """
-        commands = []
+        commands: list[Command] = []
         for one in finished:
             commands.append(self._publish([one.claimed], one.answers, 0))
             commands += [self._removal(ticket) for ticket in one.tickets]
