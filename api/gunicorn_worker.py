@@ -7,6 +7,7 @@ second: a stop took two seconds under load, and half a minute beside an idle cli
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import gevent
+from gevent.monkey import get_original
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.glogging import Logger
@@ -135,7 +137,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         for connection, since in self._idle.items():
             if since <= latest:
                 with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RD)
+                    _end_reading(connection)
 
     def _serve(self, listener: socket.socket) -> StreamServer:
         listener.setblocking(True)
@@ -155,6 +157,17 @@ def _logs_requests(config: Any) -> bool:
     """
     wanted = ("accesslog", "logconfig", "logconfig_dict", "logconfig_json", "syslog")
     return config.logger_class is not Logger or any(getattr(config, name) for name in wanted)
+
+
+def _end_reading(connection: socket.socket) -> None:
+    """Let what has arrived be read, and behind it the end of the connection.
+
+    subtle: gevent's own `shutdown` raises an error in who is reading, and a TLS socket's forgets
+    its keys.
+    """
+    plain = get_original("socket", "socket")
+    with plain(fileno=os.dup(connection.fileno())) as same:
+        same.shutdown(socket.SHUT_RD)
 
 
 def _close(server: StreamServer) -> None:

@@ -54,9 +54,16 @@ def is_answered(client: socket.socket) -> bool:
     return client.recv(65536).startswith(b"HTTP/1.1 200")
 
 
-def test_a_stop_does_not_wait_for_idle_connections(serving: Serving) -> None:
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_stop_does_not_wait_for_idle_connections(
+    serving: Serving, tmp_path: Path, asked: bool
+) -> None:
+    """A connection that asked a model waits in a loop of our own, any other in gunicorn's."""
     port, _, gunicorn = serving
     with idle_connection(port) as client:
+        if asked:
+            client.sendall(request())
+            assert is_answered(client)
         began = time.monotonic()
         gunicorn.terminate()
         gunicorn.wait(timeout=60)
@@ -64,6 +71,7 @@ def test_a_stop_does_not_wait_for_idle_connections(serving: Serving) -> None:
         # gunicorn's own worker takes 31 s, until graceful_timeout.
         assert time.monotonic() - began < 5.0
         assert client.recv(4096) == b""
+        assert "rror" not in (tmp_path / "log").read_text()
 
 
 def test_a_request_under_way_is_answered_before_the_end(serving: Serving) -> None:

@@ -7,6 +7,7 @@ import socket
 import time
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,15 +150,15 @@ def test_a_connection_ends_where_a_body_stops_to_come(shortcut: Shortcut) -> Non
 
 
 def test_idle_connections_are_closed_and_busy_ones_kept(
-    settings: Settings, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GUNICORN_CMD_ARGS", "--keep-alive 2")
-    port = free_port()
+    port, log = free_port(), tmp_path / "log"
     settings = replace(settings, redis_url=redis_url, port=port, api_processes=1)
     plain = message("/v2/models/fake/infer", json.dumps(v2(1.5)).encode())
     with (
         counting_model(settings),
-        running_gunicorn(settings),
+        running_gunicorn(settings, log),
         connected(port) as idle,
         connected(port) as busy,
     ):
@@ -170,3 +171,4 @@ def test_idle_connections_are_closed_and_busy_ones_kept(
         idle.socket.settimeout(1)
         assert idle.read() is None
         assert busy.ask(plain).status == 200
+    assert "rror" not in log.read_text()
