@@ -166,12 +166,12 @@ def _plain(request: Any) -> Plain | None:
 def _environment(request: Any) -> WSGIEnvironment | None:
     """Return as much of WSGI's environment as `DirectInference` looks at.
 
-    None when a header is there twice, or wants an answer before its body.
+    None when a header is there twice, or wants another answer first, or another protocol.
     """
     environ = {"REQUEST_METHOD": request.method, "PATH_INFO": request.path}
     for name, value in request.headers:
         key = "CONTENT_LENGTH" if name == "CONTENT-LENGTH" else "HTTP_" + name.replace("-", "_")
-        if key in environ or key == "HTTP_EXPECT":
+        if key in environ or key in ("HTTP_EXPECT", "HTTP_UPGRADE"):
             return None
         environ[key] = value
     return environ

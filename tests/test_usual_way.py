@@ -37,6 +37,7 @@ NOT_PLAIN = {
     "compressed": message(INFER, PACKED, "Content-Encoding: gzip"),
     "idempotent": message(INFER, BODY, "Idempotency-Key: usual-way"),
     "a header twice": message(INFER, BODY, "X-Twice: 1", "X-Twice: 2"),
+    "upgrade": message(INFER, BODY, "Connection: Upgrade", "Upgrade: websocket"),
     "escaped": message(INFER.replace("fake", "f%61ke"), BODY),
     "slash": message(INFER + "/", BODY),
 }
