@@ -16,6 +16,7 @@ from api.body import read_binary, read_declared
 from api.errors import error_answer
 from api.inference import Inference
 from api.json_answers import Answer
+from api.terms import TIMEOUT_HEADER
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 ROUTE = re.compile(r"/v2/models/([\w.-]+)(?:/versions/(\d+))?/infer", re.ASCII)
 STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 STATUS_LINES[499] = "499 Client Closed Request"
+
+LOOKED_AT = ("PATH_INFO", HEADER_VARIABLE, TIMEOUT_HEADER)
+"""What of WSGI's environment the answer to a plain request depends on, besides its body."""
 
 
 class PlainHead(NamedTuple):
@@ -75,8 +79,7 @@ class DirectInference:
     def answer(self, head: PlainHead, environ: WSGIEnvironment) -> Answer:
         """Return the answer to a plain request, errors included.
 
-        Of the environment the headers, `PATH_INFO`, `wsgi.input` and `gunicorn.socket` are looked
-        at.
+        Of the environment only LOOKED_AT, `wsgi.input` and `gunicorn.socket` are looked at.
         """
         try:
             read = read_binary if HEADER_VARIABLE in environ else read_declared

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.1
 DRAIN_LOOK_SECONDS = 0.02
-IDLE_LOOK_SECONDS = 1.0
 DECODING_THREADS = 2
 """Each may hold FERRY_MAX_IMAGE_PIXELS several times over."""
 LINGER_SECONDS = 0.5
@@ -49,7 +48,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Take gunicorn's arguments."""
         super().__init__(*arguments, **options)
-        self._idle: dict[socket.socket, float] = {}
+        self._idle: set[socket.socket] = set()
         self._told_to_stop = False
         self._shortcut: Shortcut | None = None
 
@@ -67,13 +66,9 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         if self.cfg.keepalive and not _logs_requests(self.cfg):
             self._shortcut = getattr(self.wsgi, "extensions", {}).get("shortcut")
         servers = [self._serve(listener) for listener in self.sockets]
-        next_look = 0.0
         while self.alive and not self._told_to_stop:
             self.notify()
             gevent.sleep(LOOK_SECONDS)
-            if time.monotonic() >= next_look:
-                next_look = time.monotonic() + IDLE_LOOK_SECONDS
-                self._end_idle_connections(self.cfg.keepalive)
         for server in servers:
             _close(server)
         self.alive = False  # from here on gunicorn answers with `Connection: close`
@@ -91,15 +86,15 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """Serve one connection."""
-        self._idle[client] = time.monotonic()
+        self._idle.add(client)
         try:
             super().handle(listener, client, addr)
         finally:
-            self._idle.pop(client, None)
+            self._idle.discard(client)
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> Any:
         """Answer one request of a connection, and those behind it whose heads are known."""
-        self._idle.pop(sock, None)
+        self._idle.discard(sock)
         try:
             if not self._is_taken(lambda shortcut: shortcut.takes(req, sock)):
                 return super().handle_request(listener_name, req, sock, addr)
@@ -109,35 +104,43 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
                     break
             return True
         finally:
-            self._idle[sock] = time.monotonic()
+            self._idle.add(sock)
 
     def _is_taken(self, take: Callable[[Shortcut], bool]) -> bool:
-        """Have `api.shortcut` answer, unless this is to be the last of the connection."""
+        """Have `api.shortcut` answer, unless this is to be the last of the connection.
+
+        Raises StopIteration when no other request can follow.
+        """
         if self._shortcut is None or not self.alive or self.nr + 1 >= self.max_requests:
             return False
         try:
             taken = take(self._shortcut)
-        except (gevent.GreenletExit, SystemExit):  # as gunicorn's own ways of answering
-            return True
+        except (gevent.GreenletExit, SystemExit):  # killed, perhaps in the middle of a body
+            raise StopIteration from None
         self.nr += taken
         return taken
 
     def _read_next(self, last: Any, sock: socket.socket) -> bytes:
-        """Return what comes behind an answer; nothing at the connection's end, or inside a body."""
-        if last.body.failed or last.body.reader.length:
+        """Return what comes behind an answer, nothing where gunicorn has to skip a body first.
+
+        `last` is the last request that gunicorn parsed. Raises StopIteration when nothing comes.
+        """
+        if last.body.reader.length:
             return b""
-        self._idle[sock] = time.monotonic()
-        data: bytes = last.unreader.read()
-        del self._idle[sock]
+        data: bytes | None = None
+        self._idle.add(sock)
+        with self.timeout_ctx():
+            data = last.unreader.read()
+        self._idle.discard(sock)
+        if not data:
+            raise StopIteration
         return data
 
-    def _end_idle_connections(self, seconds: float = 0.0) -> None:
-        """End those that have been idle for so long, behind requests that have arrived."""
-        latest = time.monotonic() - seconds
-        for connection, since in self._idle.items():
-            if since <= latest:
-                with contextlib.suppress(OSError):
-                    _end_reading(connection)
+    def _end_idle_connections(self) -> None:
+        """Let requests that have arrived be read, and behind them the end of the connection."""
+        for connection in self._idle:
+            with contextlib.suppress(OSError):
+                _end_reading(connection)
 
     def _serve(self, listener: socket.socket) -> StreamServer:
         listener.setblocking(True)
@@ -160,7 +163,7 @@ def _logs_requests(config: Any) -> bool:
 
 
 def _end_reading(connection: socket.socket) -> None:
-    """Let what has arrived be read, and behind it the end of the connection.
+    """Have who reads from a connection find its end behind what has arrived.
 
     subtle: gevent's own `shutdown` raises an error in who is reading, and a TLS socket's forgets
     its keys.

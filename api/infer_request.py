@@ -124,7 +124,13 @@ def _check_json(tensor: TensorSpec) -> None:
 
 def check_shape(shape: tuple[int, ...], declared: TensorSpec, spec: ModelSpec, where: str) -> None:
     """Raise BadRequest unless `shape` fits the declared one and the batch limit."""
-    if spec.batched and shape[1:] == declared.dims and 0 < shape[0] <= spec.max_batch_size:
+    if (
+        spec.batched
+        and len(shape) > 1
+        and shape[1:] == declared.dims
+        and shape[0] <= spec.max_batch_size
+        and 0 not in shape
+    ):
         return  # nearly always, and at a third of what the following costs
     wanted = spec.full_shape(declared)
     if len(shape) != len(wanted):

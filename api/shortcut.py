@@ -20,7 +20,14 @@ from gunicorn.http.unreader import IterUnreader
 from gunicorn.util import http_date
 
 from api.compression import Coding, chosen, is_to_be_packed, packed
-from api.direct import STATUS_LINES, DirectInference, PlainHead, header_list, plain_head
+from api.direct import (
+    LOOKED_AT,
+    STATUS_LINES,
+    DirectInference,
+    PlainHead,
+    header_list,
+    plain_head,
+)
 from api.json_answers import Answer
 from shared.pieces import LARGE_BYTES
 
@@ -32,11 +39,11 @@ START = f"POST {PATHS}".encode()
 HEAD_END = b"\r\n\r\n"
 MAX_HEAD_BYTES = 2048
 MAX_HEADS = 1024
-"""With the longest heads they take a few megabytes."""
+"""The longest take 3 MB together. What stands in them (tokens, cookies) stays in memory as long."""
 
 
 class Plain(NamedTuple):
-    """What is known of a request: `environ` is as much of WSGI's as is looked at."""
+    """What is known of a request: `environ` is as much of WSGI's as its answer looks at."""
 
     head: PlainHead
     environ: WSGIEnvironment
@@ -66,13 +73,14 @@ class Shortcut:
         return True
 
     def takes_next(self, data: bytes, last: Any, client: socket.socket) -> bool:
-        """Answer the request that `data` begins with, which was read behind gunicorn's `last`.
+        """Answer the request that `data` begins with, if its head is known or can be.
 
-        Returns False with nothing done. What stands behind the request goes back to the unreader.
-        Raises StopIteration when no other request can follow, OSError when the client is gone.
+        `last` is the connection's last request that gunicorn parsed. What stands behind the request
+        goes back to the unreader. Returns False with nothing read or written. Raises StopIteration
+        when no other request can follow, OSError when the client is gone.
         """
         end = data.find(HEAD_END) + len(HEAD_END)
-        head = data[:end]
+        head = data[:end]  # where there is no end, too short to be known
         plain = self._heads[head] if head in self._heads else self._learned(head, last)
         if plain is None:
             return False
@@ -83,12 +91,12 @@ class Shortcut:
         last.unreader.unread(body)
         rest = Body(LengthReader(last.unreader, length))
         self._answer_reading(plain, rest, client)
-        if rest.failed or rest.reader.length:
+        if rest.reader.length:
             raise StopIteration
         return True
 
     def _learned(self, head: bytes, last: Any) -> Plain | None:
-        """Have gunicorn parse a head, and remember what it found.
+        """Have gunicorn parse a head, and remember what it found: None for one that is not plain.
 
         It parses by its settings and, only if those trust some peers and not others, by the peer.
         """
@@ -160,11 +168,12 @@ def _plain(request: Any) -> Plain | None:
     if environ is None or head is None:
         return None
     accept = environ.get("HTTP_ACCEPT_ENCODING")
-    return Plain(head, environ, None if accept is None else chosen(accept))
+    kept = {name: environ[name] for name in LOOKED_AT if name in environ}
+    return Plain(head, kept, None if accept is None else chosen(accept))
 
 
 def _environment(request: Any) -> WSGIEnvironment | None:
-    """Return as much of WSGI's environment as `DirectInference` looks at.
+    """Return as much of WSGI's environment as `plain_head` looks at.
 
     None when a header is there twice, or wants another answer first, or another protocol.
     """

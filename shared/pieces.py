@@ -6,7 +6,7 @@ into the command, and into what is sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from hiredis import pack_command
@@ -54,7 +54,7 @@ class Continued(NamedTuple):
 Command = tuple[Any, ...] | Packed | Continued
 
 
-def pack(commands: Iterable[Command]) -> Iterable[Buffer]:
+def pack(commands: Sequence[Command]) -> Iterable[Buffer]:
     """Return the commands as Redis reads them, in one buffer, or in several with large ones."""
     parts: list[Buffer] = []
     try:
@@ -69,7 +69,7 @@ def pack(commands: Iterable[Command]) -> Iterable[Buffer]:
                 parts.append(pack_command(command))
     except TypeError:  # an argument in pieces
         return _in_pieces(commands)
-    return [b"".join(parts) if len(parts) > 1 else parts[0]]
+    return [parts[0] if len(parts) == 1 else b"".join(parts)]
 
 
 def _packed(arguments: tuple[Any, ...]) -> memoryview:
@@ -78,7 +78,7 @@ def _packed(arguments: tuple[Any, ...]) -> memoryview:
     return command[len(b"*%d\r\n" % len(arguments)) :]
 
 
-def _in_pieces(commands: Iterable[Command]) -> Iterator[Buffer]:
+def _in_pieces(commands: Sequence[Command]) -> Iterator[Buffer]:
     """Return the commands as Redis reads them, with each large buffer by itself, not copied.
 
     Source: https://redis.io/docs/latest/develop/reference/protocol-spec/#sending-commands-to-a-redis-server

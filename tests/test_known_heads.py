@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from counting_model import counting_model, v2
 from gunicorn.config import Config
@@ -20,7 +21,9 @@ from raw_http import connected, message
 from test_usual_way import NOT_PLAIN, PLAIN
 
 from api.app import create_app
+from api.gunicorn_worker import PromptGeventWorker
 from api.shortcut import MAX_HEAD_BYTES, MAX_HEADS, Shortcut
+from shared.pieces import LARGE_BYTES
 from shared.settings import Settings
 
 SMALL = message("/v2/models/nothing/infer", b"{}")
@@ -111,14 +114,40 @@ def test_a_head_is_parsed_once(shortcut: Shortcut, monkeypatch: pytest.MonkeyPat
     assert len(parsed) - before == 2
 
 
-def test_another_body_has_another_answer(shortcut: Shortcut) -> None:
-    """The body is not part of what is known."""
+def test_a_large_body_is_left_to_gunicorn(settings: Settings) -> None:
+    """It is read there without being copied."""
+    shortcut = create_app(settings).extensions["shortcut"]
     with closing(Server()) as server:
-        first = server.answer_to(shortcut, message("/v2/models/a.b/infer", b"{}"))
-        second = server.answer_to(shortcut, message("/v2/models/c.d/infer", b"{}"))
+        sent = message("/v2/models/nothing/infer", bytes(LARGE_BYTES + 1))
+        assert server.answer_to(shortcut, sent) is None
 
-    assert first is not None and "'a.b'" in first["error"]
-    assert second is not None and "'c.d'" in second["error"]
+
+def test_a_connection_ends_with_a_request_that_is_killed(shortcut: Shortcut) -> None:
+    """Nobody knows how much of its body has been read."""
+
+    def kill(_: Shortcut) -> bool:
+        raise gevent.GreenletExit
+
+    class Worker(PromptGeventWorker):
+        def __init__(self) -> None:
+            self.alive, self.nr, self.max_requests = True, 0, 10
+            self._shortcut = shortcut
+
+    with pytest.raises(StopIteration):
+        Worker()._is_taken(kill)
+
+
+def test_the_last_request_of_a_process_says_that_it_closes(
+    settings: Settings, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--max-requests 4")
+    settings = replace(settings, redis_url=redis_url, port=free_port(), api_processes=1)
+    with running_gunicorn(settings), connected(settings.port) as connection:
+        # The first request was whether it is there.
+        said = [connection.ask(SMALL).header("Connection") for _ in range(3)]
+
+        assert said == ["keep-alive", "keep-alive", "close"]
+        assert connection.read() is None
 
 
 def test_nothing_is_known_of_heads_that_depend_on_who_sent_them(shortcut: Shortcut) -> None:

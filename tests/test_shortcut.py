@@ -167,6 +167,11 @@ def test_a_body_may_come_in_two_pieces(connection: Connection) -> None:
         assert values(connection.ask(PLAIN[cut:])) == [1.5, 2.5]
 
 
+def test_a_known_head_with_another_body_has_another_answer(connection: Connection) -> None:
+    for value in (1.5, 2.5, 3.5):
+        assert values(connection.ask(message(INFER, v2(value)))) == [value]
+
+
 def test_pipelined_requests_are_answered_in_order(connection: Connection) -> None:
     connection.send(b"".join(message(INFER, v2(float(number))) for number in range(5)))
 
@@ -175,14 +180,19 @@ def test_pipelined_requests_are_answered_in_order(connection: Connection) -> Non
     assert [values(reply) for reply in replies if reply] == [[0.0], [1.0], [2.0], [3.0], [4.0]]
 
 
+@pytest.mark.parametrize("before", [b"", PLAIN], ids=["at once", "later"])
 @pytest.mark.parametrize("sent", LEFT.values(), ids=LEFT)
-def test_a_client_that_hangs_up_harms_nobody(port: int, sent: bytes, log_file: Path) -> None:
+def test_a_client_that_hangs_up_harms_nobody(
+    port: int, before: bytes, sent: bytes, log_file: Path
+) -> None:
     for how in (0, 1):
         with connected(port) as leaving:
             # On, and for 0 s: the connection is reset.
             leaving.socket.setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", how, 0)
             )
+            if before:
+                assert leaving.ask(before).status == 200
             leaving.send(sent)
     with connected(port) as other:
         assert values(other.ask(PLAIN)) == [1.5, 2.5]

@@ -34,9 +34,9 @@ for i = 1, (#ARGV - 8) / 9 do
   local ticket = struct.pack('<BBBBI4dddc8I4',
     4, 0, level, on_timeout, rows, now, now + timeout, now + queue_timeout, signature, #payload) .. id
   -- Nearly always there is none of them: one question is enough.
-  local some = redis.call('EXISTS', KEYS[3], body, result) > 0
-  local closed = some and redis.call('EXISTS', KEYS[3]) == 1
-  local known = some and redis.call('EXISTS', body, result) > 0
+  local unusual = redis.call('EXISTS', KEYS[3], body, result) > 0
+  local closed = unusual and redis.call('EXISTS', KEYS[3]) == 1
+  local known = unusual and redis.call('EXISTS', body, result) > 0
   local asks = cache and digest ~= '' and not known and not closed
   local joined = asks and cache.join(id, digest, ticket, payload, ttl, max_requests, max_bytes)
   if known then
