@@ -17,14 +17,13 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from shared.collector import Collector
 from shared.departures import has_left
 from shared.errors import ClientLeft, FerryError, RequestExpired
-from shared.lua import script_digest
 from shared.parcels import Parcel, Push
 from shared.pieces import Command
 from shared.redis_connection import Wire
 from shared.sender import Sender
-from shared.subscription import QUIET_SECONDS, Subscription, answers_in
 
 log = logging.getLogger(__name__)
 
@@ -195,26 +194,18 @@ class Courier:
             parcel.fail(error)
 
     def _collect(self, shift: int) -> None:
-        """Take answers as they are told; after a lost connection, all that are there."""
-        subscription = Subscription(self._open_wire(), self._answered_key)
-        wire, told, doubts, doubtful_until = self._open_wire(), "", list[Parcel](), 0.0
-        is_first = True
+        """Have answers collected, whatever happens to Redis."""
+        collector = Collector(
+            self._open_wire,
+            self._answered_key,
+            self._result_prefix,
+            self._waiting,
+            self._sender.send_again,
+        )
+        told = ""
         while shift == self._shift:
             try:
-                if not subscription.is_open:
-                    subscription.open()
-                    self._fetch(wire, list(self._waiting))
-                    subscription.ask()
-                    doubts = list(self._waiting.values())
-                    doubtful_until = time.monotonic() + QUIET_SECONDS * is_first
-                    is_first = False
-                subscription.wait(self._take)
-                self._fetch(wire, [])
-                if doubts and time.monotonic() >= doubtful_until:
-                    # What was pushed before we listened and is not answered by now may be gone, or
-                    # its answer: it is stored, and run, again; a known id is left as it is.
-                    self._sender.send_again([parcel for parcel in doubts if parcel.is_open])
-                    doubts = []
+                collector.collect()
                 if told:
                     log.info("Redis is back, %d requests wait on", len(self._waiting))
                     told = ""
@@ -222,29 +213,6 @@ class Courier:
                 if told != repr(error):
                     told = repr(error)
                     log.warning("answers are slow, trying until Redis is back: %s", error)
-                subscription.close()
+                collector.hang_up()
                 time.sleep(RETRY_SECONDS)
-        subscription.close()
-        wire.close()
-
-    def _take(self, said: bytes) -> None:
-        """Hand out the answers that a message brings."""
-        for request_id, result in answers_in(said):
-            self._answer(request_id, result)
-
-    def _fetch(self, wire: Wire, ids: list[str]) -> None:
-        """Take the stored answers: those that Redis has noted for us, and to these ids."""
-        key = self._answered_key
-        command = ("EVALSHA", script_digest("collect"), 1, key, self._result_prefix, *ids)
-        try:
-            wire.send(command)
-        except RedisError:  # it may have left the connection since
-            wire.send(command)
-        found = wire.reply()
-        for request_id, result in zip(found[::2], found[1::2], strict=True):
-            self._answer(request_id.decode(), result)
-
-    def _answer(self, request_id: str, result: bytes) -> None:
-        parcel = self._waiting.pop(request_id, None)
-        if parcel is not None:
-            parcel.answer(result)
+        collector.close()
