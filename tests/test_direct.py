@@ -85,7 +85,7 @@ def test_both_ways_refuse_alike(app: Flask, path: str, content: bytes) -> None:
 
 
 def test_both_ways_refuse_a_large_body_alike(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct(app), "_max_body_bytes", 100)
+    monkeypatch.setattr(direct(app), "max_body_bytes", 100)
     monkeypatch.setitem(app.config, "MAX_CONTENT_LENGTH", 100)
 
     ours, flasks = Client(app).post(ROUTE, data=body()), by_flask(app, ROUTE, body())
