@@ -62,7 +62,7 @@ class DirectInference:
     def __init__(
         self, next_app: WSGIApplication, inference: Inference, max_body_bytes: int
     ) -> None:
-        """Answer by `inference`; hand on to `next_app` what is anything but plain."""
+        """Answer by `inference`, bodies up to `max_body_bytes`; hand on what is not plain."""
         self._next_app = next_app
         self._inference = inference
         self.max_body_bytes = max_body_bytes

@@ -86,7 +86,7 @@ class Shortcut:
             return False
         body, length = data[end:], plain.head.length
         if len(body) == length:
-            self._answer(plain, BytesIO(body), client)
+            self._write(self._answer(plain, BytesIO(body), client), client, plain.coding)
             return True
         last.unreader.unread(body)
         rest = Body(LengthReader(last.unreader, length))
@@ -116,16 +116,15 @@ class Shortcut:
         self._heads[head] = plain
         return plain
 
-    def _answer(self, plain: Plain, body: Any, client: socket.socket) -> None:
+    def _answer(self, plain: Plain, body: Any, client: socket.socket) -> Answer:
         environ = {**plain.environ, "wsgi.input": body, "gunicorn.socket": client}
-        self._write(self._direct.answer(plain.head, environ), client, plain.coding)
+        return self._direct.answer(plain.head, environ)
 
     def _answer_reading(self, plain: Plain, body: Any, client: socket.socket) -> None:
         """Answer a request whose body is still to be read, or a part of it."""
-        environ = {**plain.environ, "wsgi.input": body, "gunicorn.socket": client}
         client.settimeout(self._read_timeout_seconds)
         try:
-            answer = self._direct.answer(plain.head, environ)
+            answer = self._answer(plain, body, client)
         finally:
             client.settimeout(None)
         self._write(answer, client, plain.coding)

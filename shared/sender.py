@@ -27,9 +27,8 @@ log = logging.getLogger(__name__)
 MAX_PARCELS_PER_WRITE = 256
 MAX_BYTES_PER_WRITE = 16 * 2**20
 """No request is added to so much: Redis drops who sends more than a gigabyte in one command."""
-
-
 MAX_UNREAD_REPLIES = 64
+"""So many are read at the latest, however soon requests are answered."""
 
 
 class Sender:

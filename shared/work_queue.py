@@ -50,7 +50,6 @@ class WorkQueue:
         self._bell = Packed.of("BLPOP", keys.bell, LONGEST_BLOCK_SECONDS)
         self._publish = publisher(self._end)
         self._claims: dict[tuple[int, float], Packed] = {}
-        self._holds_more = False
         self._stale = keys.answers if keys.cache else []
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
@@ -64,7 +63,7 @@ class WorkQueue:
             self._wire.reply()
             self._stale = []
         self._wire.send(self._claim(max_rows, max_delay_seconds))
-        batch, wait_seconds = self._read_batch()
+        batch, wait_seconds, _ = self._read_batch()
         return batch or self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
 
     def publish_and_claim(
@@ -81,8 +80,8 @@ class WorkQueue:
         publish = self._publish(claimed, answers, len(claimed))
         self._wire.send(NO_REPLY, publish, self._bell, claim)
         self._wire.reply()
-        batch, wait_seconds = self._read_batch()
-        if self._holds_more:
+        batch, wait_seconds, holds_more = self._read_batch()
+        if holds_more:
             raise AnswersNotTaken("the answers are still in flight, Redis did not take them")
         if batch or wait_seconds < 0:
             return batch
@@ -141,14 +140,14 @@ class WorkQueue:
         except RedisError as error:
             log.debug("the wait ends by itself, Redis does not end it: %s", error)
 
-    def _read_batch(self) -> tuple[list[Claimed], float]:
+    def _read_batch(self) -> tuple[list[Claimed], float, bool]:
+        """Return a claim's batch, seconds to wait, and whether there is more in flight."""
         now, wait, *parts = self._wire.reply()
-        self._holds_more, now = now < 0, abs(now)
         batch = [
-            Claimed.of(ticket, body, now / 1e6)
+            Claimed.of(ticket, body, abs(now) / 1e6)
             for ticket, body in zip(parts[::2], parts[1::2], strict=True)
         ]
-        return batch, wait / 1e6
+        return batch, wait / 1e6, now < 0
 
 
 def recover(

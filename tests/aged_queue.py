@@ -90,7 +90,7 @@ class AgedQueue:
         """Claim once; return the batch, or for how long to wait (below 0: nothing waits)."""
         rows = max_rows or self.spec.batch_rows
         self.wire.send(self.ends[end]._claim(rows, self.spec.max_queue_delay_seconds))
-        batch, wait_seconds = self.ends[end]._read_batch()
+        batch, wait_seconds, _ = self.ends[end]._read_batch()
         return batch or wait_seconds
 
     def take(self, end: int = 0, max_rows: int = 0) -> list[Claimed]:

@@ -22,7 +22,7 @@ import logging
 import time
 import gevent
 from redis.exceptions import RedisError
-from two_ends import TwoEnds, result
+from two_ends import TwoEnds, bad_one_between, result
 from waiting import wait_until
 from shared import subscription
 from shared.event_loop import LoopReader
@@ -185,17 +185,7 @@ assert result(waiting) == b"again"
 
 def test_a_courier_survives_an_answer_that_cannot_be_handed_out(settings: Settings) -> None:
     printed = run(settings, """
-from shared.messages import InferRequest
-def then():
-    raise ValueError("cannot be handed out")
-
-ends.push(1)
-ends.settled()
-ends.queue.hold(InferRequest(ends.queue.new_id(), 1, (), (), 20.0, bytes(8)), then)
-(behind,) = ends.push(1)  # in the same message
-ends.answer(b"first", b"bad", b"lost")
-ends.answer(b"again")
-assert result(behind) == b"again"
+assert result(bad_one_between(ends)) == b"again"
 """)  # fmt: skip
     assert "trying until Redis is back: cannot be handed out" in printed
 

@@ -7,13 +7,12 @@ import time
 from dataclasses import replace
 
 import pytest
-from two_ends import TwoEnds, free, opened_late, result
+from two_ends import TwoEnds, bad_one_between, free, opened_late, result
 from waiting import wait_until
 
 from shared import courier, subscription
 from shared.claims import Answers, Claimed
 from shared.lua import script_text
-from shared.messages import InferRequest
 from shared.pieces import Command
 from shared.redis_connection import Wire, connect
 from shared.settings import Settings
@@ -119,18 +118,7 @@ def test_a_silent_subscription_is_given_up_and_opened_anew(
 
 
 def test_an_answer_that_cannot_be_handed_out_stops_none_behind_it(ends: TwoEnds) -> None:
-    def then() -> None:
-        raise ValueError
-
-    ends.push(1)
-    ends.settled()
-    ends.queue.hold(InferRequest(ends.queue.new_id(), 1, (), (), 20.0, bytes(8)), then)
-    (behind,) = ends.push(1)  # in the same message
-
-    ends.answer(b"first", b"bad", b"lost")
-    ends.answer(b"again")
-
-    assert result(behind) == b"again"
+    assert result(bad_one_between(ends)) == b"again"
 
 
 def test_a_user_who_may_not_listen_finds_the_answers_stored(settings: Settings) -> None:

@@ -131,6 +131,21 @@ class TwoEnds:
         self.redis.close()
 
 
+def bad_one_between(ends: TwoEnds) -> Waiting:
+    """Return a request whose answer came behind one that cannot be handed out, and came again."""
+
+    def then() -> None:
+        raise ValueError("cannot be handed out")
+
+    ends.push(1)
+    ends.settled()
+    ends.queue.hold(InferRequest(ends.queue.new_id(), 1, (), (), 20.0, bytes(8)), then)
+    (behind,) = ends.push(1)  # in the same message
+    ends.answer(b"first", b"bad", b"lost")
+    ends.answer(b"again")
+    return behind
+
+
 def opened_late(monkeypatch: pytest.MonkeyPatch) -> Event:
     """Return what has to be set before a courier can begin to listen."""
     gate, really_open = Event(), Subscription.open
