@@ -14,7 +14,7 @@ bind = (
 workers = _settings.api_process_count
 worker_connections = _settings.api_connections
 # Requests mostly wait, and greenlets wait cheaper than threads: see docs/performance.md.
-worker_class = "api.gunicorn_worker.PromptGeventWorker"
+worker_class = "api.server.gunicorn_worker.PromptGeventWorker"
 # A process that answers no heartbeat for so long is replaced; requests do not count towards it.
 timeout = 30
 # A stop lets requests finish until their own deadline; `ferry up` cuts that at 4.5 seconds.

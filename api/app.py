@@ -6,38 +6,38 @@ from functools import partial
 
 from flask import Flask
 
-from api import (
-    docs,
+from api.infer.answer import OrjsonProvider
+from api.infer.later import Later
+from api.infer.queues import Queues
+from api.openapi import docs
+from api.openapi import document as openapi
+from api.payloads.media import TokenizerCache, limit_pictures
+from api.routes import (
     health,
-    inference,
     log_settings,
-    metadata,
     metrics,
     model_statistics,
-    openapi,
     predict,
     repository,
     requests,
     unsupported,
     v1,
 )
-from api.body import BoundedReads
-from api.compression import Compressed
-from api.direct import DirectInference
-from api.errors import register_error_handlers
-from api.inference import Inference
-from api.json_answers import OrjsonProvider
-from api.later import Later
-from api.media import TokenizerCache, limit_pictures
-from api.queues import Queues
-from api.shortcut import Shortcut
-from shared.catalog import Catalog
-from shared.log_settings import LogLevel, LogSettings
-from shared.model_control import ModelControl
-from shared.model_statistics import model_statistics as read_statistics
-from shared.redis_connection import connect
-from shared.registry import Registry
+from api.routes import infer as inference
+from api.routes import v2 as metadata
+from api.routes.errors import register_error_handlers
+from api.routes.infer import Inference
+from api.server.body import BoundedReads
+from api.server.compression import Compressed
+from api.server.direct import DirectInference
+from api.server.fast_path import Shortcut
+from shared.operations.model_control import ModelControl
+from shared.registry.catalog import Catalog
+from shared.registry.log_settings import LogLevel, LogSettings
+from shared.registry.registry import Registry
+from shared.request_queue.model_statistics import model_statistics as read_statistics
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 
 def create_app(settings: Settings) -> Flask:

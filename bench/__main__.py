@@ -23,8 +23,8 @@ from bench.floors import cautions, device_shares, floors
 from bench.measurements import Row
 from bench.report import run_facts, save, table
 from bench.scenarios import SCENARIOS
+from ferry.commands.samples import is_finished
 from ferry.errors import CannotStart
-from ferry.samples import is_finished
 from shared.errors import BadSetting
 from shared.settings import Settings
 

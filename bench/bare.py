@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from api.media import picture_batch
+from api.payloads.media import picture_batch
 from bench.scenarios import SCENARIOS, SENTENCE
 from shared.datatypes import NUMPY_TYPES, Array
 from shared.model_spec import ModelSpec
-from worker.assignment import assign
 from worker.backends.base import Backend
-from worker.instance import load_backend
+from worker.instance.process import load_backend
+from worker.instance.warmup import warm_up
 from worker.job import InstanceJob
-from worker.model_repository import ServedModel, read_model
-from worker.warmup import warm_up
+from worker.repository.models import ServedModel, read_model
+from worker.supervisor.assignment import assign
 
 BATCH_ROWS = 32
 

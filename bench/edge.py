@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 import torch
 
-from api.json_tensors import parse_infer
+from api.payloads.v2_json import parse_infer
 from bench import wrk
 from bench.comparison import WARM_UP_SECONDS, Plan, Variant, run_rounds
 from bench.measurements import Measurement, Row

@@ -13,14 +13,14 @@ from collections import deque
 
 import numpy as np
 
-from api.queues import Queues
+from api.infer.queues import Queues
 from bench.simulated_device import BATCH_ROWS, KEY_PREFIX, WIDTH, model_name, simulated_spec
-from shared.catalog import Catalog
 from shared.messages import InferResult, Tensor
-from shared.redis_connection import connect
-from shared.registry import Registry
-from shared.request_queue import Waiting
+from shared.registry.catalog import Catalog
+from shared.registry.registry import Registry
+from shared.request_queue.api_end import Waiting
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 # One batch in each instance's hands and two on the queue.
 BATCHES_IN_FLIGHT_PER_INSTANCE = 3

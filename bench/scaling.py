@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.measurements import Measurement
 from bench.processes import Child, running
 from bench.simulated_device import model_name
-from ferry import embedded_valkey
+from ferry.up import embedded_valkey
 
 INSTANCE_COUNTS = (1, 2, 4)
 # Before it measures, the loader waits until every instance has answered.

@@ -16,8 +16,8 @@ from bench import constant_app
 from bench.errors import BenchError
 from bench.processes import PROJECT_ROOT, free_port, last_lines, running
 from bench.single_requests import Request, ask
-from ferry import embedded_valkey
-from ferry.up import child_environment
+from ferry.up import embedded_valkey
+from ferry.up.up import child_environment
 from shared.settings import Settings
 
 READY_TIMEOUT_SECONDS = 120.0

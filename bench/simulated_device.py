@@ -15,11 +15,11 @@ from functools import partial
 
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec, TensorSpec
-from shared.queue_keys import QueueKeys
-from shared.redis_connection import connect, open_wire
-from shared.work_queue import WorkQueue
-from worker.batch import answer_batch
-from worker.loop import run
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.worker_end import WorkQueue
+from shared.wire.connection import connect, open_wire
+from worker.instance.batch import answer_batch
+from worker.instance.loop import run
 from worker.meter import Meter
 
 KEY_PREFIX = "bench"

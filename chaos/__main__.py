@@ -22,8 +22,8 @@ from chaos.report import table, troubles
 from chaos.run import Plan, run_scenario
 from chaos.scenarios import SCENARIOS
 from chaos.verdict import Row
+from ferry.commands.samples import is_finished
 from ferry.errors import CannotStart
-from ferry.samples import is_finished
 from shared.errors import BadSetting
 from shared.settings import Settings
 

@@ -23,10 +23,10 @@ from bench.report import aligned
 from chaos.offered import Offered, running_offer
 from chaos.system import System, running_system
 from ferry.errors import CannotStart
-from ferry.sessions import members
+from ferry.up.sessions import members
 from shared.errors import BadSetting
-from shared.redis_connection import connect
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 MODEL = "busy"
 PATH = f"/v2/models/{MODEL}/infer"

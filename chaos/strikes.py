@@ -12,8 +12,8 @@ from typing import Any
 from bench.errors import BenchError
 from chaos.system import STOP_TIMEOUT_SECONDS, System, wait_until
 from chaos.whole import WholeSystem
-from ferry.sessions import kill_session, send
-from shared.snapshot import InstanceRecord
+from ferry.up.sessions import kill_session, send
+from shared.registry.snapshot import InstanceRecord
 
 HOLD_SECONDS = 0.3
 """How long the instances stand still before Valkey is killed: every client then waits."""

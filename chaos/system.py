@@ -17,14 +17,14 @@ from bench.processes import free_port, last_lines, running
 from bench.servers import gunicorn, wait_until_ready
 from bench.single_requests import Request
 from chaos.valkey import MortalValkey, mortal_valkey
-from ferry.sessions import members, send
-from ferry.up import child_environment
+from ferry.up.sessions import members, send
+from ferry.up.up import child_environment
 from shared.errors import RedisUnavailable
-from shared.queue_keys import QueueKeys
-from shared.redis_connection import connect
-from shared.registry import Registry
+from shared.registry.registry import Registry
+from shared.registry.snapshot import InstanceRecord
+from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
-from shared.snapshot import InstanceRecord
+from shared.wire.connection import connect
 
 READY_TIMEOUT_SECONDS = 30.0
 STOP_TIMEOUT_SECONDS = 45.0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ferry.embedded_valkey import EmbeddedValkey, socket_path, spawn, wait_until_answers
+from ferry.up.embedded_valkey import EmbeddedValkey, socket_path, spawn, wait_until_answers
 
 
 class MortalValkey:

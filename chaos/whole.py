@@ -15,7 +15,7 @@ from bench.processes import free_port, running
 from bench.servers import wait_until_ready
 from bench.single_requests import Request
 from chaos.system import STOP_TIMEOUT_SECONDS, repository_of
-from ferry.up import child_environment
+from ferry.up.up import child_environment
 from shared.settings import Settings
 
 

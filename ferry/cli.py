@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from ferry.commands.models import add_models
+from ferry.commands.samples import DEFAULT_NAMES, NAMES, make_samples
 from ferry.errors import CannotStart, NoRedis
-from ferry.models import add_models
-from ferry.samples import DEFAULT_NAMES, NAMES, make_samples
-from ferry.up import up
+from ferry.up.up import up
 from shared.errors import BadSetting, FerryError
 from shared.settings import Settings
 
@@ -27,10 +27,10 @@ def _from(module: str, name: str) -> Callable[..., int]:
     return lambda *values, **named: int(getattr(import_module(module), name)(*values, **named))
 
 
-workers = _from("ferry.workers", "workers")
-queues = _from("ferry.queues", "queues")
+workers = _from("ferry.commands.workers", "workers")
+queues = _from("ferry.commands.queues", "queues")
 list_dead, show_dead, replay_dead, drop_dead = (
-    _from("ferry.dead", f"{action}_dead") for action in ("list", "show", "replay", "drop")
+    _from("ferry.commands.dead", f"{action}_dead") for action in ("list", "show", "replay", "drop")
 )
 
 

@@ -17,7 +17,7 @@ import msgpack
 
 from shared.datatypes import Array, datatype_of, from_bytes, to_bytes
 from shared.errors import BadMessage, FerryError, by_code
-from shared.pieces import LARGE_BYTES, Pieces
+from shared.wire.packing import LARGE_BYTES, Pieces
 
 Message = TypeVar("Message")
 Parameters = Mapping[str, str | int | float | bool]

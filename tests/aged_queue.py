@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 from fake_backend import answered, fake_spec
 from redis import Redis
 
-from shared.claims import Batching, Claimed
-from shared.lua import script_digest
 from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec
-from shared.model_statistics import model_statistics
-from shared.queue_commands import Limits, as_push, cancel_command, push_command
-from shared.queue_keys import DETACHED, KEPT, TICKET, QueueKeys
-from shared.redis_connection import open_wire
+from shared.request_queue.claimed import Batching, Claimed
+from shared.request_queue.commands import Limits, as_push, cancel_command, push_command
+from shared.request_queue.keys import DETACHED, KEPT, TICKET, QueueKeys
+from shared.request_queue.model_statistics import model_statistics
+from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
-from shared.work_queue import WorkQueue, recover
+from shared.wire.connection import open_wire
+from shared.wire.scripts import script_digest
 
 PROCESS = "beefbeef"
 """The API process that waits for the answers of `Asked` requests, unless they are detached."""

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from redis import Redis
 
-from shared.claims import Answers, Claimed
+from shared.courier.pending import Push
 from shared.errors import FerryError
 from shared.messages import InferResult, Tensor
-from shared.model_statistics import Hits, Pass, encode_costs
-from shared.parcels import Push
-from shared.queue_commands import CacheLimits, Limits, cancel_command, push_command
-from shared.queue_keys import QueueKeys
-from shared.redis_connection import open_wire
-from shared.work_queue import WorkQueue, recover
+from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.commands import CacheLimits, Limits, cancel_command, push_command
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.model_statistics import Hits, Pass, encode_costs
+from shared.request_queue.worker_end import WorkQueue, recover
+from shared.wire.connection import open_wire
 
 PROCESS = "beefbeef"
 LIMITS = Limits()

@@ -19,11 +19,11 @@ from two_ends import TwoEnds
 from waiting import wait_until
 
 from api.app import create_app
-from ferry.embedded_valkey import running
-from ferry.samples import make_samples
-from shared.redis_connection import connect
-from shared.registry import Registry
+from ferry.commands.samples import make_samples
+from ferry.up.embedded_valkey import running
+from shared.registry.registry import Registry
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ["digits", "sentiment", "resnet18", "tiny"]

@@ -13,15 +13,15 @@ import numpy as np
 from fake_backend import FakeBackend, fake_spec
 from registered import register
 
-from shared.claims import Batching
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec
-from shared.queue_keys import QueueKeys
-from shared.redis_connection import connect, open_wire
+from shared.request_queue.claimed import Batching
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
-from shared.work_queue import WorkQueue
-from worker.batch import answer_batch
-from worker.loop import run
+from shared.wire.connection import connect, open_wire
+from worker.instance.batch import answer_batch
+from worker.instance.loop import run
 from worker.meter import Meter
 
 POISON = -1.0

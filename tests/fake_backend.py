@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from shared.claims import Answers, Claimed
 from shared.datatypes import Array
 from shared.messages import InferRequest, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
-from shared.model_statistics import Pass, encode_costs
+from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.model_statistics import Pass, encode_costs
 
 
 def doubled(inputs: Mapping[str, Array]) -> dict[str, Array]:

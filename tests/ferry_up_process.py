@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from ferry.up import PROJECT_ROOT
+from ferry.up.up import PROJECT_ROOT
 
 STOP_SECONDS = 10.0
 START_SECONDS = 30.0

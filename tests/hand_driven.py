@@ -12,16 +12,16 @@ from fake_backend import answered
 from registered import register
 from waiting import wait_until
 
-from shared.claims import Claimed
 from shared.errors import FerryError
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.model_spec import EnsembleStep, ModelSpec, TensorSpec
-from shared.queue_commands import Limits
-from shared.queue_keys import TICKET, QueueKeys
-from shared.redis_connection import connect, open_wire
-from shared.request_queue import RequestQueue, Waiting
+from shared.request_queue.api_end import RequestQueue, Waiting
+from shared.request_queue.claimed import Claimed
+from shared.request_queue.commands import Limits
+from shared.request_queue.keys import TICKET, QueueKeys
+from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
-from shared.work_queue import WorkQueue
+from shared.wire.connection import connect, open_wire
 from worker.ensembles.process import run_ensemble
 from worker.meter import Meter
 

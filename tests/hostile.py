@@ -9,12 +9,12 @@ from registered import spec
 from werkzeug.exceptions import HTTPException
 
 from api.app import create_app
-from api.binary_tensors import HEADER_VARIABLE, header_length
-from api.body import read_form
-from api.json_tensors import parse_infer
-from api.media import picture_batch
-from api.terms import terms_of
-from api.v1_tensors import parse_predict
+from api.infer.terms import terms_of
+from api.payloads.binary_tensors import HEADER_VARIABLE, header_length
+from api.payloads.media import picture_batch
+from api.payloads.v1_json import parse_predict
+from api.payloads.v2_json import parse_infer
+from api.server.body import read_form
 from shared.errors import BadRequest
 from shared.messages import InferRequest, Tensor
 from shared.model_spec import ImageInput, ModelSpec, TensorSpec

@@ -14,7 +14,7 @@ from shared.model_spec import ModelSpec, TensorSpec
 from worker.backends.base import Backend
 from worker.backends.loading import load_file
 from worker.devices import Placement
-from worker.model_repository import read_model
+from worker.repository.models import read_model
 
 PLAIN: frozenset[str] = frozenset()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ferry.embedded_valkey import EmbeddedValkey, socket_path, spawn, wait_until_answers
+from ferry.up.embedded_valkey import EmbeddedValkey, socket_path, spawn, wait_until_answers
 
 
 class OwnValkey:

@@ -13,13 +13,13 @@ from itertools import count
 from queue_reading import Asked, Seen, Ticket, answers_of, counted, look
 from redis import Redis
 
-from shared.claims import Batching, Claimed
-from shared.lua import script_digest
-from shared.parcels import Push
-from shared.queue_commands import MAX_ATTEMPTS, Limits, cancel_command, push_command
-from shared.queue_keys import DELAY, DETACHED, REJECT, QueueKeys
-from shared.redis_connection import open_wire
-from shared.work_queue import WorkQueue, recover
+from shared.courier.pending import Push
+from shared.request_queue.claimed import Batching, Claimed
+from shared.request_queue.commands import MAX_ATTEMPTS, Limits, cancel_command, push_command
+from shared.request_queue.keys import DELAY, DETACHED, REJECT, QueueKeys
+from shared.request_queue.worker_end import WorkQueue, recover
+from shared.wire.connection import open_wire
+from shared.wire.scripts import script_digest
 
 LIMITS = Limits(requests=6, bytes=400)
 PROCESS = "beefbeef"
@@ -152,7 +152,7 @@ class QueueModel:
             asked.closed = True
 
     def lose_connection(self, slot: int, done: int, max_rows: int) -> None:
-        """Run the first `done` of publish, BLPOP and claim, then settle as worker.loop does."""
+        """Run the first `done` of publish, BLPOP and claim, then settle as the loop does."""
         if done >= 1 and self.held[slot]:
             self.publish(slot)
         if done >= 2:

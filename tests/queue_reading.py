@@ -9,11 +9,11 @@ from typing import NamedTuple
 from fake_backend import fake_spec
 from redis import Redis
 
-from shared import queue_keys
-from shared.claims import Answers, Claimed
-from shared.model_statistics import Pass, encode_costs, model_statistics
-from shared.parcels import Push
-from shared.queue_keys import TICKET, QueueKeys
+from shared.courier.pending import Push
+from shared.request_queue import keys as queue_keys
+from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.keys import TICKET, QueueKeys
+from shared.request_queue.model_statistics import Pass, encode_costs, model_statistics
 
 DOCUMENTED = [
     (re.sub("<[a-z]+>", "[^:]+", name.replace("ferry:{m/v}", "model:\\{m/1\\}")), expires)

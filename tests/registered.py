@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from shared.deployment_store import DeploymentStore
-from shared.deployments import ModelReport, Report
 from shared.model_spec import ImageInput, ModelSpec, TensorSpec
-from shared.redis_connection import connect
-from shared.registry import Registry
+from shared.registry.desired_state import ModelReport, Report
+from shared.registry.desired_store import DeploymentStore
+from shared.registry.registry import Registry
+from shared.registry.snapshot import InstanceRecord
 from shared.settings import Settings
-from shared.snapshot import InstanceRecord
+from shared.wire.connection import connect
 
 SUPERVISOR = "nobody"
 

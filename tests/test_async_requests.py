@@ -19,7 +19,7 @@ from waiting import wait_until
 from werkzeug.test import TestResponse
 
 from api.app import create_app
-from ferry.embedded_valkey import running
+from ferry.up.embedded_valkey import running
 from samples.digits.pictures import write_pictures
 from shared.settings import Settings
 

@@ -19,11 +19,11 @@ from worker.backends.base import Backend
 from worker.backends.onnxruntime import OnnxRuntimeBackend
 from worker.backends.torchscript import TorchScriptBackend
 from worker.devices import Placement
-from worker.instance import load_backend
+from worker.instance.process import load_backend
+from worker.instance.warmup import warm_up
 from worker.job import InstanceJob
-from worker.model_config import read_config
-from worker.model_repository import read_model
-from worker.warmup import warm_up
+from worker.repository.model_config import read_config
+from worker.repository.models import read_model
 
 PLAIN: frozenset[str] = frozenset()
 ONES = np.ones((1, 2), np.float32)

@@ -22,11 +22,11 @@ from PIL import Image
 from registered import register, spec
 
 from api.app import create_app
-from api.media import limit_pictures
+from api.payloads.media import limit_pictures
 from shared.model_spec import ImageInput, TensorSpec
-from shared.redis_connection import connect
-from shared.request_queue import QueueKeys
+from shared.request_queue.api_end import QueueKeys
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 INFER = "/v2/models/numbers/infer"
 NUMBERS = spec("numbers", TensorSpec(name="x", datatype="FP32", dims=(4,)))

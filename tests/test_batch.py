@@ -13,13 +13,13 @@ from fake_backend import FakeBackend, claimed, doubled, fake_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.claims import Claimed
 from shared.datatypes import Array
 from shared.errors import BadMessage, BadModelOutput, ModelFailed
 from shared.messages import InferResult
 from shared.model_spec import ModelSpec
-from worker import batch
-from worker.batch import answer_batch
+from shared.request_queue.claimed import Claimed
+from worker.instance import batch
+from worker.instance.batch import answer_batch
 
 MODEL = fake_spec()
 

@@ -18,9 +18,9 @@ from scripted_models import Slow, write_model
 from waiting import wait_until
 
 from api.app import create_app
-from shared.queue_keys import QueueKeys
-from shared.redis_connection import connect
+from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 DELAY_SECONDS = 1.0
 BUSY = 3000.0

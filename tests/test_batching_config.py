@@ -7,7 +7,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from shared.model_spec import QueuePolicy
-from worker.config.batching import read_batching
+from worker.repository.config.batching import read_batching
 
 POLICY = "{ timeout_action: DELAY default_timeout_microseconds: 1500 allow_timeout_override: true }"
 

@@ -14,8 +14,8 @@ import pytest
 from aged_queue import AgedQueue, Asked
 
 from shared.model_spec import QueuePolicy
-from shared.redis_connection import connect
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 WAITS = 0.5
 """A delay that no test waits for."""

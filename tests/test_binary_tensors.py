@@ -21,21 +21,21 @@ from redis import Redis
 from registered import register, spec
 from waiting import wait_until
 
-from api import binary_tensors
-from api.answers import render
 from api.app import create_app
-from api.binary_tensors import HEADER, HEADER_VARIABLE, header_length
-from api.infer_request import InferBody
-from api.json_tensors import parse_infer
-from shared.claims import Claimed
+from api.infer.render import render
+from api.payloads import binary_tensors
+from api.payloads.binary_tensors import HEADER, HEADER_VARIABLE, header_length
+from api.payloads.infer_request import InferBody
+from api.payloads.v2_json import parse_infer
 from shared.errors import BadRequest
 from shared.messages import InferResult, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
-from shared.queue_keys import QueueKeys
-from shared.records import How, Wanted
-from shared.redis_connection import connect, open_wire
+from shared.request_queue.async_records import How, Wanted
+from shared.request_queue.claimed import Claimed
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
-from shared.work_queue import WorkQueue
+from shared.wire.connection import connect, open_wire
 
 
 def of(datatype: str, *dims: int, rows: int = 32) -> ModelSpec:

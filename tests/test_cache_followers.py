@@ -8,12 +8,12 @@ import pytest
 from cached_queue import PROCESS, CachedQueue
 from redis import Redis
 
-from shared.detached import Detached, new_id
 from shared.errors import ModelCrashed, ModelFailed
-from shared.queue_commands import Limits
-from shared.queue_keys import DETACHED, KEPT
-from shared.redis_connection import connect
+from shared.request_queue.async_requests import Detached, new_id
+from shared.request_queue.commands import Limits
+from shared.request_queue.keys import DETACHED, KEPT
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 
 @pytest.fixture

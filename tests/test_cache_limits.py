@@ -10,8 +10,8 @@ from fake_backend import fake_spec
 from redis import Redis
 from waiting import wait_until
 
-from shared.redis_connection import connect
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 ENTRY_BYTES = 300
 

@@ -16,9 +16,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from shared.claims import Claimed
 from shared.errors import ModelFailed
-from shared.redis_connection import connect
+from shared.request_queue.claimed import Claimed
+from shared.wire.connection import connect
 
 EXAMPLES, STEPS = 150, 40
 DATABASE = 10  # its memory is lost, and other tests' must stay

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec, TensorSpec
-from worker.description import Described, Description, describe
-from worker.model_repository import model_names, read_model
+from worker.repository.config.description import Described, Description, describe
+from worker.repository.models import model_names, read_model
 
 FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
 X = TensorSpec(name="x", datatype="FP32", dims=(3,))

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from ferry.processes import read_procfile
-from ferry.up import PROJECT_ROOT
+from ferry.up.processes import read_procfile
+from ferry.up.up import PROJECT_ROOT
 from shared.settings import Settings
 
 PROCESSES = read_procfile(PROJECT_ROOT / "Procfile")

@@ -15,7 +15,7 @@ from doubling_server import BODIES, DOUBLED, ROW, WIDTH, doubling_server, number
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from wire import post, send
 
-from api.compression import Coding, Compressed, chosen, decompress
+from api.server.compression import Coding, Compressed, chosen, decompress
 
 OPENERS = {"gzip": gzip.decompress, "deflate": zlib.decompress}
 

@@ -16,7 +16,7 @@ from doubling_server import BODIES, DOUBLED, INFER, PREDICT, Server, doubling_se
 from flask.testing import FlaskClient
 from wire import post, send
 
-from api.compression import decompress
+from api.server.compression import decompress
 from samples.digits.pictures import write_pictures
 from shared.errors import BadRequest, PayloadTooLarge
 

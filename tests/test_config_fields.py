@@ -15,10 +15,10 @@ from tritonclient.grpc import model_config_pb2
 
 from shared.errors import BadModel
 from worker.backends.onnxruntime import OnnxRuntimeBackend
-from worker.config.fields import FIELDS, check_fields, row_of
 from worker.devices import Placement
-from worker.model_config import read_config
-from worker.model_repository import read_model
+from worker.repository.config.fields import FIELDS, check_fields, row_of
+from worker.repository.model_config import read_config
+from worker.repository.models import read_model
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "repository.md"
 GOOD = """

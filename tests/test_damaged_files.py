@@ -15,7 +15,7 @@ from worker_processes import Served, numbers, seen
 
 from shared.errors import BadModel
 from shared.settings import Settings
-from worker.model_repository import read_model
+from worker.repository.models import read_model
 
 KINDS = list(CONFIGS)
 TEXT = {"python", "triton_python"}

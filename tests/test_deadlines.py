@@ -17,7 +17,7 @@ from waiting import wait_until
 from werkzeug.test import TestResponse
 
 from api.app import create_app
-from shared import queue_commands
+from shared.request_queue import commands as queue_commands
 from shared.settings import Settings
 
 PREDICT, INFER = "/predict/fake", "/v2/models/fake/infer"

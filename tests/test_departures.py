@@ -16,7 +16,7 @@ from counting_model import CountingModel, counting_model, v2
 from gunicorn_process import free_port, running_gunicorn
 from waiting import wait_until
 
-from shared.departures import has_left
+from shared.courier.departures import has_left
 from shared.settings import Settings
 
 INFER = "/v2/models/fake/infer"

@@ -9,10 +9,10 @@ from fake_backend import fake_spec
 
 from shared.errors import BadModel
 from shared.settings import default_cores
-from worker.assignment import assign
 from worker.devices import cpu_threads, devices_of, falls_back
-from worker.model_config import InstanceGroup, ModelConfig
-from worker.model_repository import ServedModel
+from worker.repository.model_config import InstanceGroup, ModelConfig
+from worker.repository.models import ServedModel
+from worker.supervisor.assignment import assign
 
 
 def served(name: str, *groups: InstanceGroup) -> ServedModel:

@@ -10,10 +10,10 @@ import pytest
 from flask import Flask
 from werkzeug.test import Client, TestResponse
 
-from api.body import BoundedReads
-from api.compression import Compressed
-from api.direct import DirectInference
-from api.json_arrays import STRUCT_CODES, small_numbers, to_array
+from api.payloads.json_arrays import STRUCT_CODES, small_numbers, to_array
+from api.server.body import BoundedReads
+from api.server.compression import Compressed
+from api.server.direct import DirectInference
 from shared.datatypes import NUMPY_TYPES
 from shared.errors import BadRequest
 

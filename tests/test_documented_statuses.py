@@ -16,12 +16,12 @@ from registered import register, spec
 from werkzeug.test import TestResponse
 
 from api.app import create_app
-from shared.deployment_store import DeploymentStore
-from shared.deployments import ModelReport, Report, Serving, VersionReport
 from shared.model_spec import ImageInput, TensorSpec
-from shared.redis_connection import connect
-from shared.registry import Registry
+from shared.registry.desired_state import ModelReport, Report, Serving, VersionReport
+from shared.registry.desired_store import DeploymentStore
+from shared.registry.registry import Registry
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 LIMIT = 1024
 LATER = {"Prefer": "respond-async"}

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from ferry import embedded_valkey
-from ferry.embedded_valkey import MAX_SOCKET_PATH_BYTES, running, socket_path, wait_until_answers
 from ferry.errors import CannotStart
-from ferry.sessions import members
+from ferry.up import embedded_valkey
+from ferry.up.embedded_valkey import MAX_SOCKET_PATH_BYTES, running, socket_path, wait_until_answers
+from ferry.up.sessions import members
 
 
 def test_it_answers_on_a_private_socket_and_no_port(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from ensemble_models import Step, add_ensemble, tensors, x_to_y
 
 from shared.errors import BadModel
-from worker.assignment import assign
-from worker.model_repository import ServedModel, read_model
+from worker.repository.models import ServedModel, read_model
+from worker.supervisor.assignment import assign
 
 PLAIN = f"{tensors('input', ['x'])}\n{tensors('output', ['y'])}"
 CHAIN = [x_to_y("first", "in", "between"), x_to_y("second", "between", "out")]

@@ -12,12 +12,12 @@ from own_valkey import OwnValkey
 from waiting import wait_until
 
 from shared.messages import InferRequest, Tensor
-from shared.queue_commands import Limits
-from shared.queue_keys import QueueKeys
-from shared.redis_connection import connect, open_wire
-from shared.request_queue import RequestQueue
+from shared.request_queue.api_end import RequestQueue
+from shared.request_queue.commands import Limits
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
-from shared.work_queue import WorkQueue
+from shared.wire.connection import connect, open_wire
 
 FIRST, SECOND = model("first"), model("second")
 

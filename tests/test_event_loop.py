@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from two_ends import TwoEnds
 
-from shared.event_loop import LoopReader
+from shared.courier.event_loop import LoopReader
 from shared.settings import Settings
 
 TESTS = Path(__file__).resolve().parent
@@ -25,8 +25,8 @@ from redis.exceptions import RedisError
 from two_ends import TwoEnds, bad_one_between, result
 from waiting import wait_until
 from shared import subscription
-from shared.event_loop import LoopReader
-from shared.redis_connection import Wire
+from shared.courier.event_loop import LoopReader
+from shared.wire.connection import Wire
 from shared.settings import Settings
 
 logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")

@@ -6,8 +6,8 @@ import pytest
 from aged_queue import AgedQueue, Asked
 from redis.exceptions import ResponseError
 
-from shared.redis_connection import connect
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 TRIES = 5
 

@@ -14,15 +14,15 @@ from registered import register, spec
 
 from api.app import create_app
 from ferry.cli import main
-from shared.detached import Detached, new_id
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.model_spec import TensorSpec
-from shared.queue_commands import Limits
-from shared.queue_keys import QueueKeys
-from shared.records import How, Records
-from shared.redis_connection import Wire, connect, open_wire
+from shared.request_queue.async_records import How, Records
+from shared.request_queue.async_requests import Detached, new_id
+from shared.request_queue.commands import Limits
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
-from shared.work_queue import WorkQueue, recover
+from shared.wire.connection import Wire, connect, open_wire
 
 SPEC = spec("m", TensorSpec(name="x", datatype="FP32", dims=(3,)))
 VALUES = np.array([[1.5, float("nan"), -2.0]], np.float32)

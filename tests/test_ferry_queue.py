@@ -12,13 +12,13 @@ from registered import register, spec
 from waiting import wait_until
 
 from ferry.cli import main
+from shared.courier.pending import Push
 from shared.model_spec import TensorSpec
-from shared.parcels import Push
-from shared.queue_commands import Limits, cancel_command, push_command
-from shared.queue_keys import QueueKeys
-from shared.redis_connection import Wire, connect, open_wire
+from shared.request_queue.commands import Limits, cancel_command, push_command
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
-from shared.work_queue import WorkQueue, recover
+from shared.wire.connection import Wire, connect, open_wire
 
 SPEC = spec("m", TensorSpec(name="x", datatype="FP32", dims=(2,))).model_copy(
     update={"priority_levels": 2}

@@ -19,9 +19,9 @@ from ferry_up_process import (
     wait_until,
 )
 
-from ferry.processes import read_procfile
-from ferry.readiness import announce_when_ready
-from ferry.up import PROJECT_ROOT, child_environment
+from ferry.up.processes import read_procfile
+from ferry.up.readiness import announce_when_ready
+from ferry.up.up import PROJECT_ROOT, child_environment
 from shared.settings import Settings
 
 

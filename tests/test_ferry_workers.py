@@ -14,13 +14,13 @@ from conftest import ROOT, environment
 from registered import SUPERVISOR, register
 
 from ferry.cli import main
-from ferry.embedded_valkey import MAX_SOCKET_PATH_BYTES, running
-from ferry.inspect_redis import redis_to_inspect
-from ferry.tables import Column, show
-from shared.redis_connection import connect
-from shared.registry import Registry
+from ferry.commands.inspect_redis import redis_to_inspect
+from ferry.commands.tables import Column, show
+from ferry.up.embedded_valkey import MAX_SOCKET_PATH_BYTES, running
+from shared.registry.registry import Registry
+from shared.registry.snapshot import InstanceRecord
 from shared.settings import Settings
-from shared.snapshot import InstanceRecord
+from shared.wire.connection import connect
 
 REASON = "failed to load 'tiny', gpus [63], but this machine\nhas 0 GPUs :warning:"
 READY = InstanceRecord(

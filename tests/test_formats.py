@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-from worker.config.as_json import config_json
-from worker.config.formats import FORMATS, Format, find_format
+from worker.repository.config.as_json import config_json
+from worker.repository.config.formats import FORMATS, Format, find_format
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from scripted_models import save_scripted
 
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec
+from worker.backends.preprocessing import Normaliser
 from worker.backends.torchscript import TorchScriptBackend
-from worker.memory import PiecewiseBackend
+from worker.instance.out_of_memory import PiecewiseBackend
 from worker.meter import Meter
-from worker.model_repository import read_model
-from worker.preprocessing import Normaliser
+from worker.repository.models import read_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 

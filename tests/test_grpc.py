@@ -22,7 +22,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from api.app import create_app
 from shared.model_spec import TensorSpec
 from shared.settings import Settings
-from worker.config.as_json import config_json
+from worker.repository.config.as_json import config_json
 
 CONFIG = """
 name: "fake" platform: "pytorch_libtorch" max_batch_size: 32

@@ -27,7 +27,7 @@ from waiting import wait_until
 
 from api.rpc.errors import MAX_DETAIL_BYTES, status_code
 from api.rpc.server import SPARE_THREADS
-from ferry.embedded_valkey import running
+from ferry.up.embedded_valkey import running
 from shared.errors import BadRequest, RequestExpired, all_errors
 from shared.settings import Settings
 

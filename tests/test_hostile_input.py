@@ -27,7 +27,7 @@ from hypothesis import strategies as some
 from PIL import Image
 from registered import register
 
-from api.binary_tensors import HEADER
+from api.payloads.binary_tensors import HEADER
 from shared.errors import FerryError
 from shared.settings import Settings
 

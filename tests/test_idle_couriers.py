@@ -8,16 +8,16 @@ import pytest
 from redis import Redis
 from waiting import wait_until
 
-from shared import courier
-from shared.claims import Answers
+from shared.courier import courier
 from shared.messages import InferRequest, InferResult
-from shared.model_statistics import encode_costs
-from shared.queue_commands import Limits
-from shared.queue_keys import QueueKeys
-from shared.redis_connection import connect, open_wire
-from shared.request_queue import RequestQueue
+from shared.request_queue.api_end import RequestQueue
+from shared.request_queue.claimed import Answers
+from shared.request_queue.commands import Limits
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.model_statistics import encode_costs
+from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
-from shared.work_queue import WorkQueue
+from shared.wire.connection import connect, open_wire
 
 
 def threads() -> set[threading.Thread]:

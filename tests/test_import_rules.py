@@ -56,8 +56,11 @@ def test_the_search_finds_imports_wherever_they_stand(tmp_path: Path) -> None:
     [
         ("api.app", ["torch", "onnxruntime", "worker", "grpc"]),
         ("api.rpc.server", ["torch", "onnxruntime", "worker", "flask", "gevent"]),
-        ("worker.supervisor, worker.instance", ["flask", "werkzeug", "api"]),
-        ("shared.request_queue, shared.registry, shared.settings", ["flask", "torch"]),
+        ("worker.supervisor.supervisor, worker.instance.process", ["flask", "werkzeug", "api"]),
+        (
+            "shared.request_queue.api_end, shared.registry.registry, shared.settings",
+            ["flask", "torch"],
+        ),
     ],
 )
 def test_importing_an_entry_point_brings_nothing_unwanted(

@@ -16,9 +16,9 @@ from scripted_models import add_model
 from waiting import wait_until
 from worker_processes import Served, seen
 
-from shared.registry import Registry
+from shared.registry.registry import Registry
+from shared.registry.snapshot import InstanceRecord, Snapshot
 from shared.settings import Settings
-from shared.snapshot import InstanceRecord, Snapshot
 from worker.meter import Meter, Rate
 
 

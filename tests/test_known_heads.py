@@ -21,10 +21,10 @@ from raw_http import connected, message
 from test_usual_way import NOT_PLAIN, PLAIN
 
 from api.app import create_app
-from api.gunicorn_worker import PromptGeventWorker
-from api.shortcut import MAX_HEAD_BYTES, MAX_HEADS, Shortcut
-from shared.pieces import LARGE_BYTES
+from api.server.fast_path import MAX_HEAD_BYTES, MAX_HEADS, Shortcut
+from api.server.gunicorn_worker import PromptGeventWorker
 from shared.settings import Settings
+from shared.wire.packing import LARGE_BYTES
 
 SMALL = message("/v2/models/nothing/infer", b"{}")
 LIMIT = 50_000

@@ -23,19 +23,19 @@ from own_valkey import OwnValkey
 from registered import spec
 from waiting import wait_until
 
-from api.binary_tensors import HEADER
-from api.body import read_binary
-from api.json_tensors import parse_infer
-from shared import pieces
+from api.payloads.binary_tensors import HEADER
+from api.payloads.v2_json import parse_infer
+from api.server.body import read_binary
 from shared.errors import BadRequest
 from shared.messages import InferRequest, Tensor
 from shared.model_spec import TensorSpec
-from shared.pieces import LARGE_BYTES, Command, Pieces, pack
-from shared.queue_commands import Limits
-from shared.queue_keys import QueueKeys
-from shared.redis_connection import connect
-from shared.request_queue import RequestQueue
+from shared.request_queue.api_end import RequestQueue
+from shared.request_queue.commands import Limits
+from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
+from shared.wire import packing as pieces
+from shared.wire.connection import connect
+from shared.wire.packing import LARGE_BYTES, Command, Pieces, pack
 
 BLOB = spec("echo_UINT8", TensorSpec(name="x", datatype="UINT8", dims=(-1,))).model_copy(
     update={"max_batch_size": 0}

@@ -22,11 +22,11 @@ from waiting import wait_until
 from worker_processes import Served, seen
 
 from api.app import create_app
-from shared.log_settings import LogLevel, level_of, settings_of
-from shared.redis_connection import connect
-from shared.registry import Registry
+from shared.registry.log_settings import LogLevel, level_of, settings_of
+from shared.registry.registry import Registry
+from shared.registry.snapshot import InstanceRecord
 from shared.settings import Settings
-from shared.snapshot import InstanceRecord
+from shared.wire.connection import connect
 from worker.logs import follow_level
 from worker.meter import Meter
 
@@ -304,7 +304,7 @@ def test_a_supervisor_and_the_instances_that_it_starts_follow(
 
     successor = kill(slow)
     slow.push(1.0).wait()
-    assert any(f" {successor.pid} worker.loop" in line for line in lines(log, BATCH))
+    assert any(f" {successor.pid} worker.instance.loop" in line for line in lines(log, BATCH))
 
 
 def test_what_was_set_before_a_worker_started_holds_while_its_models_load(

@@ -9,11 +9,11 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from shared.claims import Answers, Claimed
 from shared.errors import ModelFailed
 from shared.messages import InferResult
-from shared.work_queue import WorkQueue
-from worker import loop
+from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.worker_end import WorkQueue
+from worker.instance import loop
 from worker.meter import Meter
 
 

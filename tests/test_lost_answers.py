@@ -10,15 +10,15 @@ import pytest
 from two_ends import TwoEnds, bad_one_between, free, opened_late, result
 from waiting import wait_until
 
-from shared import courier, subscription
-from shared.claims import Answers, Claimed
-from shared.lua import script_text
-from shared.pieces import Command
-from shared.redis_connection import Wire, connect
+from shared.courier import courier, subscription
+from shared.courier.subscription import Subscription
+from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.worker_end import AnswersNotTaken
 from shared.settings import Settings
-from shared.subscription import Subscription
-from shared.work_queue import AnswersNotTaken
-from worker import loop
+from shared.wire.connection import Wire, connect
+from shared.wire.packing import Command
+from shared.wire.scripts import script_text
+from worker.instance import loop
 from worker.meter import Meter
 
 
@@ -98,7 +98,7 @@ def test_a_silent_subscription_is_given_up_and_opened_anew(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, "shared.courier")
+    caplog.set_level(logging.INFO, "shared.courier.courier")
     (waiting,) = ends.push(1)
     ends.settled()
     before, really_send = ends.connections(), Wire.send_behind

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageFile
 from registered import spec
 
-from api import media
-from api.media import picture_batch
+from api.payloads import media
+from api.payloads.media import picture_batch
 from shared.errors import BadRequest
 from shared.model_spec import ImageInput, TensorSpec
 

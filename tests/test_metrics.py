@@ -7,10 +7,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from registered import SUPERVISOR, register, spec
 
 from api.app import create_app
-from shared.deployment_store import DeploymentStore
-from shared.deployments import ModelReport, Report, Serving, VersionReport
-from shared.redis_connection import connect
+from shared.registry.desired_state import ModelReport, Report, Serving, VersionReport
+from shared.registry.desired_store import DeploymentStore
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 Samples = dict[tuple[str | None, ...], float]
 LABELS = ("model", "version", "reason")

@@ -17,17 +17,17 @@ from versioned_models import add_broken, add_model, add_version, remove_version,
 from waiting import wait_until
 
 from api.app import create_app
-from shared.comparisons import compared
-from shared.deployment_store import DeploymentStore
 from shared.errors import LoadFailed
 from shared.messages import InferResult, Tensor
-from shared.model_control import ModelControl
-from shared.redis_connection import connect
-from shared.registry import Registry
-from shared.repository_index import repository_index
+from shared.operations.model_control import ModelControl
+from shared.operations.shadow_comparison import compared
+from shared.registry.desired_store import DeploymentStore
+from shared.registry.registry import Registry
+from shared.registry.repository_index import repository_index
+from shared.registry.snapshot import Snapshot
 from shared.settings import Settings
-from shared.snapshot import Snapshot
-from worker.planning import Planner
+from shared.wire.connection import connect
+from worker.supervisor.planner import Planner
 
 X = Tensor.of("x", np.array([[1, 10]], np.float32))
 

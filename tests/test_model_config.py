@@ -9,8 +9,8 @@ import pytest
 
 from shared.errors import BadModel
 from shared.model_spec import ImageInput, QueuePolicy, TensorSpec
-from worker.model_config import InstanceGroup, ModelConfig, read_config
-from worker.model_repository import model_names, read_model
+from worker.repository.model_config import InstanceGroup, ModelConfig, read_config
+from worker.repository.models import model_names, read_model
 
 INPUT = 'input [ { name: "x" data_type: TYPE_FP32 dims: [4] } ]\n'
 OUTPUT = 'output [ { name: "y" data_type: TYPE_FP32 dims: [3] } ]\n'

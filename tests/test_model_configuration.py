@@ -17,8 +17,8 @@ from tritonclient.grpc import model_config_pb2
 from api.app import create_app
 from shared.model_spec import ModelSpec, TensorSpec
 from shared.settings import Settings
-from worker.config.as_json import config_json, message_json
-from worker.model_config import read_config
+from worker.repository.config.as_json import config_json, message_json
+from worker.repository.model_config import read_config
 
 LARGEST = 2**64 - 1
 RICH = f"""

@@ -13,18 +13,24 @@ from google.protobuf import json_format
 from redis import Redis
 from tritonclient.grpc import service_pb2
 
-from shared.claims import Answers, Claimed
+from shared.courier.pending import Push
 from shared.datatypes import Array
-from shared.model_statistics import REASONS, Pass, encode_costs, model_statistics, of_triton
-from shared.parcels import Push
-from shared.queue_commands import Limits, cancel_command, push_command
-from shared.queue_keys import DETACHED, QueueKeys
-from shared.redis_connection import connect, open_wire
+from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.commands import Limits, cancel_command, push_command
+from shared.request_queue.keys import DETACHED, QueueKeys
+from shared.request_queue.model_statistics import (
+    REASONS,
+    Pass,
+    encode_costs,
+    model_statistics,
+    of_triton,
+)
+from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
-from shared.work_queue import WorkQueue, recover
+from shared.wire.connection import connect, open_wire
 from worker.backends.base import Backend
-from worker.batch import answer_batch
-from worker.memory import PiecewiseBackend
+from worker.instance.batch import answer_batch
+from worker.instance.out_of_memory import PiecewiseBackend
 from worker.meter import Meter
 
 MODEL = fake_spec()

@@ -17,7 +17,7 @@ from openapi_document import application, document, operations
 from schemathesis.openapi import from_dict
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from api.openapi import OPERATIONS, describe, described_routes
+from api.openapi.document import OPERATIONS, describe, described_routes
 from shared import errors
 
 NEVER_ANSWERED = {

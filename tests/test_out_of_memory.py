@@ -15,14 +15,14 @@ from scripted_models import add_model
 from waiting import wait_until
 from worker_processes import Served, numbers, seen
 
-from shared.claims import Claimed
 from shared.datatypes import Array
 from shared.errors import BadModelOutput, ModelFailed
 from shared.messages import InferResult
+from shared.request_queue.claimed import Claimed
 from shared.settings import Settings
-from worker import memory
-from worker.batch import answer_batch
-from worker.memory import PiecewiseBackend
+from worker.instance import out_of_memory as memory
+from worker.instance.batch import answer_batch
+from worker.instance.out_of_memory import PiecewiseBackend
 from worker.meter import Meter
 
 MODEL = fake_spec()

@@ -23,9 +23,9 @@ from werkzeug.test import TestResponse
 
 from api.app import create_app
 from shared.model_spec import QueuePolicy
-from shared.registry import Registry
+from shared.registry.registry import Registry
+from shared.registry.snapshot import InstanceRecord
 from shared.settings import Settings
-from shared.snapshot import InstanceRecord
 
 PREDICT, INFER = "/predict/fake", "/v2/models/fake/infer"
 ROWS = {"input_tensor": [[1.0, 1.0]] * 50}

@@ -9,11 +9,11 @@ import pytest
 from flask.testing import FlaskClient
 from registered import spec
 
-from api.answers import render
+from api.infer.render import render
 from shared.datatypes import NUMPY_TYPES
 from shared.messages import InferResult, Tensor
 from shared.model_spec import TensorSpec
-from shared.records import How
+from shared.request_queue.async_records import How
 
 MODEL = spec("m", TensorSpec(name="x", datatype="FP32", dims=(2,)))
 

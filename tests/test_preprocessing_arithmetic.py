@@ -19,11 +19,11 @@ from flask.testing import FlaskClient
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from api.media import picture_batch
+from api.payloads.media import picture_batch
 from shared.datatypes import Array
 from shared.model_spec import ImageInput, ModelSpec
-from worker.model_config import read_config
-from worker.preprocessing import Normaliser
+from worker.backends.preprocessing import Normaliser
+from worker.repository.model_config import read_config
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 PHOTOS = [Image.fromarray(pixels) for pixels in load_sample_images().images]

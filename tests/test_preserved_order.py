@@ -9,8 +9,8 @@ from aged_queue import AgedQueue, Asked, names_of
 from redis import Redis
 
 from shared.model_spec import QueuePolicy
-from shared.redis_connection import connect
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 
 @pytest.fixture

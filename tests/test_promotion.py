@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.deployments import (
+from shared.registry.desired_state import (
     Desired,
     ModelReport,
     Serving,

@@ -19,7 +19,7 @@ from shared.model_spec import ImageInput
 from shared.settings import Settings
 from worker.backends.base import Backend, close
 from worker.devices import Placement
-from worker.instance import warm_backend
+from worker.instance.process import warm_backend
 from worker.job import InstanceJob
 from worker.meter import Meter
 

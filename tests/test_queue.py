@@ -13,17 +13,17 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from waiting import wait_until
 
-from shared.claims import Answers, Claimed
+from shared.courier.pending import Push
 from shared.errors import ModelCrashed, ModelFailed, QueueFull, RequestExpired
 from shared.messages import InferRequest, InferResult, Tensor
-from shared.model_statistics import encode_costs
-from shared.parcels import Push
-from shared.queue_commands import Limits, as_push, push_command
-from shared.queue_keys import QueueKeys
-from shared.redis_connection import Wire, connect, open_wire
-from shared.request_queue import RequestQueue, Waiting
+from shared.request_queue.api_end import RequestQueue, Waiting
+from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.commands import Limits, as_push, push_command
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.model_statistics import encode_costs
+from shared.request_queue.worker_end import AnswersNotTaken, WorkQueue, recover
 from shared.settings import Settings
-from shared.work_queue import AnswersNotTaken, WorkQueue, recover
+from shared.wire.connection import Wire, connect, open_wire
 
 MODEL = "m/1"
 

@@ -23,10 +23,10 @@ from hypothesis.stateful import (
 from queue_model import QueueModel
 from queue_reading import DOCUMENTED, FAILING_SIZE, Seen, lifetimes
 
-from shared.claims import Batching
-from shared.queue_commands import MAX_ATTEMPTS
-from shared.queue_keys import DELAY, REJECT
-from shared.redis_connection import connect
+from shared.request_queue.claimed import Batching
+from shared.request_queue.commands import MAX_ATTEMPTS
+from shared.request_queue.keys import DELAY, REJECT
+from shared.wire.connection import connect
 
 EXAMPLES, STEPS = 150, 40
 DATABASE = 9  # the queue's memory is lost in it, and other tests' must stay

@@ -9,13 +9,13 @@ import pytest
 from aged_queue import AgedQueue, Asked, names_of
 from redis import Redis
 
-from shared.detached import Detached
 from shared.errors import RequestExpired
 from shared.messages import InferRequest
 from shared.model_spec import QueuePolicy
-from shared.queue_commands import queue_timeout
-from shared.redis_connection import connect
+from shared.request_queue.async_requests import Detached
+from shared.request_queue.commands import queue_timeout
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 SHORT, LATE = 1.0, 2.0
 """A time-out on the queue, and an age at which it is over."""

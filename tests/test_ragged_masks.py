@@ -10,9 +10,9 @@ import pytest
 from shared.datatypes import Array
 from shared.model_spec import MaskInput, ModelSpec, TensorSpec
 from worker.backends.base import Question
-from worker.config.ragged import take_masks
-from worker.model_side import ModelSide, ModelSideEach, model_side_spec, on_clients_side
-from worker.stacking import stack
+from worker.instance.model_side import ModelSide, ModelSideEach, model_side_spec, on_clients_side
+from worker.instance.stacking import stack
+from worker.repository.config.ragged import take_masks
 
 TOKENS = TensorSpec(name="tokens", datatype="FP32", dims=(-1, 2), ragged=True)
 SEEN = TensorSpec(name="seen", datatype="INT64", dims=(-1,))

@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 
 from api.app import create_app
 from samples.tiny import make
-from shared.catalog import RESTART_GRACE_SECONDS, Catalog
+from shared.registry.catalog import RESTART_GRACE_SECONDS, Catalog
 from shared.settings import Settings
 
 ROW = np.linspace(-1, 1, 16).round(3).tolist()
@@ -83,7 +83,9 @@ def test_a_long_outage_is_still_called_by_its_name(
 
     valkey.kill()
     with monkeypatch.context() as patch:
-        patch.setattr("shared.catalog.time.monotonic", lambda: real() + 2 * RESTART_GRACE_SECONDS)
+        patch.setattr(
+            "shared.registry.catalog.time.monotonic", lambda: real() + 2 * RESTART_GRACE_SECONDS
+        )
         response = ask(client)
     valkey.start_again()
 

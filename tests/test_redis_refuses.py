@@ -22,11 +22,11 @@ from waiting import wait_until
 from werkzeug.test import TestResponse
 
 from api.app import create_app
-from ferry.embedded_valkey import EmbeddedValkey, spawn, wait_until_answers
+from ferry.up.embedded_valkey import EmbeddedValkey, spawn, wait_until_answers
 from shared.datatypes import Array
-from shared.redis_connection import open_wire
+from shared.request_queue.worker_end import recover
 from shared.settings import Settings
-from shared.work_queue import recover
+from shared.wire.connection import open_wire
 
 PREDICT, INFER = "/predict/fake", "/v2/models/fake/infer"
 WAYS: dict[str, tuple[str, Any, dict[str, str]]] = {

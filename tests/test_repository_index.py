@@ -17,10 +17,10 @@ from triton_http import refused, triton_client
 from waiting import wait_until
 
 from api.app import create_app
-from shared.redis_connection import connect
-from shared.registry import Registry
+from shared.registry.registry import Registry
+from shared.registry.snapshot import InstanceRecord, State
 from shared.settings import Settings
-from shared.snapshot import InstanceRecord, State
+from shared.wire.connection import connect
 
 INDEX = "/v2/repository/index"
 NOT_ALLOWED = "explicit model load / unload is not allowed if polling is enabled"

@@ -20,9 +20,9 @@ from test_completion import FLOAT, Scores, write_exported, write_onnx
 from waiting import wait_until
 
 from api.app import create_app
-from shared.redis_connection import connect
-from shared.registry import Registry
+from shared.registry.registry import Registry
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 DELAY = "dynamic_batching { max_queue_delay_microseconds: 300000 }\n"
 

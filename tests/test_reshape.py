@@ -11,8 +11,8 @@ from shared.datatypes import Array
 from shared.errors import BadModel, BadModelOutput, FerryError
 from shared.model_spec import ModelSpec, TensorSpec
 from worker.backends.base import Question
-from worker.model_config import read_config
-from worker.model_side import ModelSideEach, model_side_spec, on_clients_side
+from worker.instance.model_side import ModelSideEach, model_side_spec, on_clients_side
+from worker.repository.model_config import read_config
 
 CONFIG = """
 platform: "pytorch_libtorch" max_batch_size: 8

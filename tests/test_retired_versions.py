@@ -12,16 +12,16 @@ from flask import Flask
 from versioned_models import add_model
 
 from api.app import create_app
-from api.queues import Queues
-from api.terms import USUAL
-from shared.deployment_store import DeploymentStore
-from shared.detached import new_id
+from api.infer.queues import Queues
+from api.infer.terms import USUAL
 from shared.errors import UnknownModel, VersionRetired
 from shared.messages import Tensor
 from shared.model_spec import ModelSpec
-from shared.redis_connection import connect
+from shared.registry.desired_store import DeploymentStore
+from shared.registry.snapshot import Snapshot
+from shared.request_queue.async_requests import new_id
 from shared.settings import Settings
-from shared.snapshot import Snapshot
+from shared.wire.connection import connect
 
 X = Tensor.of("x", np.array([[1, 10]], np.float32))
 

@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from api.app import create_app
-from ferry.samples import is_finished, make_samples
+from ferry.commands.samples import is_finished, make_samples
 from samples.digits import held_out
 from shared.settings import Settings
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared import sender
-from shared.parcels import Parcel, Push
-from shared.pieces import Pieces
-from shared.sender import Sender
+from shared.courier import sender
+from shared.courier.pending import Parcel, Push
+from shared.courier.sender import Sender
+from shared.wire.packing import Pieces
 
 
 class Wire:

@@ -10,10 +10,10 @@ import pytest
 from fake_backend import fake_spec
 
 from shared.settings import Settings
-from worker import slot as slot_module
 from worker.devices import Placement
 from worker.meter import Meter
-from worker.slot import LONGEST_PAUSE_SECONDS, Slot
+from worker.supervisor import instance_slot as slot_module
+from worker.supervisor.instance_slot import LONGEST_PAUSE_SECONDS, Slot
 
 
 class NoProcesses:

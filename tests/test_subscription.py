@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 from two_ends import TwoEnds, free, opened_late, result
 
-from shared import subscription
-from shared.queue_commands import Limits
-from shared.redis_connection import Wire
-from shared.request_queue import RequestQueue
-from shared.subscription import answers_in
+from shared.courier import subscription
+from shared.courier.subscription import answers_in
+from shared.request_queue.api_end import RequestQueue
+from shared.request_queue.commands import Limits
+from shared.wire.connection import Wire
 
 MAX_SAID_BYTES = 8192
 EMPTY = b""

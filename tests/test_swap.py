@@ -19,9 +19,9 @@ from versioned_models import add_broken, add_model, add_version, remove_version,
 from waiting import wait_until
 
 from shared.errors import LoadFailed
-from shared.model_control import ModelControl
-from shared.redis_connection import connect
+from shared.operations.model_control import ModelControl
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 CLIENTS, SWAPS = 32, 20
 Answer = tuple[int, str, float]

@@ -11,8 +11,8 @@ from waiting import wait_until
 
 from shared.errors import ClientLeft
 from shared.messages import InferRequest, Tensor
-from shared.queue_commands import Limits
-from shared.request_queue import RequestQueue, Waiting
+from shared.request_queue.api_end import RequestQueue, Waiting
+from shared.request_queue.commands import Limits
 from shared.settings import Settings
 
 

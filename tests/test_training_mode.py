@@ -21,10 +21,10 @@ from shared.errors import BadModel
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend
 from worker.devices import Placement
-from worker.instance import load_backend
+from worker.instance.determinism import check_steady, made_up_rows
+from worker.instance.process import load_backend
 from worker.job import InstanceJob
-from worker.model_repository import read_model
-from worker.steadiness import check_steady, made_up_rows
+from worker.repository.models import read_model
 
 DROPOUT = "differently when it is asked the same twice, as with dropout in training mode"
 STATISTICS = "differently alone and in a batch, as with batch normalisation in training mode"

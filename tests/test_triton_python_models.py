@@ -17,12 +17,12 @@ from shared.datatypes import Array
 from shared.errors import BadModel, BadModelOutput, BadRequest, ModelFailed, Unsupported
 from shared.messages import InferResult
 from shared.model_spec import ModelSpec, TensorSpec
-from shared.model_statistics import Pass
-from worker import batch
+from shared.request_queue.model_statistics import Pass
 from worker.backends import triton_python_backend_utils as pb_utils
 from worker.backends.base import Question
 from worker.backends.triton_python import TritonPythonBackend
-from worker.batch import answer_batch
+from worker.instance import batch
+from worker.instance.batch import answer_batch
 
 X, Y = tensor("x"), tensor("y")
 

@@ -13,12 +13,12 @@ from conftest import running_worker
 from versioned_models import add_broken, add_model, add_version
 from waiting import wait_until
 
-from shared.deployment_store import DeploymentStore
 from shared.errors import LoadFailed
-from shared.model_control import ModelControl
-from shared.redis_connection import connect
-from shared.registry import Registry
+from shared.operations.model_control import ModelControl
+from shared.registry.desired_store import DeploymentStore
+from shared.registry.registry import Registry
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 
 class Cluster:

@@ -13,12 +13,12 @@ from redis.exceptions import ResponseError
 from two_ends import TwoEnds
 from waiting import wait_until
 
-from shared import courier, sender
+from shared.courier import courier, sender
+from shared.courier.pending import Parcel, Push
+from shared.courier.sender import Sender
 from shared.errors import FerryError, QueueFull, RedisUnavailable
-from shared.parcels import Parcel, Push
-from shared.queue_commands import Limits, push_command
-from shared.redis_connection import open_wire
-from shared.sender import Sender
+from shared.request_queue.commands import Limits, push_command
+from shared.wire.connection import open_wire
 
 
 class Counted:

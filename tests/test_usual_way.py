@@ -22,7 +22,7 @@ from raw_http import Connection, connected, message
 from waiting import wait_until
 
 from api.app import create_app
-from api.shortcut import Shortcut
+from api.server.fast_path import Shortcut
 from shared.settings import Settings
 
 BODY = json.dumps(BODIES[INFER]).encode()
@@ -231,10 +231,10 @@ def refuses(port: int) -> bool:
 
 def test_what_is_imported_before_gevent_patches_imports_nothing_else_of_ours() -> None:
     """A lock of ours that is bound before the patching made a process hang."""
-    code = "import sys, api.gunicorn_worker; print(*sys.modules)"
+    code = "import sys, api.server.gunicorn_worker; print(*sys.modules)"
     seen = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
 
     ours = {
         name for name in seen.stdout.decode().split() if name.split(".")[0] in ("api", "shared")
     }
-    assert ours == {"api", "api.gunicorn_worker"}
+    assert ours == {"api", "api.server.gunicorn_worker"}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from registered import spec
 
-from api.v1_tensors import parse_predict, v1_values
+from api.payloads.v1_json import parse_predict, v1_values
 from shared.messages import InferResult, Tensor
 from shared.model_spec import TensorSpec
 

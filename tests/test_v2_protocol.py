@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 from stand_ins import torchscript
 
 from api.app import create_app
-from api.json_arrays import BINARY_ONLY
+from api.payloads.json_arrays import BINARY_ONLY
 from shared.datatypes import NUMPY_TYPES
 from shared.settings import Settings
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from shared.errors import BadModel
-from worker.config.versions import VersionPolicy, wanted_versions
-from worker.model_repository import policy_versions
+from worker.repository.config.versions import VersionPolicy, wanted_versions
+from worker.repository.models import policy_versions
 
 PLAIN = """
 platform: "pytorch_libtorch"

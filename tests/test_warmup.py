@@ -6,7 +6,7 @@ import pytest
 from fake_backend import FakeBackend, fake_spec
 
 from shared.model_spec import ImageInput, TensorSpec
-from worker.warmup import batch_sizes, warm_up
+from worker.instance.warmup import batch_sizes, warm_up
 
 
 @pytest.mark.parametrize(

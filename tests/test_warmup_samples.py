@@ -10,8 +10,8 @@ from fake_backend import FakeBackend
 
 from shared.datatypes import Array, to_bytes
 from shared.errors import BadModel
-from worker.model_config import ModelConfig, read_config
-from worker.warmup import run_samples
+from worker.instance.warmup import run_samples
+from worker.repository.model_config import ModelConfig, read_config
 
 CONFIG = """
 platform: "onnxruntime_onnx" max_batch_size: 8

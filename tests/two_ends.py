@@ -8,18 +8,18 @@ from threading import Event
 import pytest
 from waiting import wait_until
 
-from shared.claims import Answers, Claimed
+from shared.courier.pending import Parcel
+from shared.courier.sender import Sender
+from shared.courier.subscription import Subscription
 from shared.messages import InferRequest
-from shared.model_statistics import encode_costs
-from shared.parcels import Parcel
-from shared.queue_commands import Limits
-from shared.queue_keys import QueueKeys
-from shared.redis_connection import Wire, connect, open_wire
-from shared.request_queue import RequestQueue, Waiting
-from shared.sender import Sender
+from shared.request_queue.api_end import RequestQueue, Waiting
+from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.commands import Limits
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.model_statistics import encode_costs
+from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
-from shared.subscription import Subscription
-from shared.work_queue import WorkQueue
+from shared.wire.connection import Wire, connect, open_wire
 
 
 def free(results: list[bytes], claimed: list[Claimed]) -> Answers:

@@ -13,13 +13,13 @@ from waiting import wait_until
 
 from shared.datatypes import Array
 from shared.messages import InferRequest, InferResult, Tensor
-from shared.queue_commands import Limits
-from shared.queue_keys import QueueKeys
-from shared.redis_connection import connect
-from shared.registry import Registry
-from shared.request_queue import RequestQueue, Waiting
+from shared.registry.registry import Registry
+from shared.registry.snapshot import InstanceRecord
+from shared.request_queue.api_end import RequestQueue, Waiting
+from shared.request_queue.commands import Limits
+from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
-from shared.snapshot import InstanceRecord
+from shared.wire.connection import connect
 
 
 class Served:

@@ -8,7 +8,7 @@ import sys
 from shared.errors import BadModel, BadSetting
 from shared.settings import Settings
 from worker.logs import configure_logging
-from worker.supervisor import Supervisor
+from worker.supervisor.supervisor import Supervisor
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.errors import BadModel
-from worker.config.groups import InstanceGroup
+from worker.repository.config.groups import InstanceGroup
 
 
 @dataclass(frozen=True)

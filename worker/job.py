@@ -10,10 +10,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from shared.model_spec import ModelSpec
-from shared.queue_commands import Limits
-from worker.config.warmup import WarmupSample
+from shared.request_queue.commands import Limits
 from worker.devices import Placement
 from worker.meter import Meter
+from worker.repository.config.warmup import WarmupSample
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class InstanceJob:
 
 
 def run_job(job: InstanceJob, reports: Connection, meter: Meter) -> None:
-    """Be the instance, in a process that the forkserver made: `worker.instance.run_instance`."""
-    from worker.instance import run_instance  # noqa: PLC0415  brings torch, which is there by now
+    """Be the instance, in a process that the forkserver made."""
+    from worker.instance.process import run_instance  # noqa: PLC0415  torch is there by now
 
     run_instance(job, reports, meter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from shared.log_settings import LogLevel
+from shared.registry.log_settings import LogLevel
 from worker.meter import Meter
 
 

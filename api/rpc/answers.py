@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tritonclient.grpc import service_pb2 as proto
 
-from api.outputs import shown_outputs
-from api.timings import timings_json
+from api.infer.outputs import shown_outputs
+from api.infer.timings import timings_json
 from shared.messages import InferResult
 from shared.model_spec import ModelSpec
-from shared.records import How
+from shared.request_queue.async_records import How
 
 
 def fill(

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import grpc
 
-from api.failures import told
+from api.infer.failures import told
 from shared.errors import FerryError, RequestExpired
 
 CODES = {

@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 from tritonclient.grpc import service_pb2 as proto
 
-from api.queues import Answered, Queues
+from api.infer.queues import Answered, Queues
+from api.infer.terms import Terms, terms_of
 from api.rpc.answers import fill
 from api.rpc.requests import read_request
-from api.terms import Terms, terms_of
-from shared.catalog import Catalog
 from shared.errors import RequestExpired, VersionRetired
 from shared.messages import Parameters
 from shared.model_spec import ModelSpec
-from shared.records import How
-from shared.request_queue import Waiting
+from shared.registry.catalog import Catalog
+from shared.request_queue.api_end import Waiting
+from shared.request_queue.async_records import How
 
 
 class Asked(NamedTuple):

@@ -7,13 +7,13 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as proto
 
-from api.descriptions import SHARED_MEMORY
-from api.infer_request import Given, InferBody, check_inputs, check_outputs, class_count
+from api.infer.descriptions import SHARED_MEMORY
+from api.payloads.infer_request import Given, InferBody, check_inputs, check_outputs, class_count
 from api.rpc.contents import typed_data
 from shared.errors import BadRequest, Unsupported
 from shared.messages import Parameters
 from shared.model_spec import ModelSpec
-from shared.records import Wanted
+from shared.request_queue.async_records import Wanted
 
 
 def read_request(request: proto.ModelInferRequest, spec: ModelSpec) -> InferBody:

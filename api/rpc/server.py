@@ -10,17 +10,17 @@ from functools import partial
 import grpc
 from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 
-from api.queues import Queues
+from api.infer.queues import Queues
 from api.rpc.inference import Inference
 from api.rpc.service import GRPCInferenceService
-from shared.catalog import Catalog
 from shared.errors import BadSetting
-from shared.log_settings import LogLevel, LogSettings
-from shared.model_control import ModelControl
-from shared.model_statistics import model_statistics
-from shared.redis_connection import connect
-from shared.registry import Registry
+from shared.operations.model_control import ModelControl
+from shared.registry.catalog import Catalog
+from shared.registry.log_settings import LogLevel, LogSettings
+from shared.registry.registry import Registry
+from shared.request_queue.model_statistics import model_statistics
 from shared.settings import Settings
+from shared.wire.connection import connect
 
 log = logging.getLogger(__name__)
 

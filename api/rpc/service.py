@@ -16,20 +16,20 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2 as proto
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
 
-from api.descriptions import SHARED_MEMORY, TRACE, model_description, server_description
-from api.model_control import load_by_request, unload_by_request
+from api.infer.descriptions import SHARED_MEMORY, TRACE, model_description, server_description
+from api.infer.model_control import load_by_request, unload_by_request
 from api.rpc.errors import refuse
 from api.rpc.inference import Inference
 from api.rpc.log_settings import changes_in, log_settings_response
 from api.rpc.stream import Stream
-from shared.catalog import Catalog
 from shared.errors import QueueFull, UnknownModel, Unsupported
-from shared.log_settings import LogSettings
 from shared.messages import Parameters
-from shared.model_control import ModelControl
 from shared.model_spec import ModelSpec
-from shared.model_statistics import of_triton
-from shared.repository_index import repository_index
+from shared.operations.model_control import ModelControl
+from shared.registry.catalog import Catalog
+from shared.registry.log_settings import LogSettings
+from shared.registry.repository_index import repository_index
+from shared.request_queue.model_statistics import of_triton
 
 Answer = TypeVar("Answer")
 Method = Callable[[Any, Any, grpc.ServicerContext], Answer]

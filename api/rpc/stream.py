@@ -10,7 +10,7 @@ from threading import Semaphore, Thread
 import grpc
 from tritonclient.grpc import service_pb2 as proto
 
-from api.failures import told
+from api.infer.failures import told
 from api.rpc.inference import Asked, Inference
 
 MAX_UNDER_WAY = 64

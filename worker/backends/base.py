@@ -42,7 +42,7 @@ class Question(NamedTuple):
 class EachBackend(Backend, Protocol):
     """A backend whose model sees the requests of a batch one by one, and may fail some of them.
 
-    `worker.batch` uses `answer_each` where a backend has it, and `forward` is for warming up only.
+    `worker.instance.batch` uses `answer_each` where a backend has it, `forward` only to warm up.
     """
 
     def answer_each(

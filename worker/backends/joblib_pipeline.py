@@ -19,8 +19,8 @@ from shared.datatypes import NUMPY_TYPES, Array
 from shared.errors import BadModel, BadModelOutput
 from shared.model_spec import ModelSpec, TensorSpec
 from worker.backends.operator_code import make_importable
+from worker.backends.preprocessing import PixelArrays
 from worker.devices import Placement
-from worker.preprocessing import PixelArrays
 
 METHODS = ("predict", "predict_proba", "predict_log_proba", "decision_function", "transform")
 

@@ -21,7 +21,7 @@ from worker.devices import Placement
 def load_file(
     backend: str, spec: ModelSpec, file: Path, placement: Placement, *, allow_pickle: bool
 ) -> Backend:
-    """Return the loaded model; `backend` is a name of `worker.config.formats`.
+    """Return the loaded model; `backend` is a name of `worker.repository.config.formats`.
 
     Raises BadModel saying what is wrong with the file, or what the framework raises.
     """

@@ -13,8 +13,8 @@ import onnxruntime
 from shared.datatypes import Array
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec
+from worker.backends.preprocessing import PixelArrays
 from worker.devices import Placement
-from worker.preprocessing import PixelArrays
 
 log = logging.getLogger(__name__)
 

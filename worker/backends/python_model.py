@@ -25,9 +25,9 @@ from shared.model_spec import ModelSpec, TensorSpec
 from worker.backends import triton_python_backend_utils
 from worker.backends.base import Backend
 from worker.backends.operator_code import import_file
+from worker.backends.preprocessing import PixelArrays, own_arrays
 from worker.backends.triton_python import TritonPythonBackend
 from worker.devices import Placement
-from worker.preprocessing import PixelArrays, own_arrays
 
 Result = TypeVar("Result")
 

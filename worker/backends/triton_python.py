@@ -15,6 +15,7 @@ from shared.datatypes import Array
 from shared.errors import BadModel, BadModelOutput, BadRequest, FerryError, ModelFailed, Unsupported
 from shared.model_spec import ModelSpec
 from worker.backends.base import Question
+from worker.backends.preprocessing import PixelArrays, own_arrays
 from worker.backends.triton_requests import (
     InferenceRequest,
     InferenceResponse,
@@ -22,7 +23,6 @@ from worker.backends.triton_requests import (
     TritonError,
 )
 from worker.devices import Placement
-from worker.preprocessing import PixelArrays, own_arrays
 
 ERRORS = {TritonError.INVALID_ARG: BadRequest, TritonError.UNSUPPORTED: Unsupported}
 """What a client is answered for a code; for all others `model_failed`."""

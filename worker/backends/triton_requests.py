@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from shared.datatypes import Array, datatype_of
-from worker.tensors import to_numpy, to_torch
+from worker.backends.tensors import to_numpy, to_torch
 
 
 class TritonModelException(Exception):

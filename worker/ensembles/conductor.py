@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from redis.exceptions import RedisError
 
-from shared.claims import Claimed
 from shared.errors import (
     BadMessage,
     FerryError,
@@ -28,6 +27,7 @@ from shared.errors import (
     VersionRetired,
 )  # fmt: skip
 from shared.model_spec import ModelSpec
+from shared.request_queue.claimed import Claimed
 from worker.ensembles.graph import Graph
 from worker.ensembles.outbox import Outbox
 from worker.ensembles.run import Run, failed

@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
-from shared.catalog import Catalog
-from shared.claims import Claimed
 from shared.model_spec import ModelSpec
-from shared.queue_commands import Limits
-from shared.queue_keys import QueueKeys
-from shared.redis_connection import connect, open_wire
-from shared.registry import Registry
+from shared.registry.catalog import Catalog
+from shared.registry.registry import Registry
+from shared.request_queue.claimed import Claimed
+from shared.request_queue.commands import Limits
+from shared.request_queue.keys import QueueKeys
+from shared.wire.connection import connect, open_wire
 from worker.ensembles.conductor import Conductor
 from worker.ensembles.step_queues import StepQueues
 from worker.ensembles.work import EnsembleQueue, Seats

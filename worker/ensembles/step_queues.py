@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import redis
 
-from shared.catalog import Catalog
 from shared.errors import BadModelOutput, ModelNotReady, RequestExpired, UnknownModel
 from shared.messages import InferRequest, Parameters, Tensor
 from shared.model_spec import EnsembleStep, ModelSpec
-from shared.queue_commands import Limits
-from shared.queue_keys import QueueKeys
-from shared.request_queue import RequestQueue, Waiting
-from worker.batch import MAX_RESULT_BYTES
+from shared.registry.catalog import Catalog
+from shared.request_queue.api_end import RequestQueue, Waiting
+from shared.request_queue.commands import Limits
+from shared.request_queue.keys import QueueKeys
+from worker.instance.batch import MAX_RESULT_BYTES
 
 
 class Question(NamedTuple):

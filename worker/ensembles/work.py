@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
-from shared.claims import Answers, Claimed
-from shared.pieces import Command
-from shared.work_queue import WorkQueue
+from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.worker_end import WorkQueue
+from shared.wire.packing import Command
 
 
 class Finished(NamedTuple):

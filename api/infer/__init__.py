@@ -1,0 +1,1 @@
+"""One request, whatever transport brought it: ask, wait, write the answer."""

@@ -1,0 +1,209 @@
+"""Answers that are asked for later, by id or by key.
+
+`shared/request_queue/async_records.py` has the schema.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from hashlib import sha256
+from typing import Any
+
+import msgpack
+import redis
+from flask import Response
+
+from api.infer.answer import json_response
+from api.infer.asking import Question
+from api.infer.queues import Queues
+from api.infer.render import render
+from api.infer.terms import LONGEST_TIMEOUT_SECONDS
+from shared.courier.departures import has_left
+from shared.errors import (
+    BadRequest,
+    ClientLeft,
+    FerryError,
+    IdempotencyConflict,
+    QueueFull,
+    RedisUnavailable,
+    RequestExpired,
+    RequestGone,
+    RequestStarted,
+    UnknownRequest,
+)
+from shared.model_spec import ModelSpec
+from shared.request_queue.async_records import First, How, Records
+from shared.request_queue.async_requests import Detached, State, new_id
+from shared.request_queue.commands import KEPT_SECONDS, grace_seconds
+from shared.settings import Settings
+
+LONGEST_KEY = 255
+FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.005, 0.2
+
+
+class Later:
+    """Stores requests and finds their answers again, in any API process."""
+
+    def __init__(self, client: redis.Redis, settings: Settings, queues: Queues) -> None:
+        """Open nothing yet."""
+        self._settings = settings
+        self._queues = queues
+        self._waiting = 0
+        longest_timeout = max(LONGEST_TIMEOUT_SECONDS, settings.request_timeout_seconds)
+        longest_kept = max(KEPT_SECONDS, settings.result_ttl_seconds)
+        self._records = Records(
+            client,
+            settings.key_prefix,
+            longest_timeout + longest_kept,
+            grace_seconds=grace_seconds(settings),
+        )
+
+    def accept(self, question: Question) -> Response:
+        """Store a request and answer 202 with its location."""
+        request_id = new_id()
+        self._submit(request_id, question, self._settings.result_ttl_seconds)
+        return _accepted(request_id, State("waiting"))
+
+    def once(self, key: str, path: str, question: Question, *, wait: bool) -> Response:
+        """Answer what the first request with this key, path and body was, or will be, answered.
+
+        Raises IdempotencyConflict when the first was another, RequestExpired when the answer is
+        not there by this request's deadline; the same key may then come again.
+        """
+        if not 0 < len(key) <= LONGEST_KEY:
+            raise BadRequest(f"Idempotency-Key must have 1 to {LONGEST_KEY} characters")
+        ours = First(new_id(kept=True), _digest(path, question))
+        first = self._records.first(question.spec.name, key, ours)
+        if first.asked != ours.asked:
+            raise IdempotencyConflict("this Idempotency-Key came with another request before")
+        request_id = first.request_id
+        if first == ours:
+            spec = self._submit_first(request_id, key, question)
+        else:
+            spec = self._joined(request_id, question)
+        seconds = self._queues.timeout_seconds(question.spec, question.terms) if wait else 0.0
+        state = self._wait(request_id, spec, seconds, question.terms.client)
+        if state.result is None and wait:
+            raise RequestExpired("Request timeout expired")
+        return _answered(request_id, spec, question.how, state)
+
+    def answer(
+        self, request_id: str, wait_seconds: float, client: socket.socket | None
+    ) -> Response:
+        """Return the answer, or 202 when it is not there within `wait_seconds`.
+
+        Raises UnknownRequest, RequestGone, and the error that the request was answered with.
+        """
+        spec, how = self._records.find(request_id)
+        state = self._wait(request_id, spec, wait_seconds, client)
+        return _answered(request_id, spec, how, state)
+
+    def cancel(self, request_id: str) -> Response:
+        """Take back a request that waits; raises RequestStarted, UnknownRequest or RequestGone."""
+        requests = self._queues.detached(self._records.find(request_id)[0])
+        what = requests.cancel(request_id)
+        if what == "gone":
+            what = requests.state(request_id).what
+        if what in {"running", "done"}:
+            raise RequestStarted(f"request {request_id} is {what} and cannot be cancelled")
+        if what == "gone":
+            raise _gone(request_id)
+        return json_response({"id": request_id, "status": "cancelled"})
+
+    def _submit(self, request_id: str, question: Question, keep_seconds: float) -> ModelSpec:
+        """Push first: a request that is refused leaves nothing behind. Returns who was asked."""
+        asked, inputs, outputs, terms, how, named = question
+        spec = self._queues.submit(request_id, asked, inputs, outputs, terms, named=named)
+        life_seconds = self._queues.timeout_seconds(spec, terms) + keep_seconds
+        durable = self._settings.durable
+        try:
+            self._records.save(request_id, spec, how, life_seconds, durable=durable)
+        except RedisUnavailable:
+            self._queues.detached(spec).cancel(request_id)
+            raise
+        return spec
+
+    def _submit_first(self, request_id: str, key: str, question: Question) -> ModelSpec:
+        """Submit under a new key; one that is refused frees the key, unless it came again since."""
+        try:
+            return self._submit(request_id, question, KEPT_SECONDS)
+        except FerryError:
+            if self._queues.detached(question.spec).state(request_id).what == "gone":
+                self._records.forget_key(question.spec.name, key)
+            raise
+
+    def _joined(self, request_id: str, question: Question) -> ModelSpec:
+        """Return the model that an earlier request asked; see to it that it is under way.
+
+        It may have expired on the queue, or not be pushed yet, by a process that may have died:
+        pushing is idempotent, so whoever comes does it.
+        """
+        try:
+            spec = self._records.find(request_id)[0]  # another version may serve by now
+        except UnknownRequest:
+            spec = question.spec
+        if self._queues.detached(spec).state(request_id).what != "gone":
+            return spec
+        self._submit(request_id, question, KEPT_SECONDS)
+        return question.spec
+
+    def _wait(
+        self, request_id: str, spec: ModelSpec, seconds: float, client: socket.socket | None
+    ) -> State:
+        """Return what became of a request as soon as it is closed, or after some seconds.
+
+        Raises ClientLeft when nobody waits for the answer any more, which the request outlives, and
+        QueueFull when too many wait in this process.
+        """
+        requests = self._queues.detached(spec)
+        if seconds > 0 and requests.is_open(request_id):
+            if self._waiting >= self._settings.max_waiting:
+                raise QueueFull.with_waiting(self._waiting)
+            self._waiting += 1
+            try:
+                _wait_until_closed(requests, request_id, seconds, client)
+            finally:
+                self._waiting -= 1
+        # subtle: where it stands on the queue costs a walk over the queue, so that is asked last.
+        return requests.state(request_id)
+
+
+def _wait_until_closed(
+    requests: Detached, request_id: str, seconds: float, client: socket.socket | None
+) -> None:
+    deadline, pause = time.monotonic() + seconds, FIRST_LOOK_SECONDS
+    while (left := deadline - time.monotonic()) > 0 and requests.is_open(request_id):
+        if client is not None and has_left(client):
+            raise ClientLeft("the client hung up")
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, LONGEST_LOOK_SECONDS)
+
+
+def _answered(request_id: str, spec: ModelSpec, how: How, state: State) -> Response:
+    if state.what == "gone":
+        raise _gone(request_id)
+    if state.result is None:
+        return _accepted(request_id, state)
+    if state.result.error is not None:
+        raise state.result.error
+    return render(spec, state.result, how).response()
+
+
+def _accepted(request_id: str, state: State) -> Response:
+    location = f"/v2/requests/{request_id}"
+    body: dict[str, Any] = {"id": request_id, "status": state.what, "location": location}
+    if state.ahead is not None:
+        body["position"] = state.ahead
+    return json_response(body, 202, (("Location", location),))
+
+
+def _gone(request_id: str) -> RequestGone:
+    return RequestGone(f"request {request_id} has expired, or was cancelled")
+
+
+def _digest(path: str, question: Question) -> bytes:
+    """Return a hash of what was asked, tensors included."""
+    _, inputs, outputs, terms, how, _ = question
+    asked = [path, inputs, outputs, dict(terms.parameters), how]
+    return sha256(msgpack.packb(asked)).digest()

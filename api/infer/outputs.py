@@ -1,0 +1,18 @@
+"""v2's outputs as they were asked for, whatever transport carries them."""
+
+from __future__ import annotations
+
+from api.payloads.classification import classified
+from shared.messages import InferResult, Tensor
+from shared.model_spec import ModelSpec
+from shared.request_queue.async_records import How
+
+
+def shown_outputs(spec: ModelSpec, result: InferResult, how: How) -> list[tuple[Tensor, bool]]:
+    """Return v2's outputs as they were asked for, each with whether it is to be binary."""
+    if not how.outputs:
+        return [(tensor, how.binary) for tensor in result.outputs]
+    return [
+        (classified(tensor, item.class_count, spec) if item.class_count else tensor, item.binary)
+        for tensor, item in zip(result.outputs, how.outputs, strict=True)
+    ]

@@ -1,0 +1,77 @@
+"""From a result to the JSON of the route that was asked, at once or much later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from api.infer.answer import Answer, Headers, json_answer
+from api.infer.outputs import shown_outputs
+from api.infer.timings import server_timing, timings_json
+from api.payloads.binary_tensors import HEADER
+from api.payloads.predictions import describe_rows
+from api.payloads.v1_json import FORMS, v1_values
+from api.payloads.v2_json import binary_output, json_output
+from shared.messages import InferResult, Tensor
+from shared.model_spec import ModelSpec
+from shared.request_queue.async_records import How
+
+
+def render(spec: ModelSpec, result: InferResult, how: How) -> Answer:
+    """Return the answer; raises BadRequest for an output that JSON cannot carry."""
+    if how.kind == "infer":
+        return _inferred(spec, result, how)
+    if how.kind in FORMS.values():
+        body = {how.kind: v1_values(result, how.kind), "timings": timings_json(result.timings)}
+        return json_answer(body, headers=_headers(spec, result))
+    if how.kind == "tensor":
+        answer: dict[str, Any] = {"prediction": _prediction(result.outputs[0])}
+    else:
+        answer = _described(spec, result, how)
+    answer["model"], answer["version"] = spec.name, spec.version
+    answer["timings"] = timings_json(result.timings)
+    return json_answer(answer, headers=_headers(spec, result))
+
+
+def _inferred(spec: ModelSpec, result: InferResult, how: How) -> Answer:
+    """Return v2's answer: JSON, and the data of binary outputs behind it."""
+    answer: dict[str, Any] = {"model_name": spec.name, "model_version": spec.version}
+    if how.id is not None:
+        answer["id"] = how.id
+    chunks = []
+    answer["outputs"] = outputs = []
+    for tensor, is_binary in shown_outputs(spec, result, how):
+        if is_binary:
+            outputs.append(binary_output(tensor))
+            chunks.append(tensor.data)
+        else:
+            outputs.append(json_output(tensor))
+    answer["timings"] = timings_json(result.timings)
+    head = json_answer(answer, headers=_headers(spec, result))
+    if not chunks:
+        return head
+    length = (HEADER, str(len(head.body)))
+    body = b"".join([head.body, *chunks])
+    return Answer(200, (*head.headers, length), body, "application/octet-stream")
+
+
+def _prediction(tensor: Tensor) -> Any:
+    if tensor.datatype == "BF16":  # orjson does not know it
+        return tensor.array().astype(np.float32)
+    return v1_values(InferResult((tensor,)), "outputs")
+
+
+def _headers(spec: ModelSpec, result: InferResult) -> Headers:
+    timing = ("Server-Timing", server_timing(result.timings))
+    if not spec.cached:
+        return (timing,)
+    return (timing, ("Ferry-Cache", "hit" if result.timings.cached else "miss"))
+
+
+def _described(spec: ModelSpec, result: InferResult, how: How) -> dict[str, Any]:
+    rows = describe_rows(spec, result, how.top_k)
+    for row, was_cut in zip(rows, how.cut or [False] * len(rows), strict=True):
+        if was_cut:
+            row["truncated"] = True
+    return rows[0] if how.one else {"predictions": rows}

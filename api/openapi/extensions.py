@@ -1,0 +1,111 @@
+"""The operations of the protocol's extensions and of version 1, for /openapi.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from api.openapi import extension_schemas as schemas
+from api.openapi.operations import (
+    ASKING,
+    ASKING_ERRORS,
+    ASKING_PARAMETERS,
+    BODY_ERRORS,
+    KNOWN_MODEL,
+    Operation,
+    as_json,
+)
+from api.openapi.predict_schemas import Accepted
+from shared import errors
+
+CONTROL_ERRORS = (
+    *BODY_ERRORS, errors.LoadFailed, errors.ModelNotReady, errors.RedisUnavailable
+)  # fmt: skip
+LOGGED = {200: as_json(schemas.LogSettings)}
+OTHER_VERB = Operation(
+    "version 1", "The verbs that are not offered", {}, (errors.Unsupported, errors.UnknownRoute)
+)
+SHARED_MEMORY = Operation("extensions", "Not offered: shared memory", {}, (errors.Unsupported,))
+TRACE = Operation("extensions", "Not offered: traces", {}, (errors.Unsupported,))
+
+EXTENSIONS: Mapping[tuple[str, str], Operation] = {
+    ("repository.index", "POST"): Operation(
+        "extensions",
+        "All models with their states",
+        {200: as_json(list[schemas.IndexEntry])},
+        (*BODY_ERRORS, errors.RedisUnavailable),
+        as_json(schemas.IndexBody),
+        body_required=False,
+    ),
+    ("repository.load", "POST"): Operation(
+        "extensions",
+        "Loads a model, or what changed of it; answers when it is ready on every machine",
+        {200: as_json(schemas.Nothing)},
+        CONTROL_ERRORS,
+        as_json(schemas.LoadBody),
+        body_required=False,
+    ),
+    ("repository.unload", "POST"): Operation(
+        "extensions",
+        "Unloads a model; answers when no request can reach it",
+        {200: as_json(schemas.Nothing)},
+        CONTROL_ERRORS,
+        as_json(schemas.UnloadBody),
+        body_required=False,
+    ),
+    ("model_statistics.statistics", "GET"): Operation(
+        "extensions",
+        "What the requests of each model version cost so far, in all processes",
+        {200: as_json(schemas.Statistics)},
+        KNOWN_MODEL,
+    ),
+    ("metrics.metrics", "GET"): Operation(
+        "server",
+        "Which model versions serve, for Prometheus",
+        {200: {"text/plain": (str,)}},
+        (errors.RedisUnavailable,),
+    ),
+    ("log_settings.read", "GET"): Operation(
+        "extensions", "How much is logged", LOGGED, (errors.RedisUnavailable,)
+    ),
+    ("log_settings.change", "POST"): Operation(
+        "extensions",
+        "Sets how much is logged, by all processes",
+        LOGGED,
+        (*BODY_ERRORS, errors.RedisUnavailable),
+        as_json(schemas.ChangeLogging),
+    ),
+    **{("unsupported.shared_memory", method): SHARED_MEMORY for method in ("GET", "POST")},
+    **{("unsupported.trace", method): TRACE for method in ("GET", "POST")},
+    ("v1.models", "GET"): Operation(
+        "version 1",
+        "The names of all models",
+        {200: as_json(schemas.V1Models)},
+        (errors.RedisUnavailable,),
+    ),
+    ("v1.model", "GET"): Operation(
+        "version 1",
+        "Whether a model is served",
+        {200: as_json(schemas.V1Ready)},
+        (*KNOWN_MODEL, errors.ModelNotReady),
+    ),
+    ("v1.model_version", "GET"): Operation(
+        "version 1",
+        "The state of one version",
+        {200: as_json(schemas.V1VersionStatus)},
+        KNOWN_MODEL,
+    ),
+    ("v1.predict", "POST"): Operation(
+        "version 1",
+        "Rows in, predictions out; or columns in, outputs out",
+        {
+            200: as_json(schemas.V1Predictions, schemas.V1Outputs),
+            202: as_json(Accepted),
+        },
+        ASKING_ERRORS,
+        as_json(schemas.V1Rows, schemas.V1Columns),
+        ASKING_PARAMETERS,
+        ("Server-Timing", "Ferry-Cache"),
+        ASKING,
+    ),
+    ("v1.other", "POST"): OTHER_VERB,
+}

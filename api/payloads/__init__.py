@@ -1,0 +1,1 @@
+"""What is inside bodies: each protocol's tensors, checked, and results back."""

@@ -1,0 +1,216 @@
+"""One infer request, whatever transport brought it, checked against its model (stop 1).
+
+HTTP and gRPC take a request apart; here it is decided whether it fits, in the same words for both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+from api.infer.descriptions import SHARED_MEMORY
+from api.payloads.binary_tensors import checked_binary
+from api.payloads.json_arrays import BINARY_ONLY, small_numbers, to_array
+from shared.datatypes import DATATYPES, to_bytes
+from shared.errors import BadRequest, Unsupported
+from shared.messages import Parameters, Tensor
+from shared.model_spec import ModelSpec, TensorSpec
+from shared.request_queue.async_records import Wanted
+
+MAX_DIMENSION = 2**63 - 1
+_ONLY_INTEGERS = frozenset({int})
+
+
+class Given(NamedTuple):
+    """One input as it came: `data` as JSON's lists, or `raw` as binary tensor data.
+
+    Nothing is checked yet but the name, which is a string. `names_booleans` False says that there
+    are no booleans in `data`, which saves a look at every element.
+    """
+
+    name: str
+    datatype: Any
+    shape: Any
+    data: Any = None
+    raw: memoryview | None = None
+    names_booleans: bool = True
+
+
+class InferBody(NamedTuple):
+    """A checked request: inputs in the model's order, wanted outputs (empty for all).
+
+    `binary` says that outputs are binary unless they are among the wanted ones.
+    """
+
+    id: str | None
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Wanted, ...]
+    parameters: Parameters
+    binary: bool = False
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Return the outputs that the model is asked for, empty for all."""
+        return tuple([wanted.name for wanted in self.outputs])
+
+
+def check_inputs(given: Sequence[Given], spec: ModelSpec) -> tuple[Tensor, ...]:
+    """Return the tensors in the model's order; raises BadRequest saying what is wrong and where."""
+    declared = spec.inputs_by_name
+    found: dict[str, Tensor] = {}
+    for item in given:
+        name = item.name
+        if name not in declared:
+            raise BadRequest(
+                f"unknown input {name!r}: the inputs of '{spec.name}' are {sorted(declared)}"
+            )
+        if name in found:
+            raise BadRequest(f"input {name!r} is given twice")
+        found[name] = _checked(item, declared[name], spec)
+    if len(found) < len(declared):
+        check_missing(found, spec)
+    if spec.batched and len(found) > 1:
+        rows = {tensor.shape[0] for tensor in found.values()}
+        if len(rows) > 1:
+            raise BadRequest(f"all inputs must have the same batch size, not {sorted(rows)}")
+    return tuple([found[name] for name in declared if name in found])
+
+
+def check_missing(given: Collection[str], spec: ModelSpec) -> None:
+    """Raise BadRequest when an input is not given that is not optional, or none is."""
+    declared = spec.inputs_by_name
+    missing = [name for name in declared if name not in given and not declared[name].optional]
+    if missing:
+        raise BadRequest(f"missing input {missing[0]!r}: '{spec.name}' wants {list(declared)}")
+    if not given:
+        raise BadRequest(f"no input is given: '{spec.name}' takes {list(declared)}")
+
+
+def check_outputs(wanted: Sequence[Wanted], binary: bool, spec: ModelSpec) -> None:
+    """Raise BadRequest unless the model has these outputs, each once, in a form they can have.
+
+    `binary` is for all outputs where none is named.
+    """
+    if not wanted:
+        for tensor in () if binary else spec.outputs:
+            _check_json(tensor)
+        return
+    declared = {tensor.name: tensor for tensor in spec.outputs}
+    seen: set[str] = set()
+    for item in wanted:
+        if item.name not in declared:
+            known = list(declared)
+            raise BadRequest(
+                f"unknown output {item.name!r}: the outputs of '{spec.name}' are {known}"
+            )
+        if item.name in seen:
+            raise BadRequest(f"output {item.name!r} is requested twice")
+        seen.add(item.name)
+        if item.class_count and declared[item.name].datatype in {"BYTES", "BOOL"}:
+            datatype = declared[item.name].datatype
+            raise BadRequest(f"output {item.name!r}: no classification of datatype {datatype}")
+        if not item.binary and not item.class_count:
+            _check_json(declared[item.name])
+
+
+def _check_json(tensor: TensorSpec) -> None:
+    if tensor.datatype in BINARY_ONLY:
+        raise BadRequest(
+            f"output {tensor.name!r} has datatype {tensor.datatype}, which JSON cannot carry: "
+            "ask for binary data"
+        )
+
+
+def check_shape(shape: tuple[int, ...], declared: TensorSpec, spec: ModelSpec, where: str) -> None:
+    """Raise BadRequest unless `shape` fits the declared one and the batch limit."""
+    if (
+        spec.batched
+        and len(shape) > 1
+        and shape[1:] == declared.dims
+        and shape[0] <= spec.max_batch_size
+        and 0 not in shape
+    ):
+        return  # nearly always, and at a third of what the following costs
+    wanted = spec.full_shape(declared)
+    if len(shape) != len(wanted):
+        raise BadRequest(
+            f"{where}: shape {list(shape)} has {len(shape)} dimensions, the model wants {wanted}"
+        )
+    for got, want in zip(shape, wanted, strict=True):
+        if want not in (got, -1):
+            raise BadRequest(f"{where}: shape {list(shape)}, the model wants {wanted}")
+    if 0 in shape:
+        raise BadRequest(f"{where}: shape {list(shape)} has no elements")
+    if spec.batched and shape[0] > spec.max_batch_size:
+        raise BadRequest(
+            f"inference request batch-size must be <= {spec.max_batch_size} for '{spec.name}', "
+            f"{where} has {shape[0]} rows"
+        )
+
+
+def check_parameters(parameters: Any, where: str) -> Parameters:
+    """Return `parameters` when it is an object of strings, numbers and booleans (or absent).
+
+    Raises BadRequest, and Unsupported when they point to shared memory.
+    """
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict) or not all(
+        isinstance(value, str | int | float | bool) for value in parameters.values()
+    ):
+        raise BadRequest(
+            f'"parameters" of {where} must be an object of strings, numbers and booleans'
+        )
+    if "shared_memory_region" in parameters:
+        raise Unsupported(SHARED_MEMORY)
+    return parameters
+
+
+def class_count(parameters: Parameters, where: str) -> int:
+    """Return how many best classes an output's parameters want, 0 for the output itself."""
+    count = parameters.get("classification", 0)
+    if type(count) is not int or count < 0:
+        raise BadRequest(f'{where}: "classification" must be a number from 1, not {count!r}')
+    return count
+
+
+def _checked(item: Given, declared: TensorSpec, spec: ModelSpec) -> Tensor:
+    where, datatype, shape = f"input {item.name!r}", item.datatype, item.shape
+    if datatype != declared.datatype:
+        known = isinstance(datatype, str) and datatype in DATATYPES
+        raise BadRequest(
+            f"{where}: datatype {datatype}, the model wants {declared.datatype}"
+            if known
+            else f"{where}: unknown datatype {datatype!r}, the model wants {declared.datatype}"
+        )
+    if (
+        not isinstance(shape, list)
+        or not _ONLY_INTEGERS.issuperset(map(type, shape))
+        or min(shape, default=0) < 0
+        or max(shape, default=0) > MAX_DIMENSION
+    ):
+        raise BadRequest(f"{where}: shape must be a list of numbers that are not negative")
+    dimensions = tuple(shape)
+    check_shape(dimensions, declared, spec, where)
+    if item.raw is not None:
+        return Tensor(
+            item.name, datatype, dimensions, checked_binary(item.raw, datatype, dimensions, where)
+        )
+    return Tensor(item.name, datatype, dimensions, _from_json(item, shape, where))
+
+
+def _from_json(item: Given, shape: list[int], where: str) -> bytes:
+    if item.data is None:
+        raise BadRequest(f"{where}: data is missing")
+    count = math.prod(shape)
+    if not item.names_booleans:
+        packed = small_numbers(item.data, item.datatype, count)
+        if packed is not None:
+            return packed
+    array = to_array(item.data, item.datatype, where, names_booleans=item.names_booleans)
+    if array.size != count:
+        raise BadRequest(f"{where}: data has {array.size} elements, shape {shape} wants {count}")
+    if array.ndim != 1 and list(array.shape) != shape:
+        raise BadRequest(f"{where}: data is nested as {list(array.shape)}, not as shape {shape}")
+    return to_bytes(array)

@@ -1,0 +1,1 @@
+"""The Flask routes, a module for each area of URLs."""

@@ -1,0 +1,79 @@
+"""Every error as JSON: `{"error": "...", "code": "..."}` with the error's own HTTP status.
+
+`error` is the Open Inference Protocol's key; `code` is ours, for programs.
+"""
+
+from __future__ import annotations
+
+from flask import Flask, Response, request
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
+from werkzeug.exceptions import NotFound as WerkzeugNotFound
+
+from api.infer.answer import Answer, json_answer
+from api.infer.failures import told
+from api.server.body import BODY_STOPPED
+from shared.errors import (
+    BadRequest,
+    FerryError,
+    MethodNotAllowed,
+    PayloadTooLarge,
+    RequestTimeout,
+    UnknownRoute,
+)
+
+
+def register_error_handlers(app: Flask) -> None:
+    """Make every failure of `app` a JSON answer."""
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(ParseException, _body_error)
+    app.register_error_handler(Exception, _any_error)
+
+
+def error_answer(error: Exception, asked: str) -> Answer:
+    """Return a FerryError's own answer; anything else becomes a bare 500 with an id.
+
+    The detail goes to the log only, with `asked`, the method and path.
+    """
+    ours = told(error, asked)
+    retry_after = ours.retry_after_seconds
+    headers = () if retry_after is None else (("Retry-After", str(retry_after)),)
+    return json_answer({"error": ours.message, "code": ours.code}, ours.status, headers)
+
+
+def _any_error(error: Exception) -> Response:
+    return error_answer(error, f"{request.method} {request.path}").response()
+
+
+def _http_error(error: HTTPException) -> Response:
+    """Turn Flask's and werkzeug's own refusals into ours."""
+    if isinstance(error, RequestEntityTooLarge):
+        ours: FerryError = PayloadTooLarge(_too_large(request.content_length))
+    elif isinstance(error, ClientDisconnected) and isinstance(error.__context__, TimeoutError):
+        ours = RequestTimeout(BODY_STOPPED)
+    elif isinstance(error, WerkzeugNotFound):
+        ours = UnknownRoute(f"no route {request.path}")
+    elif isinstance(error, WerkzeugMethodNotAllowed):
+        allowed = ", ".join(sorted(error.valid_methods or []))
+        ours = MethodNotAllowed(f"{request.method} {request.path}: allowed are {allowed}")
+    else:
+        ours = BadRequest(error.description or error.name)
+    response = _any_error(ours)
+    if isinstance(error, WerkzeugMethodNotAllowed) and error.valid_methods:
+        response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+    return response
+
+
+def _body_error(error: ParseException) -> Response:
+    """Refuse what gunicorn could not read: chunks that are none, trailers that are too long."""
+    return _any_error(BadRequest(f"the body cannot be read: {error}"))
+
+
+def _too_large(content_length: int | None) -> str:
+    limit = request.max_content_length or 0
+    if content_length is None:
+        return f"the body is larger than {limit} bytes or has too many parts"
+    if content_length > limit:
+        return f"the body is {content_length} bytes, at most {limit} bytes are taken"
+    return f"the multipart body has more than {request.max_form_parts} parts, or too long fields"

@@ -1,0 +1,143 @@
+"""POST /predict: a picture, a sentence or a few numbers, for people with curl (stop 1)."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+from flask import Blueprint, Response, current_app, request
+from werkzeug.datastructures import FileStorage
+
+from api.infer.asking import Question, answer
+from api.infer.terms import terms_of
+from api.payloads.infer_request import check_shape
+from api.payloads.json_arrays import json_type, to_array
+from api.payloads.media import picture_batch
+from api.payloads.v2_json import load_object
+from api.routes.v2 import checked_version
+from api.server.body import read_body, read_form
+from shared.datatypes import to_bytes
+from shared.errors import BadRequest
+from shared.messages import Tensor
+from shared.model_spec import ModelSpec
+from shared.request_queue.async_records import How
+
+blueprint = Blueprint("predict", __name__)
+DEFAULT_TOP_K = 3
+MAX_TOP_K = 1000
+
+
+@blueprint.post("/predict")
+@blueprint.post("/predict/<name>")
+@blueprint.post("/predict/<name>/versions/<version>")
+def predict(name: str | None = None, version: str | None = None) -> Response:
+    """Answer pictures (multipart `file` parts or the raw body), texts or tensors (JSON).
+
+    Without a model's name, the one model that takes this kind of input answers; 400 lists the
+    candidates when there are several. Next stop: `RequestQueue.push`.
+    """
+    if request.mimetype == "multipart/form-data":
+        return _pictures(_files(), name, version, one=None)
+    raw = read_body()
+    if request.mimetype == "application/json" or raw.lstrip()[:1] == b"{":
+        return _json(load_object(raw), name, version)
+    if not raw:
+        raise BadRequest(
+            'the body is empty: send a picture, {"text": ...} or {"input_tensor": ...}'
+        )
+    return _pictures([raw], name, version, one=True)
+
+
+def _files() -> list[bytes]:
+    form, parts = read_form()
+    files = parts.getlist("file")
+    if not files:
+        names = sorted({*parts, *form})
+        raise BadRequest(f'multipart has no part named "file" with a file name, only {names}')
+    return [_read(file) for file in files]
+
+
+def _read(file: FileStorage) -> bytes:
+    """Read and close, since large files stand on the disk."""
+    with closing(file):
+        content: bytes = file.read()
+    return content
+
+
+def _pictures(
+    pictures: list[bytes], name: str | None, version: str | None, *, one: bool | None
+) -> Response:
+    spec = _model("image", name, version)
+    inputs = (picture_batch(pictures, spec),)
+    one = len(pictures) == 1 if one is None else one
+    return _described(spec, inputs, version, one=one)
+
+
+def _json(body: dict[str, Any], name: str | None, version: str | None) -> Response:
+    if "text" in body:
+        return _texts(body["text"], name, version)
+    if "input_tensor" in body:
+        return _tensor(body["input_tensor"], name, version)
+    raise BadRequest(f'the JSON body needs "text" or "input_tensor", it has {sorted(body)[:10]}')
+
+
+def _texts(value: Any, name: str | None, version: str | None) -> Response:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadRequest(f'"text" must be a string or a list of strings, not {json_type(value)}')
+    if not texts:
+        raise BadRequest('"text" is an empty list')
+    spec = _model("text", name, version)
+    inputs, cut = current_app.extensions["tokenizers"].encode(texts, spec)
+    return _described(spec, inputs, version, one=isinstance(value, str), cut=cut)
+
+
+def _tensor(data: Any, name: str | None, version: str | None) -> Response:
+    """Answer `{"input_tensor": rows}` with the first output's raw rows."""
+    spec = _model("tensor", name, version)
+    if len(spec.inputs) != 1:
+        raise BadRequest(f"'{spec.name}' has {len(spec.inputs)} inputs, use /v2/models/.../infer")
+    declared = spec.inputs[0]
+    array = to_array(data, declared.datatype, "input_tensor")
+    check_shape(array.shape, declared, spec, "input_tensor")
+    tensor = Tensor(declared.name, declared.datatype, array.shape, to_bytes(array))
+    terms = terms_of(request.environ, {})
+    return answer(Question(spec, (tensor,), (), terms, How("tensor"), version is not None))
+
+
+def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
+    """Return the named model, or the only one that takes `kind`; raises BadRequest."""
+    catalog = current_app.extensions["catalog"]
+    if name is not None:
+        spec: ModelSpec = catalog.serving(name, checked_version(version))
+        if kind not in ("tensor", spec.input_kind):
+            raise BadRequest(f"'{name}' takes {spec.input_kind} input, not {kind}")
+        return spec
+    fitting = [spec.name for spec in catalog.specs() if spec.input_kind == kind]
+    if len(fitting) != 1:
+        raise BadRequest(
+            f"{len(fitting)} models take {kind} input, name one: "
+            f"/predict/<model> with one of {fitting}"
+        )
+    only: ModelSpec = catalog.serving(fitting[0])
+    return only
+
+
+def _described(
+    spec: ModelSpec,
+    inputs: tuple[Tensor, ...],
+    version: str | None,
+    *,
+    one: bool,
+    cut: list[bool] | None = None,
+) -> Response:
+    how = How("rows", top_k=_top_k(), one=one, cut=tuple(cut or ()))
+    terms = terms_of(request.environ, {})
+    return answer(Question(spec, inputs, (), terms, how, version is not None))
+
+
+def _top_k() -> int:
+    raw = request.args.get("top_k", str(DEFAULT_TOP_K))
+    if not raw.isascii() or not raw.isdigit() or not 1 <= int(raw[:6]) <= MAX_TOP_K:
+        raise BadRequest(f"top_k={raw!r} must be a number from 1 to {MAX_TOP_K}")
+    return int(raw)

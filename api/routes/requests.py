@@ -1,0 +1,49 @@
+"""/v2/requests/<id>: what became of a request that was accepted with 202."""
+
+from __future__ import annotations
+
+import re
+
+from flask import Blueprint, Response, current_app, request
+
+from api.infer.later import Later
+from shared.errors import BadRequest, UnknownRequest
+
+blueprint = Blueprint("requests", __name__)
+ID = re.compile(r"[0-9a-f]{32}")
+LONGEST_WAIT_SECONDS = 60.0
+
+
+@blueprint.get("/v2/requests/<request_id>")
+def answer(request_id: str) -> Response:
+    """Answer as the route would have; 202 while it waits or runs, at most `?wait=` seconds."""
+    client = request.environ.get("gunicorn.socket")
+    return _later().answer(_known(request_id), _wait_seconds(), client)
+
+
+@blueprint.delete("/v2/requests/<request_id>")
+def cancel(request_id: str) -> Response:
+    """Take back what does not run yet."""
+    return _later().cancel(_known(request_id))
+
+
+def _known(request_id: str) -> str:
+    if not ID.fullmatch(request_id):
+        raise UnknownRequest(f"no request {request_id!r}")
+    return request_id
+
+
+def _wait_seconds() -> float:
+    raw = request.args.get("wait", "0")
+    try:
+        seconds = float(raw)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= LONGEST_WAIT_SECONDS:
+        raise BadRequest(f"wait={raw!r} must be a number of seconds from 0 to 60")
+    return seconds
+
+
+def _later() -> Later:
+    later: Later = current_app.extensions["later"]
+    return later

@@ -1,0 +1,78 @@
+"""Version 1 of the inference protocol, as KServe and TensorFlow Serving speak it (stop 1).
+
+Sources: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol and
+https://github.com/tensorflow/serving/blob/master/tensorflow_serving/g3doc/api_rest.md
+"""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, current_app, request
+
+from api.infer.answer import json_response
+from api.infer.asking import Question, answer
+from api.infer.terms import terms_of
+from api.payloads.v1_json import parse_predict
+from api.routes.v2 import checked_version
+from api.server.body import read_body
+from shared.errors import ModelNotReady, UnknownRoute, Unsupported
+from shared.registry.catalog import Catalog
+from shared.request_queue.async_records import How
+
+blueprint = Blueprint("v1", __name__)
+OTHER_VERBS = {"classify", "regress", "explain"}
+
+
+@blueprint.get("/v1/models")
+def models() -> Response:
+    """Answer the names of all registered models."""
+    return json_response({"models": [spec.name for spec in _catalog().specs()]})
+
+
+@blueprint.get("/v1/models/<name>")
+def model(name: str) -> Response:
+    """Answer 200 when an instance serves the model; raises ModelNotReady (503), as KServe does."""
+    catalog = _catalog()
+    if not catalog.is_ready(name):
+        catalog.serving(name)  # it says why, if there is more to say
+        raise ModelNotReady(f"model '{name}' is not ready")
+    return json_response({"name": name, "ready": True})
+
+
+@blueprint.get("/v1/models/<name>/versions/<version>")
+def model_version(name: str, version: str) -> Response:
+    """Answer the state of one version, in TensorFlow Serving's words."""
+    is_ready = _catalog().is_ready(name, checked_version(version))
+    state = {
+        "version": version,
+        "state": "AVAILABLE" if is_ready else "LOADING",
+        "status": {"error_code": "OK", "error_message": ""},
+    }
+    return json_response({"model_version_status": [state]})
+
+
+@blueprint.post("/v1/models/<name>:predict")
+@blueprint.post("/v1/models/<name>/versions/<version>:predict")
+def predict(name: str, version: str | None = None) -> Response:
+    """Answer `instances` (rows) with `predictions`, or `inputs` (columns) with `outputs`.
+
+    Next stop: `RequestQueue.push`.
+    """
+    raw = read_body()
+    spec = _catalog().serving(name, checked_version(version))
+    kind, inputs = parse_predict(raw, spec, current_app.extensions["tokenizers"])
+    terms = terms_of(request.environ, {})
+    return answer(Question(spec, inputs, (), terms, How(kind), version is not None))
+
+
+@blueprint.post("/v1/models/<name>:<verb>")
+@blueprint.post("/v1/models/<name>/versions/<version>:<verb>")
+def other(name: str, verb: str, version: str | None = None) -> Response:
+    """Refuse the protocol's other verbs with Unsupported (501), all else with UnknownRoute."""
+    if verb in OTHER_VERBS:
+        raise Unsupported(f":{verb} is not offered, ask '{name}' by :predict")
+    raise UnknownRoute(f"no route {request.path}")
+
+
+def _catalog() -> Catalog:
+    catalog: Catalog = current_app.extensions["catalog"]
+    return catalog

@@ -1,0 +1,1 @@
+"""Between gunicorn's socket and the routes: bodies, compression, the fast path."""

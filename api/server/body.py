@@ -1,0 +1,122 @@
+"""Reads a request's body, the whole of it or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from io import BytesIO
+from typing import IO, TYPE_CHECKING, TypeVar
+
+from flask import request
+from werkzeug.datastructures import FileStorage, MultiDict
+
+from api.payloads.binary_tensors import Buffer
+from api.server.compression import decompress
+from api.server.large_bodies import read_into_one
+from shared.errors import BadRequest, PayloadTooLarge, RequestTimeout
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+BODY_STOPPED = "nothing more of the body came in time: the connection is closed"
+Read = TypeVar("Read", bytes, bytes | memoryview)
+
+
+class BoundedReads:
+    """WSGI middleware: reads from gunicorn's socket raise TimeoutError after a silence.
+
+    It costs 0.5 us (2026-11-21). An answer is written when the application has returned it, under
+    no time-out: clients may be slow to read a large one.
+    """
+
+    def __init__(self, next_app: WSGIApplication, timeout_seconds: float) -> None:
+        """Let `next_app` wait `timeout_seconds` for the next piece of a body, at most."""
+        self._next_app = next_app
+        self._timeout_seconds = timeout_seconds
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request."""
+        client = environ.get("gunicorn.socket")
+        if client is None:
+            return self._next_app(environ, start_response)
+        client.settimeout(self._timeout_seconds)
+        try:
+            return self._next_app(environ, start_response)
+        finally:
+            client.settimeout(None)
+
+
+def read_body() -> bytes:
+    """Return the body, opened if it came with a Content-Encoding; raises what `decompress` does.
+
+    Raises PayloadTooLarge before reading when the declared length is above the limit.
+    A declared length is read in one piece, a tenth of what a request costs less than by werkzeug's
+    stream classes (2026-11-21).
+    """
+    limit = request.max_content_length
+    assert limit is not None, "create_app sets it"
+    length, encoding = request.content_length, request.environ.get("HTTP_CONTENT_ENCODING")
+    if length is None:
+        raw = _read_chunked(limit)
+    else:
+        raw = read_declared(request.environ["wsgi.input"], length, limit)
+    return raw if encoding is None else decompress(raw, encoding, limit)
+
+
+def read_form() -> tuple[MultiDict[str, str], MultiDict[str, FileStorage]]:
+    """Return the fields and files of a form, opened if it came with a Content-Encoding."""
+    if "HTTP_CONTENT_ENCODING" not in request.environ:
+        return request.form, request.files
+    raw = read_body()
+    parser = request.make_form_data_parser()
+    found = parser.parse(BytesIO(raw), request.mimetype, len(raw), request.mimetype_params)
+    return found[1], found[2]
+
+
+def read_declared(stream: IO[bytes], length: int, limit: int) -> bytes:
+    """Read `length` bytes; raises PayloadTooLarge above `limit`, BadRequest when there are less.
+
+    Raises RequestTimeout when they stop to come.
+    """
+    _check_length(length, limit)
+    return _complete(_read(stream, length), length)
+
+
+def read_binary(stream: IO[bytes], length: int, limit: int) -> Buffer:
+    """Read as `read_declared`, a large body without copying it."""
+    _check_length(length, limit)
+    try:
+        body: Buffer | None = read_into_one(stream, length)
+    except TimeoutError as error:
+        raise RequestTimeout(BODY_STOPPED) from error
+    return _complete(_read(stream, length) if body is None else body, length)
+
+
+def _check_length(length: int, limit: int) -> None:
+    if length > limit:
+        raise PayloadTooLarge(f"the body is {length} bytes, at most {limit} bytes are taken")
+
+
+def _read(stream: IO[bytes], length: int) -> bytes:
+    try:
+        return stream.read(length)
+    except TimeoutError as error:
+        raise RequestTimeout(BODY_STOPPED) from error
+    except OSError as error:
+        raise BadRequest("the client hung up before the body was there") from error
+
+
+def _complete(raw: Read, length: int) -> Read:
+    if len(raw) < length:
+        raise BadRequest(f"the body ended after {len(raw)} of {length} bytes")
+    return raw
+
+
+def _read_chunked(limit: int) -> bytes:
+    """Read a body without a declared length.
+
+    subtle: werkzeug returns as much of it as the limit allows, as if that were all.
+    """
+    raw = request.get_data(cache=False)
+    if len(raw) == limit and request.input_stream.read(1):
+        raise PayloadTooLarge(f"the body is larger than {limit} bytes")
+    return raw

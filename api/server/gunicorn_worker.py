@@ -1,0 +1,181 @@
+"""gunicorn's gevent worker, except in how it stops: soon when nothing is under way.
+
+gunicorn's own waits for every connection that a client keeps open, idle or not, and looks once a
+second: a stop took two seconds under load, and half a minute beside an idle client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.monkey import get_original
+from gevent.pool import Pool
+from gevent.server import StreamServer
+from gunicorn.glogging import Logger
+from gunicorn.workers.ggevent import GeventWorker
+
+if TYPE_CHECKING:
+    # subtle: at run time it would bind the standard library's locks before gevent replaces them.
+    from api.server.fast_path import Shortcut
+
+LOOK_SECONDS = 0.1
+DRAIN_LOOK_SECONDS = 0.02
+DECODING_THREADS = 2
+"""Each may hold FERRY_MAX_IMAGE_PIXELS several times over."""
+LINGER_SECONDS = 0.5
+"""How long connections may be idle once a stop has begun.
+
+A client that asks again meanwhile is answered, with `Connection: close`: closing at once would
+meet requests that are on their way.
+"""
+
+
+class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
+    """Closes idle connections when it stops, and ends when the last request is answered."""
+
+    alive: bool
+    nr: int
+    max_requests: int
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Take gunicorn's arguments."""
+        super().__init__(*arguments, **options)
+        self._idle: set[socket.socket] = set()
+        self._told_to_stop = False
+        self._shortcut: Shortcut | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note SIGTERM.
+
+        subtle: gunicorn's own ends `alive` here. Clients told to close would connect anew while
+        there is still a listener, and some of them be reset with it.
+        """
+        self._told_to_stop = True
+
+    def run(self) -> None:
+        """Serve until told to stop; then answer what has come, up to `graceful_timeout`."""
+        gevent.get_hub().threadpool_size = DECODING_THREADS
+        if self.cfg.keepalive and not _logs_requests(self.cfg):
+            self._shortcut = getattr(self.wsgi, "extensions", {}).get("shortcut")
+        servers = [self._serve(listener) for listener in self.sockets]
+        while self.alive and not self._told_to_stop:
+            self.notify()
+            gevent.sleep(LOOK_SECONDS)
+        for server in servers:
+            _close(server)
+        self.alive = False  # from here on gunicorn answers with `Connection: close`
+        began = time.monotonic()
+        while any(len(server.pool) for server in servers):
+            self.notify()
+            gevent.sleep(DRAIN_LOOK_SECONDS)
+            waited_seconds = time.monotonic() - began
+            if waited_seconds > self.cfg.graceful_timeout:
+                break
+            if waited_seconds > LINGER_SECONDS:
+                self._end_idle_connections()
+        for server in servers:
+            server.stop(timeout=1)
+
+    def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
+        """Serve one connection."""
+        self._idle.add(client)
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            self._idle.discard(client)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> Any:
+        """Answer one request of a connection, and those behind it whose heads are known."""
+        self._idle.discard(sock)
+        try:
+            if not self._is_taken(lambda shortcut: shortcut.takes(req, sock)):
+                return super().handle_request(listener_name, req, sock, addr)
+            while data := self._read_next(req, sock):
+                if not self._is_taken(lambda shortcut: shortcut.takes_next(data, req, sock)):
+                    req.unreader.unread(data)
+                    break
+            return True
+        finally:
+            self._idle.add(sock)
+
+    def _is_taken(self, take: Callable[[Shortcut], bool]) -> bool:
+        """Have `api.server.fast_path` answer, unless this is to be the last of the connection.
+
+        Raises StopIteration when no other request can follow.
+        """
+        if self._shortcut is None or not self.alive or self.nr + 1 >= self.max_requests:
+            return False
+        try:
+            taken = take(self._shortcut)
+        except (gevent.GreenletExit, SystemExit):  # killed, perhaps in the middle of a body
+            raise StopIteration from None
+        self.nr += taken
+        return taken
+
+    def _read_next(self, last: Any, sock: socket.socket) -> bytes:
+        """Return what comes behind an answer, nothing where gunicorn has to skip a body first.
+
+        `last` is the last request that gunicorn parsed. Raises StopIteration when nothing comes.
+        """
+        if last.body.reader.length:
+            return b""
+        data: bytes | None = None
+        self._idle.add(sock)
+        with self.timeout_ctx():
+            data = last.unreader.read()
+        self._idle.discard(sock)
+        if not data:
+            raise StopIteration
+        return data
+
+    def _end_idle_connections(self) -> None:
+        """Let requests that have arrived be read, and behind them the end of the connection."""
+        for connection in self._idle:
+            with contextlib.suppress(OSError):
+                _end_reading(connection)
+
+    def _serve(self, listener: socket.socket) -> StreamServer:
+        listener.setblocking(True)
+        server = StreamServer(
+            listener, handle=partial(self.handle, listener), spawn=Pool(self.worker_connections)
+        )
+        if self.cfg.workers > 1:
+            server.max_accept = 1
+        server.start()
+        return server
+
+
+def _logs_requests(config: Any) -> bool:
+    """Tell whether somebody wants gunicorn's access log, for which it needs its own objects.
+
+    A logger of another class than gunicorn's, as that for statsd, may count or log as it likes.
+    """
+    wanted = ("accesslog", "logconfig", "logconfig_dict", "logconfig_json", "syslog")
+    return config.logger_class is not Logger or any(getattr(config, name) for name in wanted)
+
+
+def _end_reading(connection: socket.socket) -> None:
+    """Have who reads from a connection find its end behind what has arrived.
+
+    subtle: gevent's own `shutdown` raises an error in who is reading, and a TLS socket's forgets
+    its keys.
+    """
+    plain = get_original("socket", "socket")
+    with plain(fileno=os.dup(connection.fileno())) as same:
+        same.shutdown(socket.SHUT_RD)
+
+
+def _close(server: StreamServer) -> None:
+    """Stop to listen; connections that the kernel had accepted for us are served, not reset."""
+    server.stop_accepting()
+    while (accepted := server.do_read()) is not None:
+        server.do_handle(*accepted)
+    server.close()

@@ -1,0 +1,1 @@
+"""The other commands: they look into Redis or at a repository."""

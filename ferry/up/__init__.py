@@ -1,0 +1,1 @@
+"""`ferry up`: everything on one machine, and its orderly end."""

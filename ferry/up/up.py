@@ -1,0 +1,170 @@
+"""`ferry up`: an embedded Valkey when needed, the Procfile's processes, and an orderly end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from types import FrameType
+from urllib.parse import urlsplit
+
+from redis.exceptions import RedisError
+
+from ferry.errors import CannotStart
+from ferry.up import embedded_valkey, state_dir
+from ferry.up.embedded_valkey import EmbeddedValkey
+from ferry.up.processes import OrderedManager, read_procfile, stop_signals
+from ferry.up.readiness import announce_when_ready
+from ferry.up.reaper import Reaper
+from shared.errors import BadSetting
+from shared.settings import Settings
+from shared.wire.connection import connect
+
+log = logging.getLogger(__name__)
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+# From the beginning of the stop to Valkey's end; see ferry.up.processes for who stops before.
+STOP_SECONDS = 8.5
+
+
+def up(environ: Mapping[str, str], procfile: Path = PROJECT_ROOT / "Procfile") -> int:
+    """Run everything until a signal or a death; return 0 after a signal, 1 after a death.
+
+    Raises BadSetting and CannotStart before anything runs. Whatever happens after that, kill -9
+    included, no process and no socket is left behind.
+    """
+    settings = _absolute(Settings.from_env(environ))
+    processes = read_procfile(procfile)
+    _check_surroundings(settings)
+    for number in stop_signals():
+        signal.signal(number, _interrupt)  # until the manager has handlers of its own
+    with _reaper(Path(settings.state_dir)) as reaper:
+        valkey = None if settings.redis_url else _start_valkey(Path(settings.state_dir), reaper)
+        if valkey is None:
+            return _run(settings, environ, processes, OrderedManager(reaper, [_ready(settings)]))
+        settings = replace(settings, redis_url=valkey.url)
+        manager = OrderedManager(reaper, [_ready(settings), _death_of(valkey)])
+        try:
+            return _run(settings, environ, processes, manager)
+        finally:
+            _stop_valkey(valkey, manager)
+
+
+def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what the processes see: `environ`, with every setting spelled out."""
+    spelled_out = {
+        setting.metadata["variable"]: str(getattr(settings, setting.name))
+        for setting in fields(settings)
+    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
+    return {**environ, **spelled_out, "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def _absolute(settings: Settings) -> Settings:
+    # The processes run in the project's directory, the user's paths are relative to the user's.
+    models, state = Path(settings.models).resolve(), Path(settings.state_dir).resolve()
+    return replace(settings, models=str(models), state_dir=str(state))
+
+
+def _check_surroundings(settings: Settings) -> None:
+    if not Path(settings.models).is_dir():
+        raise BadSetting(
+            f"FERRY_MODELS={settings.models!r}: no such directory; "
+            "`ferry samples` makes one with sample models in it"
+        )
+    _check_port("FERRY_PORT", settings.host, settings.port)
+    _check_port("FERRY_GRPC_PORT", settings.host, settings.grpc_port)
+    _check_port("FERRY_DASHBOARD_PORT", "127.0.0.1", settings.dashboard_port)
+    if settings.redis_url:
+        _check_redis(settings.redis_url)
+
+
+def _check_port(variable: str, host: str, port: int) -> None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise CannotStart(
+            f"{variable}={port}: cannot listen on {host}: {error.strerror}"
+        ) from error
+
+
+def _check_redis(url: str) -> None:
+    client = connect(url)
+    try:
+        client.ping()
+    except RedisError as error:
+        parts = urlsplit(url)
+        where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise CannotStart(
+            f"REDIS_URL={where}: {error}; start it, or unset REDIS_URL to have one embedded"
+        ) from error
+    finally:
+        client.close()
+
+
+@contextmanager
+def _reaper(directory: Path) -> Iterator[Reaper]:
+    lock = state_dir.lock(directory)
+    reaper = Reaper(lock)
+    try:
+        yield reaper
+    finally:
+        reaper.finish()
+        os.close(lock)
+
+
+def _start_valkey(directory: Path, reaper: Reaper) -> EmbeddedValkey:
+    path = embedded_valkey.socket_path(directory)
+    reaper.watch_path(path if path.parent == directory else path.parent)
+    valkey = embedded_valkey.spawn(directory, path, reaper.start)
+    try:
+        embedded_valkey.wait_until_answers(valkey)
+    except BaseException:
+        valkey.stop()
+        raise
+    return valkey
+
+
+def _stop_valkey(valkey: EmbeddedValkey, manager: OrderedManager) -> None:
+    spent_seconds = time.monotonic() - manager.stop_began if manager.stop_began else 0.0
+    valkey.stop(max(STOP_SECONDS - spent_seconds, 0.5), hurry=lambda: manager.hurry)
+
+
+def _run(
+    settings: Settings,
+    environ: Mapping[str, str],
+    processes: Mapping[str, str],
+    manager: OrderedManager,
+) -> int:
+    manager.add_all(processes, child_environment(settings, environ), PROJECT_ROOT)
+    manager.loop()
+    return 1 if manager.failed else 0
+
+
+def _ready(settings: Settings) -> Callable[[OrderedManager], None]:
+    start = time.monotonic()
+    return lambda manager: announce_when_ready(settings, manager, start)
+
+
+def _death_of(valkey: EmbeddedValkey) -> Callable[[OrderedManager], None]:
+    def watch(manager: OrderedManager) -> None:
+        code = valkey.process.wait()
+        manager.stop(f"Valkey ended (exit code {code}), see {valkey.log_file}", failed=True)
+
+    return watch
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)

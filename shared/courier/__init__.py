@@ -1,0 +1,1 @@
+"""How one process carries its requests to Redis and their answers back."""

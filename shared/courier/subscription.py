@@ -1,0 +1,111 @@
+"""Listens to a channel of Redis: answers come without being asked for again and again."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import time
+from collections.abc import Callable, Iterator
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from shared.courier.event_loop import LoopReader
+from shared.wire.connection import COMMAND_TIMEOUT_SECONDS, Wire
+
+log = logging.getLogger(__name__)
+
+QUIET_SECONDS = 0.5
+"""After so long without a word Redis is asked for one."""
+POLL_SECONDS = 0.02
+_LENGTH = struct.Struct("<I")
+_ID_BYTES = 32
+Take = Callable[[bytes], None]
+
+
+class Subscription:
+    """One connection, for one thread. Every method may raise redis.RedisError."""
+
+    def __init__(self, wire: Wire, channel: str) -> None:
+        """Listen to `channel`; opens nothing before `open`."""
+        self._wire = wire
+        self._channel = channel
+        self._in_loop: LoopReader | None = None
+        self._heard_at = 0.0
+        self._refused = False
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether it listens; what is said while it does not is not heard."""
+        return self._wire.is_open
+
+    def open(self) -> None:
+        """Connect, and return once everything that is said from now on will be heard.
+
+        A Redis that does not let us listen has us look for stored answers instead.
+        """
+        self._wire.send(("SUBSCRIBE", self._channel))
+        self._heard_at = time.monotonic()
+        try:
+            self._wire.reply()
+        except ResponseError as error:
+            log.warning("answers are looked for every %.2f s: %s", POLL_SECONDS, error)
+            self._refused = True
+            return
+        self._refused = False
+        self._in_loop = LoopReader.of(self._wire)
+
+    def close(self) -> None:
+        """Stop to listen."""
+        if self._in_loop is not None:
+            self._in_loop.close()
+            self._in_loop = None
+        self._wire.close()
+
+    def wait(self, take: Take) -> None:
+        """Have `take` called with each message that brings answers, until anything else happens.
+
+        Returns for an empty message, which says that answers are stored, and twice a second in any
+        case. `take` must not block: under gevent it runs in the event loop, which saves the
+        switches to this thread and back. Raises RedisError when nothing is said for 5.5 s.
+        """
+        if self._refused:
+            time.sleep(POLL_SECONDS)
+        elif self._in_loop is not None:
+            if self._in_loop.wait(lambda reply: _passed(reply, take), QUIET_SECONDS):
+                self._heard_at = time.monotonic()
+            else:
+                self.ask()
+        elif self._wire.has_reply(QUIET_SECONDS):
+            self._heard_at = time.monotonic()
+            while _passed(self._wire.reply(), take) and self._wire.has_reply(QUIET_SECONDS):
+                pass
+        else:
+            self.ask()
+
+    def ask(self) -> None:
+        """Have Redis say something, behind all that it has said so far; it ends a `wait`."""
+        if self._refused:
+            return
+        if time.monotonic() - self._heard_at > QUIET_SECONDS + COMMAND_TIMEOUT_SECONDS:
+            raise RedisConnectionError("Redis says nothing any more")
+        self._wire.send_behind(("PING",))
+
+
+def _passed(reply: list[bytes], take: Take) -> bool:
+    """Tell whether it was a message that brings answers."""
+    kind, *_, said = reply
+    if kind != b"message" or not said:
+        return False
+    take(said)
+    return True
+
+
+def answers_in(said: bytes) -> Iterator[tuple[str, bytes]]:
+    """Return the ids and results that `publish.lua` put into one message."""
+    position = 0
+    while position < len(said):
+        begin = position + _ID_BYTES + _LENGTH.size
+        (size,) = _LENGTH.unpack_from(said, position + _ID_BYTES)
+        yield said[position : position + _ID_BYTES].decode(), said[begin : begin + size]
+        position = begin + size

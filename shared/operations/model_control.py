@@ -1,0 +1,221 @@
+"""Loads, unloads and routes models: writes what is desired and waits until supervisors did it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from redis import Redis
+
+from shared.errors import BadRequest, LoadFailed, ModelNotReady
+from shared.names import VERSION
+from shared.operations.control_checks import (
+    check_failures,
+    check_name,
+    follows,
+    pin,
+    reports_of,
+    takes_all,
+)
+from shared.registry.desired_state import Desired, ModelReport, Serving
+from shared.registry.desired_store import Deployed, DeploymentStore, Update
+from shared.registry.registry import Registry
+
+LONGEST_WAIT_SECONDS = 600.0
+LOOK_SECONDS = 0.03
+STEP_SECONDS = 2.0
+"""How long a step is missing before it is a failure: it may be about to be loaded too."""
+NOBODY_SECONDS = 3.0
+"""How long no worker may be seen: one may have to tell a Redis that forgot everything."""
+CONTROL_REFUSED = (
+    "explicit model load / unload is not allowed if polling is enabled, nor in the mode none: "
+    "the control mode of this server is {mode}, set FERRY_MODEL_CONTROL_MODE=explicit to allow it"
+)
+"""Begins with Triton's sentence for it, for which people search."""
+IsDone = Callable[[Serving | None, list[ModelReport], Desired], bool]
+
+
+class ModelControl:
+    """What operators can have done; every method returns when it is true on every machine.
+
+    Raises LoadFailed saying why it cannot be, ModelNotReady when nobody is there to do it or it
+    takes more than ten minutes, and RedisUnavailable.
+    """
+
+    def __init__(self, client: Redis, prefix: str, mode: str = "") -> None:
+        """Change what is desired in the Redis of `client`, under `prefix`.
+
+        `mode` is FERRY_MODEL_CONTROL_MODE; without it the supervisors are asked for theirs.
+        """
+        self._store = DeploymentStore(client, prefix)
+        self._registry = Registry(client, prefix)
+        self._mode = mode
+
+    def load(self, name: str, config: str | None = None) -> None:
+        """Have a model read anew from the repository, by `config` (JSON) instead of its own file.
+
+        A version whose content did not change goes on as it is. Raises BadRequest unless the mode
+        is `explicit`.
+        """
+        self._check_mode()
+        check_name(name)
+
+        def update(now: Desired, _: Serving | None) -> Desired:
+            return now.model_copy(update={"loaded": True, "config": config, "failure": ""})
+
+        self._change(name, update, lambda serving, reports, _: takes_all(name, serving, reports))
+        self._wait_for_steps(name)
+
+    def unload(self, name: str) -> None:
+        """Have a model leave, and forget which version of it was to be used.
+
+        Raises BadRequest unless the mode is `explicit`.
+        """
+        self._check_mode()
+        check_name(name)
+        deployed = self._store.read()
+        if not any(
+            name in report.models and report.models[name].exists
+            for report in deployed.reports.values()
+        ):
+            raise LoadFailed(f"failed to unload '{name}', no such model in the repository")
+        self._change(
+            name,
+            lambda _now, _: Desired(loaded=False),
+            lambda serving, _reports, _: serving is None,
+        )
+
+    def use(self, name: str, version: str) -> None:
+        """Send the requests that name no version to this one; empty: to the highest again.
+
+        Ends a split, and the shadow of that version.
+        """
+
+        def update(now: Desired, _: Serving | None) -> Desired:
+            shadow = "" if now.shadow == version else now.shadow
+            return now.model_copy(update={"use": version, "split": {}, "shadow": shadow})
+
+        self._route(name, [version] if version else [], update)
+
+    def split(self, name: str, weights: dict[str, int]) -> None:
+        """Share the requests that name no version out by `weights`; empty: end it.
+
+        The version that serves now goes on taking them when the split ends.
+        """
+
+        def update(now: Desired, serving: Serving | None) -> Desired:
+            return now.model_copy(update={"split": weights, "use": pin(now, serving)})
+
+        self._route(name, list(weights), update)
+
+    def shadow(self, name: str, version: str) -> None:
+        """Send a copy of each request to this version, whose answers are compared; empty: end it.
+
+        The version that serves now goes on serving, even when it is not the highest.
+        """
+
+        def update(now: Desired, serving: Serving | None) -> Desired:
+            if serving is not None and version == serving.default:
+                raise LoadFailed(f"version {version} of '{name}' serves: it cannot be its shadow")
+            return now.model_copy(update={"shadow": version, "use": pin(now, serving)})
+
+        self._route(name, [version] if version else [], update)
+
+    def _route(self, name: str, versions: list[str], update: Update) -> None:
+        """Change where requests go; what is not possible is undone again."""
+        check_name(name)
+        for version in versions:
+            if not VERSION.fullmatch(version):
+                raise BadRequest(f"version {version!r} must be a whole number from 1")
+        self._change(name, update, follows, versions)
+
+    def _change(
+        self, name: str, update: Update, is_done: IsDone, versions: list[str] | None = None
+    ) -> None:
+        """Change what is desired, and wait until it is so; what cannot be is undone again.
+
+        The failures of `versions` alone matter, None for all.
+        """
+        before: list[Desired] = []
+
+        def remembering(now: Desired, serving: Serving | None) -> Desired | None:
+            before[:] = [now]
+            return update(now, serving)
+
+        wanted = self._store.change(name, remembering)
+        try:
+            self._wait(name, wanted, is_done, versions)
+        except LoadFailed as error:
+            if wanted.use == "" != before[0].use:  # "the highest that serves" is possible always
+                raise
+            undone = before[0].model_copy(update={"failure": str(error)})
+            self._store.change(
+                name, lambda now, _: undone if now.generation == wanted.generation else None
+            )
+            self._forget_unknown(name)
+            raise
+
+    def _wait(
+        self, name: str, wanted: Desired, is_done: IsDone, versions: list[str] | None
+    ) -> None:
+        deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+        changes, next_read, seen_at = -1, 0.0, time.monotonic()
+        while (now := time.monotonic()) < deadline:
+            if (seen := self._store.changes()) != changes or now >= next_read:
+                # Now and then in any case: of a supervisor that dies nothing is written.
+                changes, next_read = seen, now + 1.0
+                deployed = self._store.read()
+                if self._is_done(name, wanted, is_done, versions, deployed):
+                    return
+                seen_at = now if deployed.reports else seen_at
+            if now - seen_at > NOBODY_SECONDS:
+                raise ModelNotReady("no worker runs: nobody can load or unload a model")
+            time.sleep(LOOK_SECONDS)
+        raise ModelNotReady(f"'{name}' is still loading after {LONGEST_WAIT_SECONDS:g} s")
+
+    def _is_done(
+        self,
+        name: str,
+        wanted: Desired,
+        is_done: IsDone,
+        versions: list[str] | None,
+        deployed: Deployed,
+    ) -> bool:
+        reports = reports_of(name, wanted.generation, deployed)
+        looked_at = reports if versions is None else [one.only(versions) for one in reports]
+        if reports and all(report.settled for report in looked_at):
+            check_failures(looked_at)
+            if is_done(deployed.served.get(name), reports, wanted):
+                return True
+        if deployed.desired.get(name, wanted).generation > wanted.generation:
+            raise LoadFailed(f"another change of '{name}' came before this one was done")
+        return False
+
+    def _wait_for_steps(self, name: str) -> None:
+        """Return once what is served is ready: an ensemble waits for its steps."""
+        deadline, failed_at = time.monotonic() + LONGEST_WAIT_SECONDS, math.inf
+        while (now := time.monotonic()) < deadline:
+            snapshot = self._registry.snapshot()
+            if snapshot.is_ready(name):
+                return
+            reason = snapshot.failures.get(name)
+            failed_at = min(failed_at, now) if reason else math.inf
+            if reason and now - failed_at > STEP_SECONDS:
+                raise LoadFailed(reason)
+            time.sleep(LOOK_SECONDS)
+        raise ModelNotReady(f"'{name}' is still loading after {LONGEST_WAIT_SECONDS:g} s")
+
+    def _forget_unknown(self, name: str) -> None:
+        """Leave nothing behind of a name that is in no repository."""
+        reports = self._store.read().reports.values()
+        models = [report.models[name] for report in reports if name in report.models]
+        if not any(model.exists for model in models):
+            self._store.forget(name)
+
+    def _check_mode(self) -> None:
+        modes = {self._mode}
+        if not self._mode:
+            modes = {report.mode for report in self._store.read().reports.values()}
+        for mode in sorted(modes - {"explicit"}):
+            raise BadRequest(CONTROL_REFUSED.format(mode=mode))

@@ -1,0 +1,130 @@
+"""How a shadow's answers compare with those of the version that serves, counted in Redis.
+
+key                             type  holds                                         expires
+ferry:{m/s}:compared:<v>        hash  Comparison of shadow m/s with version v       7 days after the
+                                                                                    last request
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from redis import Redis
+
+from shared.messages import InferResult, Tensor
+from shared.wire.connection import asking
+from shared.wire.scripts import script_text
+
+KEPT_MS = 7 * 86_400_000
+
+
+class Comparison(NamedTuple):
+    """Sums over the requests that a shadow got a copy of.
+
+    `failed` ones were answered with an error by the shadow, or not in time, and `skipped` ones were
+    not sent to it, since too many were under way. Of the others `row_count` rows were compared:
+    `agreed_count` of them have the same highest element in the first output that has numbers (the
+    top-1 class), and no number of any output differs by more than `max_abs_difference`. The seconds
+    are those from push to answer: queue, batch and forward pass.
+    """
+
+    request_count: float = 0.0
+    failed_count: float = 0.0
+    skipped_count: float = 0.0
+    row_count: float = 0.0
+    agreed_count: float = 0.0
+    max_abs_difference: float = 0.0
+    served_seconds: float = 0.0
+    shadow_seconds: float = 0.0
+
+
+class Comparisons:
+    """Reads and writes the key; every method raises RedisUnavailable."""
+
+    def __init__(self, client: Redis, prefix: str) -> None:
+        """Use `client`, naming keys under `prefix`."""
+        self._client = client
+        self._prefix = prefix
+
+    def add(self, shadow_key: str, version: str, counted: Comparison) -> None:
+        """Add what was counted of one or several requests."""
+        sums = counted._asdict()
+        highest = sums.pop("max_abs_difference")
+        pairs = [item for name, amount in sums.items() if amount for item in (name, amount)]
+        client: Any = self._client
+        key, script = self._key(shadow_key, version), script_text("compare")
+        asking(lambda: client.eval(script, 1, key, KEPT_MS, highest, *pairs))
+
+    def read(self, shadow_key: str, version: str) -> Comparison:
+        """Return the sums so far, zeros when there are none."""
+        found = asking(lambda: self._client.hgetall(self._key(shadow_key, version)))
+        return Comparison(**{name.decode(): float(value) for name, value in found.items()})
+
+    def of_model(self, name: str) -> dict[tuple[str, str], Comparison]:
+        """Return what is known of a model's shadows: (shadow key, version) -> comparison."""
+        pattern = f"{self._prefix}:{{{name}/*}}:compared:*"
+        keys = asking(lambda: list(self._client.scan_iter(match=pattern, count=1000)))
+        found = {}
+        for key in sorted(each.decode() for each in keys):
+            _, _, rest = key.partition(":{")
+            shadow_key, _, version = rest.partition("}:compared:")
+            found[shadow_key, version] = self.read(shadow_key, version)
+        return found
+
+    def forget(self, shadow_key: str, version: str) -> None:
+        """Begin anew."""
+        asking(lambda: self._client.delete(self._key(shadow_key, version)))
+
+    def _key(self, shadow_key: str, version: str) -> str:
+        return f"{self._prefix}:{{{shadow_key}}}:compared:{version}"
+
+
+def compared(served: InferResult, shadow: InferResult) -> Comparison:
+    """Compare two answers to one request; their outputs are matched by name.
+
+    Outputs of other shapes differ by infinity, those of strings by infinity unless they are equal.
+    """
+    others = {tensor.name: tensor for tensor in shadow.outputs}
+    pairs = [(tensor, others[tensor.name]) for tensor in served.outputs if tensor.name in others]
+    rows, agreed = _agreement(pairs)
+    return Comparison(
+        request_count=1,
+        row_count=rows,
+        agreed_count=agreed,
+        max_abs_difference=max((_difference(*pair) for pair in pairs), default=0.0),
+        served_seconds=_seconds(served),
+        shadow_seconds=_seconds(shadow),
+    )
+
+
+def _agreement(pairs: list[tuple[Tensor, Tensor]]) -> tuple[int, int]:
+    """Return how many rows the first output has that has numbers, and how many agree in top-1."""
+    for ours, theirs in pairs:
+        if ours.datatype == "BYTES":
+            continue
+        a, b = ours.array(), theirs.array()
+        if a.ndim == 0 or a.size == 0:
+            return 1, int(a.shape == b.shape and bool(np.all(a == b)))
+        if a.shape != b.shape or theirs.datatype == "BYTES":
+            return len(a), 0
+        a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+        if a.shape[1] == 1:
+            return len(a), int(np.sum(np.isclose(a[:, 0], b[:, 0])))
+        return len(a), int(np.sum(a.argmax(axis=1) == b.argmax(axis=1)))
+    same = all(ours.data == theirs.data for ours, theirs in pairs)
+    return 1, int(bool(pairs) and same)
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    if "BYTES" in (ours.datatype, theirs.datatype) or ours.shape != theirs.shape:
+        return 0.0 if (ours.shape, ours.data) == (theirs.shape, theirs.data) else float("inf")
+    a, b = ours.array().astype(np.float64), theirs.array().astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    difference = np.abs(np.where(same, 0.0, a - b))
+    return float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0))
+
+
+def _seconds(result: InferResult) -> float:
+    timings = result.timings
+    return timings.queue_seconds + timings.batch_wait_seconds + timings.compute_seconds

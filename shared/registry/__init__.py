@@ -1,0 +1,1 @@
+"""What is served, by whom, and what is wanted."""

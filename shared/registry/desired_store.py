@@ -1,0 +1,214 @@
+"""Reads and writes the keys of `deployments.py`; every method raises RedisUnavailable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import redis
+from redis.exceptions import WatchError
+
+from shared.errors import RedisUnavailable
+from shared.registry.desired_state import Desired, Report, Serving
+from shared.request_queue.keys import QueueKeys
+from shared.wire.connection import asking
+from shared.wire.scripts import script_text
+
+CLOSED_MS = 3_600_000
+KEPT_MS = 7 * 86_400_000
+"""How long it is known what a version did that left."""
+MAX_CONFLICTS = 20
+Update = Callable[[Desired, Serving | None], Desired | None]
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """All of it at one moment; `reports` are those of supervisors that live."""
+
+    desired: dict[str, Desired] = field(default_factory=dict)
+    reports: dict[str, Report] = field(default_factory=dict)
+    served: dict[str, Serving] = field(default_factory=dict)
+
+
+class Content(NamedTuple):
+    """What a version is made of: the digest of its files and its configuration."""
+
+    name: str
+    version: str
+    fingerprint: str
+
+
+class DeploymentStore:
+    """The keys' only reader and writer."""
+
+    def __init__(self, client: redis.Redis, prefix: str) -> None:
+        """Use `client`, naming keys under `prefix`."""
+        self._client = client
+        self._prefix = prefix
+        self._desired = f"{prefix}:desired"
+        self._reports = f"{prefix}:reports"
+        self._served = f"{prefix}:served"
+        self._revisions = f"{prefix}:revisions"
+        self._changes = f"{prefix}:changes"
+        self._supervisors = f"{prefix}:supervisors:"
+
+    def changes(self) -> int:
+        """Return a number that is another one after every change."""
+        return int(asking(lambda: self._client.get(self._changes)) or 0)
+
+    def read(self) -> Deployed:
+        """Return everything, in two round trips."""
+
+        def fetch() -> list[dict[bytes, bytes]]:
+            with self._client.pipeline(transaction=True) as opened:
+                pipeline: Any = opened
+                pipeline.hgetall(self._desired).hgetall(self._reports).hgetall(self._served)
+                found: list[dict[bytes, bytes]] = pipeline.execute()
+                return found
+
+        desired, reports, served = asking(fetch)
+        living = self._living({name.decode() for name in reports})
+        return Deployed(
+            {name.decode(): Desired.model_validate_json(row) for name, row in desired.items()},
+            {
+                name.decode(): Report.model_validate_json(row)
+                for name, row in reports.items()
+                if name.decode() in living
+            },
+            {name.decode(): Serving.model_validate_json(row) for name, row in served.items()},
+        )
+
+    def change(self, name: str, update: Update) -> Desired:
+        """Replace what is desired of one model; raises what `update` raises.
+
+        `update` is given what is desired and served now, and returns None for no change. It may be
+        called again when somebody else changed it meanwhile.
+        """
+        for _ in range(MAX_CONFLICTS):
+            try:
+                changed: Desired = asking(lambda: self._change(name, update))
+            except RedisUnavailable as error:
+                if not isinstance(error.__cause__, WatchError):
+                    raise
+            else:
+                return changed
+        raise RedisUnavailable(f"too many changes of '{name}' at once: ask again")
+
+    def _change(self, name: str, update: Update) -> Desired:
+        with self._client.pipeline() as opened:
+            pipeline: Any = opened
+            pipeline.watch(self._desired, self._served)
+            row, served = pipeline.hget(self._desired, name), pipeline.hget(self._served, name)
+            now = Desired.model_validate_json(row) if row else Desired()
+            serving = Serving.model_validate_json(served) if served else None
+            # Never one that was there before, even if the model was forgotten meanwhile.
+            generation = max(now.generation, int(pipeline.get(self._changes) or 0)) + 1
+            changed = update(now, serving)
+            if changed is None:
+                return now
+            wanted = changed.model_copy(update={"generation": generation})
+            pipeline.multi()
+            pipeline.hset(self._desired, name, wanted.model_dump_json())
+            pipeline.incr(self._changes)
+            pipeline.execute()
+        return wanted
+
+    def forget(self, name: str) -> None:
+        """Desire nothing of a model."""
+        self._write("hdel", self._desired, name)
+
+    def restore(self, known: Deployed) -> None:
+        """Write what was known into a Redis that came back empty; what is there already stays."""
+        for name, desired in known.desired.items():
+            self._write("hsetnx", self._desired, name, desired.model_dump_json())
+        for name, serving in known.served.items():
+            self._write("hsetnx", self._served, name, serving.model_dump_json())
+
+    def put_report(self, supervisor: str, report: Report) -> None:
+        """Say how far a supervisor is."""
+        self._write("hset", self._reports, supervisor, report.model_dump_json())
+
+    def drop_report(self, supervisor: str) -> None:
+        """Forget a supervisor that is gone."""
+        self._write("hdel", self._reports, supervisor)
+
+    def drop_reports_of_the_dead(self) -> None:
+        """Forget supervisors whose signs of life have run out."""
+        names = {name.decode() for name in asking(lambda: self._client.hkeys(self._reports))}
+        for name in sorted(names - self._living(names)):
+            self.drop_report(name)
+
+    def _living(self, supervisors: set[str]) -> set[str]:
+        """Return those of these supervisors that live."""
+        names = sorted(supervisors)
+        keys = [self._supervisors + name for name in names]
+        beats = asking(lambda: self._client.mget(keys)) if keys else []
+        return {name for name, beat in zip(names, beats, strict=True) if beat is not None}
+
+    def serve(self, name: str, serving: Serving | None) -> None:
+        """Send a model's requests elsewhere, or nowhere."""
+        if serving is None:
+            self._write("hdel", self._served, name)
+        else:
+            self._write("hset", self._served, name, serving.model_dump_json())
+
+    def _write(self, command: str, *arguments: str) -> None:
+        def run() -> None:
+            with self._client.pipeline() as opened:
+                pipeline: Any = opened
+                getattr(pipeline, command)(*arguments)
+                pipeline.incr(self._changes)
+                pipeline.execute()
+
+        asking(run)
+
+    def revision(self, content: Content, supervisor: str, *, replaces: bool) -> int:
+        """Return the number of a version's content, the same on every supervisor.
+
+        Content that was never seen gets a number of its own when it `replaces` what runs, else the
+        last one's, whose waiting requests it answers.
+        """
+        client: Any = self._client
+        arguments = (
+            f"{content.name}/{content.version}", content.fingerprint, int(replaces), supervisor,
+            self._supervisors,
+        )  # fmt: skip
+        script = script_text("revision")
+        return int(asking(lambda: client.eval(script, 1, self._revisions, *arguments)))
+
+    def restore_revision(self, content: Content, number: int, supervisor: str) -> None:
+        """Write the number of what runs into a Redis that came back empty."""
+        name = f"{content.name}/{content.version}"
+        self._write("hsetnx", self._revisions, f"{name}/{content.fingerprint}", str(number))
+        held = f"{content.fingerprint} {supervisor}"
+        self._write("hsetnx", self._revisions, f"{name}@{number}", held)
+        last = int(asking(lambda: self._client.hget(self._revisions, name)) or 0)
+        self._write("hset", self._revisions, name, str(max(last, number)))
+
+    def open(self, model_key: str) -> None:
+        """Have a version take requests again, before its instances start."""
+        keys = QueueKeys(self._prefix, model_key)
+
+        def run() -> None:
+            with self._client.pipeline(transaction=False) as opened:
+                pipeline: Any = opened
+                pipeline.delete(keys.closed)
+                for kept in (keys.stats, keys.counts, keys.dead):
+                    pipeline.persist(kept)
+                pipeline.execute()
+
+        asking(run)
+
+    def close(self, model_key: str, levels: int, instances: Iterable[str]) -> bool:
+        """Have a version take no more requests; False, and no change, while it has work."""
+        keys = QueueKeys(self._prefix, model_key, levels)
+        inflight = [keys.inflight + instance for instance in instances]
+        kept = [keys.stats, keys.counts, keys.dead]
+        names = [keys.closed, *kept, *keys.lists, *inflight]
+        client: Any = self._client
+        return bool(
+            asking(
+                lambda: client.eval(script_text("close"), len(names), *names, CLOSED_MS, KEPT_MS)
+            )
+        )

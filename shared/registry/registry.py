@@ -1,0 +1,147 @@
+"""What is served, by whom: written by supervisors, read by every API process.
+
+key                           type    holds                                          expires
+ferry:models                  hash    name/version -> ModelSpec as JSON              no
+ferry:instances               hash    instance id -> InstanceRecord as JSON          no (see 1)
+ferry:supervisors:<id>        string  a supervisor's sign of life                    3 heartbeats
+ferry:assets:<digest>         string  a file the API needs (a tokenizer)             no
+ferry:log                     hash    log setting -> its number, of those that were  no
+                                      set for all processes (log_settings.py)
+
+1: removed when the instance ends; when its supervisor's key is gone, by whoever recovers it.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any, cast
+
+import redis
+
+from shared.model_spec import ModelSpec
+from shared.registry.desired_state import Report, Serving
+from shared.registry.snapshot import InstanceRecord, Snapshot, snapshot_of
+from shared.wire.connection import asking
+
+
+class Registry:
+    """The registry's keys; every method raises RedisUnavailable when Redis fails."""
+
+    def __init__(self, client: redis.Redis, prefix: str) -> None:
+        """Use `client`, naming keys under `prefix`."""
+        self._client = client
+        self._models = f"{prefix}:models"
+        self._instances = f"{prefix}:instances"
+        self._supervisors = f"{prefix}:supervisors:"
+        self._assets = f"{prefix}:assets:"
+        self._log = f"{prefix}:log"
+        self._changes = f"{prefix}:changes"
+        self._served = f"{prefix}:served"
+        self._reports = f"{prefix}:reports"
+
+    def ping(self) -> None:
+        """Raise RedisUnavailable unless Redis answers."""
+        asking(self._client.ping)
+
+    def changes(self) -> int:
+        """Return a number that is another one once requests may go elsewhere."""
+        return int(asking(lambda: self._client.get(self._changes)) or 0)
+
+    def add_model(self, spec: ModelSpec) -> None:
+        """Register one version; `ready` says separately whether anybody serves it."""
+        asking(lambda: self._client.hset(self._models, spec.key, spec.model_dump_json()))
+
+    def remove_model(self, model_key: str) -> None:
+        """Forget one version."""
+        asking(lambda: self._client.hdel(self._models, model_key))
+
+    def model_keys(self) -> set[str]:
+        """Return `name/version` of every registered model."""
+        return {key.decode() for key in asking(lambda: self._client.hkeys(self._models))}
+
+    def keep_asset(self, content: bytes) -> None:
+        """Store a file's content unless it is there already."""
+        key = self._assets + asset_digest(content)
+        if not asking(lambda: self._client.exists(key)):
+            asking(lambda: self._client.set(key, content))
+
+    def asset(self, digest: str) -> bytes | None:
+        """Return the content stored under `digest`, None when it is not there."""
+        return cast("bytes | None", asking(lambda: self._client.get(self._assets + digest)))
+
+    def put_instance(self, record: InstanceRecord) -> None:
+        """Register an instance or its new state."""
+        asking(lambda: self._client.hset(self._instances, record.id, record.model_dump_json()))
+
+    def drop_instance(self, instance_id: str) -> None:
+        """Forget an instance that ended and whose work was put back."""
+        asking(lambda: self._client.hdel(self._instances, instance_id))
+
+    def beat(self, supervisor_id: str, ttl_seconds: float) -> None:
+        """Say that a supervisor lives, for `ttl_seconds`."""
+        key, ttl_ms = self._supervisors + supervisor_id, int(1000 * ttl_seconds)
+        asking(lambda: self._client.set(key, "1", px=ttl_ms))
+
+    def stop_beating(self, supervisor_id: str) -> None:
+        """Say that a supervisor is gone, at its orderly end."""
+        asking(lambda: self._client.delete(self._supervisors + supervisor_id))
+
+    def log_changes(self) -> dict[str, int]:
+        """Return the log settings that were set."""
+        return _numbers(asking(lambda: self._client.hgetall(self._log)))
+
+    def change_log(self, changes: dict[str, int]) -> None:
+        """Set some log settings and leave the others."""
+        asking(lambda: self._client.hset(self._log, mapping=cast("dict[Any, Any]", changes)))
+
+    def instances(self) -> tuple[list[InstanceRecord], set[str]]:
+        """Return all instances and the ids of the supervisors that live."""
+        return self.instances_and_log()[:2]
+
+    def instances_and_log(self) -> tuple[list[InstanceRecord], set[str], dict[str, int]]:
+        """Return the same and the log settings that were set, which cost no round trip more."""
+        rows, log = self._read(("HVALS", self._instances), ("HGETALL", self._log))
+        records = [InstanceRecord.model_validate_json(row) for row in rows]
+        return records, self._alive({record.supervisor for record in records}), _numbers(log)
+
+    def snapshot(self) -> Snapshot:
+        """Return what is served, where requests go, and what stands in the way of the rest."""
+        specs, rows, log, served, reports = self._read(
+            ("HVALS", self._models), ("HVALS", self._instances), ("HGETALL", self._log),
+            ("HGETALL", self._served), ("HGETALL", self._reports),
+        )  # fmt: skip
+        records = [InstanceRecord.model_validate_json(row) for row in rows]
+        said = {name.decode(): Report.model_validate_json(row) for name, row in reports.items()}
+        alive = self._alive({record.supervisor for record in records} | said.keys())
+        return snapshot_of(
+            [ModelSpec.model_validate_json(row) for row in specs],
+            [record for record in records if record.supervisor in alive],
+            {name.decode(): Serving.model_validate_json(row) for name, row in served.items()},
+            [report for name, report in said.items() if name in alive],
+            _numbers(log),
+        )
+
+    def _read(self, *commands: tuple[str, str]) -> list[Any]:
+        """Run commands that read, in one round trip."""
+        with self._client.pipeline(transaction=False) as opened:
+            pipeline: Any = opened  # its execute_command has no types
+            for command in commands:
+                pipeline.execute_command(*command)
+            found: list[Any] = asking(pipeline.execute)
+        return found
+
+    def _alive(self, ids: set[str]) -> set[str]:
+        """Return which of these supervisors live."""
+        supervisors = sorted(ids)
+        keys = [self._supervisors + supervisor for supervisor in supervisors]
+        beats = asking(lambda: self._client.mget(keys)) if keys else []
+        return {name for name, beat in zip(supervisors, beats, strict=True) if beat is not None}
+
+
+def _numbers(log: dict[bytes, bytes]) -> dict[str, int]:
+    return {name.decode(): int(value) for name, value in log.items()}
+
+
+def asset_digest(content: bytes) -> str:
+    """Return what an asset is found by."""
+    return blake2b(content, digest_size=16).hexdigest()

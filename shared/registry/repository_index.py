@@ -1,0 +1,49 @@
+"""What the model repository index lists."""
+
+from __future__ import annotations
+
+from shared.model_spec import ModelSpec
+from shared.registry.snapshot import Snapshot
+
+UNLOADED = "unloaded"
+
+
+def repository_index(snapshot: Snapshot, *, ready_only: bool = False) -> list[dict[str, str]]:
+    """Return each model version with its state, by name; `reason` says why one is UNAVAILABLE.
+
+    A model that is not loaded, or whose directory could not be read, has no version. Source:
+    Triton's model repository extension,
+    https://github.com/triton-inference-server/server/blob/main/docs/protocol.
+    """
+    names = snapshot.models.keys() | snapshot.failures.keys() | snapshot.known
+    entries = [entry for name in sorted(names) for entry in _model_entries(snapshot, name)]
+    return [entry for entry in entries if entry["state"] == "READY" or not ready_only]
+
+
+def _model_entries(snapshot: Snapshot, name: str) -> list[dict[str, str]]:
+    versions = snapshot.models.get(name, {})
+    states = {version: _state(snapshot, spec) for version, spec in versions.items()}
+    for key, reason in snapshot.reasons.items():
+        model, _, version = key.partition("@")[0].partition("/")
+        if model == name and version:
+            states.setdefault(version, ("UNAVAILABLE", reason))
+    entries = [
+        {"name": name, "version": version, "state": state, "reason": reason}
+        for version, (state, reason) in sorted(states.items(), key=lambda item: int(item[0]))
+    ]
+    reason = snapshot.reasons.get(name) or snapshot.failures.get(
+        name, snapshot.notes.get(name, UNLOADED)
+    )
+    if not entries or name in snapshot.reasons:
+        entries.append({"name": name, "state": "UNAVAILABLE", "reason": reason})
+    return entries
+
+
+def _state(snapshot: Snapshot, spec: ModelSpec) -> tuple[str, str]:
+    if spec.key in snapshot.ready:
+        return "READY", ""
+    if spec.key in snapshot.reasons:
+        return "UNAVAILABLE", snapshot.reasons[spec.key]
+    if spec.key in snapshot.loading:
+        return "LOADING", ""
+    return "UNAVAILABLE", "no worker has loaded it"

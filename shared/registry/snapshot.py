@@ -1,0 +1,235 @@
+"""The registry at one moment: which versions clients see, and which of them are ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from shared.model_spec import ModelSpec
+from shared.registry.desired_state import Report, Serving
+from shared.registry.ensemble_readiness import missing_steps
+
+State = Literal["starting", "ready", "failed"]
+
+
+class InstanceRecord(BaseModel):
+    """One worker process: which model it runs where, whether it takes requests, what it has done.
+
+    What it has done is as of its supervisor's last heartbeat. `row_limit` is how many rows at once
+    its memory holds when that is less than the model's batch, 0 when nothing limits it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    supervisor: str
+    model: str
+    version: str
+    revision: int = 0
+    state: State
+    device: str = "cpu"
+    host: str = ""
+    pid: int = 0
+    reason: str = ""
+    answered_count: int = 0
+    requests_per_second: float = 0.0
+    last_batch_rows: int = 0
+    last_batch_seconds: float = 0.0
+    row_limit: int = 0
+
+    @property
+    def model_key(self) -> str:
+        """Return the `ModelSpec.key` of what it runs."""
+        return f"{self.model}/{self.version}" + (f"@{self.revision}" if self.revision else "")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Models by name and version, and which of them are served.
+
+    A version is seen when requests go to it or a living supervisor wants to serve it. `failures`
+    says of models that nobody serves why not, `reasons` the same of each `name/version`, and of
+    each name whose directory cannot be read;
+    `drain_rates` says how many requests per second the ready instances of each answered of late,
+    `loading` of which an instance is starting. `known` are all models that living supervisors
+    report, also those that are not wanted; `notes` says of
+    some of these why they are not there. `log` is what was set of the log settings.
+    """
+
+    models: dict[str, dict[str, ModelSpec]] = field(default_factory=dict)
+    ready: frozenset[str] = frozenset()
+    failures: dict[str, str] = field(default_factory=dict)
+    drain_rates: dict[str, float] = field(default_factory=dict)
+    loading: frozenset[str] = frozenset()
+    log: dict[str, int] = field(default_factory=dict)
+    served: dict[str, Serving] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
+    supervised: bool = False
+    is_complete: bool = True
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def drain_rate(self, model_key: str) -> float:
+        """Return the requests per second that a model version's instances answered of late.
+
+        What they could answer when they are busy; less, down to 0, when little was asked of them.
+        """
+        return self.drain_rates.get(model_key, 0.0)
+
+    def default_version(self, name: str) -> str:
+        """Return which of a model's versions takes requests without one."""
+        serving, versions = self.served.get(name), self.models[name]
+        if serving is not None and serving.default in versions:
+            return serving.default
+        return max(versions, key=int)
+
+    def is_ready(self, name: str) -> bool:
+        """Tell whether a model takes requests, by all versions that are to."""
+        return name in self.models and self._served_keys(name) <= self.ready
+
+    def all_ready(self) -> bool:
+        """Tell whether all models take requests.
+
+        A version that fails to load beside one that serves does no harm. Without any model it is
+        enough that a supervisor is there.
+        """
+        return (
+            (self.supervised or bool(self.models))
+            and self.is_complete
+            and not self.failures
+            and all(map(self.is_ready, self.models))
+        )
+
+    def _served_keys(self, name: str) -> set[str]:
+        """Return what must be ready for the model to be ready."""
+        if name in self.served:
+            return set(self.served[name].versions.values())
+        if name in self.known:  # it is not decided yet
+            return {name}
+        return {spec.key for spec in self.models[name].values()}
+
+
+def snapshot_of(
+    specs: Iterable[ModelSpec],
+    living: list[InstanceRecord],
+    served: Mapping[str, Serving],
+    reports: list[Report],
+    log: dict[str, int],
+) -> Snapshot:
+    """Put together what the registry holds; `living` and `reports` are of living supervisors."""
+    wanted = _wanted(reports)
+    models: dict[str, dict[str, ModelSpec]] = {}
+    for spec in specs:
+        if _is_seen(spec, served.get(spec.name), wanted):
+            models.setdefault(spec.name, {})[spec.version] = spec
+    drain_rates: dict[str, float] = {}
+    for record in living:
+        if record.state == "ready":
+            rate = drain_rates.get(record.model_key, 0.0) + record.requests_per_second
+            drain_rates[record.model_key] = rate
+    reasons, by_name = _reasons(models, living, reports)
+    for key in drain_rates:
+        name = key.partition("/")[0]
+        reasons.pop(key, None)
+        if name not in served or key in served[name].versions.values():
+            by_name.pop(name, None)
+    found = Snapshot(
+        models=models,
+        ready=frozenset(drain_rates),
+        failures=by_name,
+        drain_rates=drain_rates,
+        loading=frozenset(record.model_key for record in living if record.state == "starting"),
+        log=log,
+        served={name: serving for name, serving in served.items() if name in models},
+        reasons=reasons,
+        known=frozenset(
+            name for report in reports for name, model in report.models.items() if model.exists
+        ),
+        supervised=bool(reports),
+        is_complete=all(report.complete for report in reports),
+        notes={
+            name: model.note
+            for report in reports
+            for name, model in report.models.items()
+            if model.note
+        },
+    )
+    return _waiting_for_steps(found)
+
+
+def _reasons(
+    models: dict[str, dict[str, ModelSpec]],
+    living: list[InstanceRecord],
+    reports: list[Report],
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return why contents, and models that cannot be read, are not there; and the same by name."""
+    seen = {spec.key for versions in models.values() for spec in versions.values()}
+    failed = [record for record in living if record.reason and record.model_key in seen]
+    reasons = {record.model_key: record.reason for record in failed}
+    reasons |= {
+        version.key: version.reason
+        for report in reports
+        for model in report.models.values()
+        for version in model.versions.values()
+        if version.state == "failed"
+    }
+    reasons |= {
+        name: model.reason
+        for report in reports
+        for name, model in report.models.items()
+        if model.reason
+    }
+    by_name = {record.model: record.reason for record in failed}
+    by_name |= {
+        name: model.failure
+        for report in reports
+        for name, model in report.models.items()
+        if model.failure
+    }
+    return reasons, by_name
+
+
+def _waiting_for_steps(found: Snapshot) -> Snapshot:
+    """Return the snapshot with those ensembles not ready whose steps are not, and say which one."""
+    missing = {
+        key: step
+        for key, step in missing_steps(found.models, found.ready, found.default_version).items()
+        if key in found.ready  # else it has a reason of its own
+    }
+    reasons = {}
+    for key, step in missing.items():
+        why = found.reasons.get(step.key) or found.failures.get(step.key.partition("/")[0])
+        reasons[key] = f"{step.said}: {why}" if why else step.said
+    loading = {key for key, step in missing.items() if step.key in found.loading}
+    ready = found.ready - missing.keys()
+    ready_names = {key.partition("/")[0] for key in ready}
+    failures = {key.partition("/")[0]: reasons[key] for key in missing.keys() - loading}
+    return replace(
+        found,
+        ready=ready,
+        loading=found.loading | loading,
+        reasons=found.reasons | reasons,
+        failures=found.failures
+        | {name: why for name, why in failures.items() if name not in ready_names},
+    )
+
+
+def _wanted(reports: list[Report]) -> dict[str, set[str]]:
+    """Return the contents that supervisors want to serve, of every model that they report."""
+    wanted: dict[str, set[str]] = {}
+    for report in reports:
+        for name, model in report.models.items():
+            wanted.setdefault(name, set()).update(each.key for each in model.versions.values())
+    return wanted
+
+
+def _is_seen(spec: ModelSpec, serving: Serving | None, wanted: dict[str, set[str]]) -> bool:
+    """Tell whether clients see what is registered; what is about to leave they do not."""
+    if serving is not None and spec.version in serving.versions:
+        return serving.versions[spec.version] == spec.key
+    if spec.name in wanted:
+        return spec.key in wanted[spec.name]
+    return serving is None

@@ -1,0 +1,155 @@
+"""What is kept of a request that is answered later, beside its tensors and its answer.
+
+key                      type    holds                                                 expires
+ferry:request:<id>       string  Record: how to answer, digest of the model's spec     (see 1)
+ferry:spec:<digest>      string  the ModelSpec that its requests were checked against  after them
+ferry:once:<hash>        string  First: what came first under an Idempotency-Key       an hour
+
+1: ten minutes after the answer. Until then it is known that there was such a request.
+
+Specs are kept once for all requests: one with a thousand labels is larger than most requests.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Any, Literal, NamedTuple
+
+import msgpack
+import redis
+from pydantic import BaseModel, ConfigDict
+
+from shared.errors import RedisUnavailable, UnknownRequest
+from shared.model_spec import ModelSpec
+from shared.request_queue.commands import KEPT_SECONDS, Limits
+from shared.wire.connection import asking
+
+MEMORY_SECONDS = 600.0
+"""How long it is known that a request existed after its answer has expired."""
+FLUSH_MS = 2000
+
+
+class Wanted(NamedTuple):
+    """One output as it was asked for: in binary form, or as its `class_count` best classes."""
+
+    name: str
+    binary: bool = False
+    class_count: int = 0
+
+
+class How(NamedTuple):
+    """What was asked for: kept with a request that is answered later, as JSON.
+
+    `infer` answers v2 tensors under the client's `id`: the `outputs`, or all of them, `binary` or
+    not. `rows` describes each row by its `top_k`
+    classes, a single one by itself when `one`; `cut` tells whose text was truncated. `tensor`
+    answers the first output's numbers. `predictions` and `outputs` are version 1's rows and
+    columns.
+    """
+
+    kind: Literal["infer", "rows", "tensor", "predictions", "outputs"]
+    id: str | None = None
+    top_k: int = 0
+    one: bool = False
+    cut: tuple[bool, ...] = ()
+    outputs: tuple[Wanted, ...] = ()
+    binary: bool = False
+
+
+class Record(BaseModel):
+    """One request: the digest of its model's spec, and how it is to be answered."""
+
+    model_config = ConfigDict(frozen=True)
+
+    spec: str
+    how: How
+
+
+class First(NamedTuple):
+    """The request that an Idempotency-Key came with first, and a hash of what it asked."""
+
+    request_id: str
+    asked: bytes
+
+
+class Records:
+    """The records of all requests; every method raises RedisUnavailable."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        prefix: str,
+        longest_life_seconds: float,
+        *,
+        grace_seconds: float = Limits().grace_seconds,
+    ) -> None:
+        """No request with its answer lives longer than `longest_life_seconds`, and this grace."""
+        self._client = client
+        self._requests = f"{prefix}:request:"
+        self._specs = f"{prefix}:spec:"
+        self._once = f"{prefix}:once:"
+        self._grace_seconds = grace_seconds + MEMORY_SECONDS
+        self._spec_ms = _ms(longest_life_seconds + self._grace_seconds)
+        self._known_specs: dict[str, ModelSpec] = {}
+
+    def save(
+        self, request_id: str, spec: ModelSpec, how: How, life_seconds: float, *, durable: bool
+    ) -> None:
+        """Keep a request's record for as long as itself and its answer live, and a while longer.
+
+        If `durable`, return once Redis has flushed this and all that was written before (WAITAOF,
+        which needs Redis 7.2 or any Valkey, with an append-only file).
+        """
+        text = spec.model_dump_json().encode()
+        digest = sha256(text).hexdigest()
+        name = self._specs + digest
+        # It may be gone: expired, or with the memory of a Redis that came back empty.
+        if not asking(lambda: self._client.pexpire(name, self._spec_ms)):
+            asking(lambda: self._client.set(name, text, px=self._spec_ms))
+        record = Record(spec=digest, how=how).model_dump_json().encode()
+        key, ttl_ms = self._requests + request_id, _ms(life_seconds + self._grace_seconds)
+        with self._client.pipeline(transaction=False) as opened:
+            pipeline: Any = opened  # its execute_command has no types
+            pipeline.set(key, record, px=ttl_ms)
+            if durable:
+                pipeline.execute_command("WAITAOF", 1, 0, FLUSH_MS)
+            replies = asking(pipeline.execute)
+        if durable and replies[1][0] < 1:
+            raise RedisUnavailable(f"Redis did not flush the request within {FLUSH_MS} ms")
+
+    def find(self, request_id: str) -> tuple[ModelSpec, How]:
+        """Return a request's model, as it was then, and how to answer it; raises UnknownRequest."""
+        found = asking(lambda: self._client.get(self._requests + request_id))
+        if found is None:
+            raise UnknownRequest(f"no request {request_id!r}")
+        record = Record.model_validate_json(found)
+        if record.spec not in self._known_specs:
+            text = asking(lambda: self._client.get(self._specs + record.spec))
+            if text is None:
+                raise UnknownRequest(f"no request {request_id!r}: its model is forgotten")
+            self._known_specs[record.spec] = ModelSpec.model_validate_json(text)
+        return self._known_specs[record.spec], record.how
+
+    def first(self, model: str, key: str, ours: First) -> First:
+        """Return what came first under an Idempotency-Key of a model's: `ours`, or an earlier one.
+
+        subtle: `SET NX GET` in one command needs Redis 7.
+        """
+        name, ttl_ms = self._once_key(model, key), _ms(KEPT_SECONDS)
+        packed = msgpack.packb(ours)
+        while not asking(lambda: self._client.set(name, packed, nx=True, px=ttl_ms)):
+            found = asking(lambda: self._client.get(name))
+            if found is not None:
+                return First(*msgpack.unpackb(found))
+        return ours
+
+    def forget_key(self, model: str, key: str) -> None:
+        """Let an Idempotency-Key come again with another request."""
+        asking(lambda: self._client.delete(self._once_key(model, key)))
+
+    def _once_key(self, model: str, key: str) -> str:
+        return self._once + sha256(f"{model}\0{key}".encode()).hexdigest()
+
+
+def _ms(seconds: float) -> int:
+    return int(1000 * seconds)

@@ -1,0 +1,86 @@
+"""Requests for whose answer nobody waits: stored at once, asked for later, cancelled."""
+
+from __future__ import annotations
+
+from secrets import token_hex
+from typing import Any, Literal, NamedTuple
+
+from redis import Redis
+from redis.exceptions import NoScriptError
+
+from shared.errors import QueueFull, VersionRetired
+from shared.messages import InferRequest, InferResult
+from shared.request_queue.commands import Limits, as_push, cancel_command, push_command
+from shared.request_queue.keys import DETACHED, KEPT, QueueKeys
+from shared.wire.connection import asking
+from shared.wire.scripts import script_digest, script_text
+
+What = Literal["done", "waiting", "running", "gone"]
+
+
+class State(NamedTuple):
+    """What became of a request; `ahead` are in front of it on the queue, None when not known."""
+
+    what: What
+    ahead: int | None = None
+    result: InferResult | None = None
+
+
+def new_id(*, kept: bool = False) -> str:
+    """Return an id that cannot be guessed; a `kept` one's answer lives for an hour."""
+    return (KEPT if kept else DETACHED) + token_hex(12)
+
+
+class Detached:
+    """One model version's detached requests; every method raises RedisUnavailable."""
+
+    def __init__(self, client: Redis, keys: QueueKeys, limits: Limits) -> None:
+        """Use `client`, one command at a time."""
+        self._client = client
+        self._keys = keys
+        self._limits = limits
+
+    def submit(self, request: InferRequest) -> None:
+        """Return once Redis has stored the request; raises QueueFull or VersionRetired."""
+        push = as_push(request, self._keys, self._limits)
+        command = push_command(self._keys, self._limits, [push])
+        status = self._run("push", command)[0]
+        if status.startswith(b"full"):
+            raise QueueFull.with_waiting(int(status.split()[1]))
+        if status == b"closed":
+            raise VersionRetired.default()
+
+    def is_open(self, request_id: str) -> bool:
+        """Tell whether a request waits or runs: it has neither an answer nor expired."""
+        return bool(asking(lambda: self._client.exists(self._keys.body + request_id)))
+
+    def state(self, request_id: str) -> State:
+        """Return what became of a request; of one whose answer has expired, `gone`."""
+        keys = self._keys
+        command = (
+            "EVALSHA", "state", 2 * keys.levels, *keys.lists,
+            keys.body + request_id, keys.result + request_id, request_id, keys.cache,
+        )  # fmt: skip
+        what, *detail = self._run("state", command)
+        if what == b"done":
+            return State("done", result=InferResult.decode(detail[0]))
+        name: What = what.decode()
+        return State(name, detail[0] if detail else None)
+
+    def cancel(self, request_id: str) -> What:
+        """Take a request back unless it is running; returns what it was."""
+        command = cancel_command(self._keys, "cancelled", [request_id], only_waiting=True)
+        answer: What = self._run("cancel", command)[0].decode()
+        return answer
+
+    def _run(self, script: str, command: tuple[Any, ...]) -> Any:
+        """Run a script by its digest, or by its text where Redis does not know it yet."""
+        client: Any = self._client  # its execute_command has no types
+
+        def run() -> Any:
+            try:
+                return client.execute_command("EVALSHA", script_digest(script), *command[2:])
+            except NoScriptError:
+                return client.execute_command("EVAL", script_text(script), *command[2:])
+
+        return asking(run)

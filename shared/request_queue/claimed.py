@@ -1,0 +1,57 @@
+"""A batch on the worker's side: how it is made, what was claimed, and what is answered."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from shared.messages import InferRequest
+from shared.model_spec import ModelSpec
+from shared.request_queue.keys import TICKET
+
+
+class Batching(NamedTuple):
+    """How a model version's batches are made, besides their rows and their delay.
+
+    `has_policies` says that its requests may have time-outs on the queue.
+    """
+
+    preferred_sizes: tuple[int, ...] = ()
+    preserve_ordering: bool = False
+    has_policies: bool = False
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Batching:
+        """Return what a model's config says."""
+        return cls(spec.preferred_batch_sizes, spec.preserve_ordering, bool(spec.queue_policies))
+
+
+class Claimed(NamedTuple):
+    """One request as its instance holds it: the body is not decoded yet. Times are Redis's."""
+
+    id: str
+    rows: int
+    attempts: int
+    queue_seconds: float
+    body: bytes
+    claimed_at: float = 0.0
+    level: int = 1
+    deadline: float = 0.0
+    ticket: bytes = b""
+
+    @classmethod
+    def of(cls, ticket: bytes, body: bytes, now: float) -> Claimed:
+        """Take apart what `claim.lua` returns of one request."""
+        _, attempts, level, _, rows, enqueued, deadline, *_ = TICKET.unpack_from(ticket)
+        request_id, waited = ticket[TICKET.size :].decode(), max(0.0, now - enqueued)
+        return cls(request_id, rows, attempts + 1, waited, body, now, level, deadline, ticket)
+
+    def request(self) -> InferRequest:
+        """Decode the body; raises BadMessage."""
+        return InferRequest.decode(self.id, self.rows, self.body)
+
+
+class Answers(NamedTuple):
+    """One encoded result per request of a batch, and what they cost (`encode_costs` makes it)."""
+
+    results: list[bytes]
+    costs: tuple[bytes, bytes]

@@ -1,0 +1,199 @@
+"""What the requests of each model version cost so far: counted by publish.lua, read by any process.
+
+The hash `stats` has one field per batch size, named by its rows: what has been added up over all
+passes of this size, as little-endian doubles in the order of `Totals`. So a publish reads and
+writes one field, whatever it counts. Beside them `failed` and `failed_seconds` count the requests
+that an instance answered with an error. Those that ended otherwise are in the hash `counts`.
+`left_<why>` count the batches that left the queue, by why they did: claim.lua adds to them.
+The fields of `Hits` are about the response cache, whose hits are in no batch.
+
+The words are Triton's (statistics extension). An execution is what an answer's `timings` call its
+batch: a pass that raised is none, and one that memory asked to run in pieces is one, of all its
+rows. Each of its requests is charged the whole duration of each phase. What nobody was waiting for
+any more when it was published, and what was answered before, is not counted.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from redis import Redis
+
+from shared.model_spec import ModelSpec
+from shared.request_queue.claimed import Claimed
+from shared.request_queue.keys import QueueKeys
+from shared.wire.connection import asking
+
+REASONS = ("full", "preferred", "delay", "shape", "greedy", "retry")
+"""Why a batch left the queue, see docs/queue.md."""
+ENDED_UNANSWERED = (b"expired", b"cancelled", b"rejected", b"dead")
+"""The fields of `counts` that are failures."""
+_PASS = struct.Struct("<8d")
+_TOTALS = struct.Struct("<12d")
+
+
+class Hits(NamedTuple):
+    """What `_cache.lua` counted of a version's requests.
+
+    `hit_seconds` is how long they had waited for the answer to another that asked the same.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    hit_seconds: float = 0.0
+    hit_lookup_seconds: float = 0.0
+    miss_lookup_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, stats: dict[bytes, bytes]) -> Hits:
+        """Read them from the hash `stats`."""
+        return cls(
+            *(type(zero)(stats.get(name.encode(), zero)) for name, zero in cls()._asdict().items())
+        )
+
+
+class Pass(NamedTuple):
+    """One forward pass that succeeded: its requests, their rows, and how long each phase took.
+
+    Input is decoding (of the whole batch that was claimed) and stacking, output splitting and
+    encoding.
+    """
+
+    claimed: list[Claimed]
+    rows: int
+    compute_input_seconds: float
+    compute_infer_seconds: float
+    compute_output_seconds: float
+
+
+class Totals(NamedTuple):
+    """What was added up over the passes of one size; `last_inference` is the latest claim (s).
+
+    Request seconds run from push to publish. The first three phases are added once per request, the
+    last three once per execution.
+    """
+
+    execution_count: float = 0.0
+    request_count: float = 0.0
+    row_count: float = 0.0
+    last_inference: float = 0.0
+    request_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    request_input_seconds: float = 0.0
+    request_infer_seconds: float = 0.0
+    request_output_seconds: float = 0.0
+    input_seconds: float = 0.0
+    infer_seconds: float = 0.0
+    output_seconds: float = 0.0
+
+
+def encode_costs(claimed: list[Claimed], passes: list[Pass], seconds: float) -> tuple[bytes, bytes]:
+    """Return what publish.lua counts of a batch that took `seconds` from claim to answers.
+
+    The first part are the passes, eight doubles each, behind them the requests that failed as a
+    pass of -1 rows. The second are columns over all requests: number of the pass, rows, seconds in
+    the queue. They are for the rare request that was closed before: it is taken off its pass.
+    """
+    count = len(claimed)
+    if len(passes) == 1 and len(passes[0].claimed) == count:  # nearly always
+        numbers = [1] * count
+    else:
+        passes, numbers = _with_failures(claimed, passes)
+    rows = [item.rows for item in claimed]
+    queue_seconds = [item.queue_seconds for item in claimed]
+    requests = struct.pack(f"<{count}H{count}I{count}d", *numbers, *rows, *queue_seconds)
+    return b"".join([_record(each, seconds) for each in passes]), requests
+
+
+def _with_failures(claimed: list[Claimed], passes: list[Pass]) -> tuple[list[Pass], list[int]]:
+    """Return the passes, the requests in none of them as one more, and the number of each's."""
+    number_of = {item.id: number for number, each in enumerate(passes, 1) for item in each.claimed}
+    failed = [item for item in claimed if item.id not in number_of]
+    numbers = [number_of.get(item.id, len(passes) + 1) for item in claimed]
+    return [*passes, Pass(failed, -1, 0.0, 0.0, 0.0)] if failed else passes, numbers
+
+
+def _record(one: Pass, seconds: float) -> bytes:
+    claimed, rows, *phases = one
+    queue_seconds = sum([item.queue_seconds for item in claimed])
+    return _PASS.pack(rows, len(claimed), queue_seconds, claimed[0].claimed_at, seconds, *phases)
+
+
+def model_statistics(
+    client: Redis, prefix: str, specs: Iterable[ModelSpec]
+) -> list[dict[str, object]]:
+    """Return Triton's `model_stats` of these model versions, zeros for what was never asked.
+
+    Beside Triton's members, `batches_left` counts the batches by why they left the queue. What a
+    client has been answered is in it. Raises RedisUnavailable.
+    """
+    specs = list(specs)
+    with client.pipeline(transaction=False) as opened:
+        pipeline: Any = opened
+        for spec in specs:
+            keys = QueueKeys(prefix, spec.key)
+            pipeline.hgetall(keys.stats).hgetall(keys.counts)
+        found = asking(pipeline.execute)
+    return [
+        _described(spec, stats, counts)
+        for spec, stats, counts in zip(specs, found[::2], found[1::2], strict=True)
+    ]
+
+
+def of_triton(statistics: dict[str, object]) -> dict[str, object]:
+    """Leave out what Triton's message of statistics has no field for."""
+    return {name: value for name, value in statistics.items() if name != "batches_left"}
+
+
+def _described(
+    spec: ModelSpec, stats: dict[bytes, bytes], counts: dict[bytes, bytes]
+) -> dict[str, object]:
+    sizes = {
+        int(name): Totals(*_TOTALS.unpack(packed))
+        for name, packed in stats.items()
+        if name.isdigit()
+    }
+    total = Totals(*(sum(column) for column in zip(Totals(), *sizes.values(), strict=True)))
+    cache = Hits.of(stats)
+    last_inference = max((each.last_inference for each in sizes.values()), default=0.0)
+    failed = int(stats.get(b"failed", 0)) + sum(int(counts.get(k, 0)) for k in ENDED_UNANSWERED)
+    return {
+        "name": spec.name,
+        "version": spec.version,
+        "last_inference": int(1000 * last_inference),
+        "inference_count": int(total.row_count),
+        "execution_count": int(total.execution_count),
+        "inference_stats": {
+            "success": _duration(
+                total.request_count + cache.hits, total.request_seconds + cache.hit_seconds
+            ),
+            "fail": _duration(failed, float(stats.get(b"failed_seconds", 0))),
+            "queue": _duration(
+                total.request_count + cache.hits, total.queue_seconds + cache.hit_seconds
+            ),
+            "compute_input": _duration(total.request_count, total.request_input_seconds),
+            "compute_infer": _duration(total.request_count, total.request_infer_seconds),
+            "compute_output": _duration(total.request_count, total.request_output_seconds),
+            "cache_hit": _duration(cache.hits, cache.hit_lookup_seconds),
+            "cache_miss": _duration(cache.misses, cache.miss_lookup_seconds),
+        },
+        "batch_stats": [_batch_size(rows, sizes[rows]) for rows in sorted(sizes)],
+        "memory_usage": [],
+        "response_stats": {},
+        "batches_left": {why: int(stats.get(b"left_" + why.encode(), 0)) for why in REASONS},
+    }
+
+
+def _batch_size(rows: int, total: Totals) -> dict[str, object]:
+    return {
+        "batch_size": rows,
+        "compute_input": _duration(total.execution_count, total.input_seconds),
+        "compute_infer": _duration(total.execution_count, total.infer_seconds),
+        "compute_output": _duration(total.execution_count, total.output_seconds),
+    }
+
+
+def _duration(count: float, seconds: float) -> dict[str, int]:
+    return {"count": int(count), "ns": round(1e9 * seconds)}

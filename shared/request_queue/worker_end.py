@@ -1,0 +1,168 @@
+"""An instance's end of every hop a request takes through Redis; the API's is `request_queue.py`."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from redis.exceptions import RedisError
+
+from shared.request_queue.claimed import Answers, Batching, Claimed
+from shared.request_queue.commands import (
+    CacheLimits,
+    InstanceEnd,
+    claim_command,
+    publisher,
+    recover_command,
+)
+from shared.request_queue.keys import QueueKeys
+from shared.wire.connection import LONGEST_BLOCK_SECONDS, NO_REPLY, Wire
+from shared.wire.packing import Packed
+
+log = logging.getLogger(__name__)
+
+SHORT_WAIT_SECONDS = 0.002
+"""A wait of this length is slept through, which is more exact than waiting for the bell."""
+
+
+class AnswersNotTaken(RedisError):
+    """A publish whose reply nobody waited for has failed."""
+
+
+class WorkQueue:
+    """An instance's end: claim a batch, publish its answers. One thread, one connection."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        keys: QueueKeys,
+        instance: str,
+        *,
+        result_ttl_seconds: float,
+        batching: Batching = Batching(),  # noqa: B008, it is frozen
+        cache: CacheLimits = CacheLimits(),  # noqa: B008
+    ) -> None:
+        """Claim as `instance`, whose in-flight list a supervisor recovers when it dies."""
+        self._wire = wire
+        self._waker = wire.beside()
+        self._keys = keys
+        self._end = InstanceEnd(keys, instance, result_ttl_seconds, batching, cache)
+        self._bell = Packed.of("BLPOP", keys.bell, LONGEST_BLOCK_SECONDS)
+        self._publish = publisher(self._end)
+        self._claims: dict[tuple[int, float], Packed] = {}
+        self._stale = keys.answers if keys.cache else []
+
+    def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
+        """Take one batch, waiting up to half a second for work (stop 3); empty when there is none.
+
+        The batch is recorded as this instance's in-flight work in the same step. Raises RedisError.
+        Next stop: `worker.instance.batch.answer_batch`.
+        """
+        if self._stale:  # the model's file may have been another one when these were filled
+            self._wire.send(("UNLINK", *self._stale))
+            self._wire.reply()
+            self._stale = []
+        self._wire.send(self._claim(max_rows, max_delay_seconds))
+        batch, wait_seconds, _ = self._read_batch()
+        return batch or self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
+
+    def publish_and_claim(
+        self, claimed: list[Claimed], answers: Answers, max_rows: int, max_delay_seconds: float
+    ) -> list[Claimed]:
+        """Publish a batch and take the next one, in one write: as `publish`, then `claim`.
+
+        The bell is waited for at once: a claim that leaves work behind, and every push, rings it.
+        A reply to the publish would wake this process for nothing, while others hand the answers
+        on; should it have failed, the claim finds what it did not drop, and AnswersNotTaken is
+        raised.
+        """
+        claim = self._claim(max_rows, max_delay_seconds)
+        publish = self._publish(claimed, answers, len(claimed))
+        self._wire.send(NO_REPLY, publish, self._bell, claim)
+        self._wire.reply()
+        batch, wait_seconds, holds_more = self._read_batch()
+        if holds_more:
+            raise AnswersNotTaken("the answers are still in flight, Redis did not take them")
+        if batch or wait_seconds < 0:
+            return batch
+        return self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
+
+    def publish(self, claimed: list[Claimed], answers: Answers, *, drop: bool = True) -> int:
+        """Hand out a batch's answers, drop it from the in-flight work and count it (stop 7).
+
+        All in one step. Returns how many were the first answer to their request; only these are
+        counted. After a RedisError call it again without `drop`, since the first call may have been
+        done and followed by a claim; then `put_back` what is left.
+        Next stop: `Waiting.wait`.
+        """
+        self._wire.send(self._publish(claimed, answers, len(claimed) if drop else 0))
+        first: int = self._wire.reply()
+        return first
+
+    def probe(self) -> None:
+        """Read something small; raises RedisError when Redis does not answer that either."""
+        self._wire.send(("EXISTS", self._keys.inflight + self._end.instance))
+        self._wire.reply()
+
+    def put_back(self) -> tuple[int, int]:
+        """Return what this instance holds to the queue, after a lost connection."""
+        return _recover(self._wire, self._end, crashed=False)
+
+    def _claim(self, max_rows: int, max_delay_seconds: float) -> Packed:
+        found = self._claims.get((max_rows, max_delay_seconds))
+        if found is None:
+            found = Packed.of(*claim_command(self._end, max_rows, max_delay_seconds))
+            self._claims[max_rows, max_delay_seconds] = found
+        return found
+
+    def _wait_and_claim(
+        self, max_rows: int, max_delay_seconds: float, wait_seconds: float
+    ) -> list[Claimed]:
+        """Block on the bell, or for as long as pending requests may still wait; then claim."""
+        claim = self._claim(max_rows, max_delay_seconds)
+        if 0 <= wait_seconds < SHORT_WAIT_SECONDS:
+            time.sleep(wait_seconds)
+            self._wire.send(claim)
+            return self._read_batch()[0]
+        seconds = min(wait_seconds, LONGEST_BLOCK_SECONDS)
+        self._wire.send(("CLIENT", "ID"), self._bell, claim)
+        client_id = self._wire.reply()
+        if seconds >= 0 and not self._wire.has_reply(seconds):
+            self._wake(client_id)
+        self._wire.reply()
+        return self._read_batch()[0]
+
+    def _wake(self, client_id: int) -> None:
+        """End our own wait for the bell: by itself an idle Redis ends it up to 0.1 s too late."""
+        try:
+            self._waker.send(("CLIENT", "UNBLOCK", client_id))
+            self._waker.reply()
+        except RedisError as error:
+            log.debug("the wait ends by itself, Redis does not end it: %s", error)
+
+    def _read_batch(self) -> tuple[list[Claimed], float, bool]:
+        """Return a claim's batch, seconds to wait, and whether there is more in flight."""
+        now, wait, *parts = self._wire.reply()
+        batch = [
+            Claimed.of(ticket, body, abs(now) / 1e6)
+            for ticket, body in zip(parts[::2], parts[1::2], strict=True)
+        ]
+        return batch, wait / 1e6, now < 0
+
+
+def recover(
+    wire: Wire, keys: QueueKeys, instance: str, *, crashed: bool, result_ttl_seconds: float
+) -> tuple[int, int]:
+    """Put an instance's in-flight work back to the head of the queue.
+
+    A crash counts as an attempt: after MAX_ATTEMPTS a request is answered with ModelCrashed, and
+    kept among the dead.
+    Returns how many requests went back and how many were given up. Raises RedisError.
+    """
+    return _recover(wire, InstanceEnd(keys, instance, result_ttl_seconds), crashed=crashed)
+
+
+def _recover(wire: Wire, end: InstanceEnd, *, crashed: bool) -> tuple[int, int]:
+    wire.send(recover_command(end, crashed=crashed))
+    back, given_up = wire.reply()
+    return back, given_up

@@ -1,0 +1,243 @@
+"""The only place that opens Redis: a client for single commands, wires for the hot path.
+
+A wire is one raw connection whose commands are written together and whose replies are read one by
+one, which a client's pipeline cannot do: a blocking command and what follows it leave in one write.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import select
+import socket
+import ssl
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hiredis
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
+
+from shared.errors import RedisUnavailable
+from shared.wire.packing import Command, Packed, pack
+from shared.wire.scripts import SCRIPTS, script_text
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_SECONDS = 0.4
+COMMAND_TIMEOUT_SECONDS = 5.0
+LONGEST_BLOCK_SECONDS = 0.5
+"""How long a blocking command on a wire may wait."""
+READ_BYTES = 1 << 16
+
+NO_REPLY = Packed.of("CLIENT", "REPLY", "SKIP")
+"""Redis answers neither this nor the command behind it, not even with an error."""
+_INCOMPLETE = object()
+
+
+def connect(redis_url: str) -> redis.Redis:
+    """Return a client for `redis_url`; opens nothing until the first command."""
+    return redis.Redis.from_url(
+        redis_url,
+        socket_timeout=COMMAND_TIMEOUT_SECONDS,
+        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        retry=Retry(NoBackoff(), 1),
+        protocol=2,
+        max_connections=100_000,
+    )
+
+
+class Wire:
+    """One connection with our scripts loaded. Not for use by two threads at once.
+
+    redis-py opens it, with all that its URL asks for (TLS, users, unix sockets); the commands go
+    past redis-py, which spends more on one than Redis does. A lost connection closes the wire and
+    raises redis.RedisError; the next `send` opens it anew. An error reply of one command is raised
+    as redis.ResponseError and leaves it open.
+    """
+
+    def __init__(self, make_connection: Callable[[], Any]) -> None:
+        """Wrap a redis-py connection, which is opened when it is first needed."""
+        self._make_connection = make_connection
+        self._connection = make_connection()
+        self._connection.retry = Retry(NoBackoff(), 0)
+        self._socket: socket.socket | None = None
+        self._reader = _reader()
+        self._unread = 0
+
+    def send(self, *commands: Command) -> None:
+        """Write all commands at once; their replies must then be read in the same order.
+
+        Replies that nobody read, after one was an error, are dropped with the connection.
+        """
+        if self._unread:
+            self.close()
+        self.send_behind(*commands)
+
+    def send_behind(self, *commands: Command) -> None:
+        """Write all commands at once, behind those whose replies have not been read yet."""
+        buffers = pack(commands)
+        try:
+            opened = self._socket or self._connect()
+            for data in buffers:
+                sent = opened.send(data)
+                if sent < len(data):  # rare, and gevent's sendall costs twice its send
+                    opened.sendall(memoryview(data)[sent:])
+            self._unread += len(commands) - 2 * commands.count(NO_REPLY)
+        except (RedisError, OSError) as error:
+            self.close()
+            raise _redis_error(error) from error
+
+    def reply(self) -> Any:
+        """Read the next reply, waiting for it as long as a blocking command may take."""
+        self._unread -= 1
+        try:
+            found = self._next_reply()
+        except (RedisError, OSError) as error:
+            self.close()
+            raise _redis_error(error) from error
+        if isinstance(found, ResponseError):
+            raise found
+        if isinstance(found, RedisError):
+            self.close()
+            raise found
+        return found
+
+    def replies_so_far(self) -> Iterator[Any]:
+        """Return the replies that are there, from a socket that does not block."""
+        assert self._socket is not None, "somebody who closes a wire stops reading it first"
+        try:
+            data = self._socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise _redis_error(error) from error
+        if not data:
+            raise RedisConnectionError("Redis closed the connection")
+        self._reader.feed(data)
+        yield from self.replies_read()
+
+    def replies_read(self) -> Iterator[Any]:
+        """Return the replies that came along with one that was read."""
+        while (found := self._reader.gets()) is not _INCOMPLETE:
+            yield found
+
+    def plain_socket(self) -> socket.socket | None:
+        """Return the open socket, None when there is none or it has layers of its own (TLS)."""
+        return None if isinstance(self._socket, ssl.SSLSocket) else self._socket
+
+    def has_reply(self, seconds: float) -> bool:
+        """Wait so long for the next reply to begin; tell whether it has."""
+        opened = self._socket
+        assert opened is not None, "a reply is waited for after a send"
+        if self._reader.has_data() or (isinstance(opened, ssl.SSLSocket) and opened.pending()):
+            return True
+        poll = select.poll()
+        poll.register(opened, select.POLLIN)
+        return bool(poll.poll(1000 * seconds))
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether there is a connection, as far as is known."""
+        return self._socket is not None
+
+    def beside(self) -> Wire:
+        """Return another wire to the same Redis; opens nothing before its first command."""
+        return Wire(self._make_connection)
+
+    def close(self) -> None:
+        """Drop the connection and whatever replies were still to come."""
+        self._socket = None
+        self._reader = _reader()
+        self._unread = 0
+        self._connection.disconnect()
+
+    def _next_reply(self) -> Any:
+        if self._socket is None:
+            raise RedisConnectionError("the connection was lost before the reply")
+        while (found := self._reader.gets()) is _INCOMPLETE:
+            data = self._socket.recv(READ_BYTES)
+            if not data:
+                raise RedisConnectionError("Redis closed the connection")
+            self._reader.feed(data)
+        return found
+
+    def _connect(self) -> socket.socket:
+        self._connection.connect()
+        for name in SCRIPTS:
+            self._connection.send_command("SCRIPT", "LOAD", script_text(name))
+            self._connection.read_response()
+        # subtle: what redis-py read ahead would be lost, but every reply so far was waited for.
+        opened: socket.socket = self._connection._sock
+        _set_timeout(opened, LONGEST_BLOCK_SECONDS + COMMAND_TIMEOUT_SECONDS)
+        self._socket = opened
+        return opened
+
+
+def open_wire(client: redis.Redis) -> Wire:
+    """Return a new wire with the client's connection settings."""
+    return Wire(client.connection_pool.make_connection)
+
+
+def asking(command: Callable[[], Any]) -> Any:
+    """Run a client's command; raises RedisUnavailable.
+
+    Its reply is `Any` only until the caller turns it into our types.
+    """
+    try:
+        return command()
+    except RedisError as error:
+        raise unavailable(error) from error
+
+
+def unavailable(error: RedisError) -> RedisUnavailable:
+    """Return what a client is told when Redis fails: why, and of nothing inside our network."""
+    if isinstance(error, BusyLoadingError):
+        return RedisUnavailable("Redis is loading its data")
+    if isinstance(error, ResponseError):
+        # redis-py takes the code off some replies, and scripts add where they failed.
+        reason, _, _ = re.sub("^[A-Z]+ ", "", str(error)).partition(" script: ")
+        return RedisUnavailable(f"Redis refuses the request: {reason}")
+    return RedisUnavailable("cannot reach Redis, it does not answer")
+
+
+def _set_timeout(opened: socket.socket, seconds: float) -> None:
+    """Have reads and writes raise OSError after so long.
+
+    Python would ask `poll` before each of them; the kernel's own time-outs cost nothing. They are
+    not for sockets that do not block by themselves (gevent's), or have layers of their own (TLS).
+    """
+    if type(opened) is not socket.socket or type(opened).__module__ != "socket":
+        opened.settimeout(seconds)
+        return
+    opened.settimeout(None)
+    timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+
+
+def _reader() -> Any:
+    return hiredis.Reader(replyError=_reply_error, notEnoughData=_INCOMPLETE)
+
+
+def _reply_error(text: str) -> RedisError:
+    """Return the exception of an error reply; those that a new connection may mend close the wire.
+
+    Source: https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors
+    """
+    code = text.partition(" ")[0]
+    if code == "LOADING":
+        return BusyLoadingError(text)
+    if code in ("NOSCRIPT", "MASTERDOWN"):
+        return RedisConnectionError(text)
+    return ResponseError(text)
+
+
+def _redis_error(error: Exception) -> RedisError:
+    if isinstance(error, TimeoutError | BlockingIOError):
+        return RedisConnectionError("Redis does not answer")
+    return error if isinstance(error, RedisError) else RedisConnectionError(str(error))

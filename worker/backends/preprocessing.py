@@ -1,0 +1,60 @@
+"""Turns a batch of pictures into the model's input, on the model's device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from shared.datatypes import Array
+from shared.model_spec import ImageInput, ModelSpec
+from worker.backends.tensors import to_torch, torch_type
+
+
+class Normaliser:
+    """Computes (pixel * scale - mean) / std, per channel, over a whole batch at once."""
+
+    def __init__(self, image: ImageInput, device: torch.device, dtype: torch.dtype) -> None:
+        """Prepare mean and std on `device`, folded into one multiplication and one addition."""
+        mean = np.asarray(image.mean, dtype=np.float64)
+        std = np.asarray(image.std, dtype=np.float64)
+        self._factor = torch.tensor(image.scale / std, dtype=torch.float32, device=device)
+        self._offset = torch.tensor(-mean / std, dtype=torch.float32, device=device)
+        self._planes_first = image.layout == "NCHW"
+        self._device = device
+        self._dtype = dtype
+
+    def __call__(self, pixels: Array) -> torch.Tensor:
+        """Return uint8 [rows, height, width, channels] as the model's own input tensor."""
+        batch = to_torch(pixels).to(self._device, non_blocking=True)
+        batch = batch.to(torch.float32) * self._factor + self._offset
+        if self._planes_first:
+            batch = batch.permute(0, 3, 1, 2).contiguous()
+        return batch.to(self._dtype)
+
+
+class PixelArrays:
+    """A `Normaliser` for backends that take arrays, on the CPU, whatever the model's kind."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        """Prepare for the model's pictures, if it takes any."""
+        cpu = torch.device("cpu")
+        dtype = torch_type(spec.inputs[0].datatype) if spec.image else torch.float32
+        self._normaliser = Normaliser(spec.image, cpu, dtype) if spec.image else None
+
+    def __call__(self, pixels: Array) -> Array:
+        """Return uint8 [rows, height, width, channels] as the model's own input."""
+        assert self._normaliser is not None, "pixels are made for image models only"
+        normalised: Array = self._normaliser(pixels).numpy()
+        return normalised
+
+
+def own_arrays(
+    inputs: Mapping[str, Array], pixels: frozenset[str], normalise: PixelArrays
+) -> dict[str, Array]:
+    """Return a batch as the operator's own code takes it: pictures normalised, all writable."""
+    return {
+        name: normalise(array) if name in pixels else np.require(array, requirements=["C", "W"])
+        for name, array in inputs.items()
+    }

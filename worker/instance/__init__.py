@@ -1,0 +1,1 @@
+"""One process an instance: load, warm up, then claim, run, publish."""

@@ -1,0 +1,136 @@
+"""The model's side of its tensors: shapes as the model takes and gives them, masks filled in.
+
+Clients and queue know a model by its spec; where its config reshapes tensors, or has masks of
+ragged inputs, the model itself is loaded by another one, and called through `ModelSide`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+
+from shared.datatypes import NUMPY_TYPES, Array
+from shared.errors import BadModelOutput, FerryError
+from shared.model_spec import MaskInput, ModelSpec, TensorSpec
+from worker.backends.base import Backend, EachBackend, Question, close
+from worker.instance.each import answers_each
+
+
+def model_side_spec(spec: ModelSpec) -> ModelSpec:
+    """Return the spec that the backend gets: masks among its inputs, `reshape` as its dims."""
+    inputs = list(spec.inputs)
+    for mask in sorted(spec.masks, key=lambda mask: mask.position):
+        inputs.insert(mask.position, mask.tensor)
+    changed = {
+        "inputs": tuple(_reshaped_spec(tensor) for tensor in inputs),
+        "outputs": tuple(_reshaped_spec(tensor) for tensor in spec.outputs),
+        "masks": (),
+    }
+    return ModelSpec(**{name: getattr(spec, name) for name in ModelSpec.model_fields} | changed)
+
+
+def _reshaped_spec(tensor: TensorSpec) -> TensorSpec:
+    if tensor.reshape is None:
+        return tensor
+    return tensor.model_copy(update={"dims": tensor.reshape, "reshape": None})
+
+
+def on_clients_side(backend: Backend, spec: ModelSpec) -> Backend:
+    """Return `backend`, loaded by `model_side_spec(spec)`, as one that takes what `spec` says."""
+    if not spec.masks and all(each.reshape is None for each in spec.inputs + spec.outputs):
+        return backend
+    return ModelSideEach(backend, spec) if answers_each(backend) else ModelSide(backend, spec)
+
+
+class ModelSide:
+    """Stands before a backend: reshapes, and fills in the masks that `stacking` did not."""
+
+    def __init__(self, backend: Backend, spec: ModelSpec) -> None:
+        """Call `backend` for clients who know `spec`."""
+        self._backend = backend
+        self._spec = spec
+        masks = [mask.tensor for mask in spec.masks]
+        self._inputs = {tensor.name: tensor for tensor in [*spec.inputs, *masks]}
+        self._outputs = {each.name: each for each in spec.outputs if each.reshape is not None}
+
+    def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
+        """Run one batch as `Backend.forward` does; raises BadModelOutput for another shape."""
+        return self.given(self._backend.forward(self.taken(inputs), pixels))
+
+    def close(self) -> None:
+        """Let the model's own backend clean up."""
+        close(self._backend)
+
+    def taken(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return what the model takes of what clients sent."""
+        unpadded = {
+            mask.tensor.name: ones(mask, inputs[mask.of], batched=self._spec.batched)
+            for mask in self._spec.masks
+            if mask.of in inputs and mask.tensor.name not in inputs
+        }
+        return {
+            name: self._reshaped(array, tensor.dims, tensor.reshape)
+            if (tensor := self._inputs[name]).reshape is not None
+            else array
+            for name, array in {**inputs, **unpadded}.items()
+        }
+
+    def given(self, outputs: dict[str, Array]) -> dict[str, Array]:
+        """Return what clients get of what the model returned."""
+        changed = {}
+        for name, tensor in self._outputs.items():
+            if name in outputs:
+                assert tensor.reshape is not None, "only such outputs are kept"
+                changed[name] = self._client_output(tensor, tensor.reshape, outputs[name])
+        return outputs | changed
+
+    def _client_output(self, tensor: TensorSpec, shape: tuple[int, ...], array: Array) -> Array:
+        got = array.shape[1:] if self._spec.batched else array.shape
+        if len(got) != len(shape) or any(
+            want not in (-1, size) for size, want in zip(got, shape, strict=True)
+        ):
+            raise BadModelOutput(
+                f"output {tensor.name!r}: shape {list(got)} of a row, the config's reshape says "
+                f"{list(shape)}"
+            )
+        return self._reshaped(array, shape, tensor.dims)
+
+    def _reshaped(
+        self, array: Array, known: tuple[int, ...], wanted: tuple[int, ...] | None
+    ) -> Array:
+        """Return `array`, of shape `known`, as `wanted`: each -1 is what its counterpart is."""
+        leading = array.shape[:1] if self._spec.batched else ()
+        sizes = array.shape[len(leading) :]
+        free = iter([size for size, said in zip(sizes, known, strict=True) if said == -1])
+        shape = [next(free) if size == -1 else size for size in wanted or ()]
+        assert prod(shape) == prod(sizes), "the config's shapes were compared when it was read"
+        return array.reshape((*leading, *shape))
+
+
+class ModelSideEach(ModelSide):
+    """The same before a backend that answers each request on its own."""
+
+    _backend: EachBackend
+
+    def answer_each(
+        self, questions: Sequence[Question], pixels: frozenset[str]
+    ) -> list[dict[str, Array] | FerryError]:
+        """See `EachBackend.answer_each`; an answer of another shape fails its request alone."""
+        asked = [question._replace(inputs=self.taken(question.inputs)) for question in questions]
+        return [self._answer(answer) for answer in self._backend.answer_each(asked, pixels)]
+
+    def _answer(self, answer: dict[str, Array] | FerryError) -> dict[str, Array] | FerryError:
+        if isinstance(answer, FerryError):
+            return answer
+        try:
+            return self.given(answer)
+        except BadModelOutput as error:
+            return error
+
+
+def ones(mask: MaskInput, array: Array, *, batched: bool) -> Array:
+    """Return the mask of an input whose rows were not padded."""
+    shape = array.shape[: len(mask.tensor.dims) + batched]
+    return np.ones(shape, NUMPY_TYPES[mask.tensor.datatype])

@@ -1,0 +1,149 @@
+"""The process of one model instance: load, warm up, say ready, serve until told to stop."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import signal
+from collections.abc import Callable
+from functools import partial
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection
+
+import torch
+
+from shared.registry.log_settings import LogLevel
+from shared.request_queue.claimed import Batching
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.worker_end import WorkQueue
+from shared.wire.connection import connect, open_wire
+from worker.backends.base import Backend, close
+from worker.backends.loading import load_file
+from worker.ensembles.process import run_ensemble
+from worker.instance.batch import answer_batch
+from worker.instance.determinism import check_steady
+from worker.instance.each import answers_each
+from worker.instance.loop import run
+from worker.instance.model_side import model_side_spec, on_clients_side
+from worker.instance.out_of_memory import PiecewiseBackend
+from worker.instance.warmup import run_samples, warm_up
+from worker.job import InstanceJob
+from worker.logs import configure_logging, follow_level
+from worker.meter import Meter
+
+log = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1
+
+
+def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
+    """Be the instance: the body of a forked process, which ends when this returns.
+
+    Sends `("ready", "")` or `("failed", reason)` to `reports`, and writes what it does into
+    `meter`, which the supervisor reads. SIGTERM finishes the batch in hand; before the first batch
+    it ends the process at once.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
+    configure_logging(job.log_level)
+    log_level = LogLevel(job.log_level)
+    follow_level(log_level, meter)
+    backend = None if job.spec.steps else _loaded(job, reports, meter)
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
+    reports.send(("ready", ""))
+
+    def stop() -> bool:
+        follow_level(log_level, meter)  # here because the loop asks for each batch, or each second
+        return bool(stopping)
+
+    if backend is None:
+        run_ensemble(
+            job.spec, job.id, stop, meter,
+            redis_url=job.redis_url, key_prefix=job.key_prefix, limits=job.limits,
+            result_ttl_seconds=job.result_ttl_seconds,
+        )  # fmt: skip
+    else:
+        _run_batches(job, backend, stop, meter)
+
+
+def _run_batches(
+    job: InstanceJob, backend: Backend, stop: Callable[[], bool], meter: Meter
+) -> None:
+    queue = WorkQueue(
+        open_wire(connect(job.redis_url)),
+        QueueKeys(job.key_prefix, job.spec.key, job.spec.levels, cached=job.spec.cached),
+        job.id,
+        result_ttl_seconds=job.result_ttl_seconds,
+        batching=Batching.of(job.spec),
+        cache=job.limits.cache,
+    )
+    with torch.inference_mode():  # once, not for every batch
+        run(
+            queue,
+            partial(answer_batch, spec=job.spec, backend=backend, instance=job.id),
+            stop,
+            meter,
+            max_rows=job.spec.batch_rows,
+            max_delay_seconds=job.spec.max_queue_delay_seconds,
+        )
+    try:
+        close(backend)
+    except Exception as error:  # a border: the model's own code; everything is answered by now
+        log.error("%s raises when it is closed, the instance ends: %s", job.spec.key, error)
+
+
+def _loaded(job: InstanceJob, reports: Connection, meter: Meter) -> Backend:
+    """Return the warm backend; reports why there is none and ends the process."""
+    try:
+        return warm_backend(job, meter)
+    except Exception as error:  # a border: the supervisor reports it and tries again later
+        log.error("%s failed to load, the supervisor will retry: %s", job.spec.key, error)
+        reports.send(("failed", f"failed to load '{job.spec.name}', {job.file}: {error}"))
+        raise SystemExit(1) from error
+
+
+def warm_backend(job: InstanceJob, meter: Meter) -> Backend:
+    """Return the loaded model once it ran all that it is warmed up with; raises what it raises."""
+    backend = load_backend(job)
+    if job.spec.batched and not answers_each(backend):
+        backend = PiecewiseBackend(backend, job.spec, meter)
+    _warm(job, backend)
+    run_samples(job.spec, backend, job.warmup)
+    check_steady(job.spec, job.backend, backend)
+    return backend
+
+
+def _warm(job: InstanceJob, backend: Backend) -> None:
+    """Warm up; only the operator's own code may refuse what is made up, and is served all the same.
+
+    Raises what the model raises.
+    """
+    try:
+        warm_up(job.spec, backend)
+    except Exception as error:  # a border: see above
+        if job.backend != "python":
+            raise
+        log.warning("%s raises when it is warmed up, it is served cold: %s", job.spec.key, error)
+
+
+def load_backend(job: InstanceJob) -> Backend:
+    """Load the model's file with its backend; raises what the framework raises."""
+    if job.placement.device == "cpu":
+        torch.set_num_threads(job.placement.threads)
+    spec = model_side_spec(job.spec)
+    loaded = load_file(job.backend, spec, job.file, job.placement, allow_pickle=job.allow_pickle)
+    return on_clients_side(loaded, job.spec)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, also of SIGKILL.
+
+    The forkserver dies with the supervisor so, and the instances with the forkserver. By itself it
+    would not end before its children, which multiprocessing lends the pipe that it watches.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    supervisor = parent_process()
+    if supervisor is not None and not supervisor.is_alive():
+        raise SystemExit(1)

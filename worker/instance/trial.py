@@ -1,0 +1,54 @@
+"""Loads and warms up one version of a model, as an instance would, and says whether it could.
+
+    python -m worker.instance.trial REPOSITORY NAME VERSION      prints why not; exit code 1 then
+
+A process of its own, so that a model that takes its process down does no other harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from shared.errors import FerryError
+from shared.settings import Settings, default_cores
+from worker.devices import Placement, cpu_threads, devices_of
+from worker.instance.process import warm_backend
+from worker.job import InstanceJob
+from worker.meter import Meter
+from worker.repository.models import read_model
+
+
+def main(repository: Path, name: str, version: str) -> int:
+    """Try one version on the first device that its config names."""
+    logging.disable()
+    settings = Settings.from_env(os.environ)
+    try:
+        model = read_model(repository, name, version)
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        groups, allow_cpu = model.config.instance_groups, settings.allow_cpu_fallback
+        device = devices_of(groups, gpus, allow_cpu=allow_cpu)[0]
+        job = InstanceJob(
+            "trial", model.spec, model.config.backend, model.file,
+            Placement(device, cpu_threads(1, default_cores(), settings.cpu_threads)),
+            settings.redis_url, settings.key_prefix, settings.result_ttl_seconds,
+            settings.log_level, allow_pickle=settings.allow_pickle, warmup=model.config.warmup,
+        )  # fmt: skip
+        if not model.spec.steps:
+            with torch.inference_mode():
+                warm_backend(job, Meter())
+    except FerryError as error:
+        print(error)
+        return 1
+    except Exception as error:  # a border: whatever the model raises is the answer
+        print(f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))

@@ -1,0 +1,1 @@
+"""Finds and reads the models of a repository."""

@@ -1,0 +1,173 @@
+"""Looks through a whole model repository without serving it: what the supervisor would refuse."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared.errors import BadModel
+from shared.model_spec import ModelSpec
+from shared.names import MODEL_NAME, VERSION
+from worker.repository.config.versions import wanted_versions
+from worker.repository.model_config import read_policy
+from worker.repository.models import (
+    ServedModel,
+    is_model,
+    read_model,
+    version_numbers,
+)  # fmt: skip
+
+LONGEST_TRIAL_SECONDS = 600.0
+Trial = Callable[[ServedModel], str]
+"""Loads a version and returns why it could not be, or an empty string."""
+
+
+@dataclass
+class Report:
+    """What was found: `problems` keep a version from being served, `notes` do not."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    model_count: int = 0
+    version_count: int = 0
+
+    def add_problem(self, directory: Path, message: str) -> None:
+        """Keep a message once, with the file that it is about in front."""
+        message = message.removeprefix(f"failed to load '{directory.name}', ")
+        message = " ".join(message.split())
+        if not message.startswith(str(directory)):
+            message = f"{directory / 'config.pbtxt'}: {message}"
+        if message not in self.problems:
+            self.problems.append(message)
+
+    def add_note(self, message: str) -> None:
+        """Keep a message once."""
+        if message not in self.notes:
+            self.notes.append(message)
+
+
+def check_repository(repository: Path, trial: Trial | None = None) -> Report:
+    """Read every version of every model; with `trial`, have each that can be read tried as well.
+
+    Raises BadModel when there is no such repository.
+    """
+    if not repository.is_dir():
+        raise BadModel(f"{repository}: no such model repository")
+    report = Report()
+    for directory in sorted(repository.iterdir()):
+        if directory.is_dir() and not directory.name.startswith((".", "__")):
+            _check_model(directory, report, trial)
+    return report
+
+
+def _check_model(directory: Path, report: Report, trial: Trial | None) -> None:
+    if not MODEL_NAME.fullmatch(directory.name):
+        report.add_problem(
+            directory,
+            f"{directory}: the name {directory.name!r} must be letters, digits, '_', '.' and '-', "
+            "and begin with none of the last two",
+        )
+        return
+    if not is_model(directory):
+        report.add_problem(
+            directory,
+            f"{directory}: no config.pbtxt, and no version directory with a model file in it",
+        )
+        return
+    report.model_count += 1
+    for entry in sorted(directory.iterdir()):
+        if entry.is_dir() and entry.name.isdigit() and not VERSION.fullmatch(entry.name):
+            report.add_note(f"{entry}: no version, those are numbers from 1 without leading zeros")
+    try:
+        versions = version_numbers(directory)
+        policy = read_policy(directory / "config.pbtxt")
+    except BadModel as error:
+        report.add_problem(directory, str(error))
+        return
+    for version in set(wanted_versions(policy, versions)) - set(versions):
+        report.add_problem(
+            directory, f"version_policy.specific.versions: {version} is not among {versions}"
+        )
+    for version in versions:
+        report.version_count += 1
+        _check_version(directory, version, report, trial)
+
+
+def _check_version(directory: Path, version: str, report: Report, trial: Trial | None) -> None:
+    try:
+        model = read_model(directory.parent, directory.name, version)
+    except BadModel as error:
+        report.add_problem(directory, str(error))
+        return
+    for note in model.config.notes + tuple(_label_notes(model.spec)):
+        report.add_note(f"{directory / 'config.pbtxt'}: {note}")
+    if model.asset is not None and (wrong := _tokenizer_problem(model.asset)):
+        name = model.config.parameters.get("tokenizer", "tokenizer.json")
+        report.add_problem(directory, f"{directory / name}: {wrong}")
+    if trial is not None and (reason := trial(model)):
+        report.add_problem(directory, f"{model.file}: {reason}")
+
+
+def _label_notes(spec: ModelSpec) -> list[str]:
+    return [
+        f"output[{output.name}].label_filename has {len(output.labels)} labels for "
+        f"{output.dims[-1]} classes"
+        for output in spec.outputs
+        if output.labels and output.dims[-1] > 1 and len(output.labels) != output.dims[-1]
+    ]
+
+
+def _tokenizer_problem(content: bytes) -> str:
+    """Return what is wrong with a tokenizer file, an empty string for nothing."""
+    try:
+        from tokenizers import Tokenizer  # noqa: PLC0415  the API's package, not the worker's
+    except ModuleNotFoundError:
+        return ""
+    try:
+        Tokenizer.from_buffer(content)
+    except Exception as error:  # a border: the library raises nothing narrower
+        return f"no tokenizer of the `tokenizers` library: {error}"
+    return ""
+
+
+def trial_in_a_process(environ: Mapping[str, str]) -> Trial:
+    """Return a trial that loads and warms up each version in a process of its own."""
+    root = str(Path(__file__).resolve().parents[2])
+
+    def run(model: ServedModel) -> str:
+        if model.spec.steps:
+            return ""  # an ensemble has no file, and its steps' models are tried themselves
+        directory = model.file.parent.parent
+        command = [
+            sys.executable,
+            "-m",
+            "worker.instance.trial",
+            str(directory.parent),
+            directory.name,
+        ]
+        try:
+            done = subprocess.run(
+                [*command, model.spec.version],
+                env={**environ, "PYTHONPATH": os.pathsep.join([root, *_given_path(environ)])},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=LONGEST_TRIAL_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"not loaded within {LONGEST_TRIAL_SECONDS:.0f} s"
+        if done.returncode == 0:
+            return ""
+        said = done.stdout.decode(errors="replace").strip()
+        return said or f"its process ended with exit code {done.returncode}"
+
+    return run
+
+
+def _given_path(environ: Mapping[str, str]) -> list[str]:
+    given = environ.get("PYTHONPATH", "")
+    return [given] if given else []

@@ -1,0 +1,98 @@
+"""Fills in what a `config.pbtxt` leaves out, where the model's own file says it.
+
+As in Triton ("Auto-Generated Model Configuration" in its model_configuration.md), a model that is
+free in the first dimension of every tensor is taken to have a batch dimension, and gets a
+`max_batch_size` of 4. What the config says is never changed, only what it leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2
+
+from worker.repository.config.description import Described, Description, describe
+from worker.repository.config.formats import Format
+
+DEFAULT_MAX_BATCH_SIZE = 4
+"""Triton's `default-max-batch-size`."""
+DESCRIBED = {"onnxruntime", "torch_export"}
+"""The formats whose files say what goes in and out."""
+
+
+def complete(
+    message: Any, found: Format, file: Path, read: Callable[[Path], Description] = describe
+) -> None:
+    """Fill in inputs, outputs and max_batch_size of a ModelConfig from its model's file.
+
+    Raises ValueError saying what to write where the file does not say it. A max_batch_size of 0, or
+    none, is taken as said when the declared dims have as many dimensions as the file's tensors.
+    """
+    missing = [name for name in ("input", "output") if not getattr(message, name)]
+    if not missing and message.max_batch_size:
+        return
+    if found.backend not in DESCRIBED:
+        if missing:
+            raise ValueError(_what_to_write(missing, found, file))
+        return
+    if not missing and not file.is_file():
+        return  # what is wrong with the file is told by who loads it
+    try:
+        description = read(file)
+    except ValueError as error:
+        if missing:
+            raise ValueError(f"{' and '.join(missing)} left out, and {error}") from error
+        return
+    _complete_batch_size(message, description)
+    for name in missing:
+        _declare(message, name, getattr(description, f"{name}s"))
+
+
+def _what_to_write(missing: list[str], found: Format, file: Path) -> str:
+    return (
+        f"{' and '.join(missing)} left out, and a file like {file.name} ({found.backend}) does not "
+        "say what goes in and out: write max_batch_size, input and output, each tensor with name, "
+        "data_type and dims"
+    )
+
+
+def _complete_batch_size(message: Any, description: Description) -> None:
+    if message.max_batch_size or description.rows is None:
+        return
+    by_name = {tensor.name: tensor for tensor in description.inputs + description.outputs}
+    for item in [*message.input, *message.output]:
+        dims = item.reshape.shape if item.HasField("reshape") else item.dims
+        if item.name in by_name and len(dims) != len(by_name[item.name].shape) - 1:
+            return  # its dims hold all dimensions: it is meant to have no batch dimension
+    least, most = description.rows
+    if least > 1:
+        raise ValueError(
+            f"max_batch_size left out, and the file takes from {least} rows: one row alone could "
+            "not run; export it with a least size of 1"
+        )
+    message.max_batch_size = most or DEFAULT_MAX_BATCH_SIZE
+    if message.max_batch_size > 1 and message.WhichOneof("scheduling_choice") is None:
+        message.dynamic_batching.SetInParent()
+
+
+def _declare(message: Any, name: str, tensors: Iterable[Described]) -> None:
+    """Add the tensors of a file to `message.input` or `message.output`."""
+    for tensor in tensors:
+        dims = tensor.shape
+        if message.max_batch_size:
+            if dims[:1] != [-1]:
+                raise ValueError(
+                    f"max_batch_size {message.max_batch_size}, but {name} {tensor.name!r} has the "
+                    f"shape {dims} in the file, without a free first dimension: write 0"
+                )
+            dims = dims[1:]
+        item = getattr(message, name).add()
+        item.name = tensor.name
+        item.data_type = model_config_pb2.DataType.Value(f"TYPE_{tensor.datatype}")
+        item.dims.extend(dims or [1])
+        if not dims:
+            item.reshape.SetInParent()
+        if tensor.optional:
+            item.optional = True

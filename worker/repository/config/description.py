@@ -1,0 +1,184 @@
+"""Says what a model's file takes and gives, as far as the file says it: ONNX, exported programs.
+
+    python -m worker.repository.config.description FILE
+
+prints one Description as JSON, or {"error": why not}.
+
+It runs as a process of its own: a damaged file can then do no harm to the supervisor, which loads
+no framework either. Exported programs are archives whose graph is JSON, so torch is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LONGEST_SECONDS = 300.0
+LEAST_KNOWN_ROWS = 2
+"""torch.export writes 2 as the least size of a dimension whose least size nobody gave."""
+ONNX_TYPES = {
+    "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
+    "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16",
+    "bfloat16": "BF16", "float": "FP32", "double": "FP64", "string": "STRING",
+}  # fmt: skip
+EXPORT_TYPES = {
+    1: "UINT8", 2: "INT8", 3: "INT16", 4: "INT32", 5: "INT64", 6: "FP16", 7: "FP32", 8: "FP64",
+    12: "BOOL", 13: "BF16", 28: "UINT16", 34: "UINT32", 35: "UINT64",
+}  # fmt: skip
+"""ScalarType of torch._export.serde.schema, by number; the others have no TYPE of Triton's."""
+
+
+class Described(NamedTuple):
+    """One tensor of a file: `datatype` without TYPE_, -1 for free dimensions."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    optional: bool = False
+
+
+class Description(NamedTuple):
+    """All tensors of a file; `rows` is the least and the greatest size of a free first dimension.
+
+    0 as the greatest is no bound. `rows` is None unless every tensor has a free first dimension.
+    """
+
+    inputs: list[Described]
+    outputs: list[Described]
+    rows: tuple[int, int] | None
+
+
+def describe(file: Path) -> Description:
+    """Read `file` in a process of its own; raises ValueError saying why it tells nothing."""
+    root = str(Path(__file__).resolve().parents[3])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "worker.repository.config.description", str(file)],
+            env=os.environ | {"PYTHONPATH": root},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=LONGEST_SECONDS,
+            check=False,
+        )
+        answer = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"{file} was not read within {LONGEST_SECONDS:.0f} s") from None
+    except ValueError:
+        raise ValueError(
+            f"{file}: the process that read it ended with exit code {done.returncode}"
+        ) from None
+    if "error" in answer:
+        raise ValueError(f"{file}: {answer['error']}")
+    inputs, outputs = ([Described(*each) for each in answer[key]] for key in ("inputs", "outputs"))
+    return Description(inputs, outputs, tuple(answer["rows"]) if answer["rows"] else None)
+
+
+def main(file: Path) -> None:
+    """Print what is known of `file`."""
+    read: Callable[[Path], Description] = _exported if file.suffix == ".pt2" else _onnx
+    try:
+        print(json.dumps(read(file)._asdict()))
+    except Exception as error:  # a border: whatever the file does to its reader is the answer
+        said = str(error).strip() or type(error).__name__
+        print(json.dumps({"error": said.splitlines()[0]}))
+
+
+def _onnx(file: Path) -> Description:
+    """Describe what ONNX Runtime sees in a file, its graph not optimised."""
+    import onnxruntime  # noqa: PLC0415  only in this process
+
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+    inputs = [_onnx_tensor(node) for node in session.get_inputs()]
+    outputs = [_onnx_tensor(node) for node in session.get_outputs() if "tensor(" in node.type]
+    return Description(inputs, outputs, (1, 0) if _all_free(inputs + outputs) else None)
+
+
+def _onnx_tensor(node: Any) -> Described:
+    optional = node.type.startswith("optional(")
+    kind = node.type.removeprefix("optional(").removeprefix("tensor(").rstrip(")")
+    if kind not in ONNX_TYPES or "seq(" in node.type:
+        raise ValueError(f"tensor {node.name!r} is a {node.type}, which no request can carry")
+    shape = [size if isinstance(size, int) and size > 0 else -1 for size in node.shape]
+    return Described(node.name, ONNX_TYPES[kind], shape, optional)
+
+
+def _all_free(tensors: Sequence[Described]) -> bool:
+    return all(tensor.shape[:1] == [-1] for tensor in tensors)
+
+
+def _exported(file: Path) -> Description:
+    """Describe a program by the JSON of its graph; its names are those of `forward`'s arguments.
+
+    Outputs are named by the dictionary that `forward` returns, else OUTPUT__0, OUTPUT__1 and so on:
+    the graph's own names for them change with every export.
+    """
+    with zipfile.ZipFile(file) as archive:
+        [entry] = [each for each in archive.namelist() if fnmatchcase(each, "*models/model.json")]
+        program = json.loads(archive.read(entry))
+    module = program["graph_module"]
+    names = [_user_tensor(each, "user_input") for each in module["signature"]["input_specs"]]
+    results = [_user_tensor(each, "user_output") for each in module["signature"]["output_specs"]]
+    known = module["graph"]["tensor_values"]
+    inputs = [_exported_tensor(name, known[name]) for name in names if name]
+    found = [known[name] for name in results if name]
+    labels = _output_names(module["module_call_graph"][0]["signature"]["out_spec"], len(found))
+    outputs = [_exported_tensor(*each) for each in zip(labels, found, strict=True)]
+    return Description(inputs, outputs, _rows(inputs, outputs, program, known, names))
+
+
+def _user_tensor(spec: dict[str, Any], kind: str) -> str:
+    """Return the graph's name of a tensor that callers see, empty for all else."""
+    argument = spec[kind]["arg"] if kind in spec else {}
+    name: str = argument.get("as_tensor", {}).get("name", "")
+    return name
+
+
+def _exported_tensor(name: str, value: dict[str, Any]) -> Described:
+    if value["dtype"] not in EXPORT_TYPES:
+        raise ValueError(f"tensor {name!r} has torch's dtype {value['dtype']}, which Triton lacks")
+    shape = [size.get("as_int", -1) for size in value["sizes"]]
+    return Described(name, EXPORT_TYPES[value["dtype"]], shape)
+
+
+def _output_names(out_spec: str, count: int) -> list[str]:
+    _, spec = json.loads(out_spec)
+    children = spec["children_spec"]
+    if any(child["type"] is not None for child in children):
+        raise ValueError("forward returns tensors within tensors' lists, which have no names")
+    if spec["type"] == "builtins.dict":
+        return [str(key) for key in json.loads(spec["context"])]
+    return [f"OUTPUT__{index}" for index in range(count)]
+
+
+def _rows(
+    inputs: list[Described],
+    outputs: list[Described],
+    program: dict[str, Any],
+    known: dict[str, Any],
+    names: list[str],
+) -> tuple[int, int] | None:
+    """Return the range of the first dimension, None unless it is the same symbol in all inputs."""
+    if not inputs or not _all_free(inputs + outputs):
+        return None
+    firsts = {known[name]["sizes"][0]["as_expr"]["expr_str"] for name in names if name}
+    symbol = next(iter(firsts)).removeprefix("Symbol('").partition("'")[0]
+    bounds = program["range_constraints"].get(symbol)
+    if len(firsts) > 1 or bounds is None:
+        return None
+    least, most = bounds["min_val"] or 1, bounds["max_val"] or 0
+    return (least if least > LEAST_KNOWN_ROWS else 1), most
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

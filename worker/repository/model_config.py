@@ -1,0 +1,155 @@
+"""Reads one model directory's `config.pbtxt` (Triton's text format) into a `ModelSpec`.
+
+The fields and their defaults are those of Triton's model_config.proto; what pre- and
+post-processing need stands in the config's own `parameters`, described in docs/models.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format, text_format
+from pydantic import ValidationError
+from tritonclient.grpc import model_config_pb2
+
+from shared.errors import BadModel
+from shared.model_spec import ModelSpec
+from worker.repository.config import ensemble
+from worker.repository.config.as_json import config_json
+from worker.repository.config.batching import read_batching
+from worker.repository.config.completion import complete
+from worker.repository.config.fields import check_fields
+from worker.repository.config.formats import ModelFile, find_format
+from worker.repository.config.groups import InstanceGroup, read_groups
+from worker.repository.config.image import read_image
+from worker.repository.config.ragged import take_masks
+from worker.repository.config.tensors import check_tensors, read_tensor
+from worker.repository.config.versions import VersionPolicy, read_version_policy
+from worker.repository.config.warmup import WarmupSample, read_warmup
+
+TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A config file's content: what the registry gets, and what only the worker needs.
+
+    A text model's spec gets its `text` with the tokenizer, from `worker.repository.models`. `notes`
+    are sentences on fields that are set without effect.
+    """
+
+    spec: ModelSpec
+    backend: str
+    filename: str
+    instance_groups: tuple[InstanceGroup, ...]
+    parameters: dict[str, str]
+    version_policy: VersionPolicy = field(default_factory=VersionPolicy)
+    warmup: tuple[WarmupSample, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_config(path: Path, version: str, override: str | None = None) -> ModelConfig:
+    """Parse and check one `config.pbtxt`; raises BadModel naming file, field and value.
+
+    `override` is a configuration as JSON that counts instead. What it leaves out is completed from
+    the model's file, where that says it; the file itself may be missing then.
+    """
+    with _naming(path, override):
+        return _config(_parsed(path, override), path.parent, version)
+
+
+def read_policy(path: Path, override: str | None = None) -> VersionPolicy:
+    """Return which versions a `config.pbtxt` wants to be served; raises BadModel."""
+    with _naming(path, override):
+        return read_version_policy(_parsed(path, override))
+
+
+def _parsed(path: Path, override: str | None) -> Any:
+    message = model_config_pb2.ModelConfig()
+    if override is not None:
+        return json_format.Parse(override, message)
+    return text_format.Parse(path.read_text() if path.exists() else "", message)
+
+
+@contextmanager
+def _naming(path: Path, override: str | None) -> Iterator[None]:
+    """Raise what is wrong with a config as BadModel that names its file."""
+    try:
+        yield
+    except (
+        OSError, UnicodeDecodeError, text_format.ParseError, json_format.ParseError, ValueError
+    ) as error:  # fmt: skip
+        missing = override is None and not path.exists()
+        where = f"{path} (missing)" if missing else path
+        if override is not None:
+            where = f"{path} (as given with the request)"
+        raise BadModel(f"{where}: {_sentence(error)}") from error
+
+
+def _config(message: Any, directory: Path, version: str) -> ModelConfig:
+    notes = check_fields(message)
+    steps = ensemble.read_steps(message)
+    found, filename = _completed(message, directory / version)
+    _check(message, directory)
+    parameters = {key: value.string_value for key, value in message.parameters.items()}
+    if (kind := parameters.get("input_kind", "tensor")) not in {"image", "text", "tensor"}:
+        raise ValueError(f"input_kind {kind!r}: expected image, text or tensor")
+    declared = tuple(read_tensor(item, directory) for item in message.input)
+    inputs, masks = take_masks(declared, parameters)
+    spec = ModelSpec(
+        name=directory.name,
+        version=version,
+        platform=message.platform or message.backend or found.platform or found.triton_backend,
+        max_batch_size=message.max_batch_size,
+        inputs=inputs,
+        outputs=tuple(read_tensor(item, directory) for item in message.output),
+        masks=masks,
+        image=read_image(message, parameters),
+        output_activation=parameters.get("output_activation", "softmax"),
+        label_key=parameters.get("label_key"),
+        parameters=parameters,
+        config=config_json(message, directory.name, found.backend, filename),
+        cached=message.response_cache.enable,
+        steps=steps,
+        **read_batching(message),
+    )
+    if message.optimization.HasField("graph") and found.backend != "onnxruntime":
+        notes.append("optimization.graph has no effect: only ONNX graphs are optimised on loading")
+    return ModelConfig(
+        spec, found.backend, filename, read_groups(message), parameters,
+        read_version_policy(message), read_warmup(message, spec, directory), tuple(notes),
+    )  # fmt: skip
+
+
+def _completed(message: Any, directory: Path) -> ModelFile:
+    """Return the model's format and file, having filled in what the config leaves out of it."""
+    if message.platform == ensemble.PLATFORM:
+        return ModelFile(ensemble.FORMAT, "")
+    found = find_format(
+        message.platform, message.backend, message.default_model_filename,
+        "architecture" in message.parameters, directory,
+    )  # fmt: skip
+    complete(message, found.format, directory / found.filename)
+    return found
+
+
+def _check(message: Any, directory: Path) -> None:
+    if message.max_batch_size < 0:
+        raise ValueError(f"max_batch_size {message.max_batch_size} must not be negative")
+    if message.name and message.name != directory.name:
+        raise ValueError(f"name {message.name!r} differs from the directory's, {directory.name!r}")
+    if not message.input or not message.output:
+        raise ValueError("at least one input and one output must be declared")
+    check_tensors(message)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']} (got {first['input']!r})"
+    return str(error)

@@ -1,0 +1,77 @@
+"""One content of one model version on this machine: its instances, from start to leave."""
+
+from __future__ import annotations
+
+import time
+
+from shared.registry.desired_state import VersionReport, VersionState
+from shared.registry.desired_store import Content
+from worker.repository.models import ServedModel
+from worker.supervisor.instance_slot import Slot
+
+
+class Deployment:
+    """The slots of one `ModelSpec.key`; they are started by the supervisor's ticks."""
+
+    def __init__(self, model: ServedModel, slots: list[Slot]) -> None:
+        """Hold slots that are empty yet."""
+        self.model = model
+        self.content = Content(model.spec.name, model.spec.version, "")
+        self.slots = slots
+        self.leaving = False
+        self._was_ready = False
+        self.retired_at = 0.0
+        self._leave_at = 0.0
+        self._kill_at = 0.0
+
+    @property
+    def key(self) -> str:
+        """Return the name of the content, `ModelSpec.key`."""
+        return self.model.spec.key
+
+    @property
+    def report(self) -> VersionReport:
+        """Return how far it is: ready once all instances were, whatever became of them since."""
+        self._was_ready = self._was_ready or all(slot.state == "ready" for slot in self.slots)
+        if self.leaving:
+            return VersionReport(key=self.key, state="loading")
+        failed = [slot for slot in self.slots if slot.state != "ready" and slot.reason]
+        state: VersionState = "ready" if self._was_ready else "failed" if failed else "loading"
+        reason = failed[0].reason if state == "failed" else ""
+        return VersionReport(key=self.key, state=state, reason=reason)
+
+    def want(self) -> None:
+        """Keep it: it is wanted, or takes requests."""
+        self.retired_at = 0.0
+
+    def retire_after(self, seconds: float) -> None:
+        """Let it go so long after it was last wanted."""
+        assert self.retired_at, "it is retired before"
+        self._leave_at = self.retired_at + seconds
+
+    @property
+    def is_due(self) -> bool:
+        """Tell whether it is to leave now, and does not yet."""
+        return bool(self.retired_at) and not self.leaving and time.monotonic() >= self._leave_at
+
+    def leave(self, longest_batch_seconds: float) -> None:
+        """Have all instances finish their batch and end; nothing is started any more."""
+        self.leaving = True
+        self._kill_at = time.monotonic() + longest_batch_seconds
+
+    def stop(self) -> bool:
+        """Ask those that still run to end, or kill them once they had the time for a batch.
+
+        One that is just being forked does not hear SIGTERM yet, so it is asked again. Returns
+        whether one was killed.
+        """
+        overdue = time.monotonic() >= self._kill_at
+        running = [slot for slot in self.slots if slot.process]
+        for slot in running:
+            slot.stop(kill=overdue)
+        return overdue and bool(running)
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether no process is left."""
+        return not any(slot.process for slot in self.slots)

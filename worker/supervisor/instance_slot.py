@@ -1,0 +1,195 @@
+"""One place for a model instance: the process in it, and when to start the next one."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+
+from shared.registry.snapshot import InstanceRecord, State
+from shared.request_queue.commands import Limits
+from shared.settings import Settings
+from worker.devices import Placement
+from worker.job import InstanceJob, run_job
+from worker.meter import Meter, Rate
+from worker.repository.models import ServedModel
+
+log = logging.getLogger(__name__)
+
+LONGEST_PAUSE_SECONDS = 60.0
+
+
+class Slot:
+    """Holds at most one process; each process that starts in it has an instance id of its own."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        placement: Placement,
+        index: int,
+        supervisor: str,
+        settings: Settings,
+        context: ForkServerContext,
+    ) -> None:
+        """Prepare; `start` forks."""
+        self.model = model
+        self.process: ForkServerProcess | None = None
+        self.reports: Connection | None = None
+        self.start_at = 0.0
+        self.recorded = False
+        self._placement = placement
+        self._name = f"{supervisor}-{index}"
+        self._supervisor = supervisor
+        self._settings = settings
+        self._context = context
+        self._meter = context.RawValue(Meter)
+        self._rate = Rate(time.monotonic())
+        self._starts = 0
+        self._failures_in_a_row = 0
+        self._state: State = "starting"
+        self._reason = ""
+
+    @property
+    def state(self) -> State:
+        """Return what the process said of itself last."""
+        return self._state
+
+    @property
+    def reason(self) -> str:
+        """Return why there is no ready process, empty when there is one."""
+        return self._reason
+
+    @property
+    def instance_id(self) -> str:
+        """Return the id of the process that is, or was last, in this slot."""
+        return f"{self._name}.{self._starts}"
+
+    def start(self) -> None:
+        """Fork a new process into the slot."""
+        self._starts += 1
+        self._state = "starting"  # for the reason of its last failure, until it is ready
+        self._meter.reset()
+        self._rate = Rate(time.monotonic())
+        settings = self._settings
+        job = InstanceJob(
+            self.instance_id, self.model.spec, self.model.config.backend, self.model.file,
+            self._placement, settings.redis_url, settings.key_prefix,
+            settings.result_ttl_seconds, settings.log_level, Limits.usual(settings),
+            settings.allow_pickle, self.model.config.warmup,
+        )  # fmt: skip
+        reports, child_end = self._context.Pipe(duplex=False)
+        process = self._context.Process(
+            target=run_job, args=(job, child_end, self._meter), name=self.instance_id
+        )
+        try:
+            process.start()
+        except (OSError, EOFError) as error:  # no process or memory left, or the forkserver died
+            reports.close()
+            self._fail(f"cannot start a process: {error}")
+            return
+        finally:
+            child_end.close()
+        self.process, self.reports = process, reports
+        log.info("%s: starting %s on %s", self.model.spec.key, self.instance_id, self._placement)
+
+    def _fail(self, reason: str) -> None:
+        """Say why there is no instance, and have it tried again after a growing pause."""
+        self._failures_in_a_row += 1
+        pause = min(LONGEST_PAUSE_SECONDS, 2.0**self._failures_in_a_row)
+        self._state, self._reason = "failed", reason
+        self.start_at = time.monotonic() + pause
+        log.error("%s: %s; next start in %.0f s", self.model.spec.key, reason, pause)
+
+    def read_reports(self) -> bool:
+        """Take in what the process said of itself; tell whether the state changed."""
+        if self.reports is None or not self.reports.poll():
+            return False
+        try:
+            self._state, self._reason = self.reports.recv()
+        except EOFError:
+            self.reports.close()
+            self.reports = None
+            return False
+        if self._state == "ready":
+            self._failures_in_a_row = 0
+            log.info("%s: %s is ready", self.model.spec.key, self.instance_id)
+        return True
+
+    def reap(self, max_batch_seconds: float) -> str | None:
+        """Return the id of an instance that died and whose work must be put back, if one did.
+
+        Kills an instance whose batch runs longer than `max_batch_seconds`. One that had been ready
+        is replaced at once; one that failed to load is tried again after a growing pause.
+        """
+        if self.process is None:
+            return None
+        busy_since = self._meter.busy_since
+        if busy_since and time.monotonic() - busy_since > max_batch_seconds:
+            log.error("%s: batch ran over %s s, killing it", self.instance_id, max_batch_seconds)
+            self.process.kill()
+            self.process.join()
+        if self.process.is_alive():
+            return None
+        self.read_reports()
+        ended = f"{self.instance_id} ended with exit code {self.process.exitcode}"
+        if self._state == "ready":
+            log.warning("%s: %s, replacing it", self.model.spec.key, ended)
+            self._state, self._reason, self.start_at = "starting", ended, time.monotonic()
+        elif self._state == "failed":
+            self._fail(self._reason)
+        else:
+            self._fail(f"failed to load '{self.model.spec.name}', {self.model.file}: {ended}")
+        self._close()
+        self.recorded = False
+        return self.instance_id
+
+    def _close(self) -> None:
+        assert self.process is not None, "only a slot with a process is closed"
+        self.process.join()
+        self.process.close()
+        self.process = None
+        if self.reports is not None:
+            self.reports.close()
+            self.reports = None
+
+    def stop(self, *, kill: bool) -> None:
+        """Ask the process to finish its batch and leave, or kill it; empty the slot once it did."""
+        assert self.process is not None, "only a slot with a process is stopped"
+        if not self.process.is_alive():
+            self._close()
+        elif kill:
+            log.error("%s: does not stop, killing it", self.instance_id)
+            self.process.kill()
+        else:
+            self.process.terminate()
+
+    def log_at(self, level: int) -> None:
+        """Have this slot's processes log at `level`, a number of logging's."""
+        self._meter.log_level = level
+
+    def measure(self) -> None:
+        """Bring the instance's rate up to date, at a heartbeat."""
+        self._rate.update(self._meter, time.monotonic())
+
+    def record(self) -> InstanceRecord:
+        """Return what the registry says of this slot."""
+        spec = self.model.spec
+        return InstanceRecord(
+            id=self.instance_id,
+            supervisor=self._supervisor,
+            model=spec.name,
+            version=spec.version,
+            revision=spec.revision,
+            state=self._state,
+            device=self._placement.device,
+            host=socket.gethostname(),
+            pid=(self.process.pid or 0) if self.process else 0,
+            reason=self._reason,
+            answered_count=self._meter.answered_count,
+            requests_per_second=round(self._rate.per_second, 2),
+            last_batch_rows=self._meter.last_batch_rows,
+            last_batch_seconds=round(self._meter.last_batch_seconds, 6),
+            row_limit=self._meter.row_limit,
+        )

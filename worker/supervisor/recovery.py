@@ -1,0 +1,55 @@
+"""Puts back the work of instances that died, our own and those of machines that are gone."""
+
+from __future__ import annotations
+
+import logging
+
+from redis import Redis
+
+from shared.registry.registry import Registry
+from shared.registry.snapshot import InstanceRecord
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.worker_end import recover
+from shared.settings import Settings
+from shared.wire.connection import open_wire
+
+log = logging.getLogger(__name__)
+
+
+class Recovery:
+    """Every method that asks Redis raises RedisError or RedisUnavailable."""
+
+    def __init__(self, client: Redis, registry: Registry, settings: Settings) -> None:
+        """Open nothing yet."""
+        self._wire = open_wire(client)
+        self._registry = registry
+        self._settings = settings
+        self._noted: dict[str, str] = {}
+
+    def note(self, instance: str, model_key: str) -> None:
+        """Remember that an instance of ours ended, until Redis was told."""
+        self._noted[instance] = model_key
+
+    def recover_noted(self) -> None:
+        """Put back what the instances held that were noted."""
+        for instance, model_key in list(self._noted.items()):
+            self.recover(instance, model_key, crashed=True)
+            del self._noted[instance]
+
+    def recover(self, instance: str, model_key: str, *, crashed: bool) -> None:
+        """Put back what an instance held, and forget it; a crash counts as an attempt."""
+        keys = QueueKeys(self._settings.key_prefix, model_key)
+        back, given_up = recover(
+            self._wire, keys, instance, crashed=crashed,
+            result_ttl_seconds=self._settings.result_ttl_seconds,
+        )  # fmt: skip
+        self._registry.drop_instance(instance)
+        if back or given_up:
+            log.warning("%s died: %d requests put back, %d given up", instance, back, given_up)
+
+    def take_over(self, records: list[InstanceRecord], alive: set[str]) -> None:
+        """Put back what the instances of supervisors that are not `alive` held."""
+        for record in records:
+            if record.supervisor not in alive:
+                log.warning("supervisor %s is gone, taking over %s", record.supervisor, record.id)
+                self.recover(record.id, record.model_key, crashed=True)

@@ -1,0 +1,249 @@
+"""Follows what is desired: starts versions beside those that serve, moves the traffic, retires.
+
+A version is started and warmed beside the old one; when it is ready on every machine that wants it,
+requests go to it; the old one stays warm for a while, then stops once it has no work left.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from shared.errors import BadModel
+from shared.registry.desired_state import Desired, ModelReport, Report, VersionReport
+from shared.registry.desired_store import Content, Deployed, DeploymentStore
+from shared.settings import Settings
+from worker.repository.models import ServedModel
+from worker.supervisor.deployment import Deployment
+from worker.supervisor.planner import Plan, Planned
+from worker.supervisor.plans import Plans
+from worker.supervisor.traffic import Promotion
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.1
+"""How often a change of what is desired is looked for; costs one GET."""
+GRACE_SECONDS = 1.5
+"""How long a version that takes no more requests stays: API processes may look half a second late.
+
+Longer than that nothing breaks: a late request is refused atomically and sent to the new version.
+"""
+MakeDeployment = Callable[[ServedModel, list[ServedModel]], Deployment]
+"""Returns a new model's deployment among all; raises BadModel when the machine has no place."""
+
+
+class Rollout:
+    """The deployments of one supervisor. `look` is called with every tick."""
+
+    def __init__(
+        self, supervisor: str, settings: Settings, store: DeploymentStore, make: MakeDeployment
+    ) -> None:
+        """Read nothing yet."""
+        self.deployments: dict[str, Deployment] = {}
+        self._supervisor = supervisor
+        self._settings = settings
+        self._store = store
+        self._make = make
+        self._promotion = Promotion(supervisor, store)
+        self._plans = Plans(settings)
+        self._targets: dict[str, dict[str, str]] = {}
+        self._contents: dict[str, Content] = {}
+        self._told: dict[str, list[str]] = {}
+        self._look_again = False
+        self._reported: Report | None = None
+        self._known = Deployed()
+        self._complete = False
+        self._changes = -1
+        self._next_look = self._next_poll = 0.0
+
+    @property
+    def settled(self) -> bool:
+        """Tell whether every model of the repository was read once."""
+        return self._complete
+
+    def look(self) -> None:
+        """Do what is due; raises RedisUnavailable."""
+        now = time.monotonic()
+        if now < self._next_look and not self._plans.has_new:
+            return
+        self._next_look = now + LOOK_SECONDS
+        changes = self._store.changes()
+        if changes < self._changes:
+            self._restore()
+        deployed = self._store.read() if changes != self._changes or self._is_busy else None
+        if deployed is not None:
+            self._plans.follow(deployed.desired, filter(self._targets.get, self._targets))
+            self._changes, self._look_again = changes, False
+            self._apply_plans(deployed)
+            self._report()
+            deployed = self._store.read()
+            if self._supervisor not in deployed.reports:
+                self._reported = None  # others took us for dead; said again at the next look
+            if self._promotion.leads(deployed):
+                self._promotion.promote(deployed)
+                deployed = self._store.read()
+            self._known = deployed
+            self._retire(deployed)
+        if self._settings.model_control_mode == "poll":
+            self._plans.poll(self._known.desired, is_due=now >= self._next_poll)
+            if now >= self._next_poll:
+                self._next_poll = now + self._settings.poll_seconds
+
+    def _restore(self) -> None:
+        """Tell a Redis that came back empty what was desired and served, and what runs here."""
+        log.warning("Redis forgot where requests go, telling it")
+        self._store.restore(self._known)
+        for deployment in self.deployments.values():
+            revision = deployment.model.spec.revision
+            self._store.restore_revision(deployment.content, revision, self._supervisor)
+        self._reported = None
+
+    @property
+    def _is_busy(self) -> bool:
+        """Tell whether something goes on that no change of the store announces."""
+        return self._look_again or self._plans.is_making or self._model_reports() != self._reported
+
+    def _apply_plans(self, deployed: Deployed) -> None:
+        """Start what finished plans want and is not there yet."""
+        plans = self._plans.new()
+        new = [model for plan in plans for model in self._apply(plan, deployed)]
+        kept = [d.model for d in self.deployments.values() if not d.retired_at]
+        for model in new:
+            self._deploy(model, kept + new)
+        self._plans.took(plans)  # only now: Redis may have failed on the way
+        if plans:
+            self._look_again = True  # something else may be desired since they were begun
+
+    def _apply(self, plan: Plan, deployed: Deployed) -> list[ServedModel]:
+        """Note what a plan wants; returns the models that are not there yet."""
+        reasons = [reason for reason in (plan.reason, *plan.failures.values()) if reason]
+        for reason in reasons:
+            if reason not in self._told.get(plan.name, ()):
+                log.error("%s; what serves goes on", reason)
+        self._told[plan.name] = reasons
+        if plan.reason:
+            return []
+        is_deployed = any(d.model.spec.name == plan.name for d in self.deployments.values())
+        if not plan.exists and is_deployed and self._settings.model_control_mode != "poll":
+            reason = f"failed to load '{plan.name}', its directory is gone; what serves goes on"
+            self._plans.made[plan.name] = replace(plan, exists=True, reason=reason)
+            return []
+        models = [self._with_revision(planned, deployed) for planned in plan.versions.values()]
+        self._targets[plan.name] = {model.spec.version: model.spec.key for model in models}
+        self._want_steps({step.model for model in models for step in model.spec.steps}, deployed)
+        return [model for model in models if model.spec.key not in self.deployments]
+
+    def _want_steps(self, names: set[str], deployed: Deployed) -> None:
+        """Have the models of an ensemble's steps loaded too, as Triton does in mode explicit."""
+        for name in names:
+            if not self._plans.planner.is_wanted(name, deployed.desired.get(name, Desired())):
+                self._store.change(name, lambda now, _: now.model_copy(update={"loaded": True}))
+
+    def _with_revision(self, planned: Planned, deployed: Deployed) -> ServedModel:
+        """Give a version's content its name: another one if it replaces what runs somewhere."""
+        spec = planned.model.spec
+        ours = {(d.model.spec.name, d.model.spec.version) for d in self.deployments.values()}
+        running = {key for report in deployed.reports.values() for key in report.running}
+        replaces = (spec.name, spec.version) in ours or spec.key in {
+            key.partition("@")[0] for key in running
+        }
+        number = self._store.revision(planned.content, self._supervisor, replaces=replaces)
+        model = planned.model.with_revision(number)
+        self._contents[model.spec.key] = planned.content
+        return model
+
+    def _deploy(self, model: ServedModel, models: list[ServedModel]) -> None:
+        """Start a version's instances, or note why this machine cannot."""
+        try:
+            deployment = self._make(model, models)
+        except BadModel as error:
+            log.error("%s; what serves goes on", error)
+            self._plans.made[model.spec.name].failures[model.spec.version] = str(error)
+            return
+        deployment.content = self._contents[deployment.key]
+        self._store.open(deployment.key)
+        self.deployments[deployment.key] = deployment
+
+    def _report(self) -> None:
+        """Say how far everything is, if that changed."""
+        self._complete = self._complete or not self._plans.is_making
+        report = self._model_reports()
+        if report != self._reported:
+            self._store.put_report(self._supervisor, report)
+            self._reported = report
+
+    def hurry(self) -> None:
+        """Look at once: an instance has something to say."""
+        self._next_look = 0.0
+
+    def _model_reports(self) -> Report:
+        models = {name: self._model_report(plan) for name, plan in self._plans.made.items()}
+        mode = self._settings.model_control_mode
+        running = [d.key for d in self.deployments.values() if d.report.state == "ready"]
+        return Report(mode=mode, complete=self._complete, models=models, running=sorted(running))
+
+    def _model_report(self, plan: Plan) -> ModelReport:
+        versions = {}
+        for version, key in self._targets.get(plan.name, {}).items():
+            if key in self.deployments:
+                versions[version] = self.deployments[key].report
+        for version, reason in plan.failures.items():
+            key = f"{plan.name}/{version}"
+            versions[version] = VersionReport(key=key, state="failed", reason=reason)
+        return ModelReport(
+            generation=plan.generation, exists=plan.exists, versions=versions,
+            reason=plan.reason, note=plan.note,
+        )  # fmt: skip
+
+    def _retire(self, deployed: Deployed) -> None:
+        """Let go what is neither wanted here nor takes requests."""
+        wanted = {key for versions in self._targets.values() for key in versions.values()}
+        serving = {key for each in deployed.served.values() for key in each.versions.values()}
+        elsewhere = {
+            version.key
+            for supervisor, report in deployed.reports.items()
+            for model in report.models.values()
+            for version in model.versions.values()
+            if supervisor != self._supervisor and version.state == "ready"
+        }
+        kept = wanted | (serving - elsewhere)
+        for deployment in self.deployments.values():
+            if deployment.key not in kept:
+                deployment.retired_at = deployment.retired_at or time.monotonic()
+        for deployment in self.deployments.values():
+            if deployment.key in kept:
+                if deployment.retired_at:  # another supervisor may have closed it meanwhile
+                    self._store.open(deployment.key)
+                deployment.want()
+            elif not deployment.leaving:
+                deployment.retire_after(self._stand_by_seconds(deployment, deployed))
+
+    def _stand_by_seconds(self, deployment: Deployment, deployed: Deployed) -> float:
+        """Return how long what was just replaced stays ready to take over again.
+
+        Nothing stands by for a model that was unloaded, and only what was ready.
+        """
+        name = deployment.model.spec.name
+        if deployment.report.state != "ready":
+            return 0.0
+        if name not in deployed.served:
+            return GRACE_SECONDS
+        newest = max(d.retired_at for d in self.deployments.values() if d.model.spec.name == name)
+        if 0 < deployment.retired_at < newest:
+            return GRACE_SECONDS
+        return max(GRACE_SECONDS, self._settings.standby_seconds)
+
+    def left(self, deployment: Deployment) -> None:
+        """Forget what has left; what is wanted again since is started anew."""
+        del self.deployments[deployment.key]
+        self._contents.pop(deployment.key, None)
+        name = deployment.model.spec.name
+        if deployment.key in self._targets.get(name, {}).values():
+            self._plans.make_again(name)
+
+    def is_served(self, key: str) -> bool:
+        """Tell whether requests go to this content now, here or on another machine."""
+        served = self._store.read().served.values()
+        return any(key in serving.versions.values() for serving in served)

@@ -1,0 +1,248 @@
+"""Starts one process per model instance, restarts what dies, puts dead instances' work back.
+
+The supervisor is the failure detector: the operating system tells it of a child's death at once.
+It never loads a model and never touches a GPU; instances are forked from a forkserver that has
+torch imported, so a replacement is there in well under a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+from multiprocessing import connection, get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from secrets import token_hex
+
+from redis.exceptions import RedisError
+
+from shared.errors import RedisUnavailable
+from shared.registry.desired_store import DeploymentStore
+from shared.registry.log_settings import LogLevel
+from shared.registry.registry import Registry
+from shared.settings import Settings
+from shared.wire.connection import connect
+from worker.repository.models import ServedModel, model_names
+from worker.supervisor.deployment import Deployment
+from worker.supervisor.instance_slot import Slot
+from worker.supervisor.placement import Deploying
+from worker.supervisor.recovery import Recovery
+from worker.supervisor.rollout import LOOK_SECONDS, Rollout
+
+log = logging.getLogger(__name__)
+
+LOOKS_PER_HEARTBEAT = 4
+BEAT_TERM = 3 - 1 / LOOKS_PER_HEARTBEAT
+"""How many heartbeats a sign of life lasts: a loss is seen, and taken over, within three."""
+TICK_SECONDS = 0.5
+DRAIN_TICK_SECONDS = 0.2
+
+
+class Supervisor:
+    """All instances of one machine."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open nothing yet."""
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{token_hex(3)}"
+        self._settings = settings
+        self._client = connect(settings.redis_url)
+        self._registry = Registry(self._client, settings.key_prefix)
+        self._log_level = LogLevel(settings.log_level)
+        self._context: ForkServerContext = get_context("forkserver")
+        self._context.set_forkserver_preload(["worker.instance.forkserver_preload"])
+        self._store = DeploymentStore(self._client, settings.key_prefix)
+        self._rollout = Rollout(self.id, settings, self._store, self._make)
+        self._deploying = Deploying(self.id, settings, self._context, self._log_level)
+        self._cleaned = False
+        self._recovery = Recovery(self._client, self._registry, settings)
+        self._stopping = False
+        self._next_beat = 0.0
+        self._next_look = 0.0
+
+    def run(self) -> None:
+        """Serve the repository until SIGTERM or SIGINT, then drain."""
+        # subtle: Python goes on waiting after a signal; what it writes here ends the wait.
+        signalled, wakeup = connection.Pipe(duplex=False)
+        os.set_blocking(wakeup.fileno(), False)
+        signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        model_names(Path(self._settings.models))  # raises BadModel when there is no repository
+        while not self._stopping:
+            self._tick()
+            waiting: list[int | Connection] = [signalled]
+            waiting += [slot.process.sentinel for slot in self._slots if slot.process]
+            waiting += [slot.reports for slot in self._slots if slot.reports]
+            connection.wait(waiting, timeout=self._pause())
+        self._drain()
+
+    def _on_signal(self, *_: object) -> None:
+        self._stopping = True
+
+    @property
+    def _slots(self) -> list[Slot]:
+        return [slot for each in self._rollout.deployments.values() for slot in each.slots]
+
+    def _make(self, new: ServedModel, models: list[ServedModel]) -> Deployment:
+        """Return a new model's deployment, registered; raises BadModel and RedisUnavailable."""
+        deployment = self._deploying.deployment(new, models)
+        self._register(new)
+        return deployment
+
+    def _clean_registry(self) -> None:
+        """Forget what an earlier run left in the registry, once it is known what is served."""
+        for key in self._registry.model_keys() - set(self._rollout.deployments):
+            self._forget(key)
+        self._cleaned = True
+
+    def _forget(self, model_key: str) -> None:
+        """Take a model of an earlier run out of the registry, unless another machine serves it."""
+        records, alive = self._registry.instances()
+        if not any(r.model_key == model_key and r.supervisor in alive for r in records):
+            self._registry.remove_model(model_key)
+
+    def _tick(self) -> None:
+        """Look after every slot, and Redis permitting, put back work, beat and take over."""
+        for deployment in self._rollout.deployments.values():
+            for slot in deployment.slots if not deployment.leaving else ():
+                dead = slot.reap(self._settings.max_batch_seconds)
+                if dead:
+                    self._recovery.note(dead, deployment.key)
+        try:
+            self._recovery.recover_noted()
+            # subtle: an instance may only be recorded while its supervisor is known to live.
+            if time.monotonic() >= self._next_beat:
+                self._beat()
+            if time.monotonic() >= self._next_look:
+                self._take_over()
+            self._rollout.look()
+            for deployment in list(self._rollout.deployments.values()):
+                self._serve(deployment)
+            if self._rollout.settled and not self._cleaned:
+                self._clean_registry()
+        except (RedisUnavailable, RedisError) as error:
+            log.warning("Redis fails, the supervisor tries again: %s", error)
+            self._next_beat = 0.0  # it may come back empty
+            # subtle: after an outage all signs of life have run out; who lives beats again first.
+            self._next_look = time.monotonic() + BEAT_TERM * self._settings.heartbeat_seconds
+            time.sleep(0.1)
+
+    def _serve(self, deployment: Deployment) -> None:
+        """Start and restart a version's instances, or have them leave when its time is up."""
+        if deployment.is_due and self._may_leave(deployment):
+            log.info("%s: leaving", deployment.key)
+            deployment.leave(self._settings.max_batch_seconds)
+        if not deployment.leaving:
+            for slot in deployment.slots:
+                self._look_after(slot)
+            return
+        for slot in deployment.slots:
+            slot.read_reports()
+        killed = deployment.stop()
+        if not deployment.is_empty:
+            return
+        for slot in deployment.slots:
+            self._recovery.recover(slot.instance_id, deployment.key, crashed=killed)
+        if not self._rollout.is_served(deployment.key):
+            self._registry.remove_model(deployment.key)
+        self._rollout.left(deployment)
+
+    def _may_leave(self, deployment: Deployment) -> bool:
+        """Tell whether nothing is lost when a version's instances leave here.
+
+        Others may serve it. Else no request may come any more, and none may wait or run.
+        """
+        if self._rollout.is_served(deployment.key):
+            return True
+        records, _ = self._registry.instances()
+        instances = [record.id for record in records if record.model_key == deployment.key]
+        return self._store.close(deployment.key, deployment.model.spec.levels, instances)
+
+    def _look_after(self, slot: Slot) -> None:
+        changed = slot.read_reports()
+        if slot.process is None and time.monotonic() >= slot.start_at:
+            self._recovery.note(slot.instance_id, slot.model.spec.key)  # its last record goes too
+            slot.start()
+            changed = True
+        if changed:
+            self._rollout.hurry()
+        if changed or not slot.recorded:
+            slot.recorded = False
+            self._registry.put_instance(slot.record())
+            slot.recorded = True
+
+    def _beat(self) -> None:
+        """Say that we live, and keep the registry filled, which Redis may have lost."""
+        heartbeat = self._settings.heartbeat_seconds
+        self._registry.beat(self.id, BEAT_TERM * heartbeat)
+        for deployment in self._rollout.deployments.values():
+            self._register(deployment.model)
+            if not deployment.retired_at:
+                self._store.open(deployment.key)  # in the rare case that it closed meanwhile
+        for slot in self._slots:
+            if slot.process is not None:
+                slot.measure()
+                self._registry.put_instance(slot.record())
+        self._next_beat = time.monotonic() + heartbeat
+
+    def _register(self, model: ServedModel) -> None:
+        self._registry.add_model(model.spec)
+        if model.asset is not None:
+            self._registry.keep_asset(model.asset)
+
+    def _take_over(self) -> None:
+        """Put back what the instances of supervisors that are gone held; log as was set."""
+        records, alive, log_changes = self._registry.instances_and_log()
+        self._log_level.follow(log_changes)
+        for slot in self._slots:
+            slot.log_at(self._log_level.number)
+        if self.id not in alive:
+            self._beat()  # Redis came back empty, so soon that nobody saw it go
+        self._recovery.take_over(records, alive | {self.id})
+        self._store.drop_reports_of_the_dead()
+        self._next_look = time.monotonic() + self._settings.heartbeat_seconds / LOOKS_PER_HEARTBEAT
+
+    def _pause(self) -> float:
+        """Return how long nothing is due: no beat, no look, no restart; at most a tick."""
+        due = [self._next_beat, self._next_look, time.monotonic() + LOOK_SECONDS]
+        due += [slot.start_at for slot in self._slots if slot.process is None]
+        return min(TICK_SECONDS, max(0.01, min(due) - time.monotonic()))
+
+    def _drain(self) -> None:
+        """Let every instance finish its batch, then leave the registry.
+
+        One that is just being forked does not hear SIGTERM yet, so it is sent again; and we still
+        beat, or others would take over what is being finished here.
+        """
+        log.info("stopping %d instances", len(self._slots))
+        deadline = time.monotonic() + self._settings.max_batch_seconds
+        overdue = False
+        while running := [slot for slot in self._slots if slot.process]:
+            overdue = time.monotonic() >= deadline
+            for slot in running:
+                slot.stop(kill=overdue)
+            self._beat_while_draining()
+            sentinels = [slot.process.sentinel for slot in running if slot.process]
+            connection.wait(sentinels, timeout=DRAIN_TICK_SECONDS if sentinels else 0)
+        try:
+            self._recovery.recover_noted()
+            for slot in self._slots:
+                self._recovery.recover(slot.instance_id, slot.model.spec.key, crashed=overdue)
+            self._store.drop_report(self.id)
+            self._registry.stop_beating(self.id)
+        except (RedisUnavailable, RedisError) as error:
+            log.warning("Redis fails at the end, another supervisor will clean up: %s", error)
+        log.info("stopped")
+
+    def _beat_while_draining(self) -> None:
+        if time.monotonic() < self._next_beat:
+            return
+        try:
+            self._registry.beat(self.id, BEAT_TERM * self._settings.heartbeat_seconds)
+        except RedisUnavailable as error:
+            log.warning("no heartbeat while stopping, Redis fails: %s", error)
+        self._next_beat = time.monotonic() + self._settings.heartbeat_seconds

@@ -1,0 +1,57 @@
+"""Decides where requests go, when this supervisor is the one that decides."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from shared.registry.desired_state import Desired, Serving, promoted
+from shared.registry.desired_store import Deployed, DeploymentStore
+
+log = logging.getLogger(__name__)
+
+UNNAMED_SECONDS = 15.0
+"""How long a model serves that nobody reports any more: its only machine may be restarting."""
+
+
+class Promotion:
+    """The living supervisor with the lowest id decides; should two do, they decide the same."""
+
+    def __init__(self, supervisor: str, store: DeploymentStore) -> None:
+        """Decide as `supervisor`."""
+        self._supervisor = supervisor
+        self._store = store
+        self._unnamed_since: dict[str, float] = {}
+
+    def leads(self, deployed: Deployed) -> bool:
+        """Tell whether this supervisor decides."""
+        return self._supervisor == min(deployed.reports, default=self._supervisor)
+
+    def promote(self, deployed: Deployed) -> None:
+        """Send every model's requests where they belong by now; raises RedisUnavailable."""
+        all_reports = list(deployed.reports.values())
+        is_complete = all(report.complete for report in all_reports)
+        running = {key for report in all_reports for key in report.running}
+        named = {name for report in all_reports for name in report.models}
+        for name in sorted(named | self._long_unnamed(deployed.served.keys() - named)):
+            reports = [report.models[name] for report in all_reports if name in report.models]
+            current = deployed.served.get(name)
+            serving = promoted(
+                current, deployed.desired.get(name, Desired()), reports,
+                running if is_complete else None,
+            )  # fmt: skip
+            if serving != current:
+                log.info("%s: requests go to %s", name, _described(serving))
+                self._store.serve(name, serving)
+
+    def _long_unnamed(self, names: set[str]) -> set[str]:
+        now = time.monotonic()
+        self._unnamed_since = {name: self._unnamed_since.get(name, now) for name in names}
+        return {name for name, at in self._unnamed_since.items() if now - at > UNNAMED_SECONDS}
+
+
+def _described(serving: Serving | None) -> str:
+    if serving is None:
+        return "nobody"
+    others = sorted(set(serving.versions) - {serving.default}, key=int)
+    return f"version {serving.default}" + (f", besides {', '.join(others)}" if others else "")
