@@ -1,6 +1,6 @@
 """The bodies that come in and go out, written down for /openapi.json; nothing is checked by them.
 
-Answers are closed: a field that stands here no more, or not yet, fails tests/test_contract.py.
+Answers are closed: a field that stands here no more, or not yet, fails the contract test.
 """
 
 from __future__ import annotations

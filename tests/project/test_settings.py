@@ -14,7 +14,7 @@ from conftest import environment
 from shared.errors import BadSetting
 from shared.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BAD = [
     ("REDIS_URL", "localhost:6379"),
     ("REDIS_URL", "http://localhost"),

@@ -20,7 +20,7 @@ from worker.repository.config.fields import FIELDS, check_fields, row_of
 from worker.repository.model_config import read_config
 from worker.repository.models import read_model
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "repository.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "repository.md"
 GOOD = """
 platform: "pytorch_libtorch" max_batch_size: 8
 input [ { name: "x" data_type: TYPE_FP32 dims: [4] } ]

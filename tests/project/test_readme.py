@@ -12,7 +12,7 @@ from api.app import create_app
 from shared.errors import all_errors
 from shared.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGES = ["api", "shared", "worker", "ferry", "samples", "bench", "chaos"]
 IMPLIED_METHODS = {"HEAD", "OPTIONS"}  # Flask answers them on every route

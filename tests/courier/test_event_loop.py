@@ -12,7 +12,8 @@ from two_ends import TwoEnds
 from shared.courier.event_loop import LoopReader
 from shared.settings import Settings
 
-TESTS = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
+HELPERS = ROOT / "tests" / "helpers"
 SETUP = """
 import sys
 from gevent import monkey
@@ -24,7 +25,7 @@ import gevent
 from redis.exceptions import RedisError
 from two_ends import TwoEnds, bad_one_between, result
 from waiting import wait_until
-from shared import subscription
+from shared.courier import subscription
 from shared.courier.event_loop import LoopReader
 from shared.wire.connection import Wire
 from shared.settings import Settings
@@ -54,11 +55,11 @@ def say(*said):
 def run(settings: Settings, scenario: str) -> str:
     """Run the scenario where gevent has patched everything; return what it printed."""
     done = subprocess.run(
-        [sys.executable, "-c", SETUP + scenario, TESTS, settings.redis_url, settings.key_prefix],
+        [sys.executable, "-c", SETUP + scenario, HELPERS, settings.redis_url, settings.key_prefix],
         capture_output=True,
         text=True,
         timeout=60,
-        cwd=TESTS.parent,
+        cwd=ROOT,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

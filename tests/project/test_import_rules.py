@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HTTP = {"flask", "werkzeug", "gunicorn"}
 FORBIDDEN = {
     "api": {"torch", "onnxruntime", "worker", "ferry", "samples"},
