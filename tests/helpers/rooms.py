@@ -8,7 +8,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("api", "shared", "worker", "ferry")
-VOCABULARY = ("errors", "datatypes", "names", "messages", "model_spec", "setting_checks", "settings")
+VOCABULARY = (
+    "errors",
+    "datatypes",
+    "names",
+    "messages",
+    "model_spec",
+    "setting_checks",
+    "settings",
+)
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
