@@ -16,9 +16,8 @@ EXTENSIONS = [
     "statistics",
     "logging",
 ]
-SHARED_MEMORY = "shared memory is not supported: tensors travel in the bodies"
 TRACE = "tracing is not supported: the timings in each answer say what it cost"
-"""Why these parts of the protocol are refused."""
+"""The refusal of the trace extension."""
 
 
 def server_description() -> dict[str, Any]:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from api.infer.descriptions import SHARED_MEMORY
 from api.payloads.binary_tensors import checked_binary
 from api.payloads.json_arrays import BINARY_ONLY, small_numbers, to_array
 from shared.datatypes import DATATYPES, to_bytes
@@ -18,6 +17,8 @@ from shared.messages import Parameters, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
 from shared.request_queue.async_records import Wanted
 
+SHARED_MEMORY = "shared memory is not supported: tensors travel in the bodies"
+"""The refusal of the shared memory extensions."""
 MAX_DIMENSION = 2**63 - 1
 _ONLY_INTEGERS = frozenset({int})
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from api.infer.descriptions import SHARED_MEMORY, TRACE
+from api.infer.descriptions import TRACE
+from api.payloads.infer_request import SHARED_MEMORY
 from shared.errors import Unsupported
 
 blueprint = Blueprint("unsupported", __name__)

@@ -7,8 +7,14 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as proto
 
-from api.infer.descriptions import SHARED_MEMORY
-from api.payloads.infer_request import Given, InferBody, check_inputs, check_outputs, class_count
+from api.payloads.infer_request import (
+    SHARED_MEMORY,
+    Given,
+    InferBody,
+    check_inputs,
+    check_outputs,
+    class_count,
+)
 from api.rpc.contents import typed_data
 from shared.errors import BadRequest, Unsupported
 from shared.messages import Parameters

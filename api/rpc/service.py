@@ -16,8 +16,9 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2 as proto
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
 
-from api.infer.descriptions import SHARED_MEMORY, TRACE, model_description, server_description
+from api.infer.descriptions import TRACE, model_description, server_description
 from api.infer.model_control import load_by_request, unload_by_request
+from api.payloads.infer_request import SHARED_MEMORY
 from api.rpc.errors import refuse
 from api.rpc.inference import Inference
 from api.rpc.log_settings import changes_in, log_settings_response
