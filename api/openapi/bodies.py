@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
-
-if TYPE_CHECKING:
-    from api.openapi.operations import Operation
 
 JSON, BYTES, PICTURE = "application/json", "application/octet-stream", "image/*"
 FORM = "multipart/form-data"
@@ -25,12 +22,11 @@ class Bodies(NamedTuple):
     components: Mapping[str, dict[str, Any]]
 
     @classmethod
-    def of(cls, operations: Iterable[Operation]) -> Bodies:
-        """Return the schemas of all that these operations take and answer."""
+    def of(cls, contents: Iterable[Content]) -> Bodies:
+        """Return the schemas of all types that these bodies may be."""
         adapters: dict[str, TypeAdapter[Any]] = {
             repr(item): TypeAdapter(item)
-            for operation in operations
-            for content in (operation.body, *operation.answers.values())
+            for content in contents
             for types in content.values()
             for item in types
         }

@@ -63,7 +63,13 @@ def describe(app: Flask) -> dict[str, Any]:
         (rule, method, OPERATIONS.get((rule.endpoint, method), UNKNOWN))
         for rule, method in described_routes(app)
     ]
-    bodies = Bodies.of([operation for _, _, operation in routes])
+    bodies = Bodies.of(
+        [
+            content
+            for _, _, operation in routes
+            for content in (operation.body, *operation.answers.values())
+        ]
+    )
     for name, schema in bodies.components.items():
         spec.components.schema(name, schema)
     for rule, method, operation in routes:
