@@ -8,6 +8,9 @@ from shared.messages import InferRequest
 from shared.model_spec import ModelSpec
 from shared.request_queue.keys import TICKET
 
+MAX_RESULT_BYTES = 256 * 2**20
+"""Of one encoded result: Redis hangs up on an argument above half a gigabyte."""
+
 
 class Batching(NamedTuple):
     """How a model version's batches are made, besides their rows and their delay.

@@ -8,12 +8,11 @@ from shared.errors import BadModelOutput, FerryError
 from shared.messages import InferRequest, InferResult, Tensor, Timings
 from shared.model_spec import ModelSpec
 from shared.request_queue.api_end import Waiting
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import MAX_RESULT_BYTES, Answers, Claimed
 from shared.request_queue.model_statistics import Pass, encode_costs
 from worker.ensembles.graph import Ready, Steps, ready_steps
 from worker.ensembles.tensors import ensemble_outputs
 from worker.ensembles.work import Finished
-from worker.instance.batch import MAX_RESULT_BYTES
 
 
 class Run:

@@ -13,9 +13,9 @@ from shared.messages import InferRequest, Parameters, Tensor
 from shared.model_spec import EnsembleStep, ModelSpec
 from shared.registry.catalog import Catalog
 from shared.request_queue.api_end import RequestQueue, Waiting
+from shared.request_queue.claimed import MAX_RESULT_BYTES
 from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
-from worker.instance.batch import MAX_RESULT_BYTES
 
 
 class Question(NamedTuple):

@@ -10,7 +10,7 @@ from shared.datatypes import Array, datatype_of, to_bytes
 from shared.errors import BadMessage, BadModelOutput, FerryError, ModelFailed
 from shared.messages import InferResult, Tensor, Timings
 from shared.model_spec import ModelSpec
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import MAX_RESULT_BYTES, Answers, Claimed
 from shared.request_queue.model_statistics import Pass, encode_costs
 from worker.backends.base import Backend
 from worker.instance.each import answers_each, run_each
@@ -19,8 +19,6 @@ from worker.instance.trip import Passenger, Trip, check_outputs
 
 log = logging.getLogger(__name__)
 
-MAX_RESULT_BYTES = 256 * 2**20
-"""Of one encoded result: Redis hangs up on an argument above half a gigabyte."""
 MAX_RESULTS_BYTES = 512 * 2**20
 """Of a batch's results, which one command hands out: Redis hangs up above a gigabyte."""
 
