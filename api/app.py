@@ -37,7 +37,7 @@ from shared.registry.log_settings import LogLevel, LogSettings
 from shared.registry.registry import Registry
 from shared.request_queue.model_statistics import model_statistics as read_statistics
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 
 def create_app(settings: Settings) -> Flask:

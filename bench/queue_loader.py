@@ -20,7 +20,7 @@ from shared.registry.catalog import Catalog
 from shared.registry.registry import Registry
 from shared.request_queue.api_end import Waiting
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 # One batch in each instance's hands and two on the queue.
 BATCHES_IN_FLIGHT_PER_INSTANCE = 3

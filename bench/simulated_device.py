@@ -17,7 +17,8 @@ from shared.datatypes import Array
 from shared.model_spec import ModelSpec, TensorSpec
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.worker_end import WorkQueue
-from shared.wire.connection import connect, open_wire
+from shared.wire.client import connect
+from shared.wire.wire import open_wire
 from worker.instance.batch import answer_batch
 from worker.instance.loop import run
 from worker.meter import Meter

@@ -26,7 +26,7 @@ from ferry.errors import CannotStart
 from ferry.up.sessions import members
 from shared.errors import BadSetting
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 MODEL = "busy"
 PATH = f"/v2/models/{MODEL}/infer"

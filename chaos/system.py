@@ -24,7 +24,7 @@ from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 READY_TIMEOUT_SECONDS = 30.0
 STOP_TIMEOUT_SECONDS = 45.0

@@ -23,7 +23,7 @@ from ferry.commands.samples import make_samples
 from ferry.up.embedded_valkey import running
 from shared.registry.registry import Registry
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ["digits", "sentiment", "resnet18", "tiny"]

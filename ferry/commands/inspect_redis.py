@@ -15,7 +15,7 @@ from ferry.errors import NoRedis
 from ferry.up.embedded_valkey import find_socket
 from shared.errors import RedisUnavailable
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 
 @contextmanager

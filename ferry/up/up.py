@@ -25,7 +25,7 @@ from ferry.up.readiness import announce_when_ready
 from ferry.up.reaper import Reaper
 from shared.errors import BadSetting
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 log = logging.getLogger(__name__)
 

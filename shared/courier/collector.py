@@ -9,8 +9,8 @@ from redis.exceptions import RedisError
 
 from shared.courier.pending import Parcel
 from shared.courier.subscription import QUIET_SECONDS, Subscription, answers_in
-from shared.wire.connection import Wire
 from shared.wire.scripts import script_digest
+from shared.wire.wire import Wire
 
 
 class Collector:

@@ -22,8 +22,8 @@ from shared.courier.departures import has_left
 from shared.courier.pending import Parcel, Push
 from shared.courier.sender import Sender
 from shared.errors import ClientLeft, FerryError, RequestExpired
-from shared.wire.connection import Wire
 from shared.wire.packing import Command
+from shared.wire.wire import Wire
 
 log = logging.getLogger(__name__)
 

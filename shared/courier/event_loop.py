@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from threading import Event
 from typing import Any
 
-from shared.wire.connection import Wire
+from shared.wire.wire import Wire
 
 READABLE = 1
 Pass = Callable[[Any], bool]

@@ -19,8 +19,9 @@ from redis.exceptions import RedisError, ResponseError
 
 from shared.courier.pending import Parcel, Push
 from shared.errors import FerryError, QueueFull, VersionRetired
-from shared.wire.connection import Wire, unavailable
+from shared.wire.client import unavailable
 from shared.wire.packing import Command
+from shared.wire.wire import Wire
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from shared.courier.event_loop import LoopReader
-from shared.wire.connection import COMMAND_TIMEOUT_SECONDS, Wire
+from shared.wire.client import COMMAND_TIMEOUT_SECONDS
+from shared.wire.wire import Wire
 
 log = logging.getLogger(__name__)
 

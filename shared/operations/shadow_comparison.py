@@ -13,7 +13,7 @@ import numpy as np
 from redis import Redis
 
 from shared.messages import InferResult, Tensor
-from shared.wire.connection import asking
+from shared.wire.client import asking
 from shared.wire.scripts import script_text
 
 KEPT_MS = 7 * 86_400_000

@@ -12,7 +12,7 @@ from redis.exceptions import WatchError
 from shared.errors import RedisUnavailable
 from shared.registry.desired_state import Desired, Report, Serving
 from shared.request_queue.keys import QueueKeys
-from shared.wire.connection import asking
+from shared.wire.client import asking
 from shared.wire.scripts import script_text
 
 CLOSED_MS = 3_600_000

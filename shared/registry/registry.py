@@ -21,7 +21,7 @@ import redis
 from shared.model_spec import ModelSpec
 from shared.registry.desired_state import Report, Serving
 from shared.registry.snapshot import InstanceRecord, Snapshot, snapshot_of
-from shared.wire.connection import asking
+from shared.wire.client import asking
 
 
 class Registry:

@@ -25,7 +25,7 @@ from shared.request_queue.commands import (
     rejected_after,
 )
 from shared.request_queue.keys import QueueKeys
-from shared.wire.connection import open_wire
+from shared.wire.wire import open_wire
 
 
 class RequestQueue:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from shared.errors import RedisUnavailable, UnknownRequest
 from shared.model_spec import ModelSpec
 from shared.request_queue.commands import KEPT_SECONDS, Limits
-from shared.wire.connection import asking
+from shared.wire.client import asking
 
 MEMORY_SECONDS = 600.0
 """How long it is known that a request existed after its answer has expired."""

@@ -12,7 +12,7 @@ from shared.errors import QueueFull, VersionRetired
 from shared.messages import InferRequest, InferResult
 from shared.request_queue.commands import Limits, as_push, cancel_command, push_command
 from shared.request_queue.keys import DETACHED, KEPT, QueueKeys
-from shared.wire.connection import asking
+from shared.wire.client import asking
 from shared.wire.scripts import script_digest, script_text
 
 What = Literal["done", "waiting", "running", "gone"]

@@ -24,7 +24,7 @@ from redis import Redis
 from shared.model_spec import ModelSpec
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.keys import QueueKeys
-from shared.wire.connection import asking
+from shared.wire.client import asking
 
 REASONS = ("full", "preferred", "delay", "shape", "greedy", "retry")
 """Why a batch left the queue, see docs/queue.md."""

@@ -16,8 +16,8 @@ from shared.request_queue.commands import (
     recover_command,
 )
 from shared.request_queue.keys import QueueKeys
-from shared.wire.connection import LONGEST_BLOCK_SECONDS, NO_REPLY, Wire
 from shared.wire.packing import Packed
+from shared.wire.wire import LONGEST_BLOCK_SECONDS, NO_REPLY, Wire
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from shared.request_queue.async_requests import Detached, new_id
 from shared.request_queue.commands import Limits
 from shared.request_queue.keys import DETACHED, KEPT
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from redis import Redis
 from waiting import wait_until
 
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 ENTRY_BYTES = 300
 

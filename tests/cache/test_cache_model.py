@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 
 from shared.errors import ModelFailed
 from shared.request_queue.claimed import Claimed
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 EXAMPLES, STEPS = 150, 40
 DATABASE = 10  # its memory is lost, and other tests' must stay

@@ -22,7 +22,8 @@ from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
-from shared.wire.connection import Wire, connect, open_wire
+from shared.wire.client import connect
+from shared.wire.wire import Wire, open_wire
 
 SPEC = spec("m", TensorSpec(name="x", datatype="FP32", dims=(3,)))
 VALUES = np.array([[1.5, float("nan"), -2.0]], np.float32)

@@ -18,7 +18,8 @@ from shared.request_queue.commands import Limits, cancel_command, push_command
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
-from shared.wire.connection import Wire, connect, open_wire
+from shared.wire.client import connect
+from shared.wire.wire import Wire, open_wire
 
 SPEC = spec("m", TensorSpec(name="x", datatype="FP32", dims=(2,))).model_copy(
     update={"priority_levels": 2}

@@ -20,7 +20,7 @@ from ferry.up.embedded_valkey import MAX_SOCKET_PATH_BYTES, running
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 REASON = "failed to load 'tiny', gpus [63], but this machine\nhas 0 GPUs :warning:"
 READY = InstanceRecord(

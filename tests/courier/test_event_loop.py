@@ -27,7 +27,7 @@ from two_ends import TwoEnds, bad_one_between, result
 from waiting import wait_until
 from shared.courier import subscription
 from shared.courier.event_loop import LoopReader
-from shared.wire.connection import Wire
+from shared.wire.wire import Wire
 from shared.settings import Settings
 
 logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")

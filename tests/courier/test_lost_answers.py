@@ -15,9 +15,10 @@ from shared.courier.subscription import Subscription
 from shared.request_queue.claimed import Answers, Claimed
 from shared.request_queue.worker_end import AnswersNotTaken
 from shared.settings import Settings
-from shared.wire.connection import Wire, connect
+from shared.wire.client import connect
 from shared.wire.packing import Command
 from shared.wire.scripts import script_text
+from shared.wire.wire import Wire
 from worker.instance import loop
 from worker.meter import Meter
 

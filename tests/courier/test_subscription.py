@@ -14,7 +14,7 @@ from shared.courier import subscription
 from shared.courier.subscription import answers_in
 from shared.request_queue.api_end import RequestQueue
 from shared.request_queue.commands import Limits
-from shared.wire.connection import Wire
+from shared.wire.wire import Wire
 
 MAX_SAID_BYTES = 8192
 EMPTY = b""

@@ -18,7 +18,7 @@ from shared.courier.pending import Parcel, Push
 from shared.courier.sender import Sender
 from shared.errors import FerryError, QueueFull, RedisUnavailable
 from shared.request_queue.commands import Limits, push_command
-from shared.wire.connection import open_wire
+from shared.wire.wire import open_wire
 
 
 class Counted:

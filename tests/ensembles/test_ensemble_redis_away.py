@@ -17,7 +17,8 @@ from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
-from shared.wire.connection import connect, open_wire
+from shared.wire.client import connect
+from shared.wire.wire import open_wire
 
 FIRST, SECOND = model("first"), model("second")
 

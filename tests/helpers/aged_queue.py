@@ -16,8 +16,8 @@ from shared.request_queue.keys import DETACHED, KEPT, TICKET, QueueKeys
 from shared.request_queue.model_statistics import model_statistics
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
-from shared.wire.connection import open_wire
 from shared.wire.scripts import script_digest
+from shared.wire.wire import open_wire
 
 PROCESS = "beefbeef"
 """The API process that waits for the answers of `Asked` requests, unless they are detached."""

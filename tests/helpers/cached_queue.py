@@ -18,7 +18,7 @@ from shared.request_queue.commands import CacheLimits, Limits, cancel_command, p
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.model_statistics import Hits, Pass, encode_costs
 from shared.request_queue.worker_end import WorkQueue, recover
-from shared.wire.connection import open_wire
+from shared.wire.wire import open_wire
 
 PROCESS = "beefbeef"
 LIMITS = Limits()

@@ -18,8 +18,8 @@ from shared.request_queue.claimed import Batching, Claimed
 from shared.request_queue.commands import MAX_ATTEMPTS, Limits, cancel_command, push_command
 from shared.request_queue.keys import DELAY, DETACHED, REJECT, QueueKeys
 from shared.request_queue.worker_end import WorkQueue, recover
-from shared.wire.connection import open_wire
 from shared.wire.scripts import script_digest
+from shared.wire.wire import open_wire
 
 LIMITS = Limits(requests=6, bytes=400)
 PROCESS = "beefbeef"

@@ -8,7 +8,7 @@ from shared.registry.desired_store import DeploymentStore
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 SUPERVISOR = "nobody"
 

@@ -19,7 +19,8 @@ from shared.request_queue.keys import QueueKeys
 from shared.request_queue.model_statistics import encode_costs
 from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
-from shared.wire.connection import Wire, connect, open_wire
+from shared.wire.client import connect
+from shared.wire.wire import Wire, open_wire
 
 
 def free(results: list[bytes], claimed: list[Claimed]) -> Answers:

@@ -19,7 +19,7 @@ from shared.request_queue.api_end import RequestQueue, Waiting
 from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 
 class Served:

@@ -21,7 +21,7 @@ from shared.registry.desired_state import ModelReport, Report, Serving, VersionR
 from shared.registry.desired_store import DeploymentStore
 from shared.registry.registry import Registry
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 LIMIT = 1024
 LATER = {"Prefer": "respond-async"}

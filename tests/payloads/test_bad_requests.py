@@ -26,7 +26,7 @@ from api.payloads.media import limit_pictures
 from shared.model_spec import ImageInput, TensorSpec
 from shared.request_queue.api_end import QueueKeys
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 INFER = "/v2/models/numbers/infer"
 NUMBERS = spec("numbers", TensorSpec(name="x", datatype="FP32", dims=(4,)))

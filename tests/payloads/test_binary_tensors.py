@@ -35,7 +35,8 @@ from shared.request_queue.claimed import Claimed
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
-from shared.wire.connection import connect, open_wire
+from shared.wire.client import connect
+from shared.wire.wire import open_wire
 
 
 def of(datatype: str, *dims: int, rows: int = 32) -> ModelSpec:

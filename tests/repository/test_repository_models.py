@@ -22,7 +22,7 @@ from waiting import wait_until
 from api.app import create_app
 from shared.registry.registry import Registry
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 DELAY = "dynamic_batching { max_queue_delay_microseconds: 300000 }\n"
 

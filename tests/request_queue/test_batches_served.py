@@ -20,7 +20,7 @@ from waiting import wait_until
 from api.app import create_app
 from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 DELAY_SECONDS = 1.0
 BUSY = 3000.0

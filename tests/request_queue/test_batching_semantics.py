@@ -15,7 +15,7 @@ from aged_queue import AgedQueue, Asked
 
 from shared.model_spec import QueuePolicy
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 WAITS = 0.5
 """A delay that no test waits for."""

@@ -7,7 +7,7 @@ from aged_queue import AgedQueue, Asked
 from redis.exceptions import ResponseError
 
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 TRIES = 5
 

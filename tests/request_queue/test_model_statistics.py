@@ -27,7 +27,8 @@ from shared.request_queue.model_statistics import (
 )
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
-from shared.wire.connection import connect, open_wire
+from shared.wire.client import connect
+from shared.wire.wire import open_wire
 from worker.backends.base import Backend
 from worker.instance.batch import answer_batch
 from worker.instance.out_of_memory import PiecewiseBackend

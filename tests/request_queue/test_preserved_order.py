@@ -10,7 +10,7 @@ from redis import Redis
 
 from shared.model_spec import QueuePolicy
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 
 @pytest.fixture

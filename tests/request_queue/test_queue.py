@@ -23,7 +23,8 @@ from shared.request_queue.keys import QueueKeys
 from shared.request_queue.model_statistics import encode_costs
 from shared.request_queue.worker_end import AnswersNotTaken, WorkQueue, recover
 from shared.settings import Settings
-from shared.wire.connection import Wire, connect, open_wire
+from shared.wire.client import connect
+from shared.wire.wire import Wire, open_wire
 
 MODEL = "m/1"
 

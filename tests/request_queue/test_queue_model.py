@@ -26,7 +26,7 @@ from queue_reading import DOCUMENTED, FAILING_SIZE, Seen, lifetimes
 from shared.request_queue.claimed import Batching
 from shared.request_queue.commands import MAX_ATTEMPTS
 from shared.request_queue.keys import DELAY, REJECT
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 EXAMPLES, STEPS = 150, 40
 DATABASE = 9  # the queue's memory is lost in it, and other tests' must stay

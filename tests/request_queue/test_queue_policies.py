@@ -15,7 +15,7 @@ from shared.model_spec import QueuePolicy
 from shared.request_queue.async_requests import Detached
 from shared.request_queue.commands import queue_timeout
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 SHORT, LATE = 1.0, 2.0
 """A time-out on the queue, and an age at which it is over."""

@@ -26,7 +26,7 @@ from shared.registry.log_settings import LogLevel, level_of, settings_of
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 from worker.logs import follow_level
 from worker.meter import Meter
 

@@ -10,7 +10,7 @@ from api.app import create_app
 from shared.registry.desired_state import ModelReport, Report, Serving, VersionReport
 from shared.registry.desired_store import DeploymentStore
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 Samples = dict[tuple[str | None, ...], float]
 LABELS = ("model", "version", "reason")

@@ -20,7 +20,7 @@ from api.app import create_app
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord, State
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 INDEX = "/v2/repository/index"
 NOT_ALLOWED = "explicit model load / unload is not allowed if polling is enabled"

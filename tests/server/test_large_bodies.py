@@ -34,7 +34,7 @@ from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
 from shared.wire import packing as pieces
-from shared.wire.connection import connect
+from shared.wire.client import connect
 from shared.wire.packing import LARGE_BYTES, Command, Pieces, pack
 
 BLOB = spec("echo_UINT8", TensorSpec(name="x", datatype="UINT8", dims=(-1,))).model_copy(

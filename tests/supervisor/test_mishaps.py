@@ -26,7 +26,7 @@ from shared.registry.registry import Registry
 from shared.registry.repository_index import repository_index
 from shared.registry.snapshot import Snapshot
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 from worker.supervisor.planner import Planner
 
 X = Tensor.of("x", np.array([[1, 10]], np.float32))

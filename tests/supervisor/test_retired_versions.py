@@ -21,7 +21,7 @@ from shared.registry.desired_store import DeploymentStore
 from shared.registry.snapshot import Snapshot
 from shared.request_queue.async_requests import new_id
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 X = Tensor.of("x", np.array([[1, 10]], np.float32))
 

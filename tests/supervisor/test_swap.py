@@ -21,7 +21,7 @@ from waiting import wait_until
 from shared.errors import LoadFailed
 from shared.operations.model_control import ModelControl
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 CLIENTS, SWAPS = 32, 20
 Answer = tuple[int, str, float]

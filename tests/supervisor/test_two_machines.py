@@ -18,7 +18,7 @@ from shared.operations.model_control import ModelControl
 from shared.registry.desired_store import DeploymentStore
 from shared.registry.registry import Registry
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 
 
 class Cluster:

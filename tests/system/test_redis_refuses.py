@@ -26,7 +26,7 @@ from ferry.up.embedded_valkey import EmbeddedValkey, spawn, wait_until_answers
 from shared.datatypes import Array
 from shared.request_queue.worker_end import recover
 from shared.settings import Settings
-from shared.wire.connection import open_wire
+from shared.wire.wire import open_wire
 
 PREDICT, INFER = "/predict/fake", "/v2/models/fake/infer"
 WAYS: dict[str, tuple[str, Any, dict[str, str]]] = {

@@ -14,7 +14,8 @@ from shared.registry.registry import Registry
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
-from shared.wire.connection import connect, open_wire
+from shared.wire.client import connect
+from shared.wire.wire import open_wire
 from worker.ensembles.conductor import Conductor
 from worker.ensembles.step_queues import StepQueues
 from worker.ensembles.work import EnsembleQueue, Seats

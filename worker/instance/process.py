@@ -16,7 +16,8 @@ from shared.registry.log_settings import LogLevel
 from shared.request_queue.claimed import Batching
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.worker_end import WorkQueue
-from shared.wire.connection import connect, open_wire
+from shared.wire.client import connect
+from shared.wire.wire import open_wire
 from worker.backends.base import Backend, close
 from worker.backends.loading import load_file
 from worker.ensembles.process import run_ensemble

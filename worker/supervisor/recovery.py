@@ -11,7 +11,7 @@ from shared.registry.snapshot import InstanceRecord
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.worker_end import recover
 from shared.settings import Settings
-from shared.wire.connection import open_wire
+from shared.wire.wire import open_wire
 
 log = logging.getLogger(__name__)
 

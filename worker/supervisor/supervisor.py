@@ -25,7 +25,7 @@ from shared.registry.desired_store import DeploymentStore
 from shared.registry.log_settings import LogLevel
 from shared.registry.registry import Registry
 from shared.settings import Settings
-from shared.wire.connection import connect
+from shared.wire.client import connect
 from worker.repository.models import ServedModel, model_names
 from worker.supervisor.deployment import Deployment
 from worker.supervisor.instance_slot import Slot

@@ -1,13 +1,10 @@
-"""The only place that opens Redis: a client for single commands, wires for the hot path.
+"""The hot path's connection: commands written together, replies read one by one.
 
-A wire is one raw connection whose commands are written together and whose replies are read one by
-one, which a client's pipeline cannot do: a blocking command and what follows it leave in one write.
+A client's pipeline cannot do that: a blocking command and what follows it leave in one write.
 """
 
 from __future__ import annotations
 
-import logging
-import re
 import select
 import socket
 import ssl
@@ -22,14 +19,10 @@ from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from shared.errors import RedisUnavailable
+from shared.wire.client import COMMAND_TIMEOUT_SECONDS
 from shared.wire.packing import Command, Packed, pack
 from shared.wire.scripts import SCRIPTS, script_text
 
-log = logging.getLogger(__name__)
-
-CONNECT_TIMEOUT_SECONDS = 0.4
-COMMAND_TIMEOUT_SECONDS = 5.0
 LONGEST_BLOCK_SECONDS = 0.5
 """How long a blocking command on a wire may wait."""
 READ_BYTES = 1 << 16
@@ -37,18 +30,6 @@ READ_BYTES = 1 << 16
 NO_REPLY = Packed.of("CLIENT", "REPLY", "SKIP")
 """Redis answers neither this nor the command behind it, not even with an error."""
 _INCOMPLETE = object()
-
-
-def connect(redis_url: str) -> redis.Redis:
-    """Return a client for `redis_url`; opens nothing until the first command."""
-    return redis.Redis.from_url(
-        redis_url,
-        socket_timeout=COMMAND_TIMEOUT_SECONDS,
-        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        retry=Retry(NoBackoff(), 1),
-        protocol=2,
-        max_connections=100_000,
-    )
 
 
 class Wire:
@@ -181,28 +162,6 @@ class Wire:
 def open_wire(client: redis.Redis) -> Wire:
     """Return a new wire with the client's connection settings."""
     return Wire(client.connection_pool.make_connection)
-
-
-def asking(command: Callable[[], Any]) -> Any:
-    """Run a client's command; raises RedisUnavailable.
-
-    Its reply is `Any` only until the caller turns it into our types.
-    """
-    try:
-        return command()
-    except RedisError as error:
-        raise unavailable(error) from error
-
-
-def unavailable(error: RedisError) -> RedisUnavailable:
-    """Return what a client is told when Redis fails: why, and of nothing inside our network."""
-    if isinstance(error, BusyLoadingError):
-        return RedisUnavailable("Redis is loading its data")
-    if isinstance(error, ResponseError):
-        # redis-py takes the code off some replies, and scripts add where they failed.
-        reason, _, _ = re.sub("^[A-Z]+ ", "", str(error)).partition(" script: ")
-        return RedisUnavailable(f"Redis refuses the request: {reason}")
-    return RedisUnavailable("cannot reach Redis, it does not answer")
 
 
 def _set_timeout(opened: socket.socket, seconds: float) -> None:
