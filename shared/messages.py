@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgpack
 
@@ -165,6 +165,32 @@ class InferResult(NamedTuple):
                 by_code(*parts[2]) if parts[2] else None,
             ),
         )
+
+
+class RequestedOutput(NamedTuple):
+    """One output as the client asks for it: binary, or as its `class_count` best classes."""
+
+    name: str
+    binary: bool = False
+    class_count: int = 0
+
+
+class AnswerForm(NamedTuple):
+    """The form of an answer in the API; kept as JSON with a request that is answered later.
+
+    `infer` answers v2 tensors under the client's `id`: the `outputs`, or all of them, `binary` or
+    not. `rows` describes each row by its `top_k` classes, a single one by itself when `one`; `cut`
+    tells whose text was truncated. `tensor` answers the first output's numbers. `predictions` and
+    `outputs` are version 1's rows and columns.
+    """
+
+    kind: Literal["infer", "rows", "tensor", "predictions", "outputs"]
+    id: str | None = None
+    top_k: int = 0
+    one: bool = False
+    cut: tuple[bool, ...] = ()
+    outputs: tuple[RequestedOutput, ...] = ()
+    binary: bool = False
 
 
 def _tensor(fields: list[Any]) -> Tensor:

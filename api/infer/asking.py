@@ -8,9 +8,8 @@ from flask import Response, current_app, request
 
 from api.infer.render import render
 from api.infer.terms import Terms
-from shared.messages import Tensor
+from shared.messages import AnswerForm, Tensor
 from shared.model_spec import ModelSpec
-from shared.request_queue.async_records import How
 
 if TYPE_CHECKING:
     from api.infer.later import Later
@@ -26,7 +25,7 @@ class Question(NamedTuple):
     inputs: tuple[Tensor, ...]
     outputs: tuple[str, ...]
     terms: Terms
-    how: How
+    how: AnswerForm
     named: bool = False
     """Whether it is for this version and no other."""
 

@@ -32,8 +32,9 @@ from shared.errors import (
     RequestStarted,
     UnknownRequest,
 )
+from shared.messages import AnswerForm
 from shared.model_spec import ModelSpec
-from shared.request_queue.async_records import First, How, Records
+from shared.request_queue.async_records import First, Records
 from shared.request_queue.async_requests import Detached, State, new_id
 from shared.request_queue.commands import KEPT_SECONDS, grace_seconds
 from shared.settings import Settings
@@ -180,7 +181,7 @@ def _wait_until_closed(
         pause = min(2 * pause, LONGEST_LOOK_SECONDS)
 
 
-def _answered(request_id: str, spec: ModelSpec, how: How, state: State) -> Response:
+def _answered(request_id: str, spec: ModelSpec, how: AnswerForm, state: State) -> Response:
     if state.what == "gone":
         raise _gone(request_id)
     if state.result is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from api.payloads.classification import classified
-from shared.messages import InferResult, Tensor
+from shared.messages import AnswerForm, InferResult, Tensor
 from shared.model_spec import ModelSpec
-from shared.request_queue.async_records import How
 
 
-def shown_outputs(spec: ModelSpec, result: InferResult, how: How) -> list[tuple[Tensor, bool]]:
+def shown_outputs(
+    spec: ModelSpec, result: InferResult, how: AnswerForm
+) -> list[tuple[Tensor, bool]]:
     """Return v2's outputs as they were asked for, each with whether it is to be binary."""
     if not how.outputs:
         return [(tensor, how.binary) for tensor in result.outputs]

@@ -13,12 +13,11 @@ from api.payloads.binary_tensors import HEADER
 from api.payloads.predictions import describe_rows
 from api.payloads.v1_json import FORMS, v1_values
 from api.payloads.v2_json import binary_output, json_output
-from shared.messages import InferResult, Tensor
+from shared.messages import AnswerForm, InferResult, Tensor
 from shared.model_spec import ModelSpec
-from shared.request_queue.async_records import How
 
 
-def render(spec: ModelSpec, result: InferResult, how: How) -> Answer:
+def render(spec: ModelSpec, result: InferResult, how: AnswerForm) -> Answer:
     """Return the answer; raises BadRequest for an output that JSON cannot carry."""
     if how.kind == "infer":
         return _inferred(spec, result, how)
@@ -34,7 +33,7 @@ def render(spec: ModelSpec, result: InferResult, how: How) -> Answer:
     return json_answer(answer, headers=_headers(spec, result))
 
 
-def _inferred(spec: ModelSpec, result: InferResult, how: How) -> Answer:
+def _inferred(spec: ModelSpec, result: InferResult, how: AnswerForm) -> Answer:
     """Return v2's answer: JSON, and the data of binary outputs behind it."""
     answer: dict[str, Any] = {"model_name": spec.name, "model_version": spec.version}
     if how.id is not None:
@@ -69,7 +68,7 @@ def _headers(spec: ModelSpec, result: InferResult) -> Headers:
     return (timing, ("Ferry-Cache", "hit" if result.timings.cached else "miss"))
 
 
-def _described(spec: ModelSpec, result: InferResult, how: How) -> dict[str, Any]:
+def _described(spec: ModelSpec, result: InferResult, how: AnswerForm) -> dict[str, Any]:
     rows = describe_rows(spec, result, how.top_k)
     for row, was_cut in zip(rows, how.cut or [False] * len(rows), strict=True):
         if was_cut:

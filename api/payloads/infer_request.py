@@ -13,9 +13,8 @@ from api.payloads.binary_tensors import checked_binary
 from api.payloads.json_arrays import BINARY_ONLY, small_numbers, to_array
 from shared.datatypes import DATATYPES, to_bytes
 from shared.errors import BadRequest, Unsupported
-from shared.messages import Parameters, Tensor
+from shared.messages import Parameters, RequestedOutput, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
-from shared.request_queue.async_records import Wanted
 
 SHARED_MEMORY = "shared memory is not supported: tensors travel in the bodies"
 """The refusal of the shared memory extensions."""
@@ -46,7 +45,7 @@ class InferBody(NamedTuple):
 
     id: str | None
     inputs: tuple[Tensor, ...]
-    outputs: tuple[Wanted, ...]
+    outputs: tuple[RequestedOutput, ...]
     parameters: Parameters
     binary: bool = False
 
@@ -88,7 +87,7 @@ def check_missing(given: Collection[str], spec: ModelSpec) -> None:
         raise BadRequest(f"no input is given: '{spec.name}' takes {list(declared)}")
 
 
-def check_outputs(wanted: Sequence[Wanted], binary: bool, spec: ModelSpec) -> None:
+def check_outputs(wanted: Sequence[RequestedOutput], binary: bool, spec: ModelSpec) -> None:
     """Raise BadRequest unless the model has these outputs, each once, in a form they can have.
 
     `binary` is for all outputs where none is named.

@@ -21,9 +21,8 @@ from api.payloads.infer_request import (
 )
 from api.payloads.json_arrays import BINARY_ONLY, json_type
 from shared.errors import BadRequest
-from shared.messages import Tensor
+from shared.messages import RequestedOutput, Tensor
 from shared.model_spec import ModelSpec
-from shared.request_queue.async_records import Wanted
 
 MAX_NESTING = 100
 TENSOR_KEYS = {"data", "input_tensor"}
@@ -122,7 +121,7 @@ def _given(items: Any, chunks: Chunks, *, names_booleans: bool) -> list[Given]:
     return found
 
 
-def _wanted(items: Any, binary: bool) -> tuple[Wanted, ...]:
+def _wanted(items: Any, binary: bool) -> tuple[RequestedOutput, ...]:
     if items is None:
         return ()
     if not isinstance(items, list):
@@ -135,7 +134,7 @@ def _wanted(items: Any, binary: bool) -> tuple[Wanted, ...]:
         where = f"output {name!r}"
         parameters = check_parameters(item.get("parameters"), where)
         is_binary = _flag(parameters, "binary_data", where, binary)
-        wanted.append(Wanted(name, is_binary, class_count(parameters, where)))
+        wanted.append(RequestedOutput(name, is_binary, class_count(parameters, where)))
     return tuple(wanted)
 
 

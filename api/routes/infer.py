@@ -16,8 +16,8 @@ from api.payloads.binary_tensors import Buffer, header_length
 from api.payloads.v2_json import parse_infer
 from api.routes.v2 import checked_version
 from api.server.body import read_body
+from shared.messages import AnswerForm
 from shared.registry.catalog import Catalog
-from shared.request_queue.async_records import How
 
 blueprint = Blueprint("inference", __name__)
 
@@ -49,7 +49,7 @@ class Inference:
         spec = self._catalog.serving(name, checked_version(version))
         body = parse_infer(raw, spec, header_length(environ, len(raw)))
         terms = terms_of(environ, body.parameters)
-        how = How("infer", body.id, outputs=body.outputs, binary=body.binary)
+        how = AnswerForm("infer", body.id, outputs=body.outputs, binary=body.binary)
         return Question(spec, body.inputs, body.output_names, terms, how, version is not None)
 
 

@@ -18,9 +18,8 @@ from api.routes.v2 import checked_version
 from api.server.body import read_body, read_form
 from shared.datatypes import to_bytes
 from shared.errors import BadRequest
-from shared.messages import Tensor
+from shared.messages import AnswerForm, Tensor
 from shared.model_spec import ModelSpec
-from shared.request_queue.async_records import How
 
 blueprint = Blueprint("predict", __name__)
 DEFAULT_TOP_K = 3
@@ -102,7 +101,7 @@ def _tensor(data: Any, name: str | None, version: str | None) -> Response:
     check_shape(array.shape, declared, spec, "input_tensor")
     tensor = Tensor(declared.name, declared.datatype, array.shape, to_bytes(array))
     terms = terms_of(request.environ, {})
-    return answer(Question(spec, (tensor,), (), terms, How("tensor"), version is not None))
+    return answer(Question(spec, (tensor,), (), terms, AnswerForm("tensor"), version is not None))
 
 
 def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
@@ -131,7 +130,7 @@ def _described(
     one: bool,
     cut: list[bool] | None = None,
 ) -> Response:
-    how = How("rows", top_k=_top_k(), one=one, cut=tuple(cut or ()))
+    how = AnswerForm("rows", top_k=_top_k(), one=one, cut=tuple(cut or ()))
     terms = terms_of(request.environ, {})
     return answer(Question(spec, inputs, (), terms, how, version is not None))
 

@@ -15,8 +15,8 @@ from api.payloads.v1_json import parse_predict
 from api.routes.v2 import checked_version
 from api.server.body import read_body
 from shared.errors import ModelNotReady, UnknownRoute, Unsupported
+from shared.messages import AnswerForm
 from shared.registry.catalog import Catalog
-from shared.request_queue.async_records import How
 
 blueprint = Blueprint("v1", __name__)
 OTHER_VERBS = {"classify", "regress", "explain"}
@@ -61,7 +61,7 @@ def predict(name: str, version: str | None = None) -> Response:
     spec = _catalog().serving(name, checked_version(version))
     kind, inputs = parse_predict(raw, spec, current_app.extensions["tokenizers"])
     terms = terms_of(request.environ, {})
-    return answer(Question(spec, inputs, (), terms, How(kind), version is not None))
+    return answer(Question(spec, inputs, (), terms, AnswerForm(kind), version is not None))
 
 
 @blueprint.post("/v1/models/<name>:<verb>")

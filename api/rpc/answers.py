@@ -6,13 +6,12 @@ from tritonclient.grpc import service_pb2 as proto
 
 from api.infer.outputs import shown_outputs
 from api.infer.timings import timings_json
-from shared.messages import InferResult
+from shared.messages import AnswerForm, InferResult
 from shared.model_spec import ModelSpec
-from shared.request_queue.async_records import How
 
 
 def fill(
-    response: proto.ModelInferResponse, spec: ModelSpec, result: InferResult, how: How
+    response: proto.ModelInferResponse, spec: ModelSpec, result: InferResult, how: AnswerForm
 ) -> None:
     """Write the answer into an empty message, which may be part of another: no copy is made of it.
 

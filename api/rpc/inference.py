@@ -13,18 +13,17 @@ from api.infer.terms import Terms, terms_of
 from api.rpc.answers import fill
 from api.rpc.requests import read_request
 from shared.errors import RequestExpired, VersionRetired
-from shared.messages import Parameters
+from shared.messages import AnswerForm, Parameters
 from shared.model_spec import ModelSpec
 from shared.registry.catalog import Catalog
 from shared.request_queue.api_end import Waiting
-from shared.request_queue.async_records import How
 
 
 class Asked(NamedTuple):
     """A request under way, and how its answer is to be written."""
 
     spec: ModelSpec
-    how: How
+    how: AnswerForm
     waiting: Waiting
     again: Callable[[ModelSpec], Answered]
     """Asks once more, should the version leave before it takes the request."""
@@ -49,7 +48,7 @@ class Inference:
         body = read_request(request, spec)
         terms = self._terms(spec, body.parameters, remaining_seconds)
         waiting = self._queues.push(spec, body.inputs, body.output_names, terms)
-        how = How("infer", body.id, outputs=body.outputs, binary=True)
+        how = AnswerForm("infer", body.id, outputs=body.outputs, binary=True)
         again = partial(
             self._queues.ask, inputs=body.inputs, outputs=body.output_names, terms=terms,
             named=bool(request.model_version),

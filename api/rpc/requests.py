@@ -17,9 +17,8 @@ from api.payloads.infer_request import (
 )
 from api.rpc.contents import typed_data
 from shared.errors import BadRequest, Unsupported
-from shared.messages import Parameters
+from shared.messages import Parameters, RequestedOutput
 from shared.model_spec import ModelSpec
-from shared.request_queue.async_records import Wanted
 
 
 def read_request(request: proto.ModelInferRequest, spec: ModelSpec) -> InferBody:
@@ -55,11 +54,11 @@ def _given(request: proto.ModelInferRequest) -> list[Given]:
     ]
 
 
-def _wanted(output: proto.ModelInferRequest.InferRequestedOutputTensor) -> Wanted:
+def _wanted(output: proto.ModelInferRequest.InferRequestedOutputTensor) -> RequestedOutput:
     if not output.parameters:
-        return Wanted(output.name, binary=True)
+        return RequestedOutput(output.name, binary=True)
     where = f"output {output.name!r}"
-    return Wanted(
+    return RequestedOutput(
         output.name,
         binary=True,
         class_count=class_count(_parameters(output.parameters, where), where),

@@ -8,11 +8,11 @@ import msgpack
 from redis import Redis
 
 from shared.errors import RedisUnavailable, RequestGone, UnknownModel, UnknownRequest
-from shared.messages import InferRequest
+from shared.messages import AnswerForm, InferRequest
 from shared.model_spec import ModelSpec
 from shared.operations.queue_inspection import lists
 from shared.registry.registry import Registry
-from shared.request_queue.async_records import How, Records
+from shared.request_queue.async_records import Records
 from shared.request_queue.async_requests import Detached, new_id
 from shared.request_queue.commands import KEPT_SECONDS, Limits, grace_seconds
 from shared.request_queue.keys import QueueKeys
@@ -117,11 +117,11 @@ class DeadLetters:
             raise UnknownModel(f"no worker serves version {version} of '{name}' any more")
         return spec
 
-    def _how(self, letter: DeadLetter) -> How:
+    def _how(self, letter: DeadLetter) -> AnswerForm:
         try:
             return self._records.find(letter.id)[1]
         except UnknownRequest:
-            return How("infer")
+            return AnswerForm("infer")
 
     def _keys(self, model_key: str) -> QueueKeys:
         return QueueKeys(self._settings.key_prefix, model_key)

@@ -13,13 +13,14 @@ Specs are kept once for all requests: one with a thousand labels is larger than 
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgpack
 import redis
 from pydantic import BaseModel, ConfigDict
 
 from shared.errors import RedisUnavailable, UnknownRequest
+from shared.messages import AnswerForm
 from shared.model_spec import ModelSpec
 from shared.request_queue.commands import KEPT_SECONDS, Limits
 from shared.wire.client import asking
@@ -29,40 +30,13 @@ MEMORY_SECONDS = 600.0
 FLUSH_MS = 2000
 
 
-class Wanted(NamedTuple):
-    """One output as it was asked for: in binary form, or as its `class_count` best classes."""
-
-    name: str
-    binary: bool = False
-    class_count: int = 0
-
-
-class How(NamedTuple):
-    """What was asked for: kept with a request that is answered later, as JSON.
-
-    `infer` answers v2 tensors under the client's `id`: the `outputs`, or all of them, `binary` or
-    not. `rows` describes each row by its `top_k`
-    classes, a single one by itself when `one`; `cut` tells whose text was truncated. `tensor`
-    answers the first output's numbers. `predictions` and `outputs` are version 1's rows and
-    columns.
-    """
-
-    kind: Literal["infer", "rows", "tensor", "predictions", "outputs"]
-    id: str | None = None
-    top_k: int = 0
-    one: bool = False
-    cut: tuple[bool, ...] = ()
-    outputs: tuple[Wanted, ...] = ()
-    binary: bool = False
-
-
 class Record(BaseModel):
     """One request: the digest of its model's spec, and how it is to be answered."""
 
     model_config = ConfigDict(frozen=True)
 
     spec: str
-    how: How
+    how: AnswerForm
 
 
 class First(NamedTuple):
@@ -93,7 +67,13 @@ class Records:
         self._known_specs: dict[str, ModelSpec] = {}
 
     def save(
-        self, request_id: str, spec: ModelSpec, how: How, life_seconds: float, *, durable: bool
+        self,
+        request_id: str,
+        spec: ModelSpec,
+        how: AnswerForm,
+        life_seconds: float,
+        *,
+        durable: bool,
     ) -> None:
         """Keep a request's record for as long as itself and its answer live, and a while longer.
 
@@ -117,7 +97,7 @@ class Records:
         if durable and replies[1][0] < 1:
             raise RedisUnavailable(f"Redis did not flush the request within {FLUSH_MS} ms")
 
-    def find(self, request_id: str) -> tuple[ModelSpec, How]:
+    def find(self, request_id: str) -> tuple[ModelSpec, AnswerForm]:
         """Return a request's model, as it was then, and how to answer it; raises UnknownRequest."""
         found = asking(lambda: self._client.get(self._requests + request_id))
         if found is None:

@@ -14,9 +14,9 @@ from registered import register, spec
 
 from api.app import create_app
 from ferry.cli import main
-from shared.messages import InferRequest, InferResult, Tensor
+from shared.messages import AnswerForm, InferRequest, InferResult, Tensor
 from shared.model_spec import TensorSpec
-from shared.request_queue.async_records import How, Records
+from shared.request_queue.async_records import Records
 from shared.request_queue.async_requests import Detached, new_id
 from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
@@ -162,7 +162,7 @@ def test_the_answer_is_written_as_the_first_route_would_have(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     records = Records(redis, settings.key_prefix, 60.0)
-    records.save(dead, SPEC, How("tensor"), 60.0, durable=False)
+    records.save(dead, SPEC, AnswerForm("tensor"), 60.0, durable=False)
 
     (replayed,) = printed(capsys, "replay", dead)
     work = WorkQueue(wire, keys, "i", result_ttl_seconds=5.0)

@@ -28,9 +28,8 @@ from api.payloads.binary_tensors import HEADER, HEADER_VARIABLE, header_length
 from api.payloads.infer_request import InferBody
 from api.payloads.v2_json import parse_infer
 from shared.errors import BadRequest
-from shared.messages import InferResult, Tensor
+from shared.messages import AnswerForm, InferResult, RequestedOutput, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
-from shared.request_queue.async_records import How, Wanted
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.worker_end import WorkQueue
@@ -119,7 +118,11 @@ def test_an_answer_worked_by_hand_is_written() -> None:
         )
     )
 
-    answer = render(model, result, How("infer", "7", outputs=(Wanted("a", True), Wanted("b"))))
+    answer = render(
+        model,
+        result,
+        AnswerForm("infer", "7", outputs=(RequestedOutput("a", True), RequestedOutput("b"))),
+    )
     length = int(dict(answer.headers)[HEADER])
     head = json.loads(answer.body[:length])
 
@@ -138,7 +141,7 @@ def test_binary_outputs_stand_one_behind_the_other_in_the_order_listed() -> None
         (Tensor("b", "UINT8", (1, 3), b"\7\x08\x09"), Tensor("a", "INT16", (1, 2), b"\1\0\2\0"))
     )
 
-    answer = render(model, result, How("infer", binary=True))
+    answer = render(model, result, AnswerForm("infer", binary=True))
 
     assert answer.body.endswith(b"}\7\x08\x09\1\0\2\0")
     head = json.loads(answer.body[: int(dict(answer.headers)[HEADER])])
@@ -149,7 +152,7 @@ def test_binary_outputs_stand_one_behind_the_other_in_the_order_listed() -> None
 def test_an_answer_without_binary_outputs_has_no_header() -> None:
     result = InferResult((Tensor("y", "INT16", (1, 2), b"\1\0\2\0"),))
 
-    answer = render(NUMBERS, result, How("infer"))
+    answer = render(NUMBERS, result, AnswerForm("infer"))
 
     assert HEADER not in dict(answer.headers)
     assert json.loads(answer.body)["outputs"][0]["data"] == [1, 2]

@@ -11,9 +11,8 @@ from registered import spec
 
 from api.infer.render import render
 from shared.datatypes import NUMPY_TYPES
-from shared.messages import InferResult, Tensor
+from shared.messages import AnswerForm, InferResult, Tensor
 from shared.model_spec import TensorSpec
-from shared.request_queue.async_records import How
 
 MODEL = spec("m", TensorSpec(name="x", datatype="FP32", dims=(2,)))
 
@@ -34,7 +33,7 @@ def test_rows_sent_together_equal_rows_sent_alone(client: FlaskClient) -> None:
 def test_every_kind_of_float_is_answered_as_numbers(datatype: str) -> None:
     rows = np.array([[0.5, -2.0]], NUMPY_TYPES[datatype])
 
-    answer = render(MODEL, InferResult((Tensor.of("out", rows),)), How("tensor"))
+    answer = render(MODEL, InferResult((Tensor.of("out", rows),)), AnswerForm("tensor"))
 
     assert json.loads(answer.body)["prediction"] == [[0.5, -2.0]]
 
@@ -42,6 +41,6 @@ def test_every_kind_of_float_is_answered_as_numbers(datatype: str) -> None:
 def test_strings_are_answered_as_strings_and_what_is_no_text_in_base64() -> None:
     rows = np.array([["é".encode(), b"\xff"]], object)
 
-    answer = render(MODEL, InferResult((Tensor.of("out", rows),)), How("tensor"))
+    answer = render(MODEL, InferResult((Tensor.of("out", rows),)), AnswerForm("tensor"))
 
     assert json.loads(answer.body)["prediction"] == [["é", {"b64": "/w=="}]]
