@@ -1,9 +1,4 @@
-"""How a shadow's answers compare with those of the version that serves, counted in Redis.
-
-key                             type  holds                                         expires
-ferry:{m/s}:compared:<v>        hash  Comparison of shadow m/s with version v       7 days after the
-                                                                                    last request
-"""
+"""How a shadow's answers compare with those of the version that serves, counted in Redis."""
 
 from __future__ import annotations
 
@@ -13,6 +8,7 @@ import numpy as np
 from redis import Redis
 
 from shared.messages import InferResult, Tensor
+from shared.registry.keys import RegistryKeys
 from shared.wire.client import asking
 from shared.wire.scripts import script_text
 
@@ -45,7 +41,7 @@ class Comparisons:
     def __init__(self, client: Redis, prefix: str) -> None:
         """Use `client`, naming keys under `prefix`."""
         self._client = client
-        self._prefix = prefix
+        self._keys = RegistryKeys(prefix)
 
     def add(self, shadow_key: str, version: str, counted: Comparison) -> None:
         """Add what was counted of one or several requests."""
@@ -53,17 +49,17 @@ class Comparisons:
         highest = sums.pop("max_abs_difference")
         pairs = [item for name, amount in sums.items() if amount for item in (name, amount)]
         client: Any = self._client
-        key, script = self._key(shadow_key, version), script_text("compare")
+        key, script = self._keys.compared(shadow_key, version), script_text("compare")
         asking(lambda: client.eval(script, 1, key, KEPT_MS, highest, *pairs))
 
     def read(self, shadow_key: str, version: str) -> Comparison:
         """Return the sums so far, zeros when there are none."""
-        found = asking(lambda: self._client.hgetall(self._key(shadow_key, version)))
+        found = asking(lambda: self._client.hgetall(self._keys.compared(shadow_key, version)))
         return Comparison(**{name.decode(): float(value) for name, value in found.items()})
 
     def of_model(self, name: str) -> dict[tuple[str, str], Comparison]:
         """Return what is known of a model's shadows: (shadow key, version) -> comparison."""
-        pattern = f"{self._prefix}:{{{name}/*}}:compared:*"
+        pattern = self._keys.compared(f"{name}/*", "*")
         keys = asking(lambda: list(self._client.scan_iter(match=pattern, count=1000)))
         found = {}
         for key in sorted(each.decode() for each in keys):
@@ -74,10 +70,7 @@ class Comparisons:
 
     def forget(self, shadow_key: str, version: str) -> None:
         """Begin anew."""
-        asking(lambda: self._client.delete(self._key(shadow_key, version)))
-
-    def _key(self, shadow_key: str, version: str) -> str:
-        return f"{self._prefix}:{{{shadow_key}}}:compared:{version}"
+        asking(lambda: self._client.delete(self._keys.compared(shadow_key, version)))
 
 
 def compared(served: InferResult, shadow: InferResult) -> Comparison:

@@ -1,14 +1,5 @@
 """Which versions of each model are wanted, which are there, and which take requests.
 
-key              type    holds                                                          expires
-ferry:desired    hash    model name -> Desired: what operators asked for                no
-ferry:reports    hash    supervisor id -> Report: what it runs of what is wanted        no (see 1)
-ferry:served     hash    model name -> Serving: where requests go                       no
-ferry:revisions  hash    numbers of the contents of each version, see revision.lua      no
-ferry:changes    string  counts changes of the first three, so that looking is cheap    no
-
-1: removed when the supervisor stops, or by whoever takes over its work.
-
 Every supervisor follows `desired` and says in its report how far it is. One of them, the living one
 with the lowest id, decides by `promoted` where requests go; API processes follow `served`.
 """

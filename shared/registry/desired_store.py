@@ -1,4 +1,4 @@
-"""Reads and writes the keys of `deployments.py`; every method raises RedisUnavailable."""
+"""Reads and writes the state of `desired_state.py`; every method raises RedisUnavailable."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from redis.exceptions import WatchError
 
 from shared.errors import RedisUnavailable
 from shared.registry.desired_state import Desired, Report, Serving
+from shared.registry.keys import RegistryKeys, living_supervisors, read_changes
 from shared.request_queue.keys import QueueKeys
 from shared.wire.client import asking
 from shared.wire.scripts import script_text
@@ -46,29 +47,25 @@ class DeploymentStore:
         """Use `client`, naming keys under `prefix`."""
         self._client = client
         self._prefix = prefix
-        self._desired = f"{prefix}:desired"
-        self._reports = f"{prefix}:reports"
-        self._served = f"{prefix}:served"
-        self._revisions = f"{prefix}:revisions"
-        self._changes = f"{prefix}:changes"
-        self._supervisors = f"{prefix}:supervisors:"
+        self._keys = RegistryKeys(prefix)
 
     def changes(self) -> int:
         """Return a number that is another one after every change."""
-        return int(asking(lambda: self._client.get(self._changes)) or 0)
+        return read_changes(self._client, self._keys)
 
     def read(self) -> Deployed:
         """Return everything, in two round trips."""
+        keys = self._keys
 
         def fetch() -> list[dict[bytes, bytes]]:
             with self._client.pipeline(transaction=True) as opened:
                 pipeline: Any = opened
-                pipeline.hgetall(self._desired).hgetall(self._reports).hgetall(self._served)
+                pipeline.hgetall(keys.desired).hgetall(keys.reports).hgetall(keys.served)
                 found: list[dict[bytes, bytes]] = pipeline.execute()
                 return found
 
         desired, reports, served = asking(fetch)
-        living = self._living({name.decode() for name in reports})
+        living = living_supervisors(self._client, keys, (name.decode() for name in reports))
         return Deployed(
             {name.decode(): Desired.model_validate_json(row) for name, row in desired.items()},
             {
@@ -96,69 +93,63 @@ class DeploymentStore:
         raise RedisUnavailable(f"too many changes of '{name}' at once: ask again")
 
     def _change(self, name: str, update: Update) -> Desired:
+        keys = self._keys
         with self._client.pipeline() as opened:
             pipeline: Any = opened
-            pipeline.watch(self._desired, self._served)
-            row, served = pipeline.hget(self._desired, name), pipeline.hget(self._served, name)
+            pipeline.watch(keys.desired, keys.served)
+            row, served = pipeline.hget(keys.desired, name), pipeline.hget(keys.served, name)
             now = Desired.model_validate_json(row) if row else Desired()
             serving = Serving.model_validate_json(served) if served else None
             # Never one that was there before, even if the model was forgotten meanwhile.
-            generation = max(now.generation, int(pipeline.get(self._changes) or 0)) + 1
+            generation = max(now.generation, int(pipeline.get(keys.changes) or 0)) + 1
             changed = update(now, serving)
             if changed is None:
                 return now
             wanted = changed.model_copy(update={"generation": generation})
             pipeline.multi()
-            pipeline.hset(self._desired, name, wanted.model_dump_json())
-            pipeline.incr(self._changes)
+            pipeline.hset(keys.desired, name, wanted.model_dump_json())
+            pipeline.incr(keys.changes)
             pipeline.execute()
         return wanted
 
     def forget(self, name: str) -> None:
         """Desire nothing of a model."""
-        self._write("hdel", self._desired, name)
+        self._write("hdel", self._keys.desired, name)
 
     def restore(self, known: Deployed) -> None:
         """Write what was known into a Redis that came back empty; what is there already stays."""
         for name, desired in known.desired.items():
-            self._write("hsetnx", self._desired, name, desired.model_dump_json())
+            self._write("hsetnx", self._keys.desired, name, desired.model_dump_json())
         for name, serving in known.served.items():
-            self._write("hsetnx", self._served, name, serving.model_dump_json())
+            self._write("hsetnx", self._keys.served, name, serving.model_dump_json())
 
     def put_report(self, supervisor: str, report: Report) -> None:
         """Say how far a supervisor is."""
-        self._write("hset", self._reports, supervisor, report.model_dump_json())
+        self._write("hset", self._keys.reports, supervisor, report.model_dump_json())
 
     def drop_report(self, supervisor: str) -> None:
         """Forget a supervisor that is gone."""
-        self._write("hdel", self._reports, supervisor)
+        self._write("hdel", self._keys.reports, supervisor)
 
     def drop_reports_of_the_dead(self) -> None:
         """Forget supervisors whose signs of life have run out."""
-        names = {name.decode() for name in asking(lambda: self._client.hkeys(self._reports))}
-        for name in sorted(names - self._living(names)):
+        names = {name.decode() for name in asking(lambda: self._client.hkeys(self._keys.reports))}
+        for name in sorted(names - living_supervisors(self._client, self._keys, names)):
             self.drop_report(name)
-
-    def _living(self, supervisors: set[str]) -> set[str]:
-        """Return those of these supervisors that live."""
-        names = sorted(supervisors)
-        keys = [self._supervisors + name for name in names]
-        beats = asking(lambda: self._client.mget(keys)) if keys else []
-        return {name for name, beat in zip(names, beats, strict=True) if beat is not None}
 
     def serve(self, name: str, serving: Serving | None) -> None:
         """Send a model's requests elsewhere, or nowhere."""
         if serving is None:
-            self._write("hdel", self._served, name)
+            self._write("hdel", self._keys.served, name)
         else:
-            self._write("hset", self._served, name, serving.model_dump_json())
+            self._write("hset", self._keys.served, name, serving.model_dump_json())
 
     def _write(self, command: str, *arguments: str) -> None:
         def run() -> None:
             with self._client.pipeline() as opened:
                 pipeline: Any = opened
                 getattr(pipeline, command)(*arguments)
-                pipeline.incr(self._changes)
+                pipeline.incr(self._keys.changes)
                 pipeline.execute()
 
         asking(run)
@@ -172,19 +163,19 @@ class DeploymentStore:
         client: Any = self._client
         arguments = (
             f"{content.name}/{content.version}", content.fingerprint, int(replaces), supervisor,
-            self._supervisors,
+            self._keys.supervisors,
         )  # fmt: skip
         script = script_text("revision")
-        return int(asking(lambda: client.eval(script, 1, self._revisions, *arguments)))
+        return int(asking(lambda: client.eval(script, 1, self._keys.revisions, *arguments)))
 
     def restore_revision(self, content: Content, number: int, supervisor: str) -> None:
         """Write the number of what runs into a Redis that came back empty."""
         name = f"{content.name}/{content.version}"
-        self._write("hsetnx", self._revisions, f"{name}/{content.fingerprint}", str(number))
+        self._write("hsetnx", self._keys.revisions, f"{name}/{content.fingerprint}", str(number))
         held = f"{content.fingerprint} {supervisor}"
-        self._write("hsetnx", self._revisions, f"{name}@{number}", held)
-        last = int(asking(lambda: self._client.hget(self._revisions, name)) or 0)
-        self._write("hset", self._revisions, name, str(max(last, number)))
+        self._write("hsetnx", self._keys.revisions, f"{name}@{number}", held)
+        last = int(asking(lambda: self._client.hget(self._keys.revisions, name)) or 0)
+        self._write("hset", self._keys.revisions, name, str(max(last, number)))
 
     def open(self, model_key: str) -> None:
         """Have a version take requests again, before its instances start."""

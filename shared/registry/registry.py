@@ -1,18 +1,8 @@
-"""What is served, by whom: written by supervisors, read by every API process.
-
-key                           type    holds                                          expires
-ferry:models                  hash    name/version -> ModelSpec as JSON              no
-ferry:instances               hash    instance id -> InstanceRecord as JSON          no (see 1)
-ferry:supervisors:<id>        string  a supervisor's sign of life                    3 heartbeats
-ferry:assets:<digest>         string  a file the API needs (a tokenizer)             no
-ferry:log                     hash    log setting -> its number, of those that were  no
-                                      set for all processes (log_settings.py)
-
-1: removed when the instance ends; when its supervisor's key is gone, by whoever recovers it.
-"""
+"""What is served, and by whom: written by supervisors, read by every API process."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any, cast
 
@@ -20,6 +10,7 @@ import redis
 
 from shared.model_spec import ModelSpec
 from shared.registry.desired_state import Report, Serving
+from shared.registry.keys import RegistryKeys, living_supervisors, read_changes
 from shared.registry.snapshot import InstanceRecord, Snapshot, snapshot_of
 from shared.wire.client import asking
 
@@ -30,14 +21,7 @@ class Registry:
     def __init__(self, client: redis.Redis, prefix: str) -> None:
         """Use `client`, naming keys under `prefix`."""
         self._client = client
-        self._models = f"{prefix}:models"
-        self._instances = f"{prefix}:instances"
-        self._supervisors = f"{prefix}:supervisors:"
-        self._assets = f"{prefix}:assets:"
-        self._log = f"{prefix}:log"
-        self._changes = f"{prefix}:changes"
-        self._served = f"{prefix}:served"
-        self._reports = f"{prefix}:reports"
+        self._keys = RegistryKeys(prefix)
 
     def ping(self) -> None:
         """Raise RedisUnavailable unless Redis answers."""
@@ -45,54 +29,54 @@ class Registry:
 
     def changes(self) -> int:
         """Return a number that is another one once requests may go elsewhere."""
-        return int(asking(lambda: self._client.get(self._changes)) or 0)
+        return read_changes(self._client, self._keys)
 
     def add_model(self, spec: ModelSpec) -> None:
         """Register one version; `ready` says separately whether anybody serves it."""
-        asking(lambda: self._client.hset(self._models, spec.key, spec.model_dump_json()))
+        asking(lambda: self._client.hset(self._keys.models, spec.key, spec.model_dump_json()))
 
     def remove_model(self, model_key: str) -> None:
         """Forget one version."""
-        asking(lambda: self._client.hdel(self._models, model_key))
+        asking(lambda: self._client.hdel(self._keys.models, model_key))
 
     def model_keys(self) -> set[str]:
         """Return `name/version` of every registered model."""
-        return {key.decode() for key in asking(lambda: self._client.hkeys(self._models))}
+        return {key.decode() for key in asking(lambda: self._client.hkeys(self._keys.models))}
 
     def keep_asset(self, content: bytes) -> None:
         """Store a file's content unless it is there already."""
-        key = self._assets + asset_digest(content)
+        key = self._keys.assets + asset_digest(content)
         if not asking(lambda: self._client.exists(key)):
             asking(lambda: self._client.set(key, content))
 
     def asset(self, digest: str) -> bytes | None:
         """Return the content stored under `digest`, None when it is not there."""
-        return cast("bytes | None", asking(lambda: self._client.get(self._assets + digest)))
+        return cast("bytes | None", asking(lambda: self._client.get(self._keys.assets + digest)))
 
     def put_instance(self, record: InstanceRecord) -> None:
         """Register an instance or its new state."""
-        asking(lambda: self._client.hset(self._instances, record.id, record.model_dump_json()))
+        asking(lambda: self._client.hset(self._keys.instances, record.id, record.model_dump_json()))
 
     def drop_instance(self, instance_id: str) -> None:
         """Forget an instance that ended and whose work was put back."""
-        asking(lambda: self._client.hdel(self._instances, instance_id))
+        asking(lambda: self._client.hdel(self._keys.instances, instance_id))
 
     def beat(self, supervisor_id: str, ttl_seconds: float) -> None:
         """Say that a supervisor lives, for `ttl_seconds`."""
-        key, ttl_ms = self._supervisors + supervisor_id, int(1000 * ttl_seconds)
+        key, ttl_ms = self._keys.supervisors + supervisor_id, int(1000 * ttl_seconds)
         asking(lambda: self._client.set(key, "1", px=ttl_ms))
 
     def stop_beating(self, supervisor_id: str) -> None:
         """Say that a supervisor is gone, at its orderly end."""
-        asking(lambda: self._client.delete(self._supervisors + supervisor_id))
+        asking(lambda: self._client.delete(self._keys.supervisors + supervisor_id))
 
     def log_changes(self) -> dict[str, int]:
         """Return the log settings that were set."""
-        return _numbers(asking(lambda: self._client.hgetall(self._log)))
+        return _numbers(asking(lambda: self._client.hgetall(self._keys.log)))
 
     def change_log(self, changes: dict[str, int]) -> None:
         """Set some log settings and leave the others."""
-        asking(lambda: self._client.hset(self._log, mapping=cast("dict[Any, Any]", changes)))
+        asking(lambda: self._client.hset(self._keys.log, mapping=cast("dict[Any, Any]", changes)))
 
     def instances(self) -> tuple[list[InstanceRecord], set[str]]:
         """Return all instances and the ids of the supervisors that live."""
@@ -100,19 +84,20 @@ class Registry:
 
     def instances_and_log(self) -> tuple[list[InstanceRecord], set[str], dict[str, int]]:
         """Return the same and the log settings that were set, which cost no round trip more."""
-        rows, log = self._read(("HVALS", self._instances), ("HGETALL", self._log))
+        rows, log = self._read(("HVALS", self._keys.instances), ("HGETALL", self._keys.log))
         records = [InstanceRecord.model_validate_json(row) for row in rows]
-        return records, self._alive({record.supervisor for record in records}), _numbers(log)
+        return records, self._living(record.supervisor for record in records), _numbers(log)
 
     def snapshot(self) -> Snapshot:
         """Return what is served, where requests go, and what stands in the way of the rest."""
+        keys = self._keys
         specs, rows, log, served, reports = self._read(
-            ("HVALS", self._models), ("HVALS", self._instances), ("HGETALL", self._log),
-            ("HGETALL", self._served), ("HGETALL", self._reports),
+            ("HVALS", keys.models), ("HVALS", keys.instances), ("HGETALL", keys.log),
+            ("HGETALL", keys.served), ("HGETALL", keys.reports),
         )  # fmt: skip
         records = [InstanceRecord.model_validate_json(row) for row in rows]
         said = {name.decode(): Report.model_validate_json(row) for name, row in reports.items()}
-        alive = self._alive({record.supervisor for record in records} | said.keys())
+        alive = self._living({record.supervisor for record in records} | said.keys())
         return snapshot_of(
             [ModelSpec.model_validate_json(row) for row in specs],
             [record for record in records if record.supervisor in alive],
@@ -130,12 +115,8 @@ class Registry:
             found: list[Any] = asking(pipeline.execute)
         return found
 
-    def _alive(self, ids: set[str]) -> set[str]:
-        """Return which of these supervisors live."""
-        supervisors = sorted(ids)
-        keys = [self._supervisors + supervisor for supervisor in supervisors]
-        beats = asking(lambda: self._client.mget(keys)) if keys else []
-        return {name for name, beat in zip(supervisors, beats, strict=True) if beat is not None}
+    def _living(self, supervisors: Iterable[str]) -> set[str]:
+        return living_supervisors(self._client, self._keys, supervisors)
 
 
 def _numbers(log: dict[bytes, bytes]) -> dict[str, int]:

@@ -1,0 +1,65 @@
+"""The Redis keys of what is served, by whom, and of what is wanted; `ferry` is FERRY_KEY_PREFIX.
+
+key                       type    holds                                              expires
+ferry:models              hash    name/version -> ModelSpec as JSON                  no
+ferry:instances           hash    instance id -> InstanceRecord as JSON              no (see 1)
+ferry:supervisors:<id>    string  a supervisor's sign of life                        3 heartbeats
+ferry:assets:<digest>     string  a file the API needs (a tokenizer)                 no
+ferry:log                 hash    log setting -> its number, of those that are set   no
+ferry:desired             hash    model name -> Desired: what operators asked for    no
+ferry:reports             hash    supervisor id -> Report: what it runs of that      no (see 2)
+ferry:served              hash    model name -> Serving: where requests go           no
+ferry:revisions           hash    numbers of versions' contents, see revision.lua    no
+ferry:changes             string  counts changes of desired, reports and served      no
+ferry:{m/s}:compared:<v>  hash    Comparison of shadow m/s with version v            7 days (see 3)
+
+1: removed when the instance ends; when its supervisor's key is gone, by whoever recovers it.
+2: removed when the supervisor stops, or by whoever takes over its work.
+3: after the last request; written by shared/operations/shadow_comparison.py.
+
+`changes` is there so that looking is cheap. Registry writes the first five, DesiredStore the next
+five; what a request passes through stands in shared/request_queue/keys.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import redis
+
+from shared.wire.client import asking
+
+
+class RegistryKeys:
+    """The keys' names under one prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        """Begin every name with `prefix`."""
+        self.models = f"{prefix}:models"
+        self.instances = f"{prefix}:instances"
+        self.supervisors = f"{prefix}:supervisors:"
+        self.assets = f"{prefix}:assets:"
+        self.log = f"{prefix}:log"
+        self.desired = f"{prefix}:desired"
+        self.reports = f"{prefix}:reports"
+        self.served = f"{prefix}:served"
+        self.revisions = f"{prefix}:revisions"
+        self.changes = f"{prefix}:changes"
+        self._prefix = prefix
+
+    def compared(self, shadow_key: str, version: str) -> str:
+        """Return the key that compares a shadow (its `ModelSpec.key`) with a version."""
+        return f"{self._prefix}:{{{shadow_key}}}:compared:{version}"
+
+
+def read_changes(client: redis.Redis, keys: RegistryKeys) -> int:
+    """Return a number that is another one after every change; raises RedisUnavailable."""
+    return int(asking(lambda: client.get(keys.changes)) or 0)
+
+
+def living_supervisors(client: redis.Redis, keys: RegistryKeys, ids: Iterable[str]) -> set[str]:
+    """Return those of these supervisors that live; raises RedisUnavailable."""
+    names = sorted(set(ids))
+    signs = [keys.supervisors + name for name in names]
+    beats = asking(lambda: client.mget(signs)) if signs else []
+    return {name for name, beat in zip(names, beats, strict=True) if beat is not None}
