@@ -1,18 +1,13 @@
-"""What an instance is told, and how its process begins.
-
-The supervisor imports this and no framework: only the forkserver has torch.
-"""
+"""What an instance is told when its process starts; knows no framework, as its supervisor."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from shared.model_spec import ModelSpec
 from shared.request_queue.commands import Limits
 from worker.devices import Placement
-from worker.meter import Meter
 from worker.repository.config.warmup import WarmupSample
 
 
@@ -32,10 +27,3 @@ class InstanceJob:
     limits: Limits = Limits()  # noqa: RUF009, it is frozen
     allow_pickle: bool = False
     warmup: tuple[WarmupSample, ...] = ()
-
-
-def run_job(job: InstanceJob, reports: Connection, meter: Meter) -> None:
-    """Be the instance, in a process that the forkserver made."""
-    from worker.instance.process import run_instance  # noqa: PLC0415  torch is there by now
-
-    run_instance(job, reports, meter)

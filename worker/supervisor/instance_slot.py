@@ -12,7 +12,7 @@ from shared.registry.snapshot import InstanceRecord, State
 from shared.request_queue.commands import Limits
 from shared.settings import Settings
 from worker.devices import Placement
-from worker.job import InstanceJob, run_job
+from worker.job import InstanceJob
 from worker.meter import Meter, Rate
 from worker.repository.models import ServedModel
 
@@ -193,3 +193,13 @@ class Slot:
             last_batch_seconds=round(self._meter.last_batch_seconds, 6),
             row_limit=self._meter.row_limit,
         )
+
+
+def run_job(job: InstanceJob, reports: Connection, meter: Meter) -> None:
+    """Run an instance to its end, in a process that the forkserver made.
+
+    Imports the instance's room here only: the supervisor's own process has no torch.
+    """
+    from worker.instance.process import run_instance  # noqa: PLC0415
+
+    run_instance(job, reports, meter)

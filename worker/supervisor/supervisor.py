@@ -53,7 +53,9 @@ class Supervisor:
         self._registry = Registry(self._client, settings.key_prefix)
         self._log_level = LogLevel(settings.log_level)
         self._context: ForkServerContext = get_context("forkserver")
-        self._context.set_forkserver_preload(["worker.instance.forkserver_preload"])
+        self._context.set_forkserver_preload(
+            ["worker.instance.forkserver_preload", "worker.supervisor.instance_slot"]
+        )
         self._store = DeploymentStore(self._client, settings.key_prefix)
         self._rollout = Rollout(self.id, settings, self._store, self._make)
         self._deploying = Deploying(self.id, settings, self._context, self._log_level)
