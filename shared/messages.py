@@ -2,7 +2,7 @@
 
 Both are msgpack with the tensors' raw bytes inside; nothing in them can run code. What the queue's
 scripts must read without decoding (rows, signature, times, attempts) is the ticket's, see
-`request_queue.py`.
+`request_queue/keys.py`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,22 @@ import msgpack
 
 from shared.datatypes import Array, datatype_of, from_bytes, to_bytes
 from shared.errors import BadMessage, FerryError, by_code
-from shared.wire.packing import LARGE_BYTES, Pieces
 
 Message = TypeVar("Message")
 Parameters = Mapping[str, str | int | float | bool]
+LARGE_BYTES = 64 * 1024
+"""From here on a copy costs more than another system call."""
+Buffer = bytes | memoryview
 NO_PARAMETERS: Parameters = MappingProxyType({})
 _FROM_CACHE = struct.Struct("<Bd")
 """In front of an answer from the cache: a sign that no message begins with, the seconds waited."""
 _CACHE_SIGN = b"\xc1"
+
+
+class Buffers(tuple[Buffer, ...]):
+    """Bytes that lie in several buffers, in this order."""
+
+    __slots__ = ()
 
 
 class Tensor(NamedTuple):
@@ -37,7 +45,7 @@ class Tensor(NamedTuple):
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: bytes | memoryview
+    data: Buffer
     pixels: bool = False
 
     @classmethod
@@ -73,12 +81,12 @@ class InferRequest(NamedTuple):
         """Encode inputs and wanted outputs; id, rows and times travel in the ticket."""
         return _pack([self.outputs, self.inputs, dict(self.parameters)])
 
-    def encode_large(self) -> bytes | Pieces:
-        """Encode the same; large tensors are pieces by themselves, not copied."""
+    def encode_large(self) -> bytes | Buffers:
+        """Encode the same; fast: large tensors are buffers by themselves, not copied."""
         if sum(len(tensor.data) for tensor in self.inputs) < LARGE_BYTES:
             return self.encode()
         packer = msgpack.Packer(autoreset=False)
-        pieces: list[bytes | memoryview] = []
+        buffers: list[Buffer] = []
         packer.pack_array_header(3)
         packer.pack(self.outputs)
         packer.pack_array_header(len(self.inputs))
@@ -87,11 +95,11 @@ class InferRequest(NamedTuple):
             for item in (name, datatype, shape):
                 packer.pack(item)
             # msgpack's "bin 32": what follows is so many bytes.
-            pieces += [packer.bytes() + b"\xc6" + len(data).to_bytes(4, "big"), data]
+            buffers += [packer.bytes() + b"\xc6" + len(data).to_bytes(4, "big"), data]
             packer.reset()
             packer.pack(pixels)
         packer.pack(dict(self.parameters))
-        return Pieces([*pieces, packer.bytes()])
+        return Buffers([*buffers, packer.bytes()])
 
     def digest(self) -> str:
         """Return 32 hex digits that are equal for requests of the same answer."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from shared.datatypes import NUMPY_TYPES
 from shared.errors import BadRequest
-from shared.messages import Tensor
+from shared.messages import Buffer, Tensor
 from shared.model_spec import ModelSpec
 
 HEADER = "Inference-Header-Content-Length"
@@ -22,7 +22,6 @@ HEADER_VARIABLE = "HTTP_INFERENCE_HEADER_CONTENT_LENGTH"
 MAX_DIGITS = 18
 LENGTH = struct.Struct("<I")
 """What stands in front of each BYTES element."""
-Buffer = bytes | memoryview
 
 
 def header_length(environ: Mapping[str, Any], body_bytes: int) -> int | None:

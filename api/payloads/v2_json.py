@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from api.payloads.binary_tensors import Buffer, Chunks, raw_input
+from api.payloads.binary_tensors import Chunks, raw_input
 from api.payloads.infer_request import (
     Given,
     InferBody,
@@ -21,7 +21,7 @@ from api.payloads.infer_request import (
 )
 from api.payloads.json_arrays import BINARY_ONLY, json_type
 from shared.errors import BadRequest
-from shared.messages import RequestedOutput, Tensor
+from shared.messages import Buffer, RequestedOutput, Tensor
 from shared.model_spec import ModelSpec
 
 MAX_NESTING = 100

@@ -12,11 +12,11 @@ from api.infer.asking import Question, answer
 from api.infer.queues import Queues
 from api.infer.render import render
 from api.infer.terms import terms_of
-from api.payloads.binary_tensors import Buffer, header_length
+from api.payloads.binary_tensors import header_length
 from api.payloads.v2_json import parse_infer
 from api.routes.v2 import checked_version
 from api.server.body import read_body
-from shared.messages import AnswerForm
+from shared.messages import AnswerForm, Buffer
 from shared.registry.catalog import Catalog
 
 blueprint = Blueprint("inference", __name__)

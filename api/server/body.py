@@ -9,10 +9,10 @@ from typing import IO, TYPE_CHECKING, TypeVar
 from flask import request
 from werkzeug.datastructures import FileStorage, MultiDict
 
-from api.payloads.binary_tensors import Buffer
 from api.server.compression import decompress
 from api.server.large_bodies import read_into_one
 from shared.errors import BadRequest, PayloadTooLarge, RequestTimeout
+from shared.messages import Buffer
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

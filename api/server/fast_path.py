@@ -29,7 +29,7 @@ from api.server.direct import (
     header_list,
     plain_head,
 )
-from shared.wire.packing import LARGE_BYTES
+from shared.messages import LARGE_BYTES
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment

@@ -12,7 +12,7 @@ import numpy as np
 from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.unreader import SocketUnreader
 
-from shared.wire.packing import LARGE_BYTES
+from shared.messages import LARGE_BYTES
 
 
 def read_into_one(stream: Any, length: int) -> memoryview | None:

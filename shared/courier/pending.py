@@ -9,7 +9,7 @@ from threading import Event
 from typing import NamedTuple
 
 from shared.errors import FerryError
-from shared.wire.packing import Pieces
+from shared.messages import Buffers
 
 
 class Push(NamedTuple):
@@ -25,14 +25,14 @@ class Push(NamedTuple):
     signature: bytes
     timeout_seconds: float
     ttl_ms: int
-    body: bytes | Pieces
+    body: bytes | Buffers
     terms: bytes = b""
     digest: str = ""
 
     @property
     def size(self) -> int:
         """Return the body's length in bytes."""
-        return sum(map(len, self.body)) if isinstance(self.body, Pieces) else len(self.body)
+        return sum(map(len, self.body)) if isinstance(self.body, Buffers) else len(self.body)
 
 
 class Parcel:

@@ -78,7 +78,7 @@ class RequestQueue:
         then: Callable[[], None] | None = None,
     ) -> Waiting:
         now = time.monotonic()
-        push = as_push(request, self._keys, self._limits, in_pieces=True)
+        push = as_push(request, self._keys, self._limits, in_buffers=True)
         parcel = Parcel(push, now + request.timeout_seconds, client, then)
         if policy := self._limits.policy(request.priority):
             parcel.queue_deadline = now + rejected_after(policy, request)

@@ -15,7 +15,7 @@ from shared.model_spec import ModelSpec, QueuePolicy
 from shared.request_queue.claimed import Answers, Batching, Claimed
 from shared.request_queue.keys import DELAY, REJECT, QueueKeys
 from shared.settings import Settings
-from shared.wire.packing import Continued, Opening
+from shared.wire.packing import PackedPrefix, PrefixedCommand
 from shared.wire.scripts import script_digest
 
 LATE_SECONDS = 60.0
@@ -82,10 +82,10 @@ def grace_seconds(settings: Settings) -> float:
 
 
 def as_push(
-    request: InferRequest, keys: QueueKeys, limits: Limits, *, in_pieces: bool = False
+    request: InferRequest, keys: QueueKeys, limits: Limits, *, in_buffers: bool = False
 ) -> Push:
-    """Return what `push.lua` wants to know of a request; large ones `in_pieces` are for wires."""
-    body = request.encode_large() if in_pieces else request.encode()
+    """Return what `push.lua` wants to know of a request; large ones `in_buffers` are for wires."""
+    body = request.encode_large() if in_buffers else request.encode()
     policy = limits.policy(request.priority)
     return Push(
         request.id, request.rows, request.priority, request.signature, request.timeout_seconds,
@@ -121,16 +121,16 @@ def _terms(policy: QueuePolicy, request: InferRequest) -> bytes:
 
 def push_command(keys: QueueKeys, limits: Limits, pushes: Iterable[Push]) -> tuple[Any, ...]:
     """Return the command that pushes requests; it replies with one status for each."""
-    return (*_push_opening(keys, limits), *itertools.chain.from_iterable(pushes))
+    return (*_push_prefix(keys, limits), *itertools.chain.from_iterable(pushes))
 
 
-def pusher(keys: QueueKeys, limits: Limits) -> Callable[[Iterable[Push]], Continued]:
+def pusher(keys: QueueKeys, limits: Limits) -> Callable[[Iterable[Push]], PrefixedCommand]:
     """Return what makes this command again and again."""
-    opening = Opening(*_push_opening(keys, limits))
-    return lambda pushes: opening.then(*itertools.chain.from_iterable(pushes))
+    prefix = PackedPrefix(*_push_prefix(keys, limits))
+    return lambda pushes: prefix.then(*itertools.chain.from_iterable(pushes))
 
 
-def _push_opening(keys: QueueKeys, limits: Limits) -> tuple[Any, ...]:
+def _push_prefix(keys: QueueKeys, limits: Limits) -> tuple[Any, ...]:
     lists = keys.lists if limits.policies else keys.queues
     return (
         "EVALSHA", script_digest("push"), 3 + len(lists), keys.bell, keys.bytes, keys.closed,
@@ -180,25 +180,25 @@ def claim_command(end: InstanceEnd, max_rows: int, max_delay_seconds: float) -> 
     )  # fmt: skip
 
 
-def publisher(end: InstanceEnd) -> Callable[[list[Claimed], Answers, int], Continued]:
+def publisher(end: InstanceEnd) -> Callable[[list[Claimed], Answers, int], PrefixedCommand]:
     """Return what makes the command that hands out a batch's answers, and drops so many tickets.
 
     It replies how many were the first.
     """
     keys = end.keys
     order = (keys.order,) if end.batching.preserve_ordering else ()
-    opening = Opening(
+    prefix = PackedPrefix(
         "EVALSHA", script_digest("publish"), 2 + len(order), keys.inflight + end.instance,
         keys.stats, *order,
         _ms(end.result_ttl_seconds), _ms(KEPT_SECONDS), keys.body, keys.result, keys.answered,
         keys.cache, end.cache.bytes, _ms(end.cache.seconds),
     )  # fmt: skip
 
-    def publish(claimed: list[Claimed], answers: Answers, drop_count: int) -> Continued:
+    def publish(claimed: list[Claimed], answers: Answers, drop_count: int) -> PrefixedCommand:
         results: list[Any] = []
         for item, result in zip(claimed, answers.results, strict=True):
             results += (item.id, result)
-        return opening.then(drop_count, *answers.costs, *results)
+        return prefix.then(drop_count, *answers.costs, *results)
 
     return publish
 

@@ -16,7 +16,7 @@ from shared.request_queue.commands import (
     recover_command,
 )
 from shared.request_queue.keys import QueueKeys
-from shared.wire.packing import Packed
+from shared.wire.packing import PackedCommand
 from shared.wire.wire import LONGEST_BLOCK_SECONDS, NO_REPLY, Wire
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,9 @@ class WorkQueue:
         self._waker = wire.beside()
         self._keys = keys
         self._end = InstanceEnd(keys, instance, result_ttl_seconds, batching, cache)
-        self._bell = Packed.of("BLPOP", keys.bell, LONGEST_BLOCK_SECONDS)
+        self._bell = PackedCommand.of("BLPOP", keys.bell, LONGEST_BLOCK_SECONDS)
         self._publish = publisher(self._end)
-        self._claims: dict[tuple[int, float], Packed] = {}
+        self._claims: dict[tuple[int, float], PackedCommand] = {}
         self._stale = keys.answers if keys.cache else []
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
@@ -108,10 +108,10 @@ class WorkQueue:
         """Return what this instance holds to the queue, after a lost connection."""
         return _recover(self._wire, self._end, crashed=False)
 
-    def _claim(self, max_rows: int, max_delay_seconds: float) -> Packed:
+    def _claim(self, max_rows: int, max_delay_seconds: float) -> PackedCommand:
         found = self._claims.get((max_rows, max_delay_seconds))
         if found is None:
-            found = Packed.of(*claim_command(self._end, max_rows, max_delay_seconds))
+            found = PackedCommand.of(*claim_command(self._end, max_rows, max_delay_seconds))
             self._claims[max_rows, max_delay_seconds] = found
         return found
 

@@ -1,7 +1,7 @@
 """Redis commands as bytes: large arguments are sent from where they are, not joined first.
 
-A tensor of half a megabyte would otherwise be copied three times on its way: into the message,
-into the command, and into what is sent.
+fast: a tensor of half a megabyte would otherwise be copied three times on its way: into the
+message, into the command, and into what is sent.
 """
 
 from __future__ import annotations
@@ -11,47 +11,39 @@ from typing import Any, NamedTuple
 
 from hiredis import pack_command
 
-LARGE_BYTES = 64 * 1024
-"""From here on a copy costs more than another system call."""
-Buffer = bytes | memoryview
+from shared.messages import LARGE_BYTES, Buffer, Buffers
 
 
-class Pieces(tuple[Buffer, ...]):
-    """One argument of a command, in several buffers."""
-
-    __slots__ = ()
-
-
-class Packed(bytes):
-    """A command as it goes over the wire, for one that is sent again and again."""
+class PackedCommand(bytes):
+    """fast: a command as it goes over the wire, for one that is sent again and again."""
 
     @classmethod
-    def of(cls, *command: Any) -> Packed:
+    def of(cls, *command: Any) -> PackedCommand:
         """Pack a command."""
         return cls(pack_command(command))
 
 
-class Opening:
-    """The first arguments of commands that are sent again and again with others behind them."""
+class PackedPrefix:
+    """fast: the first arguments of commands that are sent often with others behind them."""
 
     def __init__(self, *arguments: Any) -> None:
         """Pack them once."""
         self.arguments = arguments
         self.packed = _packed(arguments)
 
-    def then(self, *rest: Any) -> Continued:
+    def then(self, *rest: Any) -> PrefixedCommand:
         """Return the command that goes on with `rest`."""
-        return Continued(self, rest)
+        return PrefixedCommand(self, rest)
 
 
-class Continued(NamedTuple):
+class PrefixedCommand(NamedTuple):
     """A command whose first arguments are packed already."""
 
-    opening: Opening
+    prefix: PackedPrefix
     rest: tuple[Any, ...]
 
 
-Command = tuple[Any, ...] | Packed | Continued
+Command = tuple[Any, ...] | PackedCommand | PrefixedCommand
 
 
 def pack(commands: Sequence[Command]) -> Iterable[Buffer]:
@@ -59,16 +51,16 @@ def pack(commands: Sequence[Command]) -> Iterable[Buffer]:
     parts: list[Buffer] = []
     try:
         for command in commands:
-            if isinstance(command, Packed):
+            if isinstance(command, PackedCommand):
                 parts.append(command)
-            elif isinstance(command, Continued):
-                opening, rest = command
-                count = len(opening.arguments) + len(rest)
-                parts += (b"*%d\r\n" % count, opening.packed, _packed(rest))
+            elif isinstance(command, PrefixedCommand):
+                prefix, rest = command
+                count = len(prefix.arguments) + len(rest)
+                parts += (b"*%d\r\n" % count, prefix.packed, _packed(rest))
             else:
                 parts.append(pack_command(command))
-    except TypeError:  # an argument in pieces
-        return _in_pieces(commands)
+    except TypeError:  # fast: hiredis finds an argument in several buffers, we do not look for one
+        return in_buffers(commands)
     return [parts[0] if len(parts) == 1 else b"".join(parts)]
 
 
@@ -78,22 +70,22 @@ def _packed(arguments: tuple[Any, ...]) -> memoryview:
     return command[len(b"*%d\r\n" % len(arguments)) :]
 
 
-def _in_pieces(commands: Sequence[Command]) -> Iterator[Buffer]:
+def in_buffers(commands: Sequence[Command]) -> Iterator[Buffer]:
     """Return the commands as Redis reads them, with each large buffer by itself, not copied.
 
     Source: https://redis.io/docs/latest/develop/reference/protocol-spec/#sending-commands-to-a-redis-server
     """
     small = bytearray()
     for command in commands:
-        if isinstance(command, Packed):
+        if isinstance(command, PackedCommand):
             small += command
             continue
         arguments = command
-        if isinstance(command, Continued):
-            arguments = (*command.opening.arguments, *command.rest)
+        if isinstance(command, PrefixedCommand):
+            arguments = (*command.prefix.arguments, *command.rest)
         small += b"*%d\r\n" % len(arguments)
         for argument in arguments:
-            parts = argument if isinstance(argument, Pieces) else (_bytes(argument),)
+            parts = argument if isinstance(argument, Buffers) else (_bytes(argument),)
             small += b"$%d\r\n" % sum(map(len, parts))
             for part in parts:
                 if len(part) < LARGE_BYTES:

@@ -20,14 +20,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from shared.wire.client import COMMAND_TIMEOUT_SECONDS
-from shared.wire.packing import Command, Packed, pack
+from shared.wire.packing import Command, PackedCommand, pack
 from shared.wire.scripts import SCRIPTS, script_text
 
 LONGEST_BLOCK_SECONDS = 0.5
 """How long a blocking command on a wire may wait."""
 READ_BYTES = 1 << 16
 
-NO_REPLY = Packed.of("CLIENT", "REPLY", "SKIP")
+NO_REPLY = PackedCommand.of("CLIENT", "REPLY", "SKIP")
 """Redis answers neither this nor the command behind it, not even with an error."""
 _INCOMPLETE = object()
 

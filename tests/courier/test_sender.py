@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from shared.courier import sender
 from shared.courier.pending import Parcel, Push
 from shared.courier.sender import Sender
-from shared.wire.packing import Pieces
+from shared.messages import Buffers
 
 
 class Wire:
@@ -32,13 +32,13 @@ class Wire:
         return [b"queued"] * self.writes[-1]
 
 
-def parcel(number: int, body: bytes | Pieces) -> Parcel:
+def parcel(number: int, body: bytes | Buffers) -> Parcel:
     return Parcel(Push(f"{number:032x}", 1, 1, bytes(8), 1.0, 1000, body), deadline=1e9)
 
 
-@pytest.mark.parametrize("body", [bytes(10), Pieces([bytes(4), memoryview(bytes(6))])])
+@pytest.mark.parametrize("body", [bytes(10), Buffers([bytes(4), memoryview(bytes(6))])])
 def test_a_write_ends_where_it_is_large_enough(
-    body: bytes | Pieces, monkeypatch: pytest.MonkeyPatch
+    body: bytes | Buffers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender, "MAX_BYTES_PER_WRITE", 25)
     wire: Any = Wire()

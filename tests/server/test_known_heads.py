@@ -23,8 +23,8 @@ from test_usual_way import NOT_PLAIN, PLAIN
 from api.app import create_app
 from api.server.fast_path import MAX_HEAD_BYTES, MAX_HEADS, Shortcut
 from api.server.gunicorn_worker import PromptGeventWorker
+from shared.messages import LARGE_BYTES
 from shared.settings import Settings
-from shared.wire.packing import LARGE_BYTES
 
 SMALL = message("/v2/models/nothing/infer", b"{}")
 LIMIT = 50_000

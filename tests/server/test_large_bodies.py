@@ -27,15 +27,15 @@ from api.payloads.binary_tensors import HEADER
 from api.payloads.v2_json import parse_infer
 from api.server.body import read_binary
 from shared.errors import BadRequest
-from shared.messages import InferRequest, Tensor
+from shared.messages import LARGE_BYTES, Buffers, InferRequest, Tensor
 from shared.model_spec import TensorSpec
 from shared.request_queue.api_end import RequestQueue
 from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
-from shared.wire import packing as pieces
+from shared.wire import packing
 from shared.wire.client import connect
-from shared.wire.packing import LARGE_BYTES, Command, Pieces, pack
+from shared.wire.packing import Command, pack
 
 BLOB = spec("echo_UINT8", TensorSpec(name="x", datatype="UINT8", dims=(-1,))).model_copy(
     update={"max_batch_size": 0}
@@ -218,7 +218,7 @@ def test_a_tensor_stays_where_it_was_read_until_it_is_sent(
     body = parse_infer(raw, BLOB, len(whole) - len(data))
     encoded = InferRequest("id", 1, body.inputs).encode_large()
 
-    assert isinstance(encoded, Pieces)
+    assert isinstance(encoded, Buffers)
     sent = list(pack([("SET", "key", encoded)]))
     assert b"".join(sent).endswith(b"".join(encoded) + b"\r\n")
     for buffers in (encoded, sent):
@@ -276,7 +276,7 @@ def test_a_small_body_is_read_by_gunicorn_itself(
     assert type(raw) is bytes and raw == b"abc"
 
 
-def test_a_request_in_pieces_is_the_same_message_as_in_one() -> None:
+def test_a_request_in_several_buffers_is_the_same_message_as_in_one() -> None:
     large = Tensor("x", "UINT8", (LARGE_BYTES,), memoryview(some_bytes(LARGE_BYTES)))
     small = Tensor("y", "INT16", (2, 1), b"\1\0\2\0", pixels=True)
     for inputs in [(large,), (small, large), (large, small, large._replace(name="z"))]:
@@ -284,7 +284,7 @@ def test_a_request_in_pieces_is_the_same_message_as_in_one() -> None:
 
         large_form = request.encode_large()
 
-        assert isinstance(large_form, Pieces)
+        assert isinstance(large_form, Buffers)
         assert InferRequest.decode("id", 1, b"".join(large_form)) == InferRequest.decode(
             "id", 1, request.encode()
         )
@@ -321,10 +321,10 @@ def test_a_large_request_outlives_redis_while_it_is_sent(
         valkey.start_again()
         restarts.append(place)
 
-    in_pieces = pieces._in_pieces
+    in_buffers = packing.in_buffers
 
     def interrupted(commands: Iterable[Command]) -> Iterator[Any]:
-        for index, piece in enumerate(in_pieces(commands)):
+        for index, piece in enumerate(in_buffers(commands)):
             if index == place and not restarts:
                 restart()
             yield piece
@@ -337,7 +337,7 @@ def test_a_large_request_outlives_redis_while_it_is_sent(
     ]
     # A first one opens the connections, so that the second finds one that Redis leaves.
     assert answered(queue, tensors[0]) == tensors[0].data
-    monkeypatch.setattr(pieces, "_in_pieces", interrupted)
+    monkeypatch.setattr(packing, "in_buffers", interrupted)
 
     assert answered(queue, tensors[1]) == tensors[1].data
     assert restarts == [place]
