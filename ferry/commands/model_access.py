@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ferry.commands.inspect_redis import redis_to_inspect
 from shared.operations.model_control import ModelControl
 from shared.operations.shadow_comparison import Comparisons
-from shared.registry.desired_store import DeploymentStore
+from shared.registry.desired_store import DesiredStore
 from shared.registry.registry import Registry
 from shared.registry.snapshot import Snapshot
 
@@ -18,7 +18,7 @@ class Models(NamedTuple):
     """The models as Redis knows them."""
 
     registry: Registry
-    store: DeploymentStore
+    store: DesiredStore
     control: ModelControl
     comparisons: Comparisons
 
@@ -29,7 +29,7 @@ def models_of(environ: Mapping[str, str]) -> Iterator[Models]:
     with redis_to_inspect(environ) as (settings, client):
         yield Models(
             Registry(client, settings.key_prefix),
-            DeploymentStore(client, settings.key_prefix),
+            DesiredStore(client, settings.key_prefix),
             ModelControl(client, settings.key_prefix),
             Comparisons(client, settings.key_prefix),
         )

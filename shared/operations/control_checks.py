@@ -5,7 +5,7 @@ from __future__ import annotations
 from shared.errors import BadRequest, LoadFailed
 from shared.names import MODEL_NAME
 from shared.registry.desired_state import Desired, ModelReport, Serving
-from shared.registry.desired_store import Deployed
+from shared.registry.desired_store import ControlState
 
 
 def check_name(name: str) -> None:
@@ -14,9 +14,9 @@ def check_name(name: str) -> None:
         raise BadRequest(f"model name {name!r} must match {MODEL_NAME.pattern}")
 
 
-def reports_of(name: str, generation: int, deployed: Deployed) -> list[ModelReport]:
+def reports_of(name: str, generation: int, state: ControlState) -> list[ModelReport]:
     """Return what every living supervisor says of a model, nothing while one is not so far."""
-    found = [report.models.get(name) for report in deployed.reports.values()]
+    found = [report.models.get(name) for report in state.reports.values()]
     up_to_date = [each for each in found if each is not None and each.generation >= generation]
     return up_to_date if len(up_to_date) == len(found) else []
 

@@ -19,7 +19,7 @@ from shared.operations.control_checks import (
     takes_all,
 )
 from shared.registry.desired_state import Desired, ModelReport, Serving
-from shared.registry.desired_store import Deployed, DeploymentStore, Update
+from shared.registry.desired_store import ControlState, DesiredStore, Update
 from shared.registry.registry import Registry
 
 LONGEST_WAIT_SECONDS = 600.0
@@ -48,7 +48,7 @@ class ModelControl:
 
         `mode` is FERRY_MODEL_CONTROL_MODE; without it the supervisors are asked for theirs.
         """
-        self._store = DeploymentStore(client, prefix)
+        self._store = DesiredStore(client, prefix)
         self._registry = Registry(client, prefix)
         self._mode = mode
 
@@ -74,10 +74,10 @@ class ModelControl:
         """
         self._check_mode()
         check_name(name)
-        deployed = self._store.read()
+        state = self._store.read()
         if not any(
             name in report.models and report.models[name].exists
-            for report in deployed.reports.values()
+            for report in state.reports.values()
         ):
             raise LoadFailed(f"failed to unload '{name}', no such model in the repository")
         self._change(
@@ -165,10 +165,10 @@ class ModelControl:
             if (seen := self._store.changes()) != changes or now >= next_read:
                 # Now and then in any case: of a supervisor that dies nothing is written.
                 changes, next_read = seen, now + 1.0
-                deployed = self._store.read()
-                if self._is_done(name, wanted, is_done, versions, deployed):
+                state = self._store.read()
+                if self._is_done(name, wanted, is_done, versions, state):
                     return
-                seen_at = now if deployed.reports else seen_at
+                seen_at = now if state.reports else seen_at
             if now - seen_at > NOBODY_SECONDS:
                 raise ModelNotReady("no worker runs: nobody can load or unload a model")
             time.sleep(LOOK_SECONDS)
@@ -180,15 +180,15 @@ class ModelControl:
         wanted: Desired,
         is_done: IsDone,
         versions: list[str] | None,
-        deployed: Deployed,
+        state: ControlState,
     ) -> bool:
-        reports = reports_of(name, wanted.generation, deployed)
+        reports = reports_of(name, wanted.generation, state)
         looked_at = reports if versions is None else [one.only(versions) for one in reports]
         if reports and all(report.settled for report in looked_at):
             check_failures(looked_at)
-            if is_done(deployed.served.get(name), reports, wanted):
+            if is_done(state.served.get(name), reports, wanted):
                 return True
-        if deployed.desired.get(name, wanted).generation > wanted.generation:
+        if state.desired.get(name, wanted).generation > wanted.generation:
             raise LoadFailed(f"another change of '{name}' came before this one was done")
         return False
 

@@ -24,8 +24,8 @@ Update = Callable[[Desired, Serving | None], Desired | None]
 
 
 @dataclass(frozen=True)
-class Deployed:
-    """All of it at one moment; `reports` are those of supervisors that live."""
+class ControlState:
+    """All that is desired, reported and served at one moment; only living supervisors report."""
 
     desired: dict[str, Desired] = field(default_factory=dict)
     reports: dict[str, Report] = field(default_factory=dict)
@@ -40,8 +40,8 @@ class Content(NamedTuple):
     fingerprint: str
 
 
-class DeploymentStore:
-    """The keys' only reader and writer."""
+class DesiredStore:
+    """Reads and writes what is desired, reported and served."""
 
     def __init__(self, client: redis.Redis, prefix: str) -> None:
         """Use `client`, naming keys under `prefix`."""
@@ -53,7 +53,7 @@ class DeploymentStore:
         """Return a number that is another one after every change."""
         return read_changes(self._client, self._keys)
 
-    def read(self) -> Deployed:
+    def read(self) -> ControlState:
         """Return everything, in two round trips."""
         keys = self._keys
 
@@ -66,7 +66,7 @@ class DeploymentStore:
 
         desired, reports, served = asking(fetch)
         living = living_supervisors(self._client, keys, (name.decode() for name in reports))
-        return Deployed(
+        return ControlState(
             {name.decode(): Desired.model_validate_json(row) for name, row in desired.items()},
             {
                 name.decode(): Report.model_validate_json(row)
@@ -116,7 +116,7 @@ class DeploymentStore:
         """Desire nothing of a model."""
         self._write("hdel", self._keys.desired, name)
 
-    def restore(self, known: Deployed) -> None:
+    def restore(self, known: ControlState) -> None:
         """Write what was known into a Redis that came back empty; what is there already stays."""
         for name, desired in known.desired.items():
             self._write("hsetnx", self._keys.desired, name, desired.model_dump_json())

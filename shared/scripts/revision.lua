@@ -1,5 +1,5 @@
 -- revision: number a version's content, so that what replaces it while it runs gets another name. Run by
--- DeploymentStore.revision.
+-- DesiredStore.revision.
 -- KEYS: revisions
 -- ARGV: name/version, fingerprint, 1 if it replaces what runs, supervisor, sign-of-life key prefix
 -- The hash holds name/version -> the last number, name/version/fingerprint -> its number, and

@@ -18,7 +18,7 @@ from werkzeug.test import TestResponse
 from api.app import create_app
 from shared.model_spec import ImageInput, TensorSpec
 from shared.registry.desired_state import ModelReport, Report, Serving, VersionReport
-from shared.registry.desired_store import DeploymentStore
+from shared.registry.desired_store import DesiredStore
 from shared.registry.registry import Registry
 from shared.settings import Settings
 from shared.wire.client import connect
@@ -58,7 +58,7 @@ def have_supervisor(settings: Settings) -> None:
     picture = TensorSpec(name="x", datatype="FP32", dims=(3, 8, 8))
     register(settings, spec("loaded", picture, image=ImageInput(input="x", height=8, width=8)))
     Registry(client, settings.key_prefix).beat("somebody", 600.0)
-    store = DeploymentStore(client, settings.key_prefix)
+    store = DesiredStore(client, settings.key_prefix)
     ready = {"1": VersionReport(key="loaded/1", state="ready")}
     models = {
         "loaded": ModelReport(generation=2**40, versions=ready),

@@ -8,7 +8,7 @@ from registered import SUPERVISOR, register, spec
 
 from api.app import create_app
 from shared.registry.desired_state import ModelReport, Report, Serving, VersionReport
-from shared.registry.desired_store import DeploymentStore
+from shared.registry.desired_store import DesiredStore
 from shared.settings import Settings
 from shared.wire.client import connect
 
@@ -35,7 +35,7 @@ def test_a_version_that_serves_and_one_that_cannot_be_loaded_are_told(settings: 
     }
     models = {"m": ModelReport(versions=versions), "bad": ModelReport(reason="config.pbtxt: x")}
     with connect(settings.redis_url) as redis:
-        store = DeploymentStore(redis, settings.key_prefix)
+        store = DesiredStore(redis, settings.key_prefix)
         store.put_report(SUPERVISOR, Report(models=models | {"idle": ModelReport()}))
         store.serve("m", Serving(versions={"1": "m/1"}, default="1"))
 
@@ -56,7 +56,7 @@ def test_a_split_is_told_in_shares(settings: Settings) -> None:
     register(settings, spec("m"), second)
     both = {"1": "m/1", "2": "m/2"}
     with connect(settings.redis_url) as redis:
-        store = DeploymentStore(redis, settings.key_prefix)
+        store = DesiredStore(redis, settings.key_prefix)
         store.serve("m", Serving(versions=both, default="1", split={"1": 3, "2": 1}))
 
     found = scraped(create_app(settings).test_client())

@@ -21,7 +21,7 @@ from shared.errors import LoadFailed
 from shared.messages import InferResult, Tensor
 from shared.operations.model_control import ModelControl
 from shared.operations.shadow_comparison import compared
-from shared.registry.desired_store import DeploymentStore
+from shared.registry.desired_store import DesiredStore
 from shared.registry.registry import Registry
 from shared.registry.repository_index import repository_index
 from shared.registry.snapshot import Snapshot
@@ -38,7 +38,7 @@ class Seen:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self.redis = redis
         self.prefix = settings.key_prefix
-        self.store = DeploymentStore(redis, settings.key_prefix)
+        self.store = DesiredStore(redis, settings.key_prefix)
         self.control = ModelControl(redis, settings.key_prefix)
         self.queues = create_app(settings).extensions["queues"]
         self.catalog = self.queues._catalog

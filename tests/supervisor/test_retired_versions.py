@@ -17,7 +17,7 @@ from api.infer.terms import USUAL
 from shared.errors import UnknownModel, VersionRetired
 from shared.messages import Tensor
 from shared.model_spec import ModelSpec
-from shared.registry.desired_store import DeploymentStore
+from shared.registry.desired_store import DesiredStore
 from shared.registry.snapshot import Snapshot
 from shared.request_queue.async_requests import new_id
 from shared.settings import Settings
@@ -33,7 +33,7 @@ def app(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
     add_model(repository, "m", 2)
     settings = Settings(redis_url=redis_url, key_prefix="retired", models=str(repository))
     with connect(redis_url) as redis:
-        assert DeploymentStore(redis, "retired").close("m/1", 1, [])
+        assert DesiredStore(redis, "retired").close("m/1", 1, [])
     with running_worker(settings):
         yield create_app(settings)
 
@@ -86,7 +86,7 @@ def test_nothing_waits_on_a_queue_that_is_closed(
 
 def test_a_version_with_work_does_not_close(settings: Settings) -> None:
     with connect(settings.redis_url) as redis:
-        store = DeploymentStore(redis, settings.key_prefix)
+        store = DesiredStore(redis, settings.key_prefix)
         keys = f"{settings.key_prefix}:{{m/1}}:"
         for work in ("queue:1", "inflight:someone"):
             redis.rpush(keys + work, "ticket")

@@ -15,7 +15,7 @@ from waiting import wait_until
 
 from shared.errors import LoadFailed
 from shared.operations.model_control import ModelControl
-from shared.registry.desired_store import DeploymentStore
+from shared.registry.desired_store import DesiredStore
 from shared.registry.registry import Registry
 from shared.settings import Settings
 from shared.wire.client import connect
@@ -27,7 +27,7 @@ class Cluster:
     def __init__(self, settings: Settings, repositories: list[Path]) -> None:
         self.repositories = repositories
         self.redis = connect(settings.redis_url)
-        self.store = DeploymentStore(self.redis, settings.key_prefix)
+        self.store = DesiredStore(self.redis, settings.key_prefix)
         self.control = ModelControl(self.redis, settings.key_prefix)
         self.registry = Registry(self.redis, settings.key_prefix)
         self.workers: list[subprocess.Popen[bytes]] = []

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from shared.errors import BadModel
 from shared.registry.desired_state import Desired, ModelReport, Report, VersionReport
-from shared.registry.desired_store import Content, Deployed, DeploymentStore
+from shared.registry.desired_store import Content, ControlState, DesiredStore
 from shared.settings import Settings
 from worker.repository.models import ServedModel
 from worker.supervisor.deployment import Deployment
@@ -38,7 +38,7 @@ class Rollout:
     """The deployments of one supervisor. `look` is called with every tick."""
 
     def __init__(
-        self, supervisor: str, settings: Settings, store: DeploymentStore, make: MakeDeployment
+        self, supervisor: str, settings: Settings, store: DesiredStore, make: MakeDeployment
     ) -> None:
         """Read nothing yet."""
         self.deployments: dict[str, Deployment] = {}
@@ -53,7 +53,7 @@ class Rollout:
         self._told: dict[str, list[str]] = {}
         self._look_again = False
         self._reported: Report | None = None
-        self._known = Deployed()
+        self._known = ControlState()
         self._complete = False
         self._changes = -1
         self._next_look = self._next_poll = 0.0
@@ -72,20 +72,20 @@ class Rollout:
         changes = self._store.changes()
         if changes < self._changes:
             self._restore()
-        deployed = self._store.read() if changes != self._changes or self._is_busy else None
-        if deployed is not None:
-            self._plans.follow(deployed.desired, filter(self._targets.get, self._targets))
+        state = self._store.read() if changes != self._changes or self._is_busy else None
+        if state is not None:
+            self._plans.follow(state.desired, filter(self._targets.get, self._targets))
             self._changes, self._look_again = changes, False
-            self._apply_plans(deployed)
+            self._apply_plans(state)
             self._report()
-            deployed = self._store.read()
-            if self._supervisor not in deployed.reports:
+            state = self._store.read()
+            if self._supervisor not in state.reports:
                 self._reported = None  # others took us for dead; said again at the next look
-            if self._promotion.leads(deployed):
-                self._promotion.promote(deployed)
-                deployed = self._store.read()
-            self._known = deployed
-            self._retire(deployed)
+            if self._promotion.leads(state):
+                self._promotion.promote(state)
+                state = self._store.read()
+            self._known = state
+            self._retire(state)
         if self._settings.model_control_mode == "poll":
             self._plans.poll(self._known.desired, is_due=now >= self._next_poll)
             if now >= self._next_poll:
@@ -105,10 +105,10 @@ class Rollout:
         """Tell whether something goes on that no change of the store announces."""
         return self._look_again or self._plans.is_making or self._model_reports() != self._reported
 
-    def _apply_plans(self, deployed: Deployed) -> None:
+    def _apply_plans(self, state: ControlState) -> None:
         """Start what finished plans want and is not there yet."""
         plans = self._plans.new()
-        new = [model for plan in plans for model in self._apply(plan, deployed)]
+        new = [model for plan in plans for model in self._apply(plan, state)]
         kept = [d.model for d in self.deployments.values() if not d.retired_at]
         for model in new:
             self._deploy(model, kept + new)
@@ -116,7 +116,7 @@ class Rollout:
         if plans:
             self._look_again = True  # something else may be desired since they were begun
 
-    def _apply(self, plan: Plan, deployed: Deployed) -> list[ServedModel]:
+    def _apply(self, plan: Plan, state: ControlState) -> list[ServedModel]:
         """Note what a plan wants; returns the models that are not there yet."""
         reasons = [reason for reason in (plan.reason, *plan.failures.values()) if reason]
         for reason in reasons:
@@ -130,22 +130,22 @@ class Rollout:
             reason = f"failed to load '{plan.name}', its directory is gone; what serves goes on"
             self._plans.made[plan.name] = replace(plan, exists=True, reason=reason)
             return []
-        models = [self._with_revision(planned, deployed) for planned in plan.versions.values()]
+        models = [self._with_revision(planned, state) for planned in plan.versions.values()]
         self._targets[plan.name] = {model.spec.version: model.spec.key for model in models}
-        self._want_steps({step.model for model in models for step in model.spec.steps}, deployed)
+        self._want_steps({step.model for model in models for step in model.spec.steps}, state)
         return [model for model in models if model.spec.key not in self.deployments]
 
-    def _want_steps(self, names: set[str], deployed: Deployed) -> None:
+    def _want_steps(self, names: set[str], state: ControlState) -> None:
         """Have the models of an ensemble's steps loaded too, as Triton does in mode explicit."""
         for name in names:
-            if not self._plans.planner.is_wanted(name, deployed.desired.get(name, Desired())):
+            if not self._plans.planner.is_wanted(name, state.desired.get(name, Desired())):
                 self._store.change(name, lambda now, _: now.model_copy(update={"loaded": True}))
 
-    def _with_revision(self, planned: Planned, deployed: Deployed) -> ServedModel:
+    def _with_revision(self, planned: Planned, state: ControlState) -> ServedModel:
         """Give a version's content its name: another one if it replaces what runs somewhere."""
         spec = planned.model.spec
         ours = {(d.model.spec.name, d.model.spec.version) for d in self.deployments.values()}
-        running = {key for report in deployed.reports.values() for key in report.running}
+        running = {key for report in state.reports.values() for key in report.running}
         replaces = (spec.name, spec.version) in ours or spec.key in {
             key.partition("@")[0] for key in running
         }
@@ -197,13 +197,13 @@ class Rollout:
             reason=plan.reason, note=plan.note,
         )  # fmt: skip
 
-    def _retire(self, deployed: Deployed) -> None:
+    def _retire(self, state: ControlState) -> None:
         """Let go what is neither wanted here nor takes requests."""
         wanted = {key for versions in self._targets.values() for key in versions.values()}
-        serving = {key for each in deployed.served.values() for key in each.versions.values()}
+        serving = {key for each in state.served.values() for key in each.versions.values()}
         elsewhere = {
             version.key
-            for supervisor, report in deployed.reports.items()
+            for supervisor, report in state.reports.items()
             for model in report.models.values()
             for version in model.versions.values()
             if supervisor != self._supervisor and version.state == "ready"
@@ -218,9 +218,9 @@ class Rollout:
                     self._store.open(deployment.key)
                 deployment.want()
             elif not deployment.leaving:
-                deployment.retire_after(self._stand_by_seconds(deployment, deployed))
+                deployment.retire_after(self._stand_by_seconds(deployment, state))
 
-    def _stand_by_seconds(self, deployment: Deployment, deployed: Deployed) -> float:
+    def _stand_by_seconds(self, deployment: Deployment, state: ControlState) -> float:
         """Return how long what was just replaced stays ready to take over again.
 
         Nothing stands by for a model that was unloaded, and only what was ready.
@@ -228,7 +228,7 @@ class Rollout:
         name = deployment.model.spec.name
         if deployment.report.state != "ready":
             return 0.0
-        if name not in deployed.served:
+        if name not in state.served:
             return GRACE_SECONDS
         newest = max(d.retired_at for d in self.deployments.values() if d.model.spec.name == name)
         if 0 < deployment.retired_at < newest:

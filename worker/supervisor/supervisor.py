@@ -21,7 +21,7 @@ from secrets import token_hex
 from redis.exceptions import RedisError
 
 from shared.errors import RedisUnavailable
-from shared.registry.desired_store import DeploymentStore
+from shared.registry.desired_store import DesiredStore
 from shared.registry.log_settings import LogLevel
 from shared.registry.registry import Registry
 from shared.settings import Settings
@@ -56,7 +56,7 @@ class Supervisor:
         self._context.set_forkserver_preload(
             ["worker.instance.forkserver_preload", "worker.supervisor.instance_slot"]
         )
-        self._store = DeploymentStore(self._client, settings.key_prefix)
+        self._store = DesiredStore(self._client, settings.key_prefix)
         self._rollout = Rollout(self.id, settings, self._store, self._make)
         self._deploying = Deploying(self.id, settings, self._context, self._log_level)
         self._cleaned = False

@@ -6,7 +6,7 @@ import logging
 import time
 
 from shared.registry.desired_state import Desired, Serving, promoted
-from shared.registry.desired_store import Deployed, DeploymentStore
+from shared.registry.desired_store import ControlState, DesiredStore
 
 log = logging.getLogger(__name__)
 
@@ -17,27 +17,27 @@ UNNAMED_SECONDS = 15.0
 class Promotion:
     """The living supervisor with the lowest id decides; should two do, they decide the same."""
 
-    def __init__(self, supervisor: str, store: DeploymentStore) -> None:
+    def __init__(self, supervisor: str, store: DesiredStore) -> None:
         """Decide as `supervisor`."""
         self._supervisor = supervisor
         self._store = store
         self._unnamed_since: dict[str, float] = {}
 
-    def leads(self, deployed: Deployed) -> bool:
+    def leads(self, state: ControlState) -> bool:
         """Tell whether this supervisor decides."""
-        return self._supervisor == min(deployed.reports, default=self._supervisor)
+        return self._supervisor == min(state.reports, default=self._supervisor)
 
-    def promote(self, deployed: Deployed) -> None:
+    def promote(self, state: ControlState) -> None:
         """Send every model's requests where they belong by now; raises RedisUnavailable."""
-        all_reports = list(deployed.reports.values())
+        all_reports = list(state.reports.values())
         is_complete = all(report.complete for report in all_reports)
         running = {key for report in all_reports for key in report.running}
         named = {name for report in all_reports for name in report.models}
-        for name in sorted(named | self._long_unnamed(deployed.served.keys() - named)):
+        for name in sorted(named | self._long_unnamed(state.served.keys() - named)):
             reports = [report.models[name] for report in all_reports if name in report.models]
-            current = deployed.served.get(name)
+            current = state.served.get(name)
             serving = promoted(
-                current, deployed.desired.get(name, Desired()), reports,
+                current, state.desired.get(name, Desired()), reports,
                 running if is_complete else None,
             )  # fmt: skip
             if serving != current:
