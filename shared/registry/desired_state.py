@@ -83,7 +83,7 @@ class ModelReport(_Frozen):
         return self.model_copy(update={"versions": kept})
 
 
-class Report(_Frozen):
+class SupervisorReport(_Frozen):
     """What one supervisor says of every model in its repository; `mode` is its control mode.
 
     It is `complete` once it has read every model for the first time. `running` are the contents

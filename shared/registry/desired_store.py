@@ -10,7 +10,7 @@ import redis
 from redis.exceptions import WatchError
 
 from shared.errors import RedisUnavailable
-from shared.registry.desired_state import Desired, Report, Serving
+from shared.registry.desired_state import Desired, Serving, SupervisorReport
 from shared.registry.keys import RegistryKeys, living_supervisors, read_changes
 from shared.request_queue.keys import QueueKeys
 from shared.wire.client import asking
@@ -28,7 +28,7 @@ class ControlState:
     """All that is desired, reported and served at one moment; only living supervisors report."""
 
     desired: dict[str, Desired] = field(default_factory=dict)
-    reports: dict[str, Report] = field(default_factory=dict)
+    reports: dict[str, SupervisorReport] = field(default_factory=dict)
     served: dict[str, Serving] = field(default_factory=dict)
 
 
@@ -69,7 +69,7 @@ class DesiredStore:
         return ControlState(
             {name.decode(): Desired.model_validate_json(row) for name, row in desired.items()},
             {
-                name.decode(): Report.model_validate_json(row)
+                name.decode(): SupervisorReport.model_validate_json(row)
                 for name, row in reports.items()
                 if name.decode() in living
             },
@@ -123,7 +123,7 @@ class DesiredStore:
         for name, serving in known.served.items():
             self._write("hsetnx", self._keys.served, name, serving.model_dump_json())
 
-    def put_report(self, supervisor: str, report: Report) -> None:
+    def put_report(self, supervisor: str, report: SupervisorReport) -> None:
         """Say how far a supervisor is."""
         self._write("hset", self._keys.reports, supervisor, report.model_dump_json())
 

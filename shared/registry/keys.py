@@ -7,7 +7,7 @@ ferry:supervisors:<id>    string  a supervisor's sign of life                   
 ferry:assets:<digest>     string  a file the API needs (a tokenizer)                 no
 ferry:log                 hash    log setting -> its number, of those that are set   no
 ferry:desired             hash    model name -> Desired: what operators asked for    no
-ferry:reports             hash    supervisor id -> Report: what it runs of that      no (see 2)
+ferry:reports             hash    supervisor id -> SupervisorReport: how far it is   no (see 2)
 ferry:served              hash    model name -> Serving: where requests go           no
 ferry:revisions           hash    numbers of versions' contents, see revision.lua    no
 ferry:changes             string  counts changes of desired, reports and served      no

@@ -9,7 +9,7 @@ from typing import Any, cast
 import redis
 
 from shared.model_spec import ModelSpec
-from shared.registry.desired_state import Report, Serving
+from shared.registry.desired_state import Serving, SupervisorReport
 from shared.registry.keys import RegistryKeys, living_supervisors, read_changes
 from shared.registry.snapshot import InstanceRecord, Snapshot, snapshot_of
 from shared.wire.client import asking
@@ -96,13 +96,16 @@ class Registry:
             ("HGETALL", keys.served), ("HGETALL", keys.reports),
         )  # fmt: skip
         records = [InstanceRecord.model_validate_json(row) for row in rows]
-        said = {name.decode(): Report.model_validate_json(row) for name, row in reports.items()}
-        alive = self._living({record.supervisor for record in records} | said.keys())
+        reported = {
+            name.decode(): SupervisorReport.model_validate_json(row)
+            for name, row in reports.items()
+        }
+        alive = self._living({record.supervisor for record in records} | reported.keys())
         return snapshot_of(
             [ModelSpec.model_validate_json(row) for row in specs],
             [record for record in records if record.supervisor in alive],
             {name.decode(): Serving.model_validate_json(row) for name, row in served.items()},
-            [report for name, report in said.items() if name in alive],
+            [report for name, report in reported.items() if name in alive],
             _numbers(log),
         )
 

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from shared.model_spec import ModelSpec
-from shared.registry.desired_state import Report, Serving
+from shared.registry.desired_state import Serving, SupervisorReport
 from shared.registry.ensemble_readiness import missing_steps
 
 State = Literal["starting", "ready", "failed"]
@@ -116,7 +116,7 @@ def snapshot_of(
     specs: Iterable[ModelSpec],
     living: list[InstanceRecord],
     served: Mapping[str, Serving],
-    reports: list[Report],
+    reports: list[SupervisorReport],
     log: dict[str, int],
 ) -> Snapshot:
     """Put together what the registry holds; `living` and `reports` are of living supervisors."""
@@ -163,7 +163,7 @@ def snapshot_of(
 def _reasons(
     models: dict[str, dict[str, ModelSpec]],
     living: list[InstanceRecord],
-    reports: list[Report],
+    reports: list[SupervisorReport],
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return why contents, and models that cannot be read, are not there; and the same by name."""
     seen = {spec.key for versions in models.values() for spec in versions.values()}
@@ -217,7 +217,7 @@ def _waiting_for_steps(found: Snapshot) -> Snapshot:
     )
 
 
-def _wanted(reports: list[Report]) -> dict[str, set[str]]:
+def _wanted(reports: list[SupervisorReport]) -> dict[str, set[str]]:
     """Return the contents that supervisors want to serve, of every model that they report."""
     wanted: dict[str, set[str]] = {}
     for report in reports:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared.model_spec import ImageInput, ModelSpec, TensorSpec
-from shared.registry.desired_state import ModelReport, Report
+from shared.registry.desired_state import ModelReport, SupervisorReport
 from shared.registry.desired_store import DesiredStore
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
@@ -48,5 +48,5 @@ def register(settings: Settings, *specs: ModelSpec, ready: bool = True) -> Regis
 def report_failure(settings: Settings, name: str, reason: str) -> None:
     """Have the supervisor say why a model's directory cannot be read."""
     with connect(settings.redis_url) as redis:
-        report = Report(models={name: ModelReport(reason=reason)})
+        report = SupervisorReport(models={name: ModelReport(reason=reason)})
         DesiredStore(redis, settings.key_prefix).put_report(SUPERVISOR, report)

@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 
 from api.app import create_app
 from shared.model_spec import ImageInput, TensorSpec
-from shared.registry.desired_state import ModelReport, Report, Serving, VersionReport
+from shared.registry.desired_state import ModelReport, Serving, SupervisorReport, VersionReport
 from shared.registry.desired_store import DesiredStore
 from shared.registry.registry import Registry
 from shared.settings import Settings
@@ -64,7 +64,7 @@ def have_supervisor(settings: Settings) -> None:
         "loaded": ModelReport(generation=2**40, versions=ready),
         "unloaded": ModelReport(generation=2**40),
     }
-    store.put_report("somebody", Report(mode="explicit", models=models))
+    store.put_report("somebody", SupervisorReport(mode="explicit", models=models))
     store.serve("loaded", Serving(versions={"1": "loaded/1"}, default="1"))
 
 

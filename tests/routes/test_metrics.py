@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from registered import SUPERVISOR, register, spec
 
 from api.app import create_app
-from shared.registry.desired_state import ModelReport, Report, Serving, VersionReport
+from shared.registry.desired_state import ModelReport, Serving, SupervisorReport, VersionReport
 from shared.registry.desired_store import DesiredStore
 from shared.settings import Settings
 from shared.wire.client import connect
@@ -36,7 +36,7 @@ def test_a_version_that_serves_and_one_that_cannot_be_loaded_are_told(settings: 
     models = {"m": ModelReport(versions=versions), "bad": ModelReport(reason="config.pbtxt: x")}
     with connect(settings.redis_url) as redis:
         store = DesiredStore(redis, settings.key_prefix)
-        store.put_report(SUPERVISOR, Report(models=models | {"idle": ModelReport()}))
+        store.put_report(SUPERVISOR, SupervisorReport(models=models | {"idle": ModelReport()}))
         store.serve("m", Serving(versions={"1": "m/1"}, default="1"))
 
     found = scraped(create_app(settings).test_client())

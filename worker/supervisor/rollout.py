@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from shared.errors import BadModel
-from shared.registry.desired_state import Desired, ModelReport, Report, VersionReport
+from shared.registry.desired_state import Desired, ModelReport, SupervisorReport, VersionReport
 from shared.registry.desired_store import Content, ControlState, DesiredStore
 from shared.settings import Settings
 from worker.repository.models import ServedModel
@@ -52,7 +52,7 @@ class Rollout:
         self._contents: dict[str, Content] = {}
         self._told: dict[str, list[str]] = {}
         self._look_again = False
-        self._reported: Report | None = None
+        self._reported: SupervisorReport | None = None
         self._known = ControlState()
         self._complete = False
         self._changes = -1
@@ -178,11 +178,13 @@ class Rollout:
         """Look at once: an instance has something to say."""
         self._next_look = 0.0
 
-    def _model_reports(self) -> Report:
+    def _model_reports(self) -> SupervisorReport:
         models = {name: self._model_report(plan) for name, plan in self._plans.made.items()}
         mode = self._settings.model_control_mode
         running = [d.key for d in self.deployments.values() if d.report.state == "ready"]
-        return Report(mode=mode, complete=self._complete, models=models, running=sorted(running))
+        return SupervisorReport(
+            mode=mode, complete=self._complete, models=models, running=sorted(running)
+        )
 
     def _model_report(self, plan: Plan) -> ModelReport:
         versions = {}
