@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedVersion:
     """One version that can be loaded, and the digest of all that it is made of."""
 
     model: ServedModel
@@ -51,7 +51,7 @@ class Plan:
     name: str
     generation: int
     signature: Signature = ()
-    versions: dict[str, Planned] = field(default_factory=dict)
+    versions: dict[str, PlannedVersion] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     reason: str = ""
     exists: bool = True
@@ -143,7 +143,7 @@ class Planner:
                     raise BadModel(f"failed to load '{name}', it has no version {version}")
                 model = read_model(self._repository, name, version, override)
                 content = self._content(signature, name, version, override)
-                versions[version] = Planned(model, content)
+                versions[version] = PlannedVersion(model, content)
             except BadModel as error:
                 failures[version] = str(error)
         return Plan(name, desired.generation, signature, versions, failures)

@@ -16,9 +16,9 @@ from shared.registry.desired_state import Desired, ModelReport, SupervisorReport
 from shared.registry.desired_store import Content, ControlState, DesiredStore
 from shared.settings import Settings
 from worker.repository.models import ServedModel
+from worker.supervisor.background_planner import BackgroundPlanner
 from worker.supervisor.deployment import Deployment
-from worker.supervisor.planner import Plan, Planned
-from worker.supervisor.plans import Plans
+from worker.supervisor.planner import Plan, PlannedVersion
 from worker.supervisor.traffic import Promotion
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Rollout:
         self._store = store
         self._make = make
         self._promotion = Promotion(supervisor, store)
-        self._plans = Plans(settings)
+        self._planner = BackgroundPlanner(settings)
         self._targets: dict[str, dict[str, str]] = {}
         self._contents: dict[str, Content] = {}
         self._told: dict[str, list[str]] = {}
@@ -66,7 +66,7 @@ class Rollout:
     def look(self) -> None:
         """Do what is due; raises RedisUnavailable."""
         now = time.monotonic()
-        if now < self._next_look and not self._plans.has_new:
+        if now < self._next_look and not self._planner.has_new:
             return
         self._next_look = now + LOOK_SECONDS
         changes = self._store.changes()
@@ -74,7 +74,7 @@ class Rollout:
             self._restore()
         state = self._store.read() if changes != self._changes or self._is_busy else None
         if state is not None:
-            self._plans.follow(state.desired, filter(self._targets.get, self._targets))
+            self._planner.follow(state.desired, filter(self._targets.get, self._targets))
             self._changes, self._look_again = changes, False
             self._apply_plans(state)
             self._report()
@@ -87,7 +87,7 @@ class Rollout:
             self._known = state
             self._retire(state)
         if self._settings.model_control_mode == "poll":
-            self._plans.poll(self._known.desired, is_due=now >= self._next_poll)
+            self._planner.poll(self._known.desired, is_due=now >= self._next_poll)
             if now >= self._next_poll:
                 self._next_poll = now + self._settings.poll_seconds
 
@@ -103,16 +103,18 @@ class Rollout:
     @property
     def _is_busy(self) -> bool:
         """Tell whether something goes on that no change of the store announces."""
-        return self._look_again or self._plans.is_making or self._model_reports() != self._reported
+        return (
+            self._look_again or self._planner.is_making or self._model_reports() != self._reported
+        )
 
     def _apply_plans(self, state: ControlState) -> None:
         """Start what finished plans want and is not there yet."""
-        plans = self._plans.new()
+        plans = self._planner.new()
         new = [model for plan in plans for model in self._apply(plan, state)]
         kept = [d.model for d in self.deployments.values() if not d.retired_at]
         for model in new:
             self._deploy(model, kept + new)
-        self._plans.took(plans)  # only now: Redis may have failed on the way
+        self._planner.acknowledge(plans)  # only now: Redis may have failed on the way
         if plans:
             self._look_again = True  # something else may be desired since they were begun
 
@@ -128,7 +130,7 @@ class Rollout:
         is_deployed = any(d.model.spec.name == plan.name for d in self.deployments.values())
         if not plan.exists and is_deployed and self._settings.model_control_mode != "poll":
             reason = f"failed to load '{plan.name}', its directory is gone; what serves goes on"
-            self._plans.made[plan.name] = replace(plan, exists=True, reason=reason)
+            self._planner.made[plan.name] = replace(plan, exists=True, reason=reason)
             return []
         models = [self._with_revision(planned, state) for planned in plan.versions.values()]
         self._targets[plan.name] = {model.spec.version: model.spec.key for model in models}
@@ -138,10 +140,10 @@ class Rollout:
     def _want_steps(self, names: set[str], state: ControlState) -> None:
         """Have the models of an ensemble's steps loaded too, as Triton does in mode explicit."""
         for name in names:
-            if not self._plans.planner.is_wanted(name, state.desired.get(name, Desired())):
+            if not self._planner.planner.is_wanted(name, state.desired.get(name, Desired())):
                 self._store.change(name, lambda now, _: now.model_copy(update={"loaded": True}))
 
-    def _with_revision(self, planned: Planned, state: ControlState) -> ServedModel:
+    def _with_revision(self, planned: PlannedVersion, state: ControlState) -> ServedModel:
         """Give a version's content its name: another one if it replaces what runs somewhere."""
         spec = planned.model.spec
         ours = {(d.model.spec.name, d.model.spec.version) for d in self.deployments.values()}
@@ -160,7 +162,7 @@ class Rollout:
             deployment = self._make(model, models)
         except BadModel as error:
             log.error("%s; what serves goes on", error)
-            self._plans.made[model.spec.name].failures[model.spec.version] = str(error)
+            self._planner.made[model.spec.name].failures[model.spec.version] = str(error)
             return
         deployment.content = self._contents[deployment.key]
         self._store.open(deployment.key)
@@ -168,18 +170,18 @@ class Rollout:
 
     def _report(self) -> None:
         """Say how far everything is, if that changed."""
-        self._complete = self._complete or not self._plans.is_making
+        self._complete = self._complete or not self._planner.is_making
         report = self._model_reports()
         if report != self._reported:
             self._store.put_report(self._supervisor, report)
             self._reported = report
 
-    def hurry(self) -> None:
+    def look_now(self) -> None:
         """Look at once: an instance has something to say."""
         self._next_look = 0.0
 
     def _model_reports(self) -> SupervisorReport:
-        models = {name: self._model_report(plan) for name, plan in self._plans.made.items()}
+        models = {name: self._model_report(plan) for name, plan in self._planner.made.items()}
         mode = self._settings.model_control_mode
         running = [d.key for d in self.deployments.values() if d.report.state == "ready"]
         return SupervisorReport(
@@ -237,13 +239,13 @@ class Rollout:
             return GRACE_SECONDS
         return max(GRACE_SECONDS, self._settings.standby_seconds)
 
-    def left(self, deployment: Deployment) -> None:
+    def forget(self, deployment: Deployment) -> None:
         """Forget what has left; what is wanted again since is started anew."""
         del self.deployments[deployment.key]
         self._contents.pop(deployment.key, None)
         name = deployment.model.spec.name
         if deployment.key in self._targets.get(name, {}).values():
-            self._plans.make_again(name)
+            self._planner.plan_again(name)
 
     def is_served(self, key: str) -> bool:
         """Tell whether requests go to this content now, here or on another machine."""

@@ -151,7 +151,7 @@ class Supervisor:
             self._recovery.recover(slot.instance_id, deployment.key, crashed=killed)
         if not self._rollout.is_served(deployment.key):
             self._registry.remove_model(deployment.key)
-        self._rollout.left(deployment)
+        self._rollout.forget(deployment)
 
     def _may_leave(self, deployment: Deployment) -> bool:
         """Tell whether nothing is lost when a version's instances leave here.
@@ -171,7 +171,7 @@ class Supervisor:
             slot.start()
             changed = True
         if changed:
-            self._rollout.hurry()
+            self._rollout.look_now()
         if changed or not slot.recorded:
             slot.recorded = False
             self._registry.put_instance(slot.record())

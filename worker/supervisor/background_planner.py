@@ -14,7 +14,7 @@ from worker.supervisor.planner import Plan, Planner, Signature
 log = logging.getLogger(__name__)
 
 
-class Plans:
+class BackgroundPlanner:
     """The last plan of every model, and those that are being made."""
 
     def __init__(self, settings: Settings) -> None:
@@ -43,12 +43,12 @@ class Plans:
         self.made |= {plan.name: plan for plan in plans}
         return plans
 
-    def took(self, plans: list[Plan]) -> None:
+    def acknowledge(self, plans: list[Plan]) -> None:
         """Note that these were acted upon; until then they are returned again."""
         for plan in plans:
             del self._making[plan.name]
 
-    def make_again(self, name: str) -> None:
+    def plan_again(self, name: str) -> None:
         """Have a model read at the next `follow`, whatever is desired."""
         self.made.pop(name, None)
 
