@@ -27,7 +27,7 @@ from worker.instance.process import load_backend
 from worker.instance.warmup import warm_up
 from worker.job import InstanceJob
 from worker.repository.models import ServedModel, read_model
-from worker.supervisor.assignment import assign
+from worker.supervisor.placement import assign
 
 BATCH_ROWS = 32
 

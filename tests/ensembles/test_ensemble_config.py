@@ -10,7 +10,7 @@ from ensemble_models import Step, add_ensemble, tensors, x_to_y
 
 from shared.errors import BadModel
 from worker.repository.models import ServedModel, read_model
-from worker.supervisor.assignment import assign
+from worker.supervisor.placement import assign
 
 PLAIN = f"{tensors('input', ['x'])}\n{tensors('output', ['y'])}"
 CHAIN = [x_to_y("first", "in", "between"), x_to_y("second", "between", "out")]

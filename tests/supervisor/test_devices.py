@@ -12,7 +12,7 @@ from shared.settings import default_cores
 from worker.devices import cpu_threads, devices_of, falls_back
 from worker.repository.model_config import InstanceGroup, ModelConfig
 from worker.repository.models import ServedModel
-from worker.supervisor.assignment import assign
+from worker.supervisor.placement import assign
 
 
 def served(name: str, *groups: InstanceGroup) -> ServedModel:

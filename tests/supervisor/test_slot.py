@@ -13,7 +13,7 @@ from shared.settings import Settings
 from worker.devices import Placement
 from worker.meter import Meter
 from worker.supervisor import instance_slot as slot_module
-from worker.supervisor.instance_slot import LONGEST_PAUSE_SECONDS, Slot
+from worker.supervisor.instance_slot import LONGEST_PAUSE_SECONDS, InstanceSlot
 
 
 class NoProcesses:
@@ -43,7 +43,7 @@ def test_an_instance_that_cannot_start_is_tried_again_after_growing_pauses(
         file=Path("model.pt"),
         config=SimpleNamespace(backend="torchscript", warmup=()),
     )
-    slot = Slot(
+    slot = InstanceSlot(
         cast(Any, model), Placement("cpu", 1), 0, "host", Settings(), cast(Any, NoProcesses())
     )
     pauses = []

@@ -7,13 +7,13 @@ import time
 from shared.registry.desired_state import VersionReport, VersionState
 from shared.registry.desired_store import Content
 from worker.repository.models import ServedModel
-from worker.supervisor.instance_slot import Slot
+from worker.supervisor.instance_slot import InstanceSlot
 
 
 class Deployment:
     """The slots of one `ModelSpec.key`; they are started by the supervisor's ticks."""
 
-    def __init__(self, model: ServedModel, slots: list[Slot]) -> None:
+    def __init__(self, model: ServedModel, slots: list[InstanceSlot]) -> None:
         """Hold slots that are empty yet."""
         self.model = model
         self.content = Content(model.spec.name, model.spec.version, "")

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 LONGEST_PAUSE_SECONDS = 60.0
 
 
-class Slot:
+class InstanceSlot:
     """Holds at most one process; each process that starts in it has an instance id of its own."""
 
     def __init__(

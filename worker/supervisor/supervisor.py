@@ -28,8 +28,8 @@ from shared.settings import Settings
 from shared.wire.client import connect
 from worker.repository.models import ServedModel, model_names
 from worker.supervisor.deployment import Deployment
-from worker.supervisor.instance_slot import Slot
-from worker.supervisor.placement import Deploying
+from worker.supervisor.instance_slot import InstanceSlot
+from worker.supervisor.placement import Placer
 from worker.supervisor.recovery import Recovery
 from worker.supervisor.rollout import LOOK_SECONDS, Rollout
 
@@ -58,7 +58,7 @@ class Supervisor:
         )
         self._store = DesiredStore(self._client, settings.key_prefix)
         self._rollout = Rollout(self.id, settings, self._store, self._make)
-        self._deploying = Deploying(self.id, settings, self._context, self._log_level)
+        self._placer = Placer(self.id, settings, self._context, self._log_level)
         self._cleaned = False
         self._recovery = Recovery(self._client, self._registry, settings)
         self._stopping = False
@@ -86,12 +86,12 @@ class Supervisor:
         self._stopping = True
 
     @property
-    def _slots(self) -> list[Slot]:
+    def _slots(self) -> list[InstanceSlot]:
         return [slot for each in self._rollout.deployments.values() for slot in each.slots]
 
     def _make(self, new: ServedModel, models: list[ServedModel]) -> Deployment:
         """Return a new model's deployment, registered; raises BadModel and RedisUnavailable."""
-        deployment = self._deploying.deployment(new, models)
+        deployment = self._placer.place(new, models)
         self._register(new)
         return deployment
 
@@ -164,7 +164,7 @@ class Supervisor:
         instances = [record.id for record in records if record.model_key == deployment.key]
         return self._store.close(deployment.key, deployment.model.spec.levels, instances)
 
-    def _look_after(self, slot: Slot) -> None:
+    def _look_after(self, slot: InstanceSlot) -> None:
         changed = slot.read_reports()
         if slot.process is None and time.monotonic() >= slot.start_at:
             self._recovery.note(slot.instance_id, slot.model.spec.key)  # its last record goes too
