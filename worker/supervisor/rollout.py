@@ -19,7 +19,7 @@ from worker.repository.models import ServedModel
 from worker.supervisor.background_planner import BackgroundPlanner
 from worker.supervisor.deployment import Deployment
 from worker.supervisor.planner import Plan, PlannedVersion
-from worker.supervisor.traffic import Promotion
+from worker.supervisor.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -46,22 +46,22 @@ class Rollout:
         self._settings = settings
         self._store = store
         self._make = make
-        self._promotion = Promotion(supervisor, store)
+        self._traffic = Traffic(supervisor, store)
         self._planner = BackgroundPlanner(settings)
-        self._targets: dict[str, dict[str, str]] = {}
+        self._wanted_keys: dict[str, dict[str, str]] = {}
         self._contents: dict[str, Content] = {}
-        self._told: dict[str, list[str]] = {}
-        self._look_again = False
-        self._reported: SupervisorReport | None = None
-        self._known = ControlState()
-        self._complete = False
-        self._changes = -1
+        self._logged_reasons: dict[str, list[str]] = {}
+        self._must_look_again = False
+        self._last_report: SupervisorReport | None = None
+        self._last_state = ControlState()
+        self._has_read_all = False
+        self._seen_changes = -1
         self._next_look = self._next_poll = 0.0
 
     @property
-    def settled(self) -> bool:
+    def has_read_all(self) -> bool:
         """Tell whether every model of the repository was read once."""
-        return self._complete
+        return self._has_read_all
 
     def look(self) -> None:
         """Do what is due; raises RedisUnavailable."""
@@ -70,41 +70,43 @@ class Rollout:
             return
         self._next_look = now + LOOK_SECONDS
         changes = self._store.changes()
-        if changes < self._changes:
+        if changes < self._seen_changes:
             self._restore()
-        state = self._store.read() if changes != self._changes or self._is_busy else None
+        state = self._store.read() if changes != self._seen_changes or self._is_busy else None
         if state is not None:
-            self._planner.follow(state.desired, filter(self._targets.get, self._targets))
-            self._changes, self._look_again = changes, False
+            self._planner.follow(state.desired, filter(self._wanted_keys.get, self._wanted_keys))
+            self._seen_changes, self._must_look_again = changes, False
             self._apply_plans(state)
             self._report()
             state = self._store.read()
             if self._supervisor not in state.reports:
-                self._reported = None  # others took us for dead; said again at the next look
-            if self._promotion.leads(state):
-                self._promotion.promote(state)
+                self._last_report = None  # others took us for dead; said again at the next look
+            if self._traffic.leads(state):
+                self._traffic.promote(state)
                 state = self._store.read()
-            self._known = state
+            self._last_state = state
             self._retire(state)
         if self._settings.model_control_mode == "poll":
-            self._planner.poll(self._known.desired, is_due=now >= self._next_poll)
+            self._planner.poll(self._last_state.desired, is_due=now >= self._next_poll)
             if now >= self._next_poll:
                 self._next_poll = now + self._settings.poll_seconds
 
     def _restore(self) -> None:
         """Tell a Redis that came back empty what was desired and served, and what runs here."""
         log.warning("Redis forgot where requests go, telling it")
-        self._store.restore(self._known)
+        self._store.restore(self._last_state)
         for deployment in self.deployments.values():
             revision = deployment.model.spec.revision
             self._store.restore_revision(deployment.content, revision, self._supervisor)
-        self._reported = None
+        self._last_report = None
 
     @property
     def _is_busy(self) -> bool:
         """Tell whether something goes on that no change of the store announces."""
         return (
-            self._look_again or self._planner.is_making or self._model_reports() != self._reported
+            self._must_look_again
+            or self._planner.is_making
+            or self._model_reports() != self._last_report
         )
 
     def _apply_plans(self, state: ControlState) -> None:
@@ -116,15 +118,15 @@ class Rollout:
             self._deploy(model, kept + new)
         self._planner.acknowledge(plans)  # only now: Redis may have failed on the way
         if plans:
-            self._look_again = True  # something else may be desired since they were begun
+            self._must_look_again = True  # something else may be desired since they were begun
 
     def _apply(self, plan: Plan, state: ControlState) -> list[ServedModel]:
         """Note what a plan wants; returns the models that are not there yet."""
         reasons = [reason for reason in (plan.reason, *plan.failures.values()) if reason]
         for reason in reasons:
-            if reason not in self._told.get(plan.name, ()):
+            if reason not in self._logged_reasons.get(plan.name, ()):
                 log.error("%s; what serves goes on", reason)
-        self._told[plan.name] = reasons
+        self._logged_reasons[plan.name] = reasons
         if plan.reason:
             return []
         is_deployed = any(d.model.spec.name == plan.name for d in self.deployments.values())
@@ -133,7 +135,7 @@ class Rollout:
             self._planner.made[plan.name] = replace(plan, exists=True, reason=reason)
             return []
         models = [self._with_revision(planned, state) for planned in plan.versions.values()]
-        self._targets[plan.name] = {model.spec.version: model.spec.key for model in models}
+        self._wanted_keys[plan.name] = {model.spec.version: model.spec.key for model in models}
         self._want_steps({step.model for model in models for step in model.spec.steps}, state)
         return [model for model in models if model.spec.key not in self.deployments]
 
@@ -170,11 +172,11 @@ class Rollout:
 
     def _report(self) -> None:
         """Say how far everything is, if that changed."""
-        self._complete = self._complete or not self._planner.is_making
+        self._has_read_all = self._has_read_all or not self._planner.is_making
         report = self._model_reports()
-        if report != self._reported:
+        if report != self._last_report:
             self._store.put_report(self._supervisor, report)
-            self._reported = report
+            self._last_report = report
 
     def look_now(self) -> None:
         """Look at once: an instance has something to say."""
@@ -185,12 +187,12 @@ class Rollout:
         mode = self._settings.model_control_mode
         running = [d.key for d in self.deployments.values() if d.report.state == "ready"]
         return SupervisorReport(
-            mode=mode, complete=self._complete, models=models, running=sorted(running)
+            mode=mode, complete=self._has_read_all, models=models, running=sorted(running)
         )
 
     def _model_report(self, plan: Plan) -> ModelReport:
         versions = {}
-        for version, key in self._targets.get(plan.name, {}).items():
+        for version, key in self._wanted_keys.get(plan.name, {}).items():
             if key in self.deployments:
                 versions[version] = self.deployments[key].report
         for version, reason in plan.failures.items():
@@ -203,7 +205,7 @@ class Rollout:
 
     def _retire(self, state: ControlState) -> None:
         """Let go what is neither wanted here nor takes requests."""
-        wanted = {key for versions in self._targets.values() for key in versions.values()}
+        wanted = {key for versions in self._wanted_keys.values() for key in versions.values()}
         serving = {key for each in state.served.values() for key in each.versions.values()}
         elsewhere = {
             version.key
@@ -244,7 +246,7 @@ class Rollout:
         del self.deployments[deployment.key]
         self._contents.pop(deployment.key, None)
         name = deployment.model.spec.name
-        if deployment.key in self._targets.get(name, {}).values():
+        if deployment.key in self._wanted_keys.get(name, {}).values():
             self._planner.plan_again(name)
 
     def is_served(self, key: str) -> bool:

@@ -59,11 +59,11 @@ class Supervisor:
         self._store = DesiredStore(self._client, settings.key_prefix)
         self._rollout = Rollout(self.id, settings, self._store, self._make)
         self._placer = Placer(self.id, settings, self._context, self._log_level)
-        self._cleaned = False
+        self._has_cleaned_registry = False
         self._recovery = Recovery(self._client, self._registry, settings)
         self._stopping = False
         self._next_beat = 0.0
-        self._next_look = 0.0
+        self._next_takeover = 0.0
 
     def run(self) -> None:
         """Serve the repository until SIGTERM or SIGINT, then drain."""
@@ -99,7 +99,7 @@ class Supervisor:
         """Forget what an earlier run left in the registry, once it is known what is served."""
         for key in self._registry.model_keys() - set(self._rollout.deployments):
             self._forget(key)
-        self._cleaned = True
+        self._has_cleaned_registry = True
 
     def _forget(self, model_key: str) -> None:
         """Take a model of an earlier run out of the registry, unless another machine serves it."""
@@ -119,23 +119,23 @@ class Supervisor:
             # subtle: an instance may only be recorded while its supervisor is known to live.
             if time.monotonic() >= self._next_beat:
                 self._beat()
-            if time.monotonic() >= self._next_look:
+            if time.monotonic() >= self._next_takeover:
                 self._take_over()
             self._rollout.look()
             for deployment in list(self._rollout.deployments.values()):
                 self._serve(deployment)
-            if self._rollout.settled and not self._cleaned:
+            if self._rollout.has_read_all and not self._has_cleaned_registry:
                 self._clean_registry()
         except (RedisUnavailable, RedisError) as error:
             log.warning("Redis fails, the supervisor tries again: %s", error)
             self._next_beat = 0.0  # it may come back empty
             # subtle: after an outage all signs of life have run out; who lives beats again first.
-            self._next_look = time.monotonic() + BEAT_TERM * self._settings.heartbeat_seconds
+            self._next_takeover = time.monotonic() + BEAT_TERM * self._settings.heartbeat_seconds
             time.sleep(0.1)
 
     def _serve(self, deployment: Deployment) -> None:
         """Start and restart a version's instances, or have them leave when its time is up."""
-        if deployment.is_due and self._may_leave(deployment):
+        if deployment.is_due and self._can_leave(deployment):
             log.info("%s: leaving", deployment.key)
             deployment.leave(self._settings.max_batch_seconds)
         if not deployment.leaving:
@@ -153,7 +153,7 @@ class Supervisor:
             self._registry.remove_model(deployment.key)
         self._rollout.forget(deployment)
 
-    def _may_leave(self, deployment: Deployment) -> bool:
+    def _can_leave(self, deployment: Deployment) -> bool:
         """Tell whether nothing is lost when a version's instances leave here.
 
         Others may serve it. Else no request may come any more, and none may wait or run.
@@ -206,11 +206,13 @@ class Supervisor:
             self._beat()  # Redis came back empty, so soon that nobody saw it go
         self._recovery.take_over(records, alive | {self.id})
         self._store.drop_reports_of_the_dead()
-        self._next_look = time.monotonic() + self._settings.heartbeat_seconds / LOOKS_PER_HEARTBEAT
+        self._next_takeover = (
+            time.monotonic() + self._settings.heartbeat_seconds / LOOKS_PER_HEARTBEAT
+        )
 
     def _pause(self) -> float:
         """Return how long nothing is due: no beat, no look, no restart; at most a tick."""
-        due = [self._next_beat, self._next_look, time.monotonic() + LOOK_SECONDS]
+        due = [self._next_beat, self._next_takeover, time.monotonic() + LOOK_SECONDS]
         due += [slot.start_at for slot in self._slots if slot.process is None]
         return min(TICK_SECONDS, max(0.01, min(due) - time.monotonic()))
 

@@ -14,7 +14,7 @@ UNNAMED_SECONDS = 15.0
 """How long a model serves that nobody reports any more: its only machine may be restarting."""
 
 
-class Promotion:
+class Traffic:
     """The living supervisor with the lowest id decides; should two do, they decide the same."""
 
     def __init__(self, supervisor: str, store: DesiredStore) -> None:
