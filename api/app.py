@@ -11,7 +11,8 @@ from api.infer.later import Later
 from api.infer.queues import Queues
 from api.openapi import docs
 from api.openapi import document as openapi
-from api.payloads.media import TokenizerCache, limit_pictures
+from api.payloads.pictures import limit_pictures
+from api.payloads.texts import TokenizerCache
 from api.routes import (
     health,
     log_settings,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from api.payloads.media import picture_batch
+from api.payloads.pictures import picture_batch
 from bench.scenarios import SCENARIOS, SENTENCE
 from shared.datatypes import NUMPY_TYPES, Array
 from shared.model_spec import ModelSpec

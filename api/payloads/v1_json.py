@@ -14,7 +14,8 @@ import numpy as np
 
 from api.payloads.infer_request import check_shape
 from api.payloads.json_arrays import BINARY_ONLY, json_type, to_array
-from api.payloads.media import TokenizerCache, picture_batch
+from api.payloads.pictures import picture_batch
+from api.payloads.texts import TokenizerCache
 from api.payloads.v2_json import load_object
 from shared.datatypes import Array, to_bytes
 from shared.errors import BadRequest

@@ -12,7 +12,7 @@ from api.infer.asking import Question, answer
 from api.infer.terms import terms_of
 from api.payloads.infer_request import check_shape
 from api.payloads.json_arrays import json_type, to_array
-from api.payloads.media import picture_batch
+from api.payloads.pictures import picture_batch
 from api.payloads.v2_json import load_object
 from api.routes.v2 import checked_version
 from api.server.body import read_body, read_form

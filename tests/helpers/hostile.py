@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 from api.app import create_app
 from api.infer.terms import terms_of
 from api.payloads.binary_tensors import HEADER_VARIABLE, header_length
-from api.payloads.media import picture_batch
+from api.payloads.pictures import picture_batch
 from api.payloads.v1_json import parse_predict
 from api.payloads.v2_json import parse_infer
 from api.server.body import read_form

@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 from registered import spec
 
-from api.payloads.media import picture_batch
+from api.payloads.pictures import picture_batch
 from samples.digits import held_out
 from shared.datatypes import Array
 from shared.errors import BadRequest

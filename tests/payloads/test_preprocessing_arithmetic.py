@@ -19,7 +19,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from api.payloads.media import picture_batch
+from api.payloads.pictures import picture_batch
 from shared.datatypes import Array
 from shared.model_spec import ImageInput, ModelSpec
 from worker.backends.preprocessing import Normaliser

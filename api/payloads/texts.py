@@ -1,0 +1,77 @@
+"""Texts become tensors of token ids, by the tokenizer that the registry holds for the model."""
+
+from __future__ import annotations
+
+from threading import Lock
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from api.payloads.infer_request import check_row_count
+from shared.datatypes import Array
+from shared.errors import BadRequest, ModelNotReady
+from shared.messages import Tensor
+from shared.model_spec import ModelSpec, TextInput
+from shared.registry.registry import Registry
+
+
+class TokenizerCache:
+    """Tokenizers by digest, fetched from the registry once per process."""
+
+    def __init__(self, registry: Registry) -> None:
+        """Start empty."""
+        self._registry = registry
+        self._tokenizers: dict[str, Tokenizer] = {}
+        self._lock = Lock()
+
+    def encode(self, texts: list[str], spec: ModelSpec) -> tuple[tuple[Tensor, ...], list[bool]]:
+        """Return the model's inputs [rows, longest text], and for each text whether it was cut.
+
+        Raises BadRequest for more texts than a batch has rows, an empty text, and one above the
+        model's length when the model's config does not allow it to be cut.
+        """
+        text = spec.text
+        assert text is not None, "only called for text models"
+        check_row_count(len(texts), spec)
+        for index, item in enumerate(texts):
+            if not item.strip():
+                raise BadRequest(f"text {index} is empty")
+        # Long before the tokenizer would be slow: no token is shorter than a character.
+        clipped = [item[: 64 * text.max_length] for item in texts]
+        encodings = self._tokenizer(text).encode_batch(clipped)
+        cut = [bool(encoding.overflowing) for encoding in encodings]
+        cut = [c or len(a) < len(b) for c, a, b in zip(cut, clipped, texts, strict=True)]
+        if any(cut) and not text.truncate:
+            raise BadRequest(
+                f"text {cut.index(True)} is longer than the {text.max_length} tokens of "
+                f"'{spec.name}'"
+            )
+        longest = max(len(encoding.ids) for encoding in encodings)
+        columns = {
+            "input_ids": [encoding.ids for encoding in encodings],
+            "attention_mask": [encoding.attention_mask for encoding in encodings],
+            "token_type_ids": [encoding.type_ids for encoding in encodings],
+        }
+        return tuple(
+            Tensor.of(tensor.name, _padded(columns[tensor.name], longest)) for tensor in spec.inputs
+        ), cut
+
+    def _tokenizer(self, text: TextInput) -> Tokenizer:
+        found = self._tokenizers.get(text.tokenizer)
+        if found is None:
+            with self._lock:
+                content = self._registry.asset(text.tokenizer)
+                if content is None:
+                    raise ModelNotReady("the model's tokenizer is not in the registry yet")
+                found = Tokenizer.from_buffer(content)
+                found.no_padding()
+                found.enable_truncation(text.max_length)
+                self._tokenizers[text.tokenizer] = found
+        return found
+
+
+def _padded(rows: list[list[int]], longest: int) -> Array:
+    array = np.zeros((len(rows), longest), np.int64)
+    for index, row in enumerate(rows):
+        array[index, : len(row)] = row
+    return array
