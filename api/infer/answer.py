@@ -13,7 +13,7 @@ JSON_TYPE = "application/json"
 Headers = tuple[tuple[str, str], ...]
 
 
-class Answer(NamedTuple):
+class HttpAnswer(NamedTuple):
     """An answer that is not Flask's yet, so that it can also be given without Flask."""
 
     status: int
@@ -26,9 +26,9 @@ class Answer(NamedTuple):
         return Response(self.body, self.status, self.headers, content_type=self.content_type)
 
 
-def json_answer(body: Any, status: int = 200, headers: Headers = ()) -> Answer:
+def json_answer(body: Any, status: int = 200, headers: Headers = ()) -> HttpAnswer:
     """Return `body` as JSON. NaN and infinities become null: JSON has no word for them."""
-    return Answer(status, headers, orjson.dumps(body, option=OPTIONS))
+    return HttpAnswer(status, headers, orjson.dumps(body, option=OPTIONS))
 
 
 def json_response(body: Any, status: int = 200, headers: Headers = ()) -> Response:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flask import Response, current_app, request
 
+from api.infer.options import RequestOptions
 from api.infer.render import render
-from api.infer.terms import Terms
 from shared.messages import AnswerForm, Tensor
 from shared.model_spec import ModelSpec
 
@@ -24,13 +24,13 @@ class Question(NamedTuple):
     spec: ModelSpec
     inputs: tuple[Tensor, ...]
     outputs: tuple[str, ...]
-    terms: Terms
+    options: RequestOptions
     how: AnswerForm
     named: bool = False
     """Whether it is for this version and no other."""
 
 
-def answer(question: Question) -> Response:
+def respond(question: Question) -> Response:
     """Answer as the request's headers want it; raises FerryError."""
     later: Later = current_app.extensions["later"]
     key = request.headers.get(IDEMPOTENCY_KEY)
@@ -40,8 +40,8 @@ def answer(question: Question) -> Response:
     if wants_async:
         return later.accept(question)
     queues: Queues = current_app.extensions["queues"]
-    spec, inputs, outputs, terms, how, named = question
-    answered = queues.ask(spec, inputs, outputs, terms, named=named)
+    spec, inputs, outputs, options, how, named = question
+    answered = queues.ask(spec, inputs, outputs, options, named=named)
     return render(answered.spec, answered.result, how).response()
 
 

@@ -16,9 +16,9 @@ from flask import Response
 
 from api.infer.answer import json_response
 from api.infer.asking import Question
+from api.infer.options import LONGEST_TIMEOUT_SECONDS
 from api.infer.queues import Queues
 from api.infer.render import render
-from api.infer.terms import LONGEST_TIMEOUT_SECONDS
 from shared.courier.departures import has_left
 from shared.errors import (
     BadRequest,
@@ -83,13 +83,13 @@ class Later:
             spec = self._submit_first(request_id, key, question)
         else:
             spec = self._joined(request_id, question)
-        seconds = self._queues.timeout_seconds(question.spec, question.terms) if wait else 0.0
-        state = self._wait(request_id, spec, seconds, question.terms.client)
+        seconds = self._queues.timeout_seconds(question.spec, question.options) if wait else 0.0
+        state = self._wait(request_id, spec, seconds, question.options.client)
         if state.result is None and wait:
             raise RequestExpired("Request timeout expired")
         return _answered(request_id, spec, question.how, state)
 
-    def answer(
+    def respond(
         self, request_id: str, wait_seconds: float, client: socket.socket | None
     ) -> Response:
         """Return the answer, or 202 when it is not there within `wait_seconds`.
@@ -114,9 +114,9 @@ class Later:
 
     def _submit(self, request_id: str, question: Question, keep_seconds: float) -> ModelSpec:
         """Push first: a request that is refused leaves nothing behind. Returns who was asked."""
-        asked, inputs, outputs, terms, how, named = question
-        spec = self._queues.submit(request_id, asked, inputs, outputs, terms, named=named)
-        life_seconds = self._queues.timeout_seconds(spec, terms) + keep_seconds
+        asked, inputs, outputs, options, how, named = question
+        spec = self._queues.submit(request_id, asked, inputs, outputs, options, named=named)
+        life_seconds = self._queues.timeout_seconds(spec, options) + keep_seconds
         durable = self._settings.durable
         try:
             self._records.save(request_id, spec, how, life_seconds, durable=durable)
@@ -205,6 +205,6 @@ def _gone(request_id: str) -> RequestGone:
 
 def _digest(path: str, question: Question) -> bytes:
     """Return a hash of what was asked, tensors included."""
-    _, inputs, outputs, terms, how, _ = question
-    asked = [path, inputs, outputs, dict(terms.parameters), how]
+    _, inputs, outputs, options, how, _ = question
+    asked = [path, inputs, outputs, dict(options.parameters), how]
     return sha256(msgpack.packb(asked)).digest()

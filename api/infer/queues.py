@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import redis
 
+from api.infer.options import DEFAULT_OPTIONS, RequestOptions
 from api.infer.shadowing import Shadowing
-from api.infer.terms import USUAL, Terms
 from shared.errors import QueueFull, VersionRetired
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.model_spec import ModelSpec
@@ -53,7 +53,7 @@ class Queues:
         spec: ModelSpec,
         inputs: tuple[Tensor, ...],
         outputs: tuple[str, ...] = (),
-        terms: Terms = USUAL,
+        options: RequestOptions = DEFAULT_OPTIONS,
         *,
         named: bool = False,
     ) -> Answered:
@@ -63,27 +63,27 @@ class Queues:
         """
         for _ in range(MAX_SUCCESSORS):
             try:
-                result = self.wait(spec, self.push(spec, inputs, outputs, terms))
+                result = self.wait(spec, self.push(spec, inputs, outputs, options))
             except VersionRetired:
                 spec = self.successor(spec, named=named)
             else:
-                self.copy_to_shadow(spec, inputs, outputs, terms, result)
+                self.copy_to_shadow(spec, inputs, outputs, options, result)
                 return Answered(spec, result)
-        return Answered(spec, self.wait(spec, self.push(spec, inputs, outputs, terms)))
+        return Answered(spec, self.wait(spec, self.push(spec, inputs, outputs, options)))
 
     def copy_to_shadow(
         self,
         spec: ModelSpec,
         inputs: tuple[Tensor, ...],
         outputs: tuple[str, ...],
-        terms: Terms,
+        options: RequestOptions,
         result: InferResult,
     ) -> None:
         """Ask the model's shadow the same, if it has one, and have the answers compared."""
         shadow = self._catalog.shadow_of(spec)
         if shadow is None or not shadow.answers_as(spec):
             return
-        lowest = terms._replace(
+        lowest = options._replace(
             priority=shadow.levels if shadow.priority_levels else 0, client=None
         )
         push = partial(self.push, shadow, inputs, outputs, lowest)
@@ -108,7 +108,7 @@ class Queues:
         spec: ModelSpec,
         inputs: tuple[Tensor, ...],
         outputs: tuple[str, ...] = (),
-        terms: Terms = USUAL,
+        options: RequestOptions = DEFAULT_OPTIONS,
     ) -> Waiting:
         """Push one request: its rows are the first dimension of its first input.
 
@@ -118,8 +118,8 @@ class Queues:
         waiting = sum([other.waiting for other in list(self._queues.values())])
         if waiting >= self._settings.max_waiting:
             raise self._with_retry_after(spec, QueueFull.with_waiting(waiting))
-        request = self._request(queue.new_id(), spec, inputs, outputs, terms)
-        return queue.push(request, terms.client)
+        request = self._request(queue.new_id(), spec, inputs, outputs, options)
+        return queue.push(request, options.client)
 
     def wait(self, spec: ModelSpec, waiting: Waiting) -> InferResult:
         """Return what was pushed for a model, answered; raises what `Waiting.wait` raises."""
@@ -134,7 +134,7 @@ class Queues:
         spec: ModelSpec,
         inputs: tuple[Tensor, ...],
         outputs: tuple[str, ...],
-        terms: Terms,
+        options: RequestOptions,
         *,
         named: bool = False,
     ) -> ModelSpec:
@@ -143,7 +143,7 @@ class Queues:
         Returns the version that it was stored for, as `ask` does.
         """
         for last in range(MAX_SUCCESSORS + 1):
-            request = self._request(request_id, spec, inputs, outputs, terms)
+            request = self._request(request_id, spec, inputs, outputs, options)
             try:
                 self.detached(spec).submit(request)
             except QueueFull as error:
@@ -160,9 +160,9 @@ class Queues:
         """Return the model's requests that nobody waits for."""
         return Detached(self._client, self._keys(spec), self._limits(spec))
 
-    def timeout_seconds(self, spec: ModelSpec, terms: Terms) -> float:
-        """Return how long a request under `terms` may wait."""
-        return terms.deadline_seconds(spec, self._settings.request_timeout_seconds)
+    def timeout_seconds(self, spec: ModelSpec, options: RequestOptions) -> float:
+        """Return how long a request under `options` may wait."""
+        return options.deadline_seconds(spec, self._settings.request_timeout_seconds)
 
     def _request(
         self,
@@ -170,18 +170,18 @@ class Queues:
         spec: ModelSpec,
         inputs: tuple[Tensor, ...],
         outputs: tuple[str, ...],
-        terms: Terms,
+        options: RequestOptions,
     ) -> InferRequest:
         return InferRequest(
             request_id,
             inputs[0].shape[0] if spec.batched else 1,
             inputs,
             outputs,
-            self.timeout_seconds(spec, terms),
+            self.timeout_seconds(spec, options),
             spec.signature(inputs),
-            terms.level(spec),
-            terms.parameters,
-            terms.queue_timeout_seconds if spec.queue_policies else 0.0,
+            options.level(spec),
+            options.parameters,
+            options.queue_timeout_seconds if spec.queue_policies else 0.0,
         )
 
     def _with_retry_after(self, spec: ModelSpec, error: QueueFull) -> QueueFull:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from api.infer.answer import Answer, Headers, json_answer
+from api.infer.answer import Headers, HttpAnswer, json_answer
 from api.infer.outputs import shown_outputs
 from api.infer.timings import server_timing, timings_json
 from api.payloads.binary_tensors import HEADER
@@ -17,7 +17,7 @@ from shared.messages import AnswerForm, InferResult, Tensor
 from shared.model_spec import ModelSpec
 
 
-def render(spec: ModelSpec, result: InferResult, how: AnswerForm) -> Answer:
+def render(spec: ModelSpec, result: InferResult, how: AnswerForm) -> HttpAnswer:
     """Return the answer; raises BadRequest for an output that JSON cannot carry."""
     if how.kind == "infer":
         return _inferred(spec, result, how)
@@ -33,7 +33,7 @@ def render(spec: ModelSpec, result: InferResult, how: AnswerForm) -> Answer:
     return json_answer(answer, headers=_headers(spec, result))
 
 
-def _inferred(spec: ModelSpec, result: InferResult, how: AnswerForm) -> Answer:
+def _inferred(spec: ModelSpec, result: InferResult, how: AnswerForm) -> HttpAnswer:
     """Return v2's answer: JSON, and the data of binary outputs behind it."""
     answer: dict[str, Any] = {"model_name": spec.name, "model_version": spec.version}
     if how.id is not None:
@@ -52,7 +52,7 @@ def _inferred(spec: ModelSpec, result: InferResult, how: AnswerForm) -> Answer:
         return head
     length = (HEADER, str(len(head.body)))
     body = b"".join([head.body, *chunks])
-    return Answer(200, (*head.headers, length), body, "application/octet-stream")
+    return HttpAnswer(200, (*head.headers, length), body, "application/octet-stream")
 
 
 def _prediction(tensor: Tensor) -> Any:

@@ -140,7 +140,7 @@ PROTOCOL: Mapping[tuple[str, str], Operation] = {
         ("Server-Timing", "Ferry-Cache"),
         f"Without a model's name, by the one model that takes this kind of input. {ASKING}",
     ),
-    ("requests.answer", "GET"): Operation(
+    ("requests.respond", "GET"): Operation(
         "requests",
         "What became of a request that was accepted with 202",
         {200: {JSON: (schemas.InferAnswer, *PREDICTED[JSON]), BYTES: ()},

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from api.infer.later import LONGEST_KEY
-from api.infer.terms import LONGEST_TIMEOUT_SECONDS
+from api.infer.options import LONGEST_TIMEOUT_SECONDS
 from api.payloads.binary_tensors import HEADER
 from api.routes.predict import DEFAULT_TOP_K, MAX_TOP_K
 from api.routes.requests import LONGEST_WAIT_SECONDS

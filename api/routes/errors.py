@@ -11,8 +11,8 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntity
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.exceptions import NotFound as WerkzeugNotFound
 
-from api.infer.answer import Answer, json_answer
-from api.infer.failures import told
+from api.infer.answer import HttpAnswer, json_answer
+from api.infer.public_errors import public_error
 from api.server.body import BODY_STOPPED
 from shared.errors import (
     BadRequest,
@@ -31,12 +31,12 @@ def register_error_handlers(app: Flask) -> None:
     app.register_error_handler(Exception, _any_error)
 
 
-def error_answer(error: Exception, asked: str) -> Answer:
+def error_answer(error: Exception, asked: str) -> HttpAnswer:
     """Return a FerryError's own answer; anything else becomes a bare 500 with an id.
 
     The detail goes to the log only, with `asked`, the method and path.
     """
-    ours = told(error, asked)
+    ours = public_error(error, asked)
     retry_after = ours.retry_after_seconds
     headers = () if retry_after is None else (("Retry-After", str(retry_after)),)
     return json_answer({"error": ours.message, "code": ours.code}, ours.status, headers)

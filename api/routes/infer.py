@@ -7,11 +7,11 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, request
 
-from api.infer.answer import Answer
-from api.infer.asking import Question, answer
+from api.infer.answer import HttpAnswer
+from api.infer.asking import Question, respond
+from api.infer.options import options_of
 from api.infer.queues import Queues
 from api.infer.render import render
-from api.infer.terms import terms_of
 from api.payloads.binary_tensors import header_length
 from api.payloads.v2_json import parse_infer
 from api.routes.v2 import checked_version
@@ -32,14 +32,14 @@ class Inference:
 
     def infer(
         self, name: str, version: str | None, raw: Buffer, environ: Mapping[str, Any]
-    ) -> Answer:
+    ) -> HttpAnswer:
         """Answer one client's tensors now; whatever does not fit the model is never queued.
 
         Raises FerryError. Next stop: `RequestQueue.push`.
         """
         question = self.question(name, version, raw, environ)
-        spec, inputs, outputs, terms, how, named = question
-        answered = self._queues.ask(spec, inputs, outputs, terms, named=named)
+        spec, inputs, outputs, options, how, named = question
+        answered = self._queues.ask(spec, inputs, outputs, options, named=named)
         return render(answered.spec, answered.result, how)
 
     def question(
@@ -48,9 +48,9 @@ class Inference:
         """Check one client's tensors against the model; raises BadRequest and the like."""
         spec = self._catalog.serving(name, checked_version(version))
         body = parse_infer(raw, spec, header_length(environ, len(raw)))
-        terms = terms_of(environ, body.parameters)
+        options = options_of(environ, body.parameters)
         how = AnswerForm("infer", body.id, outputs=body.outputs, binary=body.binary)
-        return Question(spec, body.inputs, body.output_names, terms, how, version is not None)
+        return Question(spec, body.inputs, body.output_names, options, how, version is not None)
 
 
 @blueprint.post("/v2/models/<name>/infer")
@@ -58,4 +58,4 @@ class Inference:
 def infer(name: str, version: str | None = None) -> Response:
     """Answer requests that `DirectInference` leaves to Flask: chunked or asynchronous ones."""
     inference: Inference = current_app.extensions["inference"]
-    return answer(inference.question(name, version, read_body(), request.environ))
+    return respond(inference.question(name, version, read_body(), request.environ))

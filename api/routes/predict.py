@@ -8,8 +8,8 @@ from typing import Any
 from flask import Blueprint, Response, current_app, request
 from werkzeug.datastructures import FileStorage
 
-from api.infer.asking import Question, answer
-from api.infer.terms import terms_of
+from api.infer.asking import Question, respond
+from api.infer.options import options_of
 from api.payloads.infer_request import check_shape
 from api.payloads.json_arrays import json_type, to_array
 from api.payloads.pictures import picture_batch
@@ -100,8 +100,10 @@ def _tensor(data: Any, name: str | None, version: str | None) -> Response:
     array = to_array(data, declared.datatype, "input_tensor")
     check_shape(array.shape, declared, spec, "input_tensor")
     tensor = Tensor(declared.name, declared.datatype, array.shape, to_bytes(array))
-    terms = terms_of(request.environ, {})
-    return answer(Question(spec, (tensor,), (), terms, AnswerForm("tensor"), version is not None))
+    options = options_of(request.environ, {})
+    return respond(
+        Question(spec, (tensor,), (), options, AnswerForm("tensor"), version is not None)
+    )
 
 
 def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
@@ -131,8 +133,8 @@ def _described(
     cut: list[bool] | None = None,
 ) -> Response:
     how = AnswerForm("rows", top_k=_top_k(), one=one, cut=tuple(cut or ()))
-    terms = terms_of(request.environ, {})
-    return answer(Question(spec, inputs, (), terms, how, version is not None))
+    options = options_of(request.environ, {})
+    return respond(Question(spec, inputs, (), options, how, version is not None))
 
 
 def _top_k() -> int:

@@ -15,10 +15,10 @@ LONGEST_WAIT_SECONDS = 60.0
 
 
 @blueprint.get("/v2/requests/<request_id>")
-def answer(request_id: str) -> Response:
+def respond(request_id: str) -> Response:
     """Answer as the route would have; 202 while it waits or runs, at most `?wait=` seconds."""
     client = request.environ.get("gunicorn.socket")
-    return _later().answer(_known(request_id), _wait_seconds(), client)
+    return _later().respond(_known(request_id), _wait_seconds(), client)
 
 
 @blueprint.delete("/v2/requests/<request_id>")

@@ -9,8 +9,8 @@ from __future__ import annotations
 from flask import Blueprint, Response, current_app, request
 
 from api.infer.answer import json_response
-from api.infer.asking import Question, answer
-from api.infer.terms import terms_of
+from api.infer.asking import Question, respond
+from api.infer.options import options_of
 from api.payloads.v1_json import parse_predict
 from api.routes.v2 import checked_version
 from api.server.body import read_body
@@ -60,8 +60,8 @@ def predict(name: str, version: str | None = None) -> Response:
     raw = read_body()
     spec = _catalog().serving(name, checked_version(version))
     kind, inputs = parse_predict(raw, spec, current_app.extensions["tokenizers"])
-    terms = terms_of(request.environ, {})
-    return answer(Question(spec, inputs, (), terms, AnswerForm(kind), version is not None))
+    options = options_of(request.environ, {})
+    return respond(Question(spec, inputs, (), options, AnswerForm(kind), version is not None))
 
 
 @blueprint.post("/v1/models/<name>:<verb>")

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import grpc
 
-from api.infer.failures import told
+from api.infer.public_errors import public_error
 from shared.errors import FerryError, RequestExpired
 
 CODES = {
@@ -31,7 +31,7 @@ def status_code(error: FerryError) -> grpc.StatusCode:
 
 def refuse(context: grpc.ServicerContext, error: Exception, method: str) -> NoReturn:
     """End a call with an error; `retry-after`, in seconds, stands in the trailing metadata."""
-    ours = told(error, method)
+    ours = public_error(error, method)
     if ours.retry_after_seconds is not None:
         context.set_trailing_metadata((("retry-after", str(ours.retry_after_seconds)),))
     details = ours.message.encode()[:MAX_DETAIL_BYTES].decode(errors="ignore")

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from tritonclient.grpc import service_pb2 as proto
 
+from api.infer.options import RequestOptions, options_of
 from api.infer.queues import Answered, Queues
-from api.infer.terms import Terms, terms_of
 from api.rpc.answers import fill
 from api.rpc.requests import read_request
 from shared.errors import RequestExpired, VersionRetired
@@ -31,7 +31,7 @@ class Asked(NamedTuple):
     """Has the answer compared with that of the model's shadow, if it has one."""
 
 
-class Inference:
+class InferCalls:
     """What ModelInfer and ModelStreamInfer do with one request."""
 
     def __init__(self, catalog: Catalog, queues: Queues) -> None:
@@ -46,20 +46,20 @@ class Inference:
         """
         spec = self._catalog.serving(request.model_name, request.model_version or None)
         body = read_request(request, spec)
-        terms = self._terms(spec, body.parameters, remaining_seconds)
-        waiting = self._queues.push(spec, body.inputs, body.output_names, terms)
+        options = self._options(spec, body.parameters, remaining_seconds)
+        waiting = self._queues.push(spec, body.inputs, body.output_names, options)
         how = AnswerForm("infer", body.id, outputs=body.outputs, binary=True)
         again = partial(
-            self._queues.ask, inputs=body.inputs, outputs=body.output_names, terms=terms,
+            self._queues.ask, inputs=body.inputs, outputs=body.output_names, options=options,
             named=bool(request.model_version),
         )  # fmt: skip
         compare = partial(
             self._queues.copy_to_shadow,
-            inputs=body.inputs, outputs=body.output_names, terms=terms,
+            inputs=body.inputs, outputs=body.output_names, options=options,
         )  # fmt: skip
         return Asked(spec, how, waiting, again, compare)
 
-    def answer(self, asked: Asked, response: proto.ModelInferResponse) -> None:
+    def respond(self, asked: Asked, response: proto.ModelInferResponse) -> None:
         """Wait for the answer and write it into `response`; raises FerryError."""
         try:
             result = self._queues.wait(asked.spec, asked.waiting)
@@ -69,11 +69,13 @@ class Inference:
             answered = asked.again(asked.spec)
         fill(response, answered.spec, answered.result, asked.how)
 
-    def _terms(self, spec: ModelSpec, parameters: Parameters, remaining_seconds: float) -> Terms:
-        """Return a request's terms: its own `timeout` at most, and the call's deadline at most."""
+    def _options(
+        self, spec: ModelSpec, parameters: Parameters, remaining_seconds: float
+    ) -> RequestOptions:
+        """Return a request's options, bounded by its own `timeout` and the call's deadline."""
         if remaining_seconds <= 0:
             raise RequestExpired("Request timeout expired")
-        terms = terms_of({}, parameters)
-        seconds = min(self._queues.timeout_seconds(spec, terms), remaining_seconds)
-        wish = terms.queue_timeout_seconds if spec.queue_policies else 0.0
-        return terms._replace(timeout_seconds=seconds, queue_timeout_seconds=wish)
+        options = options_of({}, parameters)
+        seconds = min(self._queues.timeout_seconds(spec, options), remaining_seconds)
+        wish = options.queue_timeout_seconds if spec.queue_policies else 0.0
+        return options._replace(timeout_seconds=seconds, queue_timeout_seconds=wish)

@@ -11,7 +11,7 @@ import grpc
 from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 
 from api.infer.queues import Queues
-from api.rpc.inference import Inference
+from api.rpc.inference import InferCalls
 from api.rpc.service import GRPCInferenceService
 from shared.errors import BadSetting
 from shared.operations.model_control import ModelControl
@@ -47,7 +47,7 @@ class Server:
         queues = Queues(client, settings, catalog)
         self._service = GRPCInferenceService(
             catalog,
-            Inference(catalog, queues),
+            InferCalls(catalog, queues),
             partial(model_statistics, client, settings.key_prefix),
             LogSettings(registry, level),
             ModelControl(client, settings.key_prefix, settings.model_control_mode),

@@ -20,7 +20,7 @@ from api.infer.descriptions import TRACE, model_description, server_description
 from api.infer.model_control import load_by_request, unload_by_request
 from api.payloads.infer_request import SHARED_MEMORY
 from api.rpc.errors import refuse
-from api.rpc.inference import Inference
+from api.rpc.inference import InferCalls
 from api.rpc.log_settings import changes_in, log_settings_response
 from api.rpc.stream import Stream
 from shared.errors import QueueFull, UnknownModel, Unsupported
@@ -32,17 +32,17 @@ from shared.registry.log_settings import LogSettings
 from shared.registry.repository_index import repository_index
 from shared.request_queue.model_statistics import of_triton
 
-Answer = TypeVar("Answer")
-Method = Callable[[Any, Any, grpc.ServicerContext], Answer]
+Reply = TypeVar("Reply")
+Method = Callable[[Any, Any, grpc.ServicerContext], Reply]
 Statistics = Callable[[Iterable[ModelSpec]], list[dict[str, object]]]
 STOPPING = "the server is stopping"
 
 
-def answering(method: Method[Answer]) -> Method[Answer]:
+def answering(method: Method[Reply]) -> Method[Reply]:
     """Return a method whose errors become the call's status."""
 
     @wraps(method)
-    def answer(service: Any, request: Any, context: grpc.ServicerContext) -> Answer:
+    def answer(service: Any, request: Any, context: grpc.ServicerContext) -> Reply:
         try:
             return method(service, request, context)
         except Exception as error:  # a border, as Flask's own error handlers are
@@ -67,7 +67,7 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
     def __init__(
         self,
         catalog: Catalog,
-        inference: Inference,
+        calls: InferCalls,
         statistics: Statistics,
         log: LogSettings,
         control: ModelControl,
@@ -75,7 +75,7 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
     ) -> None:
         """Let `max_calls` infer calls, of which a stream is one, be under way at a time."""
         self._catalog = catalog
-        self._inference = inference
+        self._calls = calls
         self._statistics = statistics
         self._log = log
         self._control = control
@@ -163,16 +163,16 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
         """Answer one request (stops 1 and 8). A client that leaves takes it off the queue."""
         with self._place():
-            asked = self._inference.push(request, context.time_remaining())
+            asked = self._calls.push(request, context.time_remaining())
             if not context.add_callback(asked.waiting.take_back):
                 asked.waiting.take_back()
             response = proto.ModelInferResponse()
-            self._inference.answer(asked, response)
+            self._calls.respond(asked, response)
             return response
 
     def ModelStreamInfer(self, requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         """Answer each request of a stream, many of which are under way at once, in order."""
-        stream = Stream(self._inference, requests, context)
+        stream = Stream(self._calls, requests, context)
         try:
             with self._place():
                 self._streams.add(stream)

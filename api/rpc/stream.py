@@ -10,8 +10,8 @@ from threading import Semaphore, Thread
 import grpc
 from tritonclient.grpc import service_pb2 as proto
 
-from api.infer.failures import told
-from api.rpc.inference import Asked, Inference
+from api.infer.public_errors import public_error
+from api.rpc.inference import Asked, InferCalls
 
 MAX_UNDER_WAY = 64
 """Requests of one stream; what the client sends beyond them stays unread."""
@@ -29,12 +29,12 @@ class Stream:
 
     def __init__(
         self,
-        inference: Inference,
+        calls: InferCalls,
         requests: Iterator[proto.ModelInferRequest],
         context: grpc.ServicerContext,
     ) -> None:
         """Begin nothing yet."""
-        self._inference = inference
+        self._calls = calls
         self._requests = requests
         self._context = context
         self._under_way: deque[Asked] = deque()
@@ -74,7 +74,7 @@ class Stream:
 
     def _push(self, request: proto.ModelInferRequest) -> Asked | Exception:
         try:
-            asked = self._inference.push(request, self._context.time_remaining())
+            asked = self._calls.push(request, self._context.time_remaining())
         except Exception as error:  # a border: the request is answered with it, the stream goes on
             return error
         self._under_way.append(asked)
@@ -87,10 +87,10 @@ class Stream:
         try:
             if isinstance(pushed, Exception):
                 raise pushed
-            self._inference.answer(pushed, response.infer_response)
+            self._calls.respond(pushed, response.infer_response)
         except Exception as error:  # a border, as above
             response.Clear()
-            response.error_message = told(error, "ModelStreamInfer").message
+            response.error_message = public_error(error, "ModelStreamInfer").message
             response.infer_response.id = request_id
         if isinstance(pushed, Asked):
             self._under_way.popleft()

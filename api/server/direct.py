@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
-from api.infer.answer import Answer
-from api.infer.terms import TIMEOUT_HEADER
+from api.infer.answer import HttpAnswer
+from api.infer.options import TIMEOUT_HEADER
 from api.payloads.binary_tensors import HEADER_VARIABLE
 from api.routes.errors import error_answer
 from api.routes.infer import Inference
@@ -72,11 +72,11 @@ class DirectInference:
         head = plain_head(environ)
         if head is None:
             return self._next_app(environ, start_response)
-        answer = self.answer(head, environ)
+        answer = self.respond(head, environ)
         start_response(STATUS_LINES[answer.status], header_list(answer))
         return (answer.body,)
 
-    def answer(self, head: PlainHead, environ: WSGIEnvironment) -> Answer:
+    def respond(self, head: PlainHead, environ: WSGIEnvironment) -> HttpAnswer:
         """Return the answer to a plain request, errors included.
 
         Of the environment only LOOKED_AT, `wsgi.input` and `gunicorn.socket` are looked at.
@@ -89,7 +89,7 @@ class DirectInference:
             return error_answer(error, f"POST {environ['PATH_INFO']}")
 
 
-def header_list(answer: Answer) -> list[tuple[str, str]]:
+def header_list(answer: HttpAnswer) -> list[tuple[str, str]]:
     """Return an answer's headers."""
     return [
         ("Content-Type", answer.content_type),

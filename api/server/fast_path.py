@@ -19,7 +19,7 @@ from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.unreader import IterUnreader
 from gunicorn.util import http_date
 
-from api.infer.answer import Answer
+from api.infer.answer import HttpAnswer
 from api.server.compression import Coding, chosen, is_to_be_packed, packed
 from api.server.direct import (
     LOOKED_AT,
@@ -116,9 +116,9 @@ class Shortcut:
         self._heads[head] = plain
         return plain
 
-    def _answer(self, plain: Plain, body: Any, client: socket.socket) -> Answer:
+    def _answer(self, plain: Plain, body: Any, client: socket.socket) -> HttpAnswer:
         environ = {**plain.environ, "wsgi.input": body, "gunicorn.socket": client}
-        return self._direct.answer(plain.head, environ)
+        return self._direct.respond(plain.head, environ)
 
     def _answer_reading(self, plain: Plain, body: Any, client: socket.socket) -> None:
         """Answer a request whose body is still to be read, or a part of it."""
@@ -129,7 +129,7 @@ class Shortcut:
             client.settimeout(None)
         self._write(answer, client, plain.coding)
 
-    def _write(self, answer: Answer, client: socket.socket, coding: Coding | None) -> None:
+    def _write(self, answer: HttpAnswer, client: socket.socket, coding: Coding | None) -> None:
         now = int(time.time())
         if now != self._second:
             self._common = (

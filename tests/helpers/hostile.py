@@ -9,7 +9,7 @@ from registered import spec
 from werkzeug.exceptions import HTTPException
 
 from api.app import create_app
-from api.infer.terms import terms_of
+from api.infer.options import options_of
 from api.payloads.binary_tensors import HEADER_VARIABLE, header_length
 from api.payloads.pictures import picture_batch
 from api.payloads.v1_json import parse_predict
@@ -57,14 +57,14 @@ _FORMS.config.update(MAX_CONTENT_LENGTH=LIMIT, MAX_FORM_PARTS=256)
 def check_v2(raw: bytes, model: ModelSpec) -> None:
     """Parse a v2 body; what is accepted must be a request that a worker can read."""
     body = parse_infer(raw, model)
-    terms_of({}, body.parameters).level(model)
+    options_of({}, body.parameters).level(model)
     _check_accepted(body.inputs, model)
 
 
 def check_frame(raw: bytes, model: ModelSpec, header: str) -> None:
     """Parse JSON and tensor data behind it, cut by the header."""
     body = parse_infer(raw, model, header_length({HEADER_VARIABLE: header}, len(raw)))
-    terms_of({}, body.parameters).level(model)
+    options_of({}, body.parameters).level(model)
     _check_accepted(body.inputs, model)
 
 

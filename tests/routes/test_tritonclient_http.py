@@ -283,7 +283,7 @@ def test_half_precision_is_classified_also_in_json(
     assert result.get_output("x")["data"] == ["1.500000:1"]
 
 
-# Terms.
+# Request options.
 
 
 def test_priorities_are_taken_and_those_that_do_not_exist_refused(

@@ -12,8 +12,8 @@ from flask import Flask
 from versioned_models import add_model
 
 from api.app import create_app
+from api.infer.options import DEFAULT_OPTIONS
 from api.infer.queues import Queues
-from api.infer.terms import USUAL
 from shared.errors import UnknownModel, VersionRetired
 from shared.messages import Tensor
 from shared.model_spec import ModelSpec
@@ -59,7 +59,7 @@ def test_its_successor_answers(queues: Queues, left: ModelSpec) -> None:
 
 
 def test_its_successor_answers_later(queues: Queues, left: ModelSpec) -> None:
-    assert queues.submit(new_id(), left, (X,), (), USUAL).version == "2"
+    assert queues.submit(new_id(), left, (X,), (), DEFAULT_OPTIONS).version == "2"
 
 
 def test_nobody_else_answers_for_a_version_that_was_named(queues: Queues, left: ModelSpec) -> None:

@@ -16,7 +16,7 @@ TIMEOUT_HEADER = "HTTP_X_REQUEST_TIMEOUT"
 OUR_PARAMETERS = {"timeout", "priority", "binary_data_output"}
 
 
-class Terms(NamedTuple):
+class RequestOptions(NamedTuple):
     """`timeout_seconds` None means the default, `priority` 0 the model's default level.
 
     `client` is the connection that is watched while the request waits, if there is one.
@@ -51,10 +51,10 @@ class Terms(NamedTuple):
         return self.priority or spec.default_priority_level
 
 
-USUAL = Terms()
+DEFAULT_OPTIONS = RequestOptions()
 
 
-def terms_of(environ: Mapping[str, Any], parameters: Mapping[str, Any]) -> Terms:
+def options_of(environ: Mapping[str, Any], parameters: Mapping[str, Any]) -> RequestOptions:
     """Read a request's header `X-Request-Timeout` (seconds) and its v2 parameters.
 
     `timeout` is in microseconds, `priority` a level, as in Triton's schedule policy extension.
@@ -63,7 +63,7 @@ def terms_of(environ: Mapping[str, Any], parameters: Mapping[str, Any]) -> Terms
     client = environ.get("gunicorn.socket")
     header = environ.get(TIMEOUT_HEADER)
     if not parameters and header is None:
-        return Terms(client=client)
+        return RequestOptions(client=client)
     seconds = None if header is None else _seconds(header)
     queue_seconds = _whole(parameters, "timeout") / 1e6 if "timeout" in parameters else 0.0
     longest = max(seconds or 0.0, queue_seconds)
@@ -71,7 +71,7 @@ def terms_of(environ: Mapping[str, Any], parameters: Mapping[str, Any]) -> Terms
         raise BadRequest(f"a request may wait {LONGEST_TIMEOUT_SECONDS:g} s at most, not {longest}")
     priority = _whole(parameters, "priority") if "priority" in parameters else 0
     others = {name: value for name, value in parameters.items() if name not in OUR_PARAMETERS}
-    return Terms(seconds, priority, client, others, queue_seconds)
+    return RequestOptions(seconds, priority, client, others, queue_seconds)
 
 
 def _seconds(header: str) -> float:

@@ -10,7 +10,7 @@ from shared.errors import FerryError
 log = logging.getLogger(__name__)
 
 
-def told(error: Exception, asked: str) -> FerryError:
+def public_error(error: Exception, asked: str) -> FerryError:
     """Return a FerryError as it is; of anything else a client learns an id and no more.
 
     The detail goes to the log only, with `asked`: what the client wanted.
