@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from shared.messages import InferRequest
+from shared.messages import InferRequest, Timings
 from shared.model_spec import ModelSpec
 from shared.request_queue.keys import TICKET
 
@@ -51,6 +51,14 @@ class Claimed(NamedTuple):
     def request(self) -> InferRequest:
         """Decode the body; raises BadMessage."""
         return InferRequest.decode(self.id, self.rows, self.body)
+
+    def timings(
+        self, batch_wait_seconds: float, compute_seconds: float, rows: int, instance: str
+    ) -> Timings:
+        """Return the timings of the request's answer, computed in a pass of `rows` rows."""
+        return Timings(
+            self.queue_seconds, batch_wait_seconds, compute_seconds, rows, self.attempts, instance
+        )
 
 
 class Answers(NamedTuple):

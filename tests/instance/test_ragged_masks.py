@@ -10,8 +10,8 @@ import pytest
 from shared.datatypes import Array
 from shared.model_spec import MaskInput, ModelSpec, TensorSpec
 from worker.backends.base import Question
+from worker.instance.batch_parts import stack
 from worker.instance.model_side import ModelSide, ModelSideEach, model_side_spec, on_clients_side
-from worker.instance.stacking import stack
 from worker.repository.config.ragged import take_masks
 
 TOKENS = TensorSpec(name="tokens", datatype="FP32", dims=(-1, 2), ragged=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from shared.errors import BadModelOutput, FerryError
-from shared.messages import InferRequest, InferResult, Tensor, Timings
+from shared.messages import InferRequest, InferResult, Tensor
 from shared.model_spec import ModelSpec
 from shared.request_queue.api_end import Waiting
 from shared.request_queue.claimed import MAX_RESULT_BYTES, Answers, Claimed
@@ -64,10 +64,8 @@ class Run:
     def finished(self, instance: str) -> Finished:
         """Return the answer: the wanted outputs, or the error of one that does not fit."""
         item, wanted = self.item, self.request.outputs
-        timings = Timings(
-            item.queue_seconds, 0.0, time.monotonic() - self.started_at,
-            item.rows, item.attempts, instance,
-        )  # fmt: skip
+        seconds = time.monotonic() - self.started_at
+        timings = item.timings(0.0, seconds, item.rows, instance)
         try:
             outputs = ensemble_outputs(self._spec, wanted, self.tensors, item.rows)
             answer = InferResult(outputs, timings).encode()
@@ -78,8 +76,7 @@ class Run:
                 )
         except FerryError as error:
             return failed(item, error, self.started_at, self.tickets)
-        one = Pass([item], item.rows, 0.0, timings.compute_seconds, 0.0)
-        costs = encode_costs([item], [one], timings.compute_seconds)
+        costs = encode_costs([item], [Pass([item], item.rows, 0.0, seconds, 0.0)], seconds)
         return Finished(item, Answers([answer], costs), tuple(self.tickets))
 
     def failed(self, error: FerryError) -> Finished:

@@ -45,7 +45,7 @@ def on_clients_side(backend: Backend, spec: ModelSpec) -> Backend:
 
 
 class ModelSide:
-    """Stands before a backend: reshapes, and fills in the masks that `stacking` did not."""
+    """Stands before a backend: reshapes, and fills in the masks that `stack` did not."""
 
     def __init__(self, backend: Backend, spec: ModelSpec) -> None:
         """Call `backend` for clients who know `spec`."""

@@ -16,7 +16,7 @@ import torch
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend, close
-from worker.instance.trip import check_outputs
+from worker.instance.batch_parts import check_outputs
 from worker.meter import Meter
 
 log = logging.getLogger(__name__)

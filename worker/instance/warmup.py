@@ -11,7 +11,7 @@ from shared.datatypes import NUMPY_TYPES, Array, from_bytes
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend
-from worker.instance.trip import check_outputs
+from worker.instance.batch_parts import check_outputs
 from worker.repository.config.warmup import WarmupInput, WarmupSample
 
 ANY_SIZE = 16

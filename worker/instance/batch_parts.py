@@ -1,0 +1,150 @@
+"""The parts of a batch: decoded requests, their rows stacked, outputs checked and split again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+
+from shared.datatypes import NUMPY_TYPES, Array, datatype_of, to_bytes
+from shared.errors import BadModelOutput
+from shared.messages import InferRequest, Tensor
+from shared.model_spec import ModelSpec
+from shared.request_queue.claimed import Claimed
+from shared.request_queue.model_statistics import Pass
+from worker.backends.base import Backend
+
+
+class DecodedRequest(NamedTuple):
+    """A claimed request whose body could be decoded, with its inputs as arrays."""
+
+    claimed: Claimed
+    request: InferRequest
+    arrays: Mapping[str, Array]
+
+
+class BatchContext(NamedTuple):
+    """The data that the requests of a batch share: model, backend, time of the claim, passes."""
+
+    spec: ModelSpec
+    backend: Backend
+    instance: str
+    claimed_at: float
+    decode_seconds: float
+    passes: list[Pass]
+
+    def add_pass(
+        self, served: list[Claimed], rows: int, began: float, started: float, computed: float
+    ) -> None:
+        """Note a forward pass whose answers are encoded now, for the statistics.
+
+        Stacking `began`, the model `started` and was done when it had `computed` (monotonic
+        seconds).
+        """
+        input_seconds, output_seconds = started - began, time.monotonic() - computed
+        self.passes.append(
+            Pass(
+                served, rows, self.decode_seconds + input_seconds, computed - started,
+                output_seconds,
+            )
+        )  # fmt: skip
+
+
+def stack(parts: Sequence[Mapping[str, Array]], spec: ModelSpec) -> dict[str, Array]:
+    """Return the rows of all `parts`, which have the same inputs, in one array for each input.
+
+    Ragged inputs are padded at the end, with zeros or empty strings, to the longest. Masks are
+    added where something was padded; those of inputs that were not are `tensor_adapter`'s.
+    """
+    if len(parts) == 1:
+        return dict(parts[0])
+    joined = {}
+    for name in parts[0]:
+        rows = [part[name] for part in parts]
+        ragged = name in spec.ragged_names and len({array.shape[1:] for array in rows}) > 1
+        joined[name] = _padded(rows) if ragged else np.concatenate(rows)
+        if ragged:
+            joined |= _masks(spec, name, rows, joined[name].shape)
+    return joined
+
+
+def _padded(parts: Sequence[Array]) -> Array:
+    longest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    rows = sum(len(part) for part in parts)
+    padded = np.zeros((rows, *longest), parts[0].dtype)
+    if padded.dtype == object:
+        padded.fill(b"")
+    for part, where in zip(parts, _places(parts), strict=True):
+        padded[where] = part
+    return padded
+
+
+def _places(parts: Sequence[Array]) -> list[tuple[slice, ...]]:
+    """Return where each part lies in the padded array."""
+    places, first = [], 0
+    for part in parts:
+        places.append((slice(first, first + len(part)), *(slice(size) for size in part.shape[1:])))
+        first += len(part)
+    return places
+
+
+def _masks(
+    spec: ModelSpec, name: str, parts: Sequence[Array], shape: tuple[int, ...]
+) -> dict[str, Array]:
+    """Return the mask of a padded input, if it has one: 1 where its rows are their own."""
+    masks = {}
+    for mask in spec.masks:
+        if mask.of == name:
+            dimensions = len(mask.tensor.dims) + 1
+            array = np.zeros(shape[:dimensions], NUMPY_TYPES[mask.tensor.datatype])
+            for where in _places(parts):
+                array[where[:dimensions]] = 1
+            masks[mask.tensor.name] = array
+    return masks
+
+
+def check_outputs(
+    outputs: Mapping[str, Array], spec: ModelSpec, rows: int, wanted: Collection[str] = ()
+) -> None:
+    """Raise BadModelOutput unless every declared output is there with one row per input row.
+
+    Only those in `wanted` must be there, when it names any.
+    """
+    for declared in spec.outputs:
+        if wanted and declared.name not in wanted:
+            continue
+        if declared.name not in outputs:
+            raise BadModelOutput(f"output {declared.name!r}: the model did not return it")
+        array = outputs[declared.name]
+        if spec.batched and (array.ndim == 0 or len(array) != rows):
+            raise BadModelOutput(
+                f"output {declared.name!r}: shape {list(array.shape)} does not have one row for "
+                f"each of the {rows} rows that went in"
+            )
+        if array.dtype != object and datatype_of(array) != declared.datatype:
+            raise BadModelOutput(
+                f"output {declared.name!r}: datatype {datatype_of(array)}, "
+                f"the config declares {declared.datatype}"
+            )
+
+
+def split(name: str, array: Array, counts: list[int], *, batched: bool) -> list[Tensor]:
+    """Return one tensor per request of a batch whose requests have `counts` rows each.
+
+    Numbers are turned into bytes once for the whole batch.
+    """
+    if not batched or len(counts) == 1:
+        return [Tensor.of(name, array)] * len(counts)
+    ends = list(accumulate(counts))
+    if array.dtype.kind in "OSU":
+        parts = zip(ends, counts, strict=True)
+        return [Tensor.of(name, array[end - count : end]) for end, count in parts]
+    datatype, shape, data = datatype_of(array), array.shape[1:], to_bytes(array)
+    width = len(data) // len(array)
+    return [
+        Tensor(name, datatype, (count, *shape), data[(end - count) * width : end * width])
+        for end, count in zip(ends, counts, strict=True)
+    ]
