@@ -18,7 +18,7 @@ from bench.simulated_device import BATCH_ROWS, KEY_PREFIX, WIDTH, model_name, si
 from shared.messages import InferResult, Tensor
 from shared.registry.catalog import Catalog
 from shared.registry.registry import Registry
-from shared.request_queue.api_end import Waiting
+from shared.request_queue.api_end import PendingRequest
 from shared.settings import Settings
 from shared.wire.client import connect
 
@@ -37,7 +37,7 @@ class FullQueue:
         self._instance_count = instance_count
         self._spec = simulated_spec(model_name(instance_count))
         self._inputs = (Tensor.of("input", np.ones((1, WIDTH), np.float32)),)
-        self._waiting: deque[Waiting] = deque()
+        self._waiting: deque[PendingRequest] = deque()
 
     def measure(self, seconds: float) -> tuple[float, list[int]]:
         """Return answers per second once every instance has answered, and some batch sizes.
@@ -69,7 +69,7 @@ class FullQueue:
         self._waiting.append(self._push())
         return result
 
-    def _push(self) -> Waiting:
+    def _push(self) -> PendingRequest:
         return self._queues.push(self._spec, self._inputs)
 
 

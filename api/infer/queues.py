@@ -17,7 +17,7 @@ from shared.messages import InferRequest, InferResult, Tensor
 from shared.model_spec import ModelSpec
 from shared.operations.shadow_comparison import Comparisons
 from shared.registry.catalog import Catalog
-from shared.request_queue.api_end import RequestQueue, Waiting
+from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.async_requests import Detached
 from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
@@ -109,7 +109,7 @@ class Queues:
         inputs: tuple[Tensor, ...],
         outputs: tuple[str, ...] = (),
         options: RequestOptions = DEFAULT_OPTIONS,
-    ) -> Waiting:
+    ) -> PendingRequest:
         """Push one request: its rows are the first dimension of its first input.
 
         Raises QueueFull when too many wait in this process.
@@ -121,8 +121,8 @@ class Queues:
         request = self._request(queue.new_id(), spec, inputs, outputs, options)
         return queue.push(request, options.client)
 
-    def wait(self, spec: ModelSpec, waiting: Waiting) -> InferResult:
-        """Return what was pushed for a model, answered; raises what `Waiting.wait` raises."""
+    def wait(self, spec: ModelSpec, waiting: PendingRequest) -> InferResult:
+        """Wait for a model's answer to a request; raises what `PendingRequest.wait` raises."""
         try:
             return waiting.wait()
         except QueueFull as error:

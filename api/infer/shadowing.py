@@ -15,7 +15,7 @@ from typing import NamedTuple
 from shared.errors import FerryError, RedisUnavailable
 from shared.messages import InferResult
 from shared.operations.shadow_comparison import Comparison, Comparisons, compared
-from shared.request_queue.api_end import Waiting
+from shared.request_queue.api_end import PendingRequest
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Copy(NamedTuple):
     shadow_key: str
     version: str
     answer: InferResult
-    waiting: Waiting
+    waiting: PendingRequest
 
 
 class Shadowing:
@@ -45,7 +45,7 @@ class Shadowing:
         self._started = False
 
     def copy(
-        self, shadow_key: str, version: str, answer: InferResult, push: Callable[[], Waiting]
+        self, shadow_key: str, version: str, answer: InferResult, push: Callable[[], PendingRequest]
     ) -> None:
         """Ask a shadow by `push` what `version` answered; never fails, and never waits."""
         if len(self._copies) >= MAX_UNDER_WAY:

@@ -16,7 +16,7 @@ from shared.errors import RequestExpired, VersionRetired
 from shared.messages import AnswerForm, Parameters
 from shared.model_spec import ModelSpec
 from shared.registry.catalog import Catalog
-from shared.request_queue.api_end import Waiting
+from shared.request_queue.api_end import PendingRequest
 
 
 class Asked(NamedTuple):
@@ -24,7 +24,7 @@ class Asked(NamedTuple):
 
     spec: ModelSpec
     how: AnswerForm
-    waiting: Waiting
+    waiting: PendingRequest
     again: Callable[[ModelSpec], Answered]
     """Asks once more, should the version leave before it takes the request."""
     compare: Callable[..., None]

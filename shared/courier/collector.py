@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
-from shared.courier.pending import Parcel
+from shared.courier.pending import PendingRequest
 from shared.courier.subscription import QUIET_SECONDS, Subscription, answers_in
 from shared.wire.scripts import script_digest
 from shared.wire.wire import Wire
@@ -21,8 +21,8 @@ class Collector:
         open_wire: Callable[[], Wire],
         answered_key: str,
         result_prefix: str,
-        waiting: dict[str, Parcel],
-        push_again: Callable[[list[Parcel]], None],
+        waiting: dict[str, PendingRequest],
+        push_again: Callable[[list[PendingRequest]], None],
     ) -> None:
         """Answer those `waiting`, by id; `push_again` gets those whose request may be lost.
 
@@ -34,7 +34,7 @@ class Collector:
         self._result_prefix = result_prefix
         self._waiting = waiting
         self._push_again = push_again
-        self._doubts: list[Parcel] = []
+        self._doubts: list[PendingRequest] = []
         self._doubtful_until = 0.0
         self._is_first = True
 
@@ -49,7 +49,7 @@ class Collector:
         self._fetch([])
         if self._doubts and time.monotonic() >= self._doubtful_until:
             doubts, self._doubts = self._doubts, []
-            self._push_again([parcel for parcel in doubts if parcel.is_open])
+            self._push_again([request for request in doubts if request.is_open])
 
     def hang_up(self) -> None:
         """Stop to listen, until the next `collect`."""
@@ -90,6 +90,6 @@ class Collector:
             self._answer(request_id.decode(), result)
 
     def _answer(self, request_id: str, result: bytes) -> None:
-        parcel = self._waiting.pop(request_id, None)
-        if parcel is not None:
-            parcel.answer(result)
+        request = self._waiting.pop(request_id, None)
+        if request is not None:
+            request.answer(result)

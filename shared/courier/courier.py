@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from shared.courier.collector import Collector
 from shared.courier.departures import has_left
-from shared.courier.pending import Parcel, Push
+from shared.courier.pending import PendingRequest, PushArguments
 from shared.courier.sender import Sender
 from shared.errors import ClientLeft, FerryError, RequestExpired
 from shared.wire.packing import Command
@@ -47,7 +47,7 @@ class Courier:
     def __init__(
         self,
         open_wire: Callable[[], Wire],
-        push_command: Callable[[list[Push]], Command],
+        push_command: Callable[[list[PushArguments]], Command],
         cancel_command: Callable[..., tuple[Any, ...]],
         answered_key: str,
         result_prefix: str,
@@ -58,8 +58,8 @@ class Courier:
         self._answered_key = answered_key
         self._result_prefix = result_prefix
         self._sender = Sender(open_wire(), push_command, self._fail)
-        self._waiting: dict[str, Parcel] = {}
-        self._timed: dict[str, Parcel] = {}
+        self._waiting: dict[str, PendingRequest] = {}
+        self._timed: dict[str, PendingRequest] = {}
         self._unwanted: deque[tuple[str, str]] = deque()
         self._starting = Lock()
         self._started = False
@@ -67,34 +67,34 @@ class Courier:
 
     @property
     def waiting(self) -> int:
-        """How many parcels are under way."""
+        """How many requests are under way."""
         return len(self._waiting)
 
-    def carry(self, parcel: Parcel, *, held: bool = False) -> None:
-        """Push the parcel's request, now or soon; one that is `held` at `release`.
+    def carry(self, request: PendingRequest, *, held: bool = False) -> None:
+        """Push the request's request, now or soon; one that is `held` at `release`.
 
         Its `done` is set once there is a result or an error, at the latest soon after its deadline.
         """
-        self._waiting[parcel.push.id] = parcel  # first: `_rest` looks at it last
+        self._waiting[request.id] = request  # first: `_rest` looks at it last
         if not self._started:
             self._start()
-        if parcel.queue_deadline < math.inf:
-            self._timed[parcel.push.id] = parcel
+        if request.queue_deadline < math.inf:
+            self._timed[request.id] = request
         if held:
-            self._sender.hold(parcel)
+            self._sender.hold(request)
         else:
-            self._sender.send(parcel)
+            self._sender.send(request)
 
     def release(self) -> None:
         """Push what was held, in one write."""
         self._sender.release()
 
-    def take_back(self, parcel: Parcel) -> None:
-        """Fail a parcel that nobody waits for any more, and have its request off the queue soon.
+    def cancel(self, request: PendingRequest) -> None:
+        """Fail a request that nobody waits for any more, and have its request off the queue soon.
 
         Counted as cancelled. Nothing happens to one that is done. For any thread.
         """
-        self._close("cancelled", [parcel], lambda: ClientLeft("the client hung up"))
+        self._close("cancelled", [request], lambda: ClientLeft("the client hung up"))
 
     def _start(self) -> None:
         with self._starting:
@@ -107,7 +107,7 @@ class Courier:
                 Thread(target=work, args=(self._shift,), name=name, daemon=True).start()
 
     def _rest(self) -> None:
-        """End the threads and close the connections, until the next parcel.
+        """End the threads and close the connections, until the next request.
 
         Versions come and go, and of those that are gone nothing should be left.
         """
@@ -128,12 +128,14 @@ class Courier:
             elif now - busy_at > IDLE_SECONDS:
                 self._rest()
                 return
-            late = [parcel for parcel in waiting if parcel.deadline <= now]
+            late = [request for request in waiting if request.deadline <= now]
             self._close("expired", late, lambda: RequestExpired("Request timeout expired"))
             self._note_rejected(now)
             if now >= next_look:
                 next_look = now + DEPARTURES_SECONDS
-                left = [parcel for parcel in waiting if parcel.client and has_left(parcel.client)]
+                left = [
+                    request for request in waiting if request.client and has_left(request.client)
+                ]
                 self._close("cancelled", left, lambda: ClientLeft("the client hung up"))
 
     def _note_rejected(self, now: float) -> None:
@@ -141,18 +143,20 @@ class Courier:
 
         It may be in a batch by then, so it is failed only once Redis says that it was not.
         """
-        for request_id, parcel in list(self._timed.items()):
-            if parcel.queue_deadline <= now or not parcel.is_open:
+        for request_id, request in list(self._timed.items()):
+            if request.queue_deadline <= now or not request.is_open:
                 del self._timed[request_id]
-                if parcel.is_open:
+                if request.is_open:
                     self._unwanted.append(("rejected", request_id))
 
-    def _close(self, why: str, parcels: list[Parcel], make_error: Callable[[], FerryError]) -> None:
-        """Fail parcels, and note that they are to be taken off the queue."""
-        for parcel in parcels:
-            if self._waiting.pop(parcel.push.id, None) is not None:
-                self._unwanted.append((why, parcel.push.id))
-                parcel.fail(make_error())
+    def _close(
+        self, why: str, requests: list[PendingRequest], make_error: Callable[[], FerryError]
+    ) -> None:
+        """Fail requests, and note that they are to be taken off the queue."""
+        for request in requests:
+            if self._waiting.pop(request.id, None) is not None:
+                self._unwanted.append((why, request.id))
+                request.fail(make_error())
 
     def _settle(self, shift: int) -> None:
         """Read the replies to pushes that nobody read, and take off the queue what is unwanted."""
@@ -185,13 +189,13 @@ class Courier:
 
     def _reject(self, ids: list[str], states: list[bytes]) -> None:
         for request_id, state in zip(ids, states, strict=True):
-            parcel = self._waiting.get(request_id)
-            if parcel is not None and state == b"waiting":
-                self._fail(parcel, RequestExpired("Request timeout expired"))
+            request = self._waiting.get(request_id)
+            if request is not None and state == b"waiting":
+                self._fail(request, RequestExpired("Request timeout expired"))
 
-    def _fail(self, parcel: Parcel, error: FerryError) -> None:
-        if self._waiting.pop(parcel.push.id, None) is not None:
-            parcel.fail(error)
+    def _fail(self, request: PendingRequest, error: FerryError) -> None:
+        if self._waiting.pop(request.id, None) is not None:
+            request.fail(error)
 
     def _collect(self, shift: int) -> None:
         """Have answers collected, whatever happens to Redis."""

@@ -1,4 +1,4 @@
-"""What the courier carries: one request under way, and later its answer."""
+"""A request under way in this process: the arguments of its push, and later its answer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from threading import Event
 from typing import NamedTuple
 
 from shared.errors import FerryError
-from shared.messages import Buffers
+from shared.messages import Buffers, InferResult
 
 
-class Push(NamedTuple):
-    """What `push.lua` wants to know of one request, in its order.
+class PushArguments(NamedTuple):
+    """The arguments of `push.lua` for one request, in its order.
 
-    `terms` are what its level's queue policy says of it, empty when there is none. `digest` is of
-    what it asks, empty when its model has no cache.
+    `terms` are of its level's queue policy, empty when there is none. `digest` is of what it asks,
+    empty when its model has no cache.
     """
 
     id: str
@@ -31,32 +31,36 @@ class Push(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Return the body's length in bytes."""
+        """The body's length in bytes."""
         return sum(map(len, self.body)) if isinstance(self.body, Buffers) else len(self.body)
 
 
-class Parcel:
+class PendingRequest:
     """A request until it has an encoded result or an error. `deadline` is monotonic seconds.
 
     From `queue_deadline` on its queue policy rejects it, unless it has been claimed by then.
     It was `sent` when it may be stored, and `accepted` when Redis said so. `client` is the
-    connection of whoever asked, None when it is not known. `then` is called once it is done, by the
-    courier's thread: it must not block.
+    connection of whoever asked, None when it is not known.
     """
 
     __slots__ = (
-        "accepted", "client", "deadline", "done", "error", "push", "queue_deadline", "result",
-        "sent", "then",
+        "_cancel", "_then", "accepted", "client", "deadline", "done", "error", "id", "push",
+        "queue_deadline", "result", "sent",
     )  # fmt: skip
 
     def __init__(
         self,
-        push: Push,
+        push: PushArguments,
         deadline: float,
+        cancel: Callable[[PendingRequest], None],
         client: socket.socket | None = None,
         then: Callable[[], None] | None = None,
     ) -> None:
-        """Hold what is to be pushed."""
+        """Hold a request that is to be pushed; `cancel` takes it off the queue.
+
+        `then` is called once it is done, by the courier's thread: it must not block.
+        """
+        self.id = push.id
         self.push = push
         self.deadline = deadline
         self.queue_deadline = math.inf
@@ -66,12 +70,36 @@ class Parcel:
         self.done = Event()
         self.result: bytes | None = None
         self.error: FerryError | None = None
-        self.then = then
+        self._cancel = cancel
+        self._then = then
 
     @property
     def is_open(self) -> bool:
         """Tell whether there is neither an answer nor an error yet."""
         return self.result is None and self.error is None
+
+    def wait(self) -> InferResult:
+        """Block until the answer is there (stop 8) and return it, or raise the error it carries.
+
+        Raises QueueFull or RedisUnavailable when the request was not accepted, RequestExpired soon
+        after the deadline. An accepted request survives a Redis that goes away: the courier pushes
+        it again, under the same id, until the deadline.
+        """
+        self.done.wait()
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None, "a done request has a result or an error"
+        result = InferResult.decode(self.result)
+        if result.error is not None:
+            raise result.error
+        return result
+
+    def cancel(self) -> None:
+        """Cancel the request: `wait` raises ClientLeft, unless the answer was there before.
+
+        One that is not being computed yet leaves the queue. For any thread, any number of times.
+        """
+        self._cancel(self)
 
     def answer(self, result: bytes) -> None:
         """Give it its encoded result."""
@@ -85,5 +113,5 @@ class Parcel:
 
     def _finish(self) -> None:
         self.done.set()
-        if self.then is not None:
-            self.then()
+        if self._then is not None:
+            self._then()

@@ -17,7 +17,7 @@ from threading import Event, Thread
 
 from redis.exceptions import RedisError, ResponseError
 
-from shared.courier.pending import Parcel, Push
+from shared.courier.pending import PendingRequest, PushArguments
 from shared.errors import FerryError, QueueFull, VersionRetired
 from shared.wire.client import unavailable
 from shared.wire.packing import Command
@@ -25,7 +25,7 @@ from shared.wire.wire import Wire
 
 log = logging.getLogger(__name__)
 
-MAX_PARCELS_PER_WRITE = 256
+MAX_REQUESTS_PER_WRITE = 256
 MAX_BYTES_PER_WRITE = 16 * 2**20
 """No request is added to so much: Redis drops who sends more than a gigabyte in one command."""
 MAX_UNREAD_REPLIES = 64
@@ -38,16 +38,16 @@ class Sender:
     def __init__(
         self,
         wire: Wire,
-        push_command: Callable[[list[Push]], Command],
-        refuse: Callable[[Parcel, FerryError], None],
+        push_command: Callable[[list[PushArguments]], Command],
+        refuse: Callable[[PendingRequest, FerryError], None],
     ) -> None:
-        """Push by `push_command`; `refuse` is told of every parcel that was not accepted."""
+        """Push by `push_command`; `refuse` is told of every request that was not accepted."""
         self._wire = wire
         self._push_command = push_command
         self._refuse = refuse
-        self._outbox: deque[Parcel] = deque()
-        self._unconfirmed: deque[list[Parcel]] = deque()
-        self._owed: list[Parcel] = []
+        self._outbox: deque[PendingRequest] = deque()
+        self._unconfirmed: deque[list[PendingRequest]] = deque()
+        self._owed: list[PendingRequest] = []
         # Whoever pops the token sends. A deque does it atomically, at a tenth of gevent's Lock.
         self._turn = deque([None])
         self._more = Event()
@@ -61,7 +61,7 @@ class Sender:
         ).start()
 
     def rest(self) -> None:
-        """End that thread and close the connection, which the next parcel opens anew."""
+        """End that thread and close the connection, which the next request opens anew."""
         self._shift += 1
         self._more.set()
         self._take_turn(self._hang_up)
@@ -70,27 +70,27 @@ class Sender:
         self._confirm()
         self._wire.close()
 
-    def send(self, parcel: Parcel) -> None:
-        """Push the parcel's request, now or soon."""
-        self._outbox.append(parcel)
+    def send(self, request: PendingRequest) -> None:
+        """Push the request's request, now or soon."""
+        self._outbox.append(request)
         self._take_turn(self._send_some)
 
-    def hold(self, parcel: Parcel) -> None:
-        """Push the parcel's request with the next `release`, or with another request before it."""
-        self._outbox.append(parcel)
+    def hold(self, request: PendingRequest) -> None:
+        """Push the request's request with the next `release`, or with another request before it."""
+        self._outbox.append(request)
 
     def release(self) -> None:
         """Push what is held, now or soon."""
         self._take_turn(self._send_some)
 
-    def send_again(self, parcels: Iterable[Parcel]) -> None:
+    def send_again(self, requests: Iterable[PendingRequest]) -> None:
         """Push requests once more, soon, since Redis may have lost them."""
-        self._outbox.extend(parcels)
+        self._outbox.extend(requests)
         self._more.set()
 
     def retry(self) -> None:
         """Push again what Redis may have, or may have lost, and did not take when it came again."""
-        owed, self._owed = {parcel.push.id: parcel for parcel in self._owed}, []
+        owed, self._owed = {request.id: request for request in self._owed}, []
         if owed:
             self.send_again(owed.values())
 
@@ -124,26 +124,28 @@ class Sender:
     def _send_some(self) -> None:
         if self._unconfirmed and (
             len(self._unconfirmed) >= MAX_UNREAD_REPLIES
-            or any(parcel.is_open for parcel in self._unconfirmed[-1])
+            or any(request.is_open for request in self._unconfirmed[-1])
         ):
             self._confirm()
-        parcels, size = list[Parcel](), 0
-        while self._outbox and len(parcels) < MAX_PARCELS_PER_WRITE and size < MAX_BYTES_PER_WRITE:
-            parcel = self._outbox.popleft()
-            if parcel.is_open:  # else it was taken back, or answered, meanwhile
-                parcels.append(parcel)
-                size += parcel.push.size
-        if parcels:
-            self._write(parcels)
+        requests, size = list[PendingRequest](), 0
+        while (
+            self._outbox and len(requests) < MAX_REQUESTS_PER_WRITE and size < MAX_BYTES_PER_WRITE
+        ):
+            request = self._outbox.popleft()
+            if request.is_open:  # else it was taken back, or answered, meanwhile
+                requests.append(request)
+                size += request.push.size
+        if requests:
+            self._write(requests)
 
-    def _write(self, parcels: list[Parcel]) -> None:
+    def _write(self, requests: list[PendingRequest]) -> None:
         try:
-            self._send(self._push_command([parcel.push for parcel in parcels]))
-            self._unconfirmed.append(parcels)
-            for parcel in parcels:
-                parcel.sent = True
+            self._send(self._push_command([request.push for request in requests]))
+            self._unconfirmed.append(requests)
+            for request in requests:
+                request.sent = True
         except RedisError as error:
-            self._give_up(parcels, error)
+            self._give_up(requests, error)
 
     def _send(self, command: Command) -> None:
         """Write on the open connection, which Redis may have left since, or on a new one."""
@@ -156,53 +158,53 @@ class Sender:
     def _confirm(self) -> None:
         """Read what became of the writes so far; what a lost connection leaves open goes again."""
         while self._unconfirmed:
-            parcels = self._unconfirmed.popleft()
+            requests = self._unconfirmed.popleft()
             try:
-                self._note(parcels, self._wire.reply())
+                self._note(requests, self._wire.reply())
             except ResponseError as error:
-                self._refuse_all(parcels, error)
+                self._refuse_all(requests, error)
             except RedisError:
-                self._push_again([*parcels, *itertools.chain.from_iterable(self._unconfirmed)])
+                self._push_again([*requests, *itertools.chain.from_iterable(self._unconfirmed)])
                 return
 
-    def _push_again(self, parcels: list[Parcel]) -> None:
+    def _push_again(self, requests: list[PendingRequest]) -> None:
         """Write what is open of these once more, once, and wait for the reply."""
         self._unconfirmed.clear()
         # Of what was answered since, Redis no longer knows that it had it.
-        parcels = [parcel for parcel in parcels if parcel.is_open]
-        if not parcels:
+        requests = [request for request in requests if request.is_open]
+        if not requests:
             return
         try:
-            self._wire.send(self._push_command([parcel.push for parcel in parcels]))
-            self._note(parcels, self._wire.reply())
+            self._wire.send(self._push_command([request.push for request in requests]))
+            self._note(requests, self._wire.reply())
         except ResponseError as error:
-            self._refuse_all(parcels, error)
+            self._refuse_all(requests, error)
         except RedisError as error:
-            self._give_up(parcels, error)
+            self._give_up(requests, error)
 
-    def _refuse_all(self, parcels: list[Parcel], error: ResponseError) -> None:
-        for parcel in parcels:
-            if parcel.accepted:  # it was being pushed again, since Redis may have lost it
-                self._owed.append(parcel)
+    def _refuse_all(self, requests: list[PendingRequest], error: ResponseError) -> None:
+        for request in requests:
+            if request.accepted:  # it was being pushed again, since Redis may have lost it
+                self._owed.append(request)
             else:
-                self._refuse(parcel, unavailable(error))
+                self._refuse(request, unavailable(error))
 
-    def _note(self, parcels: list[Parcel], statuses: list[bytes]) -> None:
-        for parcel, status in zip(parcels, statuses, strict=True):
-            if status.startswith(b"full") and parcel.accepted:  # it was, and came again
-                self._owed.append(parcel)
+    def _note(self, requests: list[PendingRequest], statuses: list[bytes]) -> None:
+        for request, status in zip(requests, statuses, strict=True):
+            if status.startswith(b"full") and request.accepted:  # it was, and came again
+                self._owed.append(request)
             elif status.startswith(b"full"):
-                self._refuse(parcel, QueueFull.with_waiting(int(status.split()[1])))
+                self._refuse(request, QueueFull.with_waiting(int(status.split()[1])))
             elif status == b"closed":
-                self._refuse(parcel, VersionRetired.default())
+                self._refuse(request, VersionRetired.default())
             else:
-                parcel.accepted = True
+                request.accepted = True
 
-    def _give_up(self, parcels: list[Parcel], error: RedisError) -> None:
-        refused = [parcel for parcel in parcels if not parcel.sent]
+    def _give_up(self, requests: list[PendingRequest], error: RedisError) -> None:
+        refused = [request for request in requests if not request.sent]
         # What was sent may be stored: it is pushed again until Redis says something of it.
-        self._owed += [parcel for parcel in parcels if parcel.sent]
+        self._owed += [request for request in requests if request.sent]
         if refused:
             log.warning("%d requests cannot be pushed, Redis fails: %s", len(refused), error)
-        for parcel in refused:
-            self._refuse(parcel, unavailable(error))
+        for request in refused:
+            self._refuse(request, unavailable(error))

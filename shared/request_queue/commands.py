@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from shared.courier.pending import Push
+from shared.courier.pending import PushArguments
 from shared.errors import ModelCrashed, RequestExpired
 from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec, QueuePolicy
@@ -83,11 +83,11 @@ def grace_seconds(settings: Settings) -> float:
 
 def as_push(
     request: InferRequest, keys: QueueKeys, limits: Limits, *, in_buffers: bool = False
-) -> Push:
+) -> PushArguments:
     """Return what `push.lua` wants to know of a request; large ones `in_buffers` are for wires."""
     body = request.encode_large() if in_buffers else request.encode()
     policy = limits.policy(request.priority)
-    return Push(
+    return PushArguments(
         request.id, request.rows, request.priority, request.signature, request.timeout_seconds,
         int(1000 * (request.timeout_seconds + limits.grace_seconds)), body,
         _terms(policy, request) if policy else b"", request.digest() if keys.cache else "",
@@ -119,12 +119,14 @@ def _terms(policy: QueuePolicy, request: InferRequest) -> bytes:
     return _TERMS.pack(action if seconds else 0, seconds, policy.max_queue_size)
 
 
-def push_command(keys: QueueKeys, limits: Limits, pushes: Iterable[Push]) -> tuple[Any, ...]:
+def push_command(
+    keys: QueueKeys, limits: Limits, pushes: Iterable[PushArguments]
+) -> tuple[Any, ...]:
     """Return the command that pushes requests; it replies with one status for each."""
     return (*_push_prefix(keys, limits), *itertools.chain.from_iterable(pushes))
 
 
-def pusher(keys: QueueKeys, limits: Limits) -> Callable[[Iterable[Push]], PrefixedCommand]:
+def pusher(keys: QueueKeys, limits: Limits) -> Callable[[Iterable[PushArguments]], PrefixedCommand]:
     """Return what makes this command again and again."""
     prefix = PackedPrefix(*_push_prefix(keys, limits))
     return lambda pushes: prefix.then(*itertools.chain.from_iterable(pushes))

@@ -93,7 +93,7 @@ class WorkQueue:
         All in one step. Returns how many were the first answer to their request; only these are
         counted. After a RedisError call it again without `drop`, since the first call may have been
         done and followed by a claim; then `put_back` what is left.
-        Next stop: `Waiting.wait`.
+        Next stop: `PendingRequest.wait`.
         """
         self._wire.send(self._publish(claimed, answers, len(claimed) if drop else 0))
         first: int = self._wire.reply()

@@ -12,7 +12,7 @@ from registered import register, spec
 from waiting import wait_until
 
 from ferry.cli import main
-from shared.courier.pending import Push
+from shared.courier.pending import PushArguments
 from shared.model_spec import TensorSpec
 from shared.request_queue.commands import Limits, cancel_command, push_command
 from shared.request_queue.keys import QueueKeys
@@ -59,7 +59,7 @@ def push(wire: Wire, keys: QueueKeys, *sizes: int, level: int = 1) -> list[str]:
             keys,
             Limits(),
             [
-                Push(request_id, 1, level, bytes(8), 100.0, 100_000, bytes(size))
+                PushArguments(request_id, 1, level, bytes(8), 100.0, 100_000, bytes(size))
                 for request_id, size in zip(ids, sizes, strict=True)
             ],
         )

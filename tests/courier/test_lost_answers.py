@@ -178,7 +178,7 @@ def test_a_publish_that_failed_unseen_is_noticed_by_the_claim_behind_it(ends: Tw
     with pytest.raises(AnswersNotTaken, match="Redis did not take them"):
         ends.work.publish_and_claim(claimed, free([b"answer"], claimed), 1, 0.0)
 
-    assert waiting[0].parcel.is_open
+    assert waiting[0].is_open
     assert ends.redis.llen(ends.keys.inflight + "i") == 2
 
 
@@ -206,11 +206,11 @@ def test_answers_that_redis_did_not_take_are_given_again_and_not_computed_again(
 
     def all_answered() -> bool:
         is_late = time.monotonic() > began + 15
-        return is_late or not any(each.parcel.is_open for each in waiting)
+        return is_late or not any(each.is_open for each in waiting)
 
     loop.run(ends.work, answer, all_answered, Meter(), max_rows=1, max_delay_seconds=0.0)
 
-    ids = [each.parcel.push.id for each in waiting]
+    ids = [each.id for each in waiting]
     assert [result(each) for each in waiting] == [request_id.encode() for request_id in ids]
     assert computed == ids
     assert "the answers are still in flight, Redis did not take them" in caplog.text

@@ -8,7 +8,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.courier import sender
-from shared.courier.pending import Parcel, Push
+from shared.courier.pending import PendingRequest, PushArguments
 from shared.courier.sender import Sender
 from shared.messages import Buffers
 
@@ -32,8 +32,9 @@ class Wire:
         return [b"queued"] * self.writes[-1]
 
 
-def parcel(number: int, body: bytes | Buffers) -> Parcel:
-    return Parcel(Push(f"{number:032x}", 1, 1, bytes(8), 1.0, 1000, body), deadline=1e9)
+def request(number: int, body: bytes | Buffers) -> PendingRequest:
+    push = PushArguments(f"{number:032x}", 1, 1, bytes(8), 1.0, 1000, body)
+    return PendingRequest(push, 1e9, lambda _: None)
 
 
 @pytest.mark.parametrize("body", [bytes(10), Buffers([bytes(4), memoryview(bytes(6))])])
@@ -43,26 +44,26 @@ def test_a_write_ends_where_it_is_large_enough(
     monkeypatch.setattr(sender, "MAX_BYTES_PER_WRITE", 25)
     wire: Any = Wire()
     ours = Sender(wire, tuple, lambda *_: None)
-    parcels = [parcel(number, body) for number in range(7)]
-    ours._outbox.extend(parcels)
+    requests = [request(number, body) for number in range(7)]
+    ours._outbox.extend(requests)
 
     while ours._outbox:
         ours._send_some()
     ours.confirm()
 
     assert wire.writes == [3, 3, 1]
-    assert all(item.accepted for item in parcels)
+    assert all(item.accepted for item in requests)
 
 
 @pytest.mark.parametrize("answered_count", [0, 1, 2])
 def test_what_is_answered_already_is_not_pushed_again(answered_count: int) -> None:
     wire: Any = Wire(losses=1)
     ours = Sender(wire, tuple, lambda *_: None)
-    parcels = [parcel(number, b"body") for number in range(2)]
-    ours._outbox.extend(parcels)
+    requests = [request(number, b"body") for number in range(2)]
+    ours._outbox.extend(requests)
     ours._send_some()
 
-    for item in parcels[:answered_count]:
+    for item in requests[:answered_count]:
         item.answer(b"result")
     ours.confirm()
 
@@ -72,7 +73,7 @@ def test_what_is_answered_already_is_not_pushed_again(answered_count: int) -> No
 def test_what_is_answered_before_its_turn_is_not_pushed() -> None:
     wire: Any = Wire()
     ours = Sender(wire, tuple, lambda *_: None)
-    ours.send_again([answered := parcel(1, b"body"), parcel(2, b"body")])
+    ours.send_again([answered := request(1, b"body"), request(2, b"body")])
     answered.answer(b"result")
 
     ours._send_some()

@@ -53,7 +53,7 @@ def test_a_small_answer_is_said_and_leaves_no_key(ends: TwoEnds, third: Wire) ->
     ends.answer(bytes(MAX_SAID_BYTES))
 
     assert result(waiting) == bytes(MAX_SAID_BYTES)
-    assert list(answers_in(heard(third))) == [(waiting.parcel.push.id, bytes(MAX_SAID_BYTES))]
+    assert list(answers_in(heard(third))) == [(waiting.id, bytes(MAX_SAID_BYTES))]
     assert that_was_all(third)
     assert ends.kept() <= {"bell", "stats"}
 
@@ -79,7 +79,7 @@ def test_the_answers_of_a_batch_are_one_message(ends: TwoEnds, third: Wire) -> N
     ends.answer(*results)
 
     assert [result(each) for each in waiting] == results
-    ids = [each.parcel.push.id for each in waiting]
+    ids = [each.id for each in waiting]
     assert list(answers_in(heard(third))) == list(zip(ids, results, strict=True))
     assert that_was_all(third)
 
@@ -131,8 +131,8 @@ def test_an_answer_that_is_there_before_anybody_listens_arrives(
 
     ends.answer(b"early")
 
-    assert f"result:{waiting.parcel.push.id}" in ends.kept()
-    assert waiting.parcel.is_open
+    assert f"result:{waiting.id}" in ends.kept()
+    assert waiting.is_open
     gate.set()
     assert result(waiting) == b"early"
     assert ends.listeners() == 1
@@ -142,7 +142,7 @@ def test_any_number_of_stored_answers_is_collected(ends: TwoEnds, patient: None)
     """One announcement is enough, and a collection takes 1000."""
     waiting = ends.push(2500)
     ends.settled()
-    ids = [each.parcel.push.id for each in waiting]
+    ids = [each.id for each in waiting]
 
     with ends.redis.pipeline() as pipeline:
         for request_id in ids:
@@ -157,7 +157,7 @@ def test_any_number_of_stored_answers_is_collected(ends: TwoEnds, patient: None)
 
 def test_a_detached_answer_is_stored_and_nobody_is_told(ends: TwoEnds, third: Wire) -> None:
     waiting = ends.push(1)[0]
-    push = waiting.parcel.push._replace(id="0" * 32)
+    push = waiting.push._replace(id="0" * 32)
     ends.wire.send(ends.queue._courier._sender._push_command([push]))
     assert ends.wire.reply() == [b"queued"]
     ends.settled(2)

@@ -14,7 +14,7 @@ from two_ends import TwoEnds
 from waiting import wait_until
 
 from shared.courier import courier, sender
-from shared.courier.pending import Parcel, Push
+from shared.courier.pending import PendingRequest, PushArguments
 from shared.courier.sender import Sender
 from shared.errors import FerryError, QueueFull, RedisUnavailable
 from shared.request_queue.commands import Limits, push_command
@@ -34,13 +34,13 @@ class Counted:
         self._push_command = partial(push_command, ends.keys, limits)
         self.sender = Sender(self.wire, self._command, self._refuse)
 
-    def push(self, count: int = 1) -> list[Parcel]:
-        """Send so many parcels, all but the last one held until that is sent."""
-        parcels = [new_parcel() for _ in range(count)]
-        for held in parcels[:-1]:
+    def push(self, count: int = 1) -> list[PendingRequest]:
+        """Send so many requests, all but the last one held until that is sent."""
+        requests = [new_request() for _ in range(count)]
+        for held in requests[:-1]:
             self.sender.hold(held)
-        self.sender.send(parcels[-1])
-        return parcels
+        self.sender.send(requests[-1])
+        return requests
 
     def lose(self) -> None:
         """Lose the connection, with the replies that came on it."""
@@ -48,7 +48,7 @@ class Counted:
         assert opened is not None
         opened.close()
 
-    def _command(self, pushes: list[Push]) -> tuple[Any, ...]:
+    def _command(self, pushes: list[PushArguments]) -> tuple[Any, ...]:
         self.writes.append([push.id for push in pushes])
         return self._push_command(pushes)
 
@@ -56,9 +56,9 @@ class Counted:
         self.reads += 1
         return self._really_reply()
 
-    def _refuse(self, parcel: Parcel, error: FerryError) -> None:
-        self.refused[parcel.push.id] = error
-        parcel.fail(error)
+    def _refuse(self, request: PendingRequest, error: FerryError) -> None:
+        self.refused[request.id] = error
+        request.fail(error)
 
 
 @pytest.fixture
@@ -71,18 +71,18 @@ def counted(ends: TwoEnds) -> Iterator[Counted]:
 _numbers = iter(range(10**6))
 
 
-def new_parcel() -> Parcel:
-    push = Push(f"{next(_numbers):032x}", 1, 1, bytes(8), 20.0, 20_000, b"body")
-    return Parcel(push, time.monotonic() + 20.0)
+def new_request() -> PendingRequest:
+    push = PushArguments(f"{next(_numbers):032x}", 1, 1, bytes(8), 20.0, 20_000, b"body")
+    return PendingRequest(push, time.monotonic() + 20.0, lambda _: None)
 
 
-def answer(parcels: list[Parcel]) -> None:
-    for parcel in parcels:
-        parcel.answer(b"")
+def answer(requests: list[PendingRequest]) -> None:
+    for request in requests:
+        request.answer(b"")
 
 
-def ids(*parcels: Parcel) -> list[str]:
-    return [parcel.push.id for parcel in parcels]
+def ids(*requests: PendingRequest) -> list[str]:
+    return [request.id for request in requests]
 
 
 def test_replies_are_not_waited_for_while_all_that_was_pushed_is_answered(
@@ -95,13 +95,13 @@ def test_replies_are_not_waited_for_while_all_that_was_pushed_is_answered(
     answer(third)
     fourth = counted.push()
     assert counted.reads == 1
-    assert not any(parcel.accepted for parcel in (*second, *third, *fourth))
+    assert not any(request.accepted for request in (*second, *third, *fourth))
 
     counted.sender.confirm()
 
     # The fifth is one too many: nobody has taken the others off the queue.
     assert counted.reads == 4
-    assert all(parcel.accepted for parcel in (*first, *second, *third))
+    assert all(request.accepted for request in (*first, *second, *third))
     assert isinstance(counted.refused[fourth[0].push.id], QueueFull)
 
 
@@ -149,9 +149,9 @@ def test_what_is_open_goes_before_a_write_that_finds_the_connection_closed(
 def test_what_was_accepted_and_is_refused_when_pushed_again_is_owed(counted: Counted) -> None:
     replies: list[Any] = [ResponseError("OOM command not allowed")] * 2
     counted._really_reply = lambda: raised(replies.pop(0)) if replies else [b"queued"]
-    (accepted,) = parcels = [new_parcel()]
+    (accepted,) = requests = [new_request()]
     accepted.accepted = True
-    counted.sender.send_again(parcels)
+    counted.sender.send_again(requests)
 
     for _ in range(2):
         counted.sender.release()
@@ -168,9 +168,9 @@ def test_what_was_accepted_and_is_refused_when_pushed_again_is_owed(counted: Cou
 
 def test_what_was_accepted_and_finds_the_queue_full_again_is_owed(counted: Counted) -> None:
     counted._really_reply = lambda: [b"full 4"]
-    (accepted,) = parcels = [new_parcel()]
+    (accepted,) = requests = [new_request()]
     accepted.accepted = True
-    counted.sender.send_again(parcels)
+    counted.sender.send_again(requests)
 
     counted.sender.release()
     counted.sender.confirm()
@@ -224,7 +224,7 @@ def test_the_courier_retries_what_is_owed(ends: TwoEnds, monkeypatch: pytest.Mon
     (waiting,) = ends.push(1)
     ends.redis.delete(*ends.redis.keys(f"{ends.keys.tag}*"))
 
-    ends.queue._courier._sender._owed.append(waiting.parcel)
+    ends.queue._courier._sender._owed.append(waiting)
 
     wait_until(lambda: ends.redis.llen(ends.keys.queues[0]) == 1, 10, "it is pushed again")
 

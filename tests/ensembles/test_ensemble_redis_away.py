@@ -74,7 +74,7 @@ def test_what_a_lost_reply_had_claimed_is_run(own_settings: Settings) -> None:
         other = driven.push(5.0)
         finish(driven)
         other.wait()
-        assert not waiting.parcel.done.is_set()
+        assert not waiting.done.is_set()
         driven.hang_up()
         finish(driven)
 

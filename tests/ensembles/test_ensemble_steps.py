@@ -119,7 +119,7 @@ def test_when_the_client_leaves_its_step_is_taken_back(settings: Settings) -> No
     with hand_driven(settings, chain("first", "second"), FIRST, SECOND) as driven:
         waiting = driven.push(1.0)
         item = driven.claim("first")
-        waiting.take_back()
+        waiting.cancel()
 
         with pytest.raises(ClientLeft):
             waiting.wait()
@@ -279,7 +279,7 @@ def test_who_is_answered_first_leaves_the_others_in_flight(settings: Settings) -
         driven.answer("first", items[1.0])
         slow.wait()
 
-    assert left == [slow.parcel.push.id]
+    assert left == [slow.id]
 
 
 def test_what_is_under_way_at_the_end_goes_back_to_the_queue(settings: Settings) -> None:

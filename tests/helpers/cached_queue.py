@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from redis import Redis
 
-from shared.courier.pending import Push
+from shared.courier.pending import PushArguments
 from shared.errors import FerryError
 from shared.messages import InferResult, Tensor
 from shared.request_queue.claimed import Answers, Claimed
@@ -51,13 +51,13 @@ class CachedQueue:
     def new_push(
         self, question: str, level: int = 1, timeout: float = 1000.0, process: str = PROCESS,
         ttl_ms: int = 1_000_000, size: int = 10,
-    ) -> Push:  # fmt: skip
+    ) -> PushArguments:  # fmt: skip
         digest = blake2b(question.encode(), digest_size=16).hexdigest()
         request_id = f"{process}{next(self._numbers):024x}"
         body = question.encode().ljust(size, b".")
-        return Push(request_id, 1, level, bytes(8), timeout, ttl_ms, body, digest=digest)
+        return PushArguments(request_id, 1, level, bytes(8), timeout, ttl_ms, body, digest=digest)
 
-    def push(self, pushes: Iterable[Push]) -> list[str]:
+    def push(self, pushes: Iterable[PushArguments]) -> list[str]:
         """Push several in one step; returns what push.lua says of each."""
         self.wire.send(push_command(self.keys, self._limits, list(pushes)))
         return [status.decode() for status in self.wire.reply()]

@@ -15,7 +15,7 @@ from waiting import wait_until
 from shared.errors import FerryError
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.model_spec import EnsembleStep, ModelSpec, TensorSpec
-from shared.request_queue.api_end import RequestQueue, Waiting
+from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.commands import Limits
 from shared.request_queue.keys import TICKET, QueueKeys
@@ -84,7 +84,7 @@ class HandDriven:
             open_wire(self.redis), keys, "by-hand", result_ttl_seconds=60.0
         )
 
-    def push(self, value: float, seconds: float = TIMEOUT_SECONDS, **fields: Any) -> Waiting:
+    def push(self, value: float, seconds: float = TIMEOUT_SECONDS, **fields: Any) -> PendingRequest:
         """Ask the ensemble for a row of `value`s."""
         tensor = Tensor.of("in", np.full((1, 2), value, np.float32))
         request = InferRequest(self.queue.new_id(), 1, (tensor,), (), seconds)

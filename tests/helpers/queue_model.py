@@ -13,7 +13,7 @@ from itertools import count
 from queue_reading import Asked, Seen, Ticket, answers_of, counted, look
 from redis import Redis
 
-from shared.courier.pending import Push
+from shared.courier.pending import PushArguments
 from shared.request_queue.claimed import Batching, Claimed
 from shared.request_queue.commands import MAX_ATTEMPTS, Limits, cancel_command, push_command
 from shared.request_queue.keys import DELAY, DETACHED, REJECT, QueueKeys
@@ -51,13 +51,15 @@ class QueueModel:
         self.claimed: list[str] = []
         self.expired: set[str] = set()
 
-    def new_push(self, detached: bool, size: int, **terms) -> Push:
+    def new_push(self, detached: bool, size: int, **terms) -> PushArguments:
         """Make a request with a body of its own."""
         request_id = f"{DETACHED if detached else PROCESS}{next(self.numbers):024x}"
         body = request_id.encode().ljust(size, b".")
-        return Push(id=request_id, timeout_seconds=1000.0, ttl_ms=1_060_000, body=body, **terms)
+        return PushArguments(
+            id=request_id, timeout_seconds=1000.0, ttl_ms=1_060_000, body=body, **terms
+        )
 
-    def push(self, pushes: list[Push]) -> None:
+    def push(self, pushes: list[PushArguments]) -> None:
         """Push for the first time; checks what is accepted and what is refused."""
         waiting = sum(len(self.queue(level)) for level in (1, 2))
         waiting_bytes = int(self.client.get(self.keys.bytes) or 0)
@@ -87,7 +89,7 @@ class QueueModel:
                 del self.waiting[asked.push.id]
                 asked.closed = True
 
-    def send_push(self, pushes: list[Push]) -> list[bytes]:
+    def send_push(self, pushes: list[PushArguments]) -> list[bytes]:
         """Run push.lua."""
         self.wire.send(push_command(self.keys, LIMITS, pushes))
         return list(self.wire.reply())

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from fake_backend import fake_spec
 from redis import Redis
 
-from shared.courier.pending import Push
+from shared.courier.pending import PushArguments
 from shared.request_queue import keys as queue_keys
 from shared.request_queue.claimed import Answers, Claimed
 from shared.request_queue.keys import TICKET, QueueKeys
@@ -36,7 +36,7 @@ class Asked:
     When it `is_again` on the queue, because its answer was lost, an old ticket may be left.
     """
 
-    push: Push
+    push: PushArguments
     order: int
     closed: bool = False
     late: bool = False

@@ -8,11 +8,10 @@ from threading import Event
 import pytest
 from waiting import wait_until
 
-from shared.courier.pending import Parcel
 from shared.courier.sender import Sender
 from shared.courier.subscription import Subscription
 from shared.messages import InferRequest
-from shared.request_queue.api_end import RequestQueue, Waiting
+from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.claimed import Answers, Claimed
 from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
@@ -43,14 +42,14 @@ class TwoEnds:
         self.wire = open_wire(self.redis)
         self.work = WorkQueue(self.wire, self.keys, "i", result_ttl_seconds=60.0)
 
-    def push(self, count: int, queue: RequestQueue | None = None) -> list[Waiting]:
+    def push(self, count: int, queue: RequestQueue | None = None) -> list[PendingRequest]:
         """Push requests in this order, and return once they are stored."""
         asked = queue or self.queue
         waiting = [
             asked.push(InferRequest(asked.new_id(), 1, (), (), 20.0, bytes(8)))
             for _ in range(count)
         ]
-        wait_until(lambda: all(each.parcel.accepted for each in waiting), 10, "all are accepted")
+        wait_until(lambda: all(each.accepted for each in waiting), 10, "all are accepted")
         return waiting
 
     def claim(self, count: int) -> list[Claimed]:
@@ -112,8 +111,8 @@ class TwoEnds:
     def _watch(self, sender: Sender) -> None:
         really_send = sender.send_again
 
-        def send_again(parcels: Iterable[Parcel]) -> None:
-            really_send(parcels)
+        def send_again(requests: Iterable[PendingRequest]) -> None:
+            really_send(requests)
             self._pushed_again.set()
 
         sender.send_again = send_again  # type: ignore[method-assign]
@@ -132,7 +131,7 @@ class TwoEnds:
         self.redis.close()
 
 
-def bad_one_between(ends: TwoEnds) -> Waiting:
+def bad_one_between(ends: TwoEnds) -> PendingRequest:
     """Return a request whose answer came behind one that cannot be handed out, and came again."""
 
     def then() -> None:
@@ -159,7 +158,7 @@ def opened_late(monkeypatch: pytest.MonkeyPatch) -> Event:
     return gate
 
 
-def result(waiting: Waiting) -> bytes | None:
+def result(waiting: PendingRequest) -> bytes | None:
     """Return the encoded result that a request has got, waiting for it."""
-    assert waiting.parcel.done.wait(15), "no answer came"
-    return waiting.parcel.result
+    assert waiting.done.wait(15), "no answer came"
+    return waiting.result

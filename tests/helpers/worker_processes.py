@@ -15,7 +15,7 @@ from shared.datatypes import Array
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
-from shared.request_queue.api_end import RequestQueue, Waiting
+from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
@@ -32,7 +32,7 @@ class Served:
         self.registry = Registry(redis, settings.key_prefix)
         self.queue = RequestQueue(redis, self.keys, Limits(100))
 
-    def push(self, value: float, shape: tuple[int, ...] = (1, 2)) -> Waiting:
+    def push(self, value: float, shape: tuple[int, ...] = (1, 2)) -> PendingRequest:
         """Ask for an x full of `value`s: rows of two, or two numbers without a batch dimension."""
         x = Tensor.of("x", np.full(shape, value, np.float32))
         rows = 1 if len(shape) == 1 else shape[0]

@@ -13,7 +13,7 @@ from google.protobuf import json_format
 from redis import Redis
 from tritonclient.grpc import service_pb2
 
-from shared.courier.pending import Push
+from shared.courier.pending import PushArguments
 from shared.datatypes import Array
 from shared.request_queue.claimed import Answers, Claimed
 from shared.request_queue.commands import Limits, cancel_command, push_command
@@ -55,7 +55,7 @@ class Queue:
         for value in values:
             name = f"{DETACHED}{next(_numbers):024x}"
             body = claimed(name, np.full((rows, 2), value, np.float32)).body
-            push = Push(name, rows, 1, bytes(8), timeout, 10_000, body)
+            push = PushArguments(name, rows, 1, bytes(8), timeout, 10_000, body)
             self.wire.send(push_command(self.keys, Limits(), [push]))
             assert self.wire.reply() == [b"queued"]
         self.wire.send(self.work._claim(32, 0.0))

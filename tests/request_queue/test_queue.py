@@ -13,10 +13,10 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from waiting import wait_until
 
-from shared.courier.pending import Push
+from shared.courier.pending import PushArguments
 from shared.errors import ModelCrashed, ModelFailed, QueueFull, RequestExpired
 from shared.messages import InferRequest, InferResult, Tensor
-from shared.request_queue.api_end import RequestQueue, Waiting
+from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.claimed import Answers, Claimed
 from shared.request_queue.commands import Limits, as_push, push_command
 from shared.request_queue.keys import QueueKeys
@@ -76,19 +76,19 @@ def request(
     return InferRequest(queue.new_id(), rows, (Tensor.of("x", x),), (), timeout, signature)
 
 
-def push(queue: RequestQueue, request: InferRequest) -> Waiting:
+def push(queue: RequestQueue, request: InferRequest) -> PendingRequest:
     """Push and return once Redis has stored it, so that the order of pushes is known."""
     waiting = queue.push(request)
-    wait_until(lambda: waiting.parcel.accepted, 5, f"{request.id} accepted")
+    wait_until(lambda: waiting.accepted, 5, f"{request.id} accepted")
     return waiting
 
 
-def push_many(queue: RequestQueue, *rows: int) -> list[Waiting]:
+def push_many(queue: RequestQueue, *rows: int) -> list[PendingRequest]:
     return [push(queue, request(queue, each)) for each in rows]
 
 
-def ids(batch: list[Claimed] | list[Waiting]) -> list[str]:
-    return [item.id if isinstance(item, Claimed) else item.parcel.push.id for item in batch]
+def ids(batch: list[Claimed] | list[PendingRequest]) -> list[str]:
+    return [item.id for item in batch]
 
 
 def answers(batch: list[Claimed]) -> Answers:
@@ -140,7 +140,10 @@ def test_more_requests_than_lua_can_unpack_make_several_batches(
 ) -> None:
     ids = [f"{number:032x}" for number in range(9000)]
     for start in range(0, 9000, 250):
-        some = [Push(each, 1, 1, bytes(8), 10.0, 10_000, b"x") for each in ids[start : start + 250]]
+        some = [
+            PushArguments(each, 1, 1, bytes(8), 10.0, 10_000, b"x")
+            for each in ids[start : start + 250]
+        ]
         wire.send(push_command(keys, Limits(), some))
         wire.reply()
 
@@ -173,7 +176,7 @@ def test_an_expired_request_is_skipped_and_closed(
     batch = work.claim(32, 0.0)
 
     assert ids(batch) == ids([alive])
-    assert not redis.exists(keys.body + late.parcel.push.id)
+    assert not redis.exists(keys.body + late.id)
     assert depth(redis, keys) == 0
 
 
@@ -199,7 +202,7 @@ def test_a_full_queue_refuses_and_the_queue_stays_usable(
     assert ids(batch) == ids(accepted)
     work.publish(batch, answers(batch))
     assert accepted[1].wait().outputs
-    assert push(queue, request(queue)).parcel.accepted
+    assert push(queue, request(queue)).accepted
 
 
 def test_the_same_id_pushed_twice_is_stored_once(
@@ -386,7 +389,7 @@ def test_a_second_answer_to_a_request_is_not_delivered(
     with pytest.raises(ModelFailed, match="the first"):
         waiter.wait()
     second._wire.close()
-    assert not redis.exists(keys.result + waiter.parcel.push.id)
+    assert not redis.exists(keys.result + waiter.id)
 
 
 def test_an_answer_closes_the_ticket_that_a_recovery_had_put_back(

@@ -346,5 +346,5 @@ def test_a_large_request_outlives_redis_while_it_is_sent(
 def answered(queue: RequestQueue, tensor: Tensor) -> bytes | memoryview:
     request = InferRequest(queue.new_id(), 1, (tensor,), (), 30.0)
     waiting = queue.push(request)
-    wait_until(waiting.parcel.done.is_set, 30, "the answer")
+    wait_until(waiting.done.is_set, 30, "the answer")
     return waiting.wait().outputs[0].data

@@ -210,7 +210,7 @@ class Conductor:
         self._end(run, run.failed(type(error)(f"{where}: {error.message}")))
 
     def _end(self, run: Run, finished: Finished) -> None:
-        run.take_back()
+        run.cancel()
         del self._runs[run.item.id]
         self._outbox.add(finished)
 
@@ -227,7 +227,7 @@ class Conductor:
             unwanted = [self._runs[found] for found in self._queue.closed(ids)] if ids else []
             for run in unwanted:
                 self._queue.drop(run.tickets)
-                run.take_back()
+                run.cancel()
                 del self._runs[run.item.id]
                 self._seats.leave(run.tickets)
         except RedisError as error:

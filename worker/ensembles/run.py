@@ -7,7 +7,7 @@ import time
 from shared.errors import BadModelOutput, FerryError
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.model_spec import ModelSpec
-from shared.request_queue.api_end import Waiting
+from shared.request_queue.api_end import PendingRequest
 from shared.request_queue.claimed import MAX_RESULT_BYTES, Answers, Claimed
 from shared.request_queue.model_statistics import Pass, encode_costs
 from worker.ensembles.graph import Ready, Steps, ready_steps
@@ -28,7 +28,7 @@ class Run:
         self.started_at = time.monotonic()
         self.deadline = self.started_at + item.deadline - item.claimed_at
         self.tickets = [item.ticket]
-        self.asked: dict[int, Waiting] = {}
+        self.asked: dict[int, PendingRequest] = {}
         self._spec = spec
         self._steps = steps
         self._pending = set(steps)
@@ -83,10 +83,10 @@ class Run:
         """Return an error as the answer."""
         return failed(self.item, error, self.started_at, self.tickets)
 
-    def take_back(self) -> None:
-        """Want no answer of any step any more."""
+    def cancel(self) -> None:
+        """Cancel the steps that are under way."""
         for waiting in self.asked.values():
-            waiting.take_back()
+            waiting.cancel()
         self.asked.clear()
 
 

@@ -12,7 +12,7 @@ from shared.errors import BadModelOutput, ModelNotReady, RequestExpired, Unknown
 from shared.messages import InferRequest, Parameters, Tensor
 from shared.model_spec import EnsembleStep, ModelSpec
 from shared.registry.catalog import Catalog
-from shared.request_queue.api_end import RequestQueue, Waiting
+from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.claimed import MAX_RESULT_BYTES
 from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
@@ -51,7 +51,7 @@ class StepQueues:
         except UnknownModel as error:
             raise ModelNotReady(error.message) from error
 
-    def push(self, question: Question, then: Callable[[], None]) -> Waiting:
+    def push(self, question: Question, then: Callable[[], None]) -> PendingRequest:
         """Ask a step's model at the next `release`; `then` is called once it is answered.
 
         That is done by another thread, or by `release` itself when Redis is away.

@@ -1,4 +1,4 @@
-"""A request that is taken back leaves the queue, and whoever waits for it is told at once."""
+"""A request that is cancelled leaves the queue, and whoever waits for it is told at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from waiting import wait_until
 
 from shared.errors import ClientLeft
 from shared.messages import InferRequest, Tensor
-from shared.request_queue.api_end import RequestQueue, Waiting
+from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.commands import Limits
 from shared.settings import Settings
 
@@ -27,7 +27,7 @@ def queue(model: CountingModel) -> RequestQueue:
     return RequestQueue(model.redis, model.keys, Limits())
 
 
-def push(queue: RequestQueue, value: float) -> Waiting:
+def push(queue: RequestQueue, value: float) -> PendingRequest:
     x = Tensor.of("x", np.full((1, 2), value, np.float32))
     return queue.push(InferRequest(queue.new_id(), 1, (x,), (), 60.0))
 
@@ -41,8 +41,8 @@ def test_what_waits_is_not_computed_and_its_waiter_told(
     second = push(queue, 2)
     wait_until(lambda: model.depth() == 1, 10, "the second waits")
 
-    second.take_back()
-    second.take_back()
+    second.cancel()
+    second.cancel()
 
     with pytest.raises(ClientLeft):
         second.wait()
@@ -61,7 +61,7 @@ def test_what_runs_is_computed_to_its_end_for_nobody(
     running = push(queue, 1)
     wait_until(model.busy, 10, "it runs")
 
-    running.take_back()
+    running.cancel()
 
     with pytest.raises(ClientLeft):
         running.wait()
@@ -72,9 +72,9 @@ def test_what_runs_is_computed_to_its_end_for_nobody(
 
 def test_what_is_answered_stays_answered(model: CountingModel, queue: RequestQueue) -> None:
     answered = push(queue, 1)
-    answered.parcel.done.wait(10)
+    answered.done.wait(10)
 
-    answered.take_back()
+    answered.cancel()
 
     assert answered.wait().outputs[0].array().tolist() == [[2.0, 2.0]]
     assert push(queue, 2).wait().error is None
