@@ -1,1 +1,1 @@
-"""HTTP in, HTTP out: stateless, knows models only by what the registry says."""
+"""Servers for HTTP and gRPC: stateless, they know models from the registry alone."""

@@ -1,1 +1,1 @@
-"""Load benchmarks with real server processes: `python -m bench`, `make bench`."""
+"""Load benchmarks with real server processes: `make bench`."""

@@ -1,1 +1,1 @@
-"""Kills Ferry's processes under load and checks that every request is answered, and right."""
+"""Kills processes under load and checks every answer: `make chaos`."""

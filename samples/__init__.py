@@ -1,1 +1,1 @@
-"""Sample models for Ferry, each made by its folder's `make(directory)`."""
+"""Sample models, each made by its folder's `make(directory)`."""

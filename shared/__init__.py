@@ -1,1 +1,1 @@
-"""What the API and the workers would be wrong to disagree about."""
+"""Vocabulary of API and workers: errors, settings, datatypes, messages, model specs."""

@@ -1,1 +1,1 @@
-"""Owns the models and the devices; knows nothing of HTTP."""
+"""Owns the models and the devices, knows nothing of HTTP."""

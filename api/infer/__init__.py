@@ -1,1 +1,1 @@
-"""One request, whatever transport brought it: ask, wait, write the answer."""
+"""One inference request, whatever transport brought it: ask, wait, render the answer."""

@@ -1,1 +1,1 @@
-"""/openapi.json and /docs/: what every route takes and answers."""
+"""The OpenAPI document of all routes, and the pages that show it."""

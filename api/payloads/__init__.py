@@ -1,1 +1,1 @@
-"""What is inside bodies: each protocol's tensors, checked, and results back."""
+"""Request bodies to checked tensors and results back to bodies, for each protocol."""

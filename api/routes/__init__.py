@@ -1,1 +1,1 @@
-"""The Flask routes, a module for each area of URLs."""
+"""HTTP routes, one Flask blueprint for each area of URLs."""

@@ -1,1 +1,1 @@
-"""gRPC in, gRPC out: v2 as Triton's clients speak it. `grpc` itself is the library's name."""
+"""The gRPC server: protocol v2 as Triton's clients speak it; `grpc` is the library's name."""

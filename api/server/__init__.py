@@ -1,1 +1,1 @@
-"""Between gunicorn's socket and the routes: bodies, compression, the fast path."""
+"""The gunicorn side: reading bodies, compression, the fast path past WSGI."""

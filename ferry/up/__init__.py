@@ -1,1 +1,1 @@
-"""`ferry up`: everything on one machine, and its orderly end."""
+"""`ferry up`: starts everything on one machine and stops it in order."""

@@ -1,1 +1,1 @@
-"""How one process carries its requests to Redis and their answers back."""
+"""Sends the requests of one process to Redis in shared writes, collects their answers."""

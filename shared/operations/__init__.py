@@ -1,1 +1,1 @@
-"""What operators look at and change."""
+"""Actions of operators: load, unload and route versions, look into queues."""

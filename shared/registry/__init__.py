@@ -1,1 +1,1 @@
-"""What is served, by whom, and what is wanted."""
+"""Models and versions in Redis: which are served, by whom, which are desired."""

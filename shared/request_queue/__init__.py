@@ -1,1 +1,1 @@
-"""Both ends of a request's way through Redis: push, claim, publish, wait."""
+"""Both ends of a request's way through Redis: push and wait, claim and publish."""

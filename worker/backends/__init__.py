@@ -1,1 +1,1 @@
-"""The frameworks that run models. To add one, see CONTRIBUTING.md."""
+"""The frameworks that run models, one module for each format."""

@@ -1,1 +1,1 @@
-"""Ensembles: a request's tensors go from step model to step model, through their own queues."""
+"""The process of an ensemble: passes tensors from step to step through their queues."""

@@ -1,1 +1,1 @@
-"""One process an instance: load, warm up, then claim, run, publish."""
+"""The process of one model instance: load, warm up, then claim, compute, publish."""

@@ -1,1 +1,1 @@
-"""Finds and reads the models of a repository."""
+"""Finds models in a repository and reads their configuration."""

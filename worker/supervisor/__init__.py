@@ -1,1 +1,1 @@
-"""One process a machine: which instances run, and what becomes of their work."""
+"""The process of one machine: starts instances, moves traffic, puts lost work back."""
