@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install samples up test check bench chaos soak lock clean
+.PHONY: help install samples up test check bench chaos soak docs map lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -45,6 +45,12 @@ soak: samples ## Ten minutes at twice the capacity: nothing may fail, no memory 
 
 chaos: samples ## Kill Ferry's processes under load and check every answer, ten minutes at most
 	$(BIN)/python -m chaos
+
+docs: $(INSTALLED) ## Write the pages that are made from the code
+	$(BIN)/python -m tools.settings_table
+
+map: $(INSTALLED) ## Print every module with its role, the widest folders, the longest functions
+	$(BIN)/python -m tools.map
 
 lock: $(INSTALLED) ## Write requirements/*.txt from pyproject.toml (UPGRADE=1: newest versions)
 	$(BIN)/python requirements/lock.py $(if $(UPGRADE),--upgrade)

@@ -37,25 +37,30 @@ class Settings:
     grpc_threads: int = _setting(
         256,
         "FERRY_GRPC_THREADS",
-        "gRPC calls under way at a time, each stream one, before UNAVAILABLE",
+        "gRPC calls under way at a time, each stream one, before UNAVAILABLE; 16 more threads "
+        "answer health checks and refusals",
         check.whole(1, 10_000),
     )
     dashboard_port: int = _setting(
         9181, "FERRY_DASHBOARD_PORT", "loopback port of the job dashboard", check.whole(1, 65535)
     )
     models: str = _setting(
-        "models", "FERRY_MODELS", "directory of the model repository", check.text
+        "models",
+        "FERRY_MODELS",
+        "directory of the model repository, relative to where `ferry up` is called",
+        check.text,
     )
     model_control_mode: str = _setting(
         "none",
         "FERRY_MODEL_CONTROL_MODE",
-        "none, explicit (models are loaded and unloaded by request) or poll (changes are seen)",
+        "none, explicit (models are loaded and unloaded by request) or poll (changes of files are "
+        "taken up by themselves)",
         check.control_mode,
     )
     load_models: str = _setting(
         "",
         "FERRY_LOAD_MODELS",
-        "in mode explicit: models to load at the start, separated by commas; * for all",
+        "in mode explicit: models to load at the start, separated by commas; `*` for all",
         check.model_names,
     )
     poll_seconds: float = _setting(
@@ -94,7 +99,8 @@ class Settings:
     max_image_pixels: int = _setting(
         50_000_000,
         "FERRY_MAX_IMAGE_PIXELS",
-        "pictures of a request that have more pixels together are refused before decoding",
+        "pictures of a request that have more pixels together, as declared or once resized, are "
+        "refused before decoding",
         check.whole(1),
     )
     max_queue_size: int = _setting(
@@ -109,7 +115,8 @@ class Settings:
     max_waiting: int = _setting(
         800,
         "FERRY_MAX_WAITING",
-        "requests under way in one API process before 503; keep it below FERRY_API_CONNECTIONS",
+        "requests under way in one API process before 503; keep it below FERRY_API_CONNECTIONS, "
+        "for a connection above that is not even refused",
         check.whole(1),
     )
     durable: bool = _setting(
