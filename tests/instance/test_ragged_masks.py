@@ -11,7 +11,7 @@ from shared.datatypes import Array
 from shared.model_spec import MaskInput, ModelSpec, TensorSpec
 from worker.backends.base import Question
 from worker.instance.batch_parts import stack
-from worker.instance.model_side import ModelSide, ModelSideEach, model_side_spec, on_clients_side
+from worker.instance.tensor_adapter import EachTensorAdapter, TensorAdapter, adapted, backend_spec
 from worker.repository.config.ragged import take_masks
 
 TOKENS = TensorSpec(name="tokens", datatype="FP32", dims=(-1, 2), ragged=True)
@@ -55,7 +55,7 @@ def test_clients_neither_see_nor_send_a_mask() -> None:
 
 
 def test_the_model_gets_the_mask_in_its_place_in_the_config() -> None:
-    assert model_side_spec(spec()).inputs == (SEEN, TOKENS, OTHER)
+    assert backend_spec(spec()).inputs == (SEEN, TOKENS, OTHER)
 
 
 def test_shorter_rows_are_padded_and_masked() -> None:
@@ -72,7 +72,7 @@ def test_rows_of_one_size_are_told_to_be_whole(count: int) -> None:
     backend = Recorder()
 
     inputs = stack([tokens(2, 3)] * count, spec())
-    on_clients_side(backend, spec()).forward(inputs, frozenset())
+    adapted(backend, spec()).forward(inputs, frozenset())
 
     assert backend.given[0]["seen"].tolist() == [[1, 1, 1]] * 2 * count
 
@@ -81,15 +81,15 @@ def test_a_model_without_batches_gets_a_mask_of_its_dims() -> None:
     backend = Recorder()
 
     array = np.zeros((3, 2), np.float32)
-    on_clients_side(backend, spec(0)).forward({"tokens": array}, frozenset())
+    adapted(backend, spec(0)).forward({"tokens": array}, frozenset())
 
     assert backend.given[0]["seen"].tolist() == [1, 1, 1]
 
 
 def test_a_model_that_sees_requests_one_by_one_gets_a_mask_for_each() -> None:
     backend = EachRecorder()
-    side = on_clients_side(backend, spec())
-    assert isinstance(side, ModelSideEach)
+    side = adapted(backend, spec())
+    assert isinstance(side, EachTensorAdapter)
 
     side.answer_each(
         [Question("1", tokens(1, 2), (), {}), Question("2", tokens(1, 1), (), {})], frozenset()
@@ -103,17 +103,17 @@ def test_without_its_input_there_is_no_mask() -> None:
     inputs, masks = take_masks((SEEN, optional, OTHER), PARAMETER)
     model = spec().model_copy(update={"inputs": inputs, "masks": masks})
 
-    taken = ModelSide(Recorder(), model).taken({"other": np.ones((1, 1), np.float32)})
+    taken = TensorAdapter(Recorder(), model).model_inputs({"other": np.ones((1, 1), np.float32)})
 
     assert list(taken) == ["other"]
-    assert model_side_spec(model).inputs[0].optional
+    assert backend_spec(model).inputs[0].optional
 
 
 def test_a_model_with_neither_mask_nor_reshape_is_called_directly() -> None:
     backend = Recorder()
     plain = spec().model_copy(update={"masks": ()})
 
-    assert on_clients_side(backend, plain) is backend
+    assert adapted(backend, plain) is backend
 
 
 @pytest.mark.parametrize(

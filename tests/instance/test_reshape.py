@@ -11,7 +11,7 @@ from shared.datatypes import Array
 from shared.errors import BadModel, BadModelOutput, FerryError
 from shared.model_spec import ModelSpec, TensorSpec
 from worker.backends.base import Question
-from worker.instance.model_side import ModelSideEach, model_side_spec, on_clients_side
+from worker.instance.tensor_adapter import EachTensorAdapter, adapted, backend_spec
 from worker.repository.model_config import read_config
 
 CONFIG = """
@@ -57,7 +57,7 @@ def test_the_model_gets_its_shape_and_clients_get_theirs(
     backend = Echo()
     x = np.arange(np.prod(given), dtype=np.float32).reshape(given)
 
-    answer = on_clients_side(backend, spec(dims, shape)).forward({"x": x}, frozenset())
+    answer = adapted(backend, spec(dims, shape)).forward({"x": x}, frozenset())
 
     assert backend.shapes == [seen]
     np.testing.assert_array_equal(answer["y"], x)
@@ -66,15 +66,13 @@ def test_the_model_gets_its_shape_and_clients_get_theirs(
 def test_without_a_batch_dimension_the_whole_tensor_is_reshaped() -> None:
     backend = Echo()
 
-    answer = on_clients_side(backend, spec((1,), (), 0)).forward(
-        {"x": np.ones(1, np.float32)}, frozenset()
-    )
+    answer = adapted(backend, spec((1,), (), 0)).forward({"x": np.ones(1, np.float32)}, frozenset())
 
     assert (backend.shapes, answer["y"].shape) == ([()], (1,))
 
 
 def test_the_backend_is_loaded_by_the_shapes_in_the_model() -> None:
-    inside = model_side_spec(spec((6,), (2, 3)))
+    inside = backend_spec(spec((6,), (2, 3)))
 
     assert [tensor.dims for tensor in inside.inputs + inside.outputs] == [(2, 3), (2, 3)]
 
@@ -84,7 +82,7 @@ def test_an_output_of_another_shape_is_the_model_s_mistake() -> None:
         def forward(self, inputs: dict[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
             return {"y": np.ones((1, 3, 2), np.float32)}
 
-    side = on_clients_side(Wrong(), spec((6,), (2, 3)))
+    side = adapted(Wrong(), spec((6,), (2, 3)))
 
     with pytest.raises(BadModelOutput, match=r"'y': shape \[3, 2\] of a row, .* says \[2, 3\]"):
         side.forward({"x": np.ones((1, 6), np.float32)}, frozenset())
@@ -98,8 +96,8 @@ def test_of_requests_answered_one_by_one_only_the_wrong_one_fails() -> None:
             wrong = {"y": np.ones((1, 5), np.float32)}
             return [self.forward(dict(questions[0].inputs), pixels), wrong]
 
-    side = on_clients_side(Each(), spec((6,), (2, 3)))
-    assert isinstance(side, ModelSideEach)
+    side = adapted(Each(), spec((6,), (2, 3)))
+    assert isinstance(side, EachTensorAdapter)
     x = {"x": np.ones((1, 6), np.float32)}
 
     good, bad = side.answer_each([Question("a", x, (), {}), Question("b", x, (), {})], frozenset())

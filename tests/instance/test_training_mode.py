@@ -21,7 +21,7 @@ from shared.errors import BadModel
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend
 from worker.devices import Placement
-from worker.instance.determinism import check_steady, made_up_rows
+from worker.instance.determinism import check_deterministic, made_up_rows
 from worker.instance.process import load_backend
 from worker.job import InstanceJob
 from worker.repository.models import read_model
@@ -90,7 +90,7 @@ Save = Callable[[nn.Module, ModelSpec, Path], tuple[str, Backend]]
 @FORMATS
 def test_dropout_in_training_mode_is_found(tmp_path: Path, save: Save) -> None:
     with pytest.raises(BadModel, match=DROPOUT):
-        check_steady(VECTORS, *save(forgetful().train(), VECTORS, tmp_path))
+        check_deterministic(VECTORS, *save(forgetful().train(), VECTORS, tmp_path))
 
 
 @FORMATS
@@ -99,7 +99,7 @@ def test_batch_statistics_are_found(
     tmp_path: Path, save: Save, make: Callable[[], nn.Module], described: ModelSpec
 ) -> None:
     with pytest.raises(BadModel, match=STATISTICS):
-        check_steady(described, *save(deepcopy(make()).train(), described, tmp_path))
+        check_deterministic(described, *save(deepcopy(make()).train(), described, tmp_path))
 
 
 @FORMATS
@@ -109,14 +109,14 @@ def test_batch_statistics_are_found(
 def test_the_same_models_in_eval_mode_pass(
     tmp_path: Path, save: Save, make: Callable[[], nn.Module], described: ModelSpec
 ) -> None:
-    check_steady(described, *save(make().eval(), described, tmp_path))
+    check_deterministic(described, *save(make().eval(), described, tmp_path))
 
 
 @FORMATS
 def test_a_model_that_is_meant_to_draw_lots_can_say_so(tmp_path: Path, save: Save) -> None:
     meant = VECTORS.model_copy(update={"parameters": {"allow_nondeterministic": "true"}})
 
-    check_steady(meant, *save(forgetful().train(), meant, tmp_path))
+    check_deterministic(meant, *save(forgetful().train(), meant, tmp_path))
 
 
 def test_an_onnx_graph_with_dropout_in_training_mode_is_found(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_an_onnx_graph_with_dropout_in_training_mode_is_found(tmp_path: Path) ->
 
     with pytest.raises(BadModel, match=DROPOUT):
         backend = load("onnxruntime", described, tmp_path / "model.onnx")
-        check_steady(described, "onnxruntime", backend)
+        check_deterministic(described, "onnxruntime", backend)
 
 
 def test_a_dynamically_quantised_model_is_no_false_alarm(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_dynamically_quantised_model_is_no_false_alarm(tmp_path: Path) -> None
         )
     described = spec([tensor("x", "FP32", 256)], [tensor("y", "FP32", 256)])
 
-    check_steady(described, *traced(small, described, tmp_path))
+    check_deterministic(described, *traced(small, described, tmp_path))
 
 
 @pytest.mark.parametrize("name", ["tiny", "digits", "resnet18", "sentiment"])
@@ -156,12 +156,12 @@ def test_no_sample_model_is_a_false_alarm(sample_models: Path, name: str) -> Non
         "redis://", "x", 1.0, "INFO",
     )  # fmt: skip
 
-    check_steady(model.spec, model.config.backend, load_backend(job))
+    check_deterministic(model.spec, model.config.backend, load_backend(job))
 
 
 def test_a_model_without_batches_is_asked_twice_only() -> None:
     backend = FakeBackend()
-    check_steady(fake_spec(max_batch_size=0), "torchscript", backend)
+    check_deterministic(fake_spec(max_batch_size=0), "torchscript", backend)
 
     assert [one["x"].shape for one in backend.passes] == [(2,), (2,)]
 
@@ -170,13 +170,13 @@ def test_a_model_that_refuses_what_is_made_up_is_left_alone() -> None:
     def refuse(inputs: Any) -> Any:
         raise ValueError("no such word")
 
-    check_steady(fake_spec(), "torchscript", FakeBackend(refuse))
+    check_deterministic(fake_spec(), "torchscript", FakeBackend(refuse))
 
 
 @pytest.mark.parametrize("backend", ["python", "joblib"])
 def test_the_operator_s_own_code_is_not_judged(backend: str) -> None:
     asked = FakeBackend()
-    check_steady(fake_spec(), backend, asked)
+    check_deterministic(fake_spec(), backend, asked)
 
     assert asked.passes == []
 

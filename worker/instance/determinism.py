@@ -23,15 +23,15 @@ CHECKED = {"torchscript", "torch_export", "torch_state_dict", "onnxruntime"}
 OPT_OUT = "allow_nondeterministic"
 ROWS = 3
 SEED = 20260
-TWICE_TOLERANCE = 1e-3
+REPEAT_TOLERANCE = 1e-3
 """Of the largest value: the same kernels on the same numbers differ in the order of sums only."""
-COMPANY_TOLERANCE = 0.1
+BATCH_TOLERANCE = 0.1
 """Of the largest value. Kernels for other batch sizes differ by 1e-5, in half precision 1e-2, and
 dynamic quantisation, which takes its scale from the whole batch, by a few 1e-2 (2026-11-21).
 Batch normalisation in training mode differs by about as much as there is."""
 
 
-def check_steady(spec: ModelSpec, backend_name: str, backend: Backend) -> None:
+def check_deterministic(spec: ModelSpec, backend_name: str, backend: Backend) -> None:
     """Raise BadModel when an exported model answers the same row differently.
 
     Three passes over made-up rows, seeded. Nothing is said of models that run the operator's own
@@ -49,9 +49,9 @@ def check_steady(spec: ModelSpec, backend_name: str, backend: Backend) -> None:
     except Exception as error:  # a border: the model may refuse what is made up
         log.info("%s: not looked at for training mode, it raised: %s", spec.key, error)
         return
-    if not _agree(first, second, TWICE_TOLERANCE):
+    if not _agree(first, second, REPEAT_TOLERANCE):
         raise BadModel(_sentence("when it is asked the same twice", "dropout"))
-    if alone and not _agree(_first_row(_floats(first)), _floats(alone), COMPANY_TOLERANCE):
+    if alone and not _agree(_first_row(_floats(first)), _floats(alone), BATCH_TOLERANCE):
         raise BadModel(_sentence("alone and in a batch", "batch normalisation"))
 
 

@@ -22,11 +22,11 @@ from worker.backends.base import Backend, close
 from worker.backends.loading import load_file
 from worker.ensembles.process import run_ensemble
 from worker.instance.batch import answer_batch
-from worker.instance.determinism import check_steady
+from worker.instance.determinism import check_deterministic
 from worker.instance.each import answers_each
 from worker.instance.loop import run
-from worker.instance.model_side import model_side_spec, on_clients_side
 from worker.instance.out_of_memory import PiecewiseBackend
+from worker.instance.tensor_adapter import adapted, backend_spec
 from worker.instance.warmup import run_samples, warm_up
 from worker.job import InstanceJob
 from worker.logs import configure_logging, follow_level
@@ -112,7 +112,7 @@ def warm_backend(job: InstanceJob, meter: Meter) -> Backend:
         backend = PiecewiseBackend(backend, job.spec, meter)
     _warm(job, backend)
     run_samples(job.spec, backend, job.warmup)
-    check_steady(job.spec, job.backend, backend)
+    check_deterministic(job.spec, job.backend, backend)
     return backend
 
 
@@ -133,9 +133,9 @@ def load_backend(job: InstanceJob) -> Backend:
     """Load the model's file with its backend; raises what the framework raises."""
     if job.placement.device == "cpu":
         torch.set_num_threads(job.placement.threads)
-    spec = model_side_spec(job.spec)
+    spec = backend_spec(job.spec)
     loaded = load_file(job.backend, spec, job.file, job.placement, allow_pickle=job.allow_pickle)
-    return on_clients_side(loaded, job.spec)
+    return adapted(loaded, job.spec)
 
 
 def die_with_parent() -> None:

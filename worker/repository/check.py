@@ -145,7 +145,7 @@ def trial_in_a_process(environ: Mapping[str, str]) -> Trial:
         command = [
             sys.executable,
             "-m",
-            "worker.instance.trial",
+            "worker.instance.trial_load",
             str(directory.parent),
             directory.name,
         ]

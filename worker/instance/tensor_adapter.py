@@ -1,7 +1,7 @@
-"""The model's side of its tensors: shapes as the model takes and gives them, masks filled in.
+"""Reshapes inputs and outputs between client and model shapes, and fills in masks.
 
 Clients and queue know a model by its spec; where its config reshapes tensors, or has masks of
-ragged inputs, the model itself is loaded by another one, and called through `ModelSide`.
+ragged inputs, its backend is loaded by another one, and called through a `TensorAdapter`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from worker.backends.base import Backend, EachBackend, Question, close
 from worker.instance.each import answers_each
 
 
-def model_side_spec(spec: ModelSpec) -> ModelSpec:
+def backend_spec(spec: ModelSpec) -> ModelSpec:
     """Return the spec that the backend gets: masks among its inputs, `reshape` as its dims."""
     inputs = list(spec.inputs)
     for mask in sorted(spec.masks, key=lambda mask: mask.position):
@@ -37,14 +37,16 @@ def _reshaped_spec(tensor: TensorSpec) -> TensorSpec:
     return tensor.model_copy(update={"dims": tensor.reshape, "reshape": None})
 
 
-def on_clients_side(backend: Backend, spec: ModelSpec) -> Backend:
-    """Return `backend`, loaded by `model_side_spec(spec)`, as one that takes what `spec` says."""
+def adapted(backend: Backend, spec: ModelSpec) -> Backend:
+    """Return `backend`, loaded by `backend_spec(spec)`, as one that takes the tensors of `spec`."""
     if not spec.masks and all(each.reshape is None for each in spec.inputs + spec.outputs):
         return backend
-    return ModelSideEach(backend, spec) if answers_each(backend) else ModelSide(backend, spec)
+    return (
+        EachTensorAdapter(backend, spec) if answers_each(backend) else TensorAdapter(backend, spec)
+    )
 
 
-class ModelSide:
+class TensorAdapter:
     """Stands before a backend: reshapes, and fills in the masks that `stack` did not."""
 
     def __init__(self, backend: Backend, spec: ModelSpec) -> None:
@@ -57,14 +59,14 @@ class ModelSide:
 
     def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
         """Run one batch as `Backend.forward` does; raises BadModelOutput for another shape."""
-        return self.given(self._backend.forward(self.taken(inputs), pixels))
+        return self._client_outputs(self._backend.forward(self.model_inputs(inputs), pixels))
 
     def close(self) -> None:
         """Let the model's own backend clean up."""
         close(self._backend)
 
-    def taken(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return what the model takes of what clients sent."""
+    def model_inputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the inputs of clients in the shapes that the model takes, with its masks."""
         unpadded = {
             mask.tensor.name: ones(mask, inputs[mask.of], batched=self._spec.batched)
             for mask in self._spec.masks
@@ -77,8 +79,8 @@ class ModelSide:
             for name, array in {**inputs, **unpadded}.items()
         }
 
-    def given(self, outputs: dict[str, Array]) -> dict[str, Array]:
-        """Return what clients get of what the model returned."""
+    def _client_outputs(self, outputs: dict[str, Array]) -> dict[str, Array]:
+        """Return the outputs of the model in the shapes that clients get; raises BadModelOutput."""
         changed = {}
         for name, tensor in self._outputs.items():
             if name in outputs:
@@ -109,7 +111,7 @@ class ModelSide:
         return array.reshape((*leading, *shape))
 
 
-class ModelSideEach(ModelSide):
+class EachTensorAdapter(TensorAdapter):
     """The same before a backend that answers each request on its own."""
 
     _backend: EachBackend
@@ -118,14 +120,16 @@ class ModelSideEach(ModelSide):
         self, questions: Sequence[Question], pixels: frozenset[str]
     ) -> list[dict[str, Array] | FerryError]:
         """See `EachBackend.answer_each`; an answer of another shape fails its request alone."""
-        asked = [question._replace(inputs=self.taken(question.inputs)) for question in questions]
+        asked = [
+            question._replace(inputs=self.model_inputs(question.inputs)) for question in questions
+        ]
         return [self._answer(answer) for answer in self._backend.answer_each(asked, pixels)]
 
     def _answer(self, answer: dict[str, Array] | FerryError) -> dict[str, Array] | FerryError:
         if isinstance(answer, FerryError):
             return answer
         try:
-            return self.given(answer)
+            return self._client_outputs(answer)
         except BadModelOutput as error:
             return error
 
