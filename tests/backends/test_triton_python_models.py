@@ -19,7 +19,7 @@ from shared.messages import InferResult
 from shared.model_spec import ModelSpec, TensorSpec
 from shared.request_queue.model_statistics import Pass
 from worker.backends import triton_python_backend_utils as pb_utils
-from worker.backends.base import Question
+from worker.backends.base import RequestTensors
 from worker.backends.triton_python import TritonPythonBackend
 from worker.instance import batch
 from worker.instance.batch import answer_batch
@@ -99,12 +99,12 @@ def test_strings_are_object_arrays_of_bytes(tmp_path: Path) -> None:
 
 def test_torch_over_dlpack_answers_only_what_is_wanted(tmp_path: Path) -> None:
     backend = triton(tmp_path, DLPACK, spec([X], [Y, tensor("z")]))
-    questions = [
-        Question("a", {"x": floats([1, 2])}, ("y",), {}),
-        Question("b", {"x": floats([3, 4])}, (), {}),
+    requests = [
+        RequestTensors("a", {"x": floats([1, 2])}, ("y",), {}),
+        RequestTensors("b", {"x": floats([3, 4])}, (), {}),
     ]
 
-    one, both = backend.answer_each(questions, PLAIN)
+    one, both = backend.answer_each(requests, PLAIN)
 
     assert isinstance(one, dict) and isinstance(both, dict)
     assert {name: array.tolist() for name, array in one.items()} == {"y": [[1.0, 2.0]]}
@@ -205,7 +205,9 @@ def test_a_request_shows_its_id_parameters_and_model(tmp_path: Path) -> None:
     )
     backend = triton(tmp_path, code, spec([X], [Y]))
 
-    (error,) = backend.answer_each([Question("a7", {"x": floats([1, 1])}, (), {"k": 1})], PLAIN)
+    (error,) = backend.answer_each(
+        [RequestTensors("a7", {"x": floats([1, 1])}, (), {"k": 1})], PLAIN
+    )
 
     assert isinstance(error, Unsupported)
     assert str(error) == 'a7 {"k": 1} m 1 0 False TYPE_FP32'

@@ -9,7 +9,7 @@ import pytest
 
 from shared.datatypes import Array
 from shared.model_spec import MaskInput, ModelSpec, TensorSpec
-from worker.backends.base import Question
+from worker.backends.base import RequestTensors
 from worker.instance.batch_parts import stack
 from worker.instance.tensor_adapter import EachTensorAdapter, TensorAdapter, adapted, backend_spec
 from worker.repository.config.ragged import take_masks
@@ -41,8 +41,8 @@ class Recorder:
 
 
 class EachRecorder(Recorder):
-    def answer_each(self, questions: Any, pixels: frozenset[str]) -> list[dict[str, Array]]:
-        return [self.forward(question.inputs, pixels) for question in questions]
+    def answer_each(self, requests: Any, pixels: frozenset[str]) -> list[dict[str, Array]]:
+        return [self.forward(request.inputs, pixels) for request in requests]
 
 
 def tokens(rows: int, length: int) -> dict[str, Array]:
@@ -92,7 +92,8 @@ def test_a_model_that_sees_requests_one_by_one_gets_a_mask_for_each() -> None:
     assert isinstance(side, EachTensorAdapter)
 
     side.answer_each(
-        [Question("1", tokens(1, 2), (), {}), Question("2", tokens(1, 1), (), {})], frozenset()
+        [RequestTensors("1", tokens(1, 2), (), {}), RequestTensors("2", tokens(1, 1), (), {})],
+        frozenset(),
     )
 
     assert [given["seen"].tolist() for given in backend.given] == [[[1, 1]], [[1]]]

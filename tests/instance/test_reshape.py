@@ -10,7 +10,7 @@ import pytest
 from shared.datatypes import Array
 from shared.errors import BadModel, BadModelOutput, FerryError
 from shared.model_spec import ModelSpec, TensorSpec
-from worker.backends.base import Question
+from worker.backends.base import RequestTensors
 from worker.instance.tensor_adapter import EachTensorAdapter, adapted, backend_spec
 from worker.repository.model_config import read_config
 
@@ -91,16 +91,18 @@ def test_an_output_of_another_shape_is_the_model_s_mistake() -> None:
 def test_of_requests_answered_one_by_one_only_the_wrong_one_fails() -> None:
     class Each(Echo):
         def answer_each(
-            self, questions: list[Question], pixels: frozenset[str]
+            self, requests: list[RequestTensors], pixels: frozenset[str]
         ) -> list[dict[str, Array] | FerryError]:
             wrong = {"y": np.ones((1, 5), np.float32)}
-            return [self.forward(dict(questions[0].inputs), pixels), wrong]
+            return [self.forward(dict(requests[0].inputs), pixels), wrong]
 
     side = adapted(Each(), spec((6,), (2, 3)))
     assert isinstance(side, EachTensorAdapter)
     x = {"x": np.ones((1, 6), np.float32)}
 
-    good, bad = side.answer_each([Question("a", x, (), {}), Question("b", x, (), {})], frozenset())
+    good, bad = side.answer_each(
+        [RequestTensors("a", x, (), {}), RequestTensors("b", x, (), {})], frozenset()
+    )
 
     assert not isinstance(good, FerryError)
     assert good["y"].shape == (1, 6)

@@ -30,8 +30,8 @@ def close(backend: Backend) -> None:
         clean_up()
 
 
-class Question(NamedTuple):
-    """One request of a batch whose rows are not stacked; `outputs` are those wanted."""
+class RequestTensors(NamedTuple):
+    """The inputs of one request of a batch that is not stacked; `outputs` are those wanted."""
 
     id: str
     inputs: Mapping[str, Array]
@@ -46,9 +46,9 @@ class EachBackend(Backend, Protocol):
     """
 
     def answer_each(
-        self, questions: Sequence[Question], pixels: frozenset[str]
+        self, requests: Sequence[RequestTensors], pixels: frozenset[str]
     ) -> list[dict[str, Array] | FerryError]:
-        """Return each question's outputs by name, or the error that it alone is answered with.
+        """Return each request's outputs by name, or the error that it alone is answered with.
 
         What it raises is everybody's: the batch is then run in halves, as for `forward`.
         """

@@ -14,7 +14,7 @@ from typing import Any
 from shared.datatypes import Array
 from shared.errors import BadModel, BadModelOutput, BadRequest, FerryError, ModelFailed, Unsupported
 from shared.model_spec import ModelSpec
-from worker.backends.base import Question
+from worker.backends.base import RequestTensors
 from worker.backends.preprocessing import PixelArrays, own_arrays
 from worker.backends.triton_requests import (
     InferenceRequest,
@@ -45,11 +45,10 @@ class TritonPythonBackend:
             self._model.initialize(_arguments(spec, file, placement))
 
     def answer_each(
-        self, questions: Sequence[Question], pixels: frozenset[str]
+        self, requests: Sequence[RequestTensors], pixels: frozenset[str]
     ) -> list[dict[str, Array] | FerryError]:
         """Hand a batch to `execute`; see `EachBackend.answer_each`."""
-        requests = [self._request(question, pixels) for question in questions]
-        responses = self._model.execute(requests)
+        responses = self._model.execute([self._request(each, pixels) for each in requests])
         if not isinstance(responses, Sequence) or len(responses) != len(requests):
             count = len(responses) if isinstance(responses, Sequence) else responses
             raise BadModelOutput(f"execute returned {count} responses to {len(requests)} requests")
@@ -57,7 +56,7 @@ class TritonPythonBackend:
 
     def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
         """Run one request; see `Backend.forward`. Raises the error that it is answered with."""
-        (answer,) = self.answer_each([Question("", inputs, (), {})], pixels)
+        (answer,) = self.answer_each([RequestTensors("", inputs, (), {})], pixels)
         if isinstance(answer, FerryError):
             raise answer
         return answer
@@ -67,15 +66,15 @@ class TritonPythonBackend:
         if hasattr(self._model, "finalize"):
             self._model.finalize()
 
-    def _request(self, question: Question, pixels: frozenset[str]) -> InferenceRequest:
-        arrays = own_arrays(question.inputs, pixels, self._pixels)
+    def _request(self, request: RequestTensors, pixels: frozenset[str]) -> InferenceRequest:
+        arrays = own_arrays(request.inputs, pixels, self._pixels)
         return InferenceRequest(
             model_name=self._spec.name,
-            requested_output_names=question.outputs or self._outputs,
+            requested_output_names=request.outputs or self._outputs,
             inputs=[Tensor(name, array) for name, array in arrays.items()],
-            request_id=question.id,
+            request_id=request.id,
             model_version=int(self._spec.version),
-            parameters=question.parameters,
+            parameters=request.parameters,
         )
 
 

@@ -10,7 +10,7 @@ from shared.datatypes import Array
 from shared.errors import BadModelOutput, FerryError
 from shared.messages import InferResult, Tensor, Timings
 from shared.model_spec import ModelSpec
-from worker.backends.base import Backend, EachBackend, Question
+from worker.backends.base import Backend, EachBackend, RequestTensors
 from worker.instance.batch_parts import BatchContext, DecodedRequest, check_outputs
 
 log = logging.getLogger(__name__)
@@ -29,12 +29,12 @@ def run_each(
     It is one pass of all rows. The requests that the model fails are in no pass: counted as failed.
     """
     pixels = frozenset(item.name for item in requests[0].request.inputs if item.pixels)
-    questions = [
-        Question(item.id, arrays, request.outputs, request.parameters)
+    tensors = [
+        RequestTensors(item.id, arrays, request.outputs, request.parameters)
         for item, request, arrays in requests
     ]
     started = time.monotonic()
-    answers = backend.answer_each(questions, pixels)
+    answers = backend.answer_each(tensors, pixels)
     computed = time.monotonic()
     if len(answers) != len(requests):
         raise BadModelOutput(f"{len(answers)} answers to {len(requests)} requests")

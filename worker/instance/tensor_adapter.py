@@ -14,7 +14,7 @@ import numpy as np
 from shared.datatypes import NUMPY_TYPES, Array
 from shared.errors import BadModelOutput, FerryError
 from shared.model_spec import MaskInput, ModelSpec, TensorSpec
-from worker.backends.base import Backend, EachBackend, Question, close
+from worker.backends.base import Backend, EachBackend, RequestTensors, close
 from worker.instance.each import answers_each
 
 
@@ -117,12 +117,10 @@ class EachTensorAdapter(TensorAdapter):
     _backend: EachBackend
 
     def answer_each(
-        self, questions: Sequence[Question], pixels: frozenset[str]
+        self, requests: Sequence[RequestTensors], pixels: frozenset[str]
     ) -> list[dict[str, Array] | FerryError]:
         """See `EachBackend.answer_each`; an answer of another shape fails its request alone."""
-        asked = [
-            question._replace(inputs=self.model_inputs(question.inputs)) for question in questions
-        ]
+        asked = [request._replace(inputs=self.model_inputs(request.inputs)) for request in requests]
         return [self._answer(answer) for answer in self._backend.answer_each(asked, pixels)]
 
     def _answer(self, answer: dict[str, Array] | FerryError) -> dict[str, Array] | FerryError:

@@ -1,6 +1,6 @@
 """Loads and warms up one version of a model, as an instance would, and says whether it could.
 
-    python -m worker.instance.trial_load REPOSITORY NAME VERSION      prints why not; exit code 1 then
+    python -m worker.instance.trial_load REPOSITORY NAME VERSION    prints why not; exit code 1 then
 
 A process of its own, so that a model that takes its process down does no other harm.
 """
