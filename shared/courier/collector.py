@@ -1,4 +1,4 @@
-"""Takes the answers to one process's requests: those that Redis says, and those that it stores."""
+"""Collects the answers to one process's requests: said on a channel, or stored in Redis."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ class Collector:
         self._result_prefix = result_prefix
         self._waiting = waiting
         self._push_again = push_again
-        self._doubts: list[PendingRequest] = []
-        self._doubtful_until = 0.0
+        self._possibly_lost: list[PendingRequest] = []
+        self._push_again_at = 0.0
         self._is_first = True
 
     def collect(self) -> None:
-        """Take answers as they come, for half a second; raises RedisError.
+        """Hand out answers as they come, for half a second; raises RedisError.
 
-        After a lost connection, all that are there.
+        After a lost connection also those that were stored meanwhile.
         """
         if not self._subscription.is_open:
             self._listen()
         self._subscription.wait(self._take)
         self._fetch([])
-        if self._doubts and time.monotonic() >= self._doubtful_until:
-            doubts, self._doubts = self._doubts, []
-            self._push_again([request for request in doubts if request.is_open])
+        if self._possibly_lost and time.monotonic() >= self._push_again_at:
+            lost, self._possibly_lost = self._possibly_lost, []
+            self._push_again([request for request in lost if request.is_open])
 
     def hang_up(self) -> None:
-        """Stop to listen, until the next `collect`."""
+        """Close the subscription, until the next `collect` opens another."""
         self._subscription.close()
 
     def close(self) -> None:
@@ -61,19 +61,23 @@ class Collector:
         self._wire.close()
 
     def _listen(self) -> None:
-        """Listen, and have doubts about what was pushed before and is not answered soon.
+        """Listen, and push again soon what was pushed before and is not answered by then.
 
         It may be gone, or its answer: it is stored, and run, again; a known id is left as it is.
         """
         self._subscription.open()
+        # The ids that were announced may have been taken by a connection that broke: ask for all.
         self._fetch(list(self._waiting))
+        # Its reply ends the next `wait`, behind all that was said since: only then is pushed again.
         self._subscription.ask()
-        self._doubts = list(self._waiting.values())
-        self._doubtful_until = time.monotonic() + QUIET_SECONDS * self._is_first
+        self._possibly_lost = list(self._waiting.values())
+        # The first time nothing is lost, as a rule: answers that came before anybody listened are
+        # stored, and found within this time.
+        self._push_again_at = time.monotonic() + (QUIET_SECONDS if self._is_first else 0.0)
         self._is_first = False
 
     def _take(self, said: bytes) -> None:
-        """Hand out the answers that a message brings."""
+        """Hand out the answers in a message."""
         for request_id, result in answers_in(said):
             self._answer(request_id, result)
 

@@ -1,47 +1,60 @@
 """Carries one process's requests to Redis and its answers back, for all its threads at once.
 
-System calls and the switches between processes are what a small request costs most, so nobody makes
-their own: requests leave together, and one reader takes all answers that are there. Measured
+fast: system calls and the switches between processes are what a small request costs most, so nobody
+makes their own: requests leave together, and one reader takes all answers that are there. Measured
 2026-11-21, see docs/performance.md.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections import deque
 from collections.abc import Callable
 from threading import Lock, Thread
 from typing import Any
 
-from redis.exceptions import RedisError
-
+from shared.courier.cancels import Cancels
 from shared.courier.collector import Collector
-from shared.courier.departures import has_left
+from shared.courier.deadlines import Deadlines
 from shared.courier.pending import PendingRequest, PushArguments
 from shared.courier.sender import Sender
-from shared.errors import ClientLeft, FerryError, RequestExpired
+from shared.errors import ClientLeft, FerryError
 from shared.wire.packing import Command
 from shared.wire.wire import Wire
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 0.1
-TICK_SECONDS = 0.02
-DEPARTURES_SECONDS = 0.2
+CHECK_SECONDS = 0.02
+"""How often deadlines are looked at, unread replies read and cancels sent."""
+PUSH_AGAIN_SECONDS = 0.1
+RECONNECT_SECONDS = 0.1
 IDLE_SECONDS = 300.0
 """After so long without a request there are no threads and connections until the next one."""
-CANCEL_PAUSES = 20
-"""How many times longer than a cancel, which walks the queue, the time to the next one is."""
 
 
 class Courier:
-    """A few connections per process and model version, opened when they are first needed.
+    """Four threads and four connections per model version, started by the first request.
 
-    One thread collects answers; another looks for passed deadlines and for clients that left,
-    because a timer for every request costs as much as its answer; a third does what these have
-    Redis do.
+    Its threads, besides those that ask and wait:
+
+        asker -- carry --> Sender.outbox -- whoever has the token: asker, send --> wire 1: push
+                                            confirm and cancel: replies nobody read --^
+        ferry-send      sends what came while another thread was sending
+        ferry-check     every 20 ms, without Redis: deadlines, clients that left --> Cancels
+        ferry-cancel    every 20 ms: reads replies (wire 1), retries, sends Cancels --> wire 2
+        ferry-collect   hears answers on wire 3, under gevent by way of its event loop, and fetches
+                        stored ones on wire 4 --> PendingRequest.answer, which wakes the asker
+
+    A request's states; it is in `_waiting` from `carry` until it is done, and whoever takes it out
+    of there ends it, once:
+
+        held, in the outbox --> sent --> accepted --------- an answer ----------------> done
+          |                      |          |   ^
+          |                      |          v   | pushed again: known, or stored anew
+          |                      |       perhaps lost, after a lost connection
+          |                      |
+          +----------------------+--> refused (full, closed, Redis fails), expired, cancelled,
+                                      rejected by its queue policy: an error ---------> done
     """
 
     def __init__(
@@ -54,169 +67,119 @@ class Courier:
     ) -> None:
         """Answers come on the channel `answered_key`, or stored: ids in its list, at a prefix."""
         self._open_wire = open_wire
-        self._cancel_command = cancel_command
         self._answered_key = answered_key
         self._result_prefix = result_prefix
-        self._sender = Sender(open_wire(), push_command, self._fail)
         self._waiting: dict[str, PendingRequest] = {}
-        self._timed: dict[str, PendingRequest] = {}
-        self._unwanted: deque[tuple[str, str]] = deque()
+        self._cancels = Cancels(self._waiting, cancel_command)
+        self._deadlines = Deadlines(self._waiting, self._cancels)
+        self.sender = Sender(open_wire(), push_command, self._refuse)
         self._starting = Lock()
         self._started = False
-        self._shift = 0
+        # A thread ends when this has changed: those of an earlier start are told from ours by it.
+        self._generation = 0
 
     @property
     def waiting(self) -> int:
-        """How many requests are under way."""
+        """The number of requests under way."""
         return len(self._waiting)
 
     def carry(self, request: PendingRequest, *, held: bool = False) -> None:
-        """Push the request's request, now or soon; one that is `held` at `release`.
+        """Push the request, now or soon; one that is `held` at `release`.
 
         Its `done` is set once there is a result or an error, at the latest soon after its deadline.
         """
-        self._waiting[request.id] = request  # first: `_rest` looks at it last
+        self._waiting[request.id] = request  # first: `rest` looks at it last
         if not self._started:
             self._start()
-        if request.queue_deadline < math.inf:
-            self._timed[request.id] = request
+        self._deadlines.watch(request)
         if held:
-            self._sender.hold(request)
+            self.sender.hold(request)
         else:
-            self._sender.send(request)
+            self.sender.send(request)
 
     def release(self) -> None:
         """Push what was held, in one write."""
-        self._sender.release()
+        self.sender.release()
 
     def cancel(self, request: PendingRequest) -> None:
-        """Fail a request that nobody waits for any more, and have its request off the queue soon.
+        """Fail a request that nobody waits for any more, and take it off the queue soon.
 
         Counted as cancelled. Nothing happens to one that is done. For any thread.
         """
-        self._close("cancelled", [request], lambda: ClientLeft("the client hung up"))
+        self._cancels.close("cancelled", [request], lambda: ClientLeft("the client hung up"))
 
-    def _start(self) -> None:
+    def rest(self) -> None:
+        """Close the threads and connections of an idle version, until its next request."""
         with self._starting:
-            if self._started:
-                return
-            self._started, self._shift = True, self._shift + 1
-            self._sender.start()
-            for work in (self._collect, self._tick, self._settle):
-                name = f"ferry-{work.__name__.strip('_')}"
-                Thread(target=work, args=(self._shift,), name=name, daemon=True).start()
-
-    def _rest(self) -> None:
-        """End the threads and close the connections, until the next request.
-
-        Versions come and go, and of those that are gone nothing should be left.
-        """
-        with self._starting:
-            self._started, self._shift = False, self._shift + 1
-            self._sender.rest()
+            self._started, self._generation = False, self._generation + 1
+            self.sender.rest()
         if self._waiting:  # one came meanwhile, and found all running
             self._start()
 
-    def _tick(self, shift: int) -> None:
-        """Fail what is late or unwanted. Asks nothing of Redis: a deadline holds while it hangs."""
-        next_look, busy_at = 0.0, time.monotonic()
-        while shift == self._shift:
-            time.sleep(TICK_SECONDS)
-            now, waiting = time.monotonic(), list(self._waiting.values())
-            if waiting or self._unwanted:
+    def _start(self) -> None:
+        with self._starting:
+            if self._started:  # by another thread, while this one waited for the lock
+                return
+            self._started, self._generation = True, self._generation + 1
+            self.sender.start()
+            for name, work in (
+                ("ferry-collect", self._collect_forever),
+                ("ferry-check", self._check_forever),
+                ("ferry-cancel", self._cancel_forever),
+            ):
+                Thread(target=work, args=(self._generation,), name=name, daemon=True).start()
+
+    def _check_forever(self, generation: int) -> None:
+        """Fail what is late or unwanted, and rest when nothing has been under way for long."""
+        busy_at = time.monotonic()
+        while generation == self._generation:
+            time.sleep(CHECK_SECONDS)
+            now = time.monotonic()
+            if self._waiting or not self._cancels.is_empty:  # Redis is still to hear of these
                 busy_at = now
             elif now - busy_at > IDLE_SECONDS:
-                self._rest()
+                self.rest()
                 return
-            late = [request for request in waiting if request.deadline <= now]
-            self._close("expired", late, lambda: RequestExpired("Request timeout expired"))
-            self._note_rejected(now)
-            if now >= next_look:
-                next_look = now + DEPARTURES_SECONDS
-                left = [
-                    request for request in waiting if request.client and has_left(request.client)
-                ]
-                self._close("cancelled", left, lambda: ClientLeft("the client hung up"))
+            self._deadlines.check(now)
 
-    def _note_rejected(self, now: float) -> None:
-        """Have what a queue policy rejects taken off the queue, also while no instance looks at it.
+    def _cancel_forever(self, generation: int) -> None:
+        """Read the replies to pushes that nobody read, and take off the queue what is closed.
 
-        It may be in a batch by then, so it is failed only once Redis says that it was not.
+        A thread of its own: it waits for Redis, and deadlines must not.
         """
-        for request_id, request in list(self._timed.items()):
-            if request.queue_deadline <= now or not request.is_open:
-                del self._timed[request_id]
-                if request.is_open:
-                    self._unwanted.append(("rejected", request_id))
-
-    def _close(
-        self, why: str, requests: list[PendingRequest], make_error: Callable[[], FerryError]
-    ) -> None:
-        """Fail requests, and note that they are to be taken off the queue."""
-        for request in requests:
-            if self._waiting.pop(request.id, None) is not None:
-                self._unwanted.append((why, request.id))
-                request.fail(make_error())
-
-    def _settle(self, shift: int) -> None:
-        """Read the replies to pushes that nobody read, and take off the queue what is unwanted."""
-        wire, next_cancel, next_retry = self._open_wire(), 0.0, 0.0
-        while shift == self._shift:
-            time.sleep(TICK_SECONDS)
-            self._sender.confirm()
+        wire, next_retry = self._open_wire(), 0.0
+        while generation == self._generation:
+            time.sleep(CHECK_SECONDS)
+            self.sender.confirm()
             if time.monotonic() >= next_retry:
-                next_retry = time.monotonic() + RETRY_SECONDS
-                self._sender.retry()
-            if self._unwanted and time.monotonic() >= next_cancel:
-                began = time.monotonic()
-                self._cancel(wire)
-                next_cancel = began + CANCEL_PAUSES * (time.monotonic() - began)
+                next_retry = time.monotonic() + PUSH_AGAIN_SECONDS
+                self.sender.retry()
+            self._cancels.send(wire)
         wire.close()
 
-    def _cancel(self, wire: Wire) -> None:
-        ids: dict[str, list[str]] = {}
-        while self._unwanted:
-            why, request_id = self._unwanted.popleft()
-            ids.setdefault(why, []).append(request_id)
-        try:
-            for why, unwanted in ids.items():
-                wire.send(self._cancel_command(why, unwanted, only_waiting=why == "rejected"))
-                states = wire.reply()
-                if why == "rejected":
-                    self._reject(unwanted, states)
-        except RedisError as failure:
-            log.info("requests stay on the queue until they are claimed, Redis fails: %s", failure)
-
-    def _reject(self, ids: list[str], states: list[bytes]) -> None:
-        for request_id, state in zip(ids, states, strict=True):
-            request = self._waiting.get(request_id)
-            if request is not None and state == b"waiting":
-                self._fail(request, RequestExpired("Request timeout expired"))
-
-    def _fail(self, request: PendingRequest, error: FerryError) -> None:
-        if self._waiting.pop(request.id, None) is not None:
-            request.fail(error)
-
-    def _collect(self, shift: int) -> None:
-        """Have answers collected, whatever happens to Redis."""
+    def _collect_forever(self, generation: int) -> None:
+        """Collect answers, whatever happens to Redis."""
         collector = Collector(
             self._open_wire,
             self._answered_key,
             self._result_prefix,
             self._waiting,
-            self._sender.send_again,
+            self.sender.send_again,
         )
-        told = ""
-        while shift == self._shift:
+        logged = ""
+        while generation == self._generation:
             try:
                 collector.collect()
-                if told:
+                if logged:
                     log.info("Redis is back, %d requests wait on", len(self._waiting))
-                    told = ""
+                    logged = ""
             except Exception as error:  # a border: nothing would be answered any more
-                if told != repr(error):
-                    told = repr(error)
+                if logged != repr(error):  # one line for an outage, not ten a second
+                    logged = repr(error)
                     log.warning("answers are slow, trying until Redis is back: %s", error)
                 collector.hang_up()
-                time.sleep(RETRY_SECONDS)
+                time.sleep(RECONNECT_SECONDS)
         collector.close()
+
+    def _refuse(self, request: PendingRequest, error: FerryError) -> None:
+        self._cancels.fail(request, error)

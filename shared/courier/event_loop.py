@@ -1,4 +1,4 @@
-"""Reads a wire in gevent's event loop, where there is one: a thread less to switch to and from."""
+"""Reads a wire in gevent's event loop. fast: no switch to a thread of its own and back."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LoopReader:
         return cls(wire, gevent.get_hub().loop.io(opened.fileno(), READABLE))
 
     def wait(self, pass_on: Pass, seconds: float) -> bool:
-        """Have `pass_on` called in the loop with each reply, until it returns False for one.
+        """Call `pass_on` in the loop with each reply, until it returns False for one.
 
         Returns False when that did not happen for so long. Raises redis.RedisError when the
         connection is lost, and what `pass_on` raises.

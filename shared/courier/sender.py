@@ -1,10 +1,10 @@
 """Pushes one process's requests of one model: many in one write, without waiting for the replies.
 
-A request that finds nobody sending is sent by its own thread, which at low load saves two switches
-between threads; those that come meanwhile are left to a thread that sends all there is at once. The
-replies to earlier writes are read before the next one while anything of the last is open, which is
-what lets requests gather under load; else soon by `confirm`, many at once: waiting for each would
-wake the process once more for every request.
+fast: a request that finds nobody sending is sent by its own thread, which at low load saves two
+switches between threads; those that come meanwhile are left to a thread that sends all there is at
+once. The replies to earlier writes are read before the next one while anything of the last is open,
+which is what lets requests gather under load; else soon by `confirm`, many at once: waiting for
+each would wake the process once more for every request.
 """
 
 from __future__ import annotations
@@ -33,7 +33,22 @@ MAX_UNREAD_REPLIES = 64
 
 
 class Sender:
-    """One connection that only pushes. A push sent twice is known by its id and changes nothing."""
+    """One connection that only pushes. A push sent twice is known by its id and changes nothing.
+
+    A request is on one of three lists until it is accepted, refused or done by other means:
+
+                              written                reply: queued, known
+        send ----> outbox -----------> unconfirmed ---------------------> accepted
+        hold        ^  ^                |  |  |
+                    |  |                |  |  +-- full, closed, an error --> refused
+                    |  |                |  |
+                    |  |                |  +-- the connection is lost: written once more at once
+                    |  +--- retry ---- to_retry <- Redis fails again, or refuses now what it has
+                    |                              had before: it may be stored, or lost
+                    +--- send_again: accepted, but perhaps lost since
+
+    Only the thread with the token takes from `outbox` and touches `unconfirmed` and the wire.
+    """
 
     def __init__(
         self,
@@ -45,26 +60,31 @@ class Sender:
         self._wire = wire
         self._push_command = push_command
         self._refuse = refuse
-        self._outbox: deque[PendingRequest] = deque()
-        self._unconfirmed: deque[list[PendingRequest]] = deque()
-        self._owed: list[PendingRequest] = []
-        # Whoever pops the token sends. A deque does it atomically, at a tenth of gevent's Lock.
-        self._turn = deque([None])
+        self.outbox: deque[PendingRequest] = deque()
+        self.unconfirmed: deque[list[PendingRequest]] = deque()
+        self.to_retry: list[PendingRequest] = []
+        # fast: whoever pops the token sends. A deque is a lock at a tenth of gevent's Lock.
+        self._sending_token = deque([None])
         self._more = Event()
-        self._shift = 0
+        self._generation = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether nobody sends, nothing is to be sent and no reply is to be read."""
+        return bool(self._sending_token) and not self.outbox and not self.unconfirmed
 
     def start(self) -> None:
         """Start the thread that sends what comes while another is sending."""
-        self._shift += 1
+        self._generation += 1
         Thread(
-            target=self._send_waiting, args=(self._shift,), name="ferry-send", daemon=True
+            target=self._send_waiting, args=(self._generation,), name="ferry-send", daemon=True
         ).start()
 
     def rest(self) -> None:
         """End that thread and close the connection, which the next request opens anew."""
-        self._shift += 1
+        self._generation += 1
         self._more.set()
-        self._take_turn(self._hang_up)
+        self._with_token(self._hang_up)
 
     def _hang_up(self) -> None:
         self._confirm()
@@ -72,67 +92,67 @@ class Sender:
 
     def send(self, request: PendingRequest) -> None:
         """Push the request's request, now or soon."""
-        self._outbox.append(request)
-        self._take_turn(self._send_some)
+        self.outbox.append(request)
+        self._with_token(self._send_some)
 
     def hold(self, request: PendingRequest) -> None:
         """Push the request's request with the next `release`, or with another request before it."""
-        self._outbox.append(request)
+        self.outbox.append(request)
 
     def release(self) -> None:
         """Push what is held, now or soon."""
-        self._take_turn(self._send_some)
+        self._with_token(self._send_some)
 
     def send_again(self, requests: Iterable[PendingRequest]) -> None:
         """Push requests once more, soon, since Redis may have lost them."""
-        self._outbox.extend(requests)
+        self.outbox.extend(requests)
         self._more.set()
 
     def retry(self) -> None:
-        """Push again what Redis may have, or may have lost, and did not take when it came again."""
-        owed, self._owed = {request.id: request for request in self._owed}, []
-        if owed:
-            self.send_again(owed.values())
+        """Retry pushes whose outcome is unknown."""
+        again, self.to_retry = {request.id: request for request in self.to_retry}, []
+        if again:
+            self.send_again(again.values())
 
     def confirm(self) -> None:
         """Read the replies to all writes so far that nobody has read yet."""
-        if self._unconfirmed:
-            self._take_turn(self._confirm)
+        if self.unconfirmed:
+            self._with_token(self._confirm)
 
-    def _send_waiting(self, shift: int) -> None:
-        while shift == self._shift:
+    def _send_waiting(self, generation: int) -> None:
+        while generation == self._generation:
             self._more.wait()
             self._more.clear()
-            self._take_turn(self._send_some)
+            self._with_token(self._send_some)
 
-    def _take_turn(self, work: Callable[[], None]) -> None:
-        """Do the work, unless somebody else has the turn.
+    def _with_token(self, work: Callable[[], None]) -> None:
+        """Do the work, unless another thread has the token: that one does what there is to do.
 
-        Whoever had it looks at the outbox again after giving it up: nothing is forgotten.
+        subtle: whoever had it looks at the outbox again after giving it back, since another may
+        have put something there and found no token meanwhile.
         """
         try:
-            self._turn.pop()
+            self._sending_token.pop()
         except IndexError:
             return
         try:
             work()
         finally:
-            self._turn.append(None)
-        if self._outbox:
+            self._sending_token.append(None)
+        if self.outbox:
             self._more.set()
 
     def _send_some(self) -> None:
-        if self._unconfirmed and (
-            len(self._unconfirmed) >= MAX_UNREAD_REPLIES
-            or any(request.is_open for request in self._unconfirmed[-1])
+        # While the last write is open its reply is waited for, which lets requests gather.
+        if self.unconfirmed and (
+            len(self.unconfirmed) >= MAX_UNREAD_REPLIES
+            or any(request.is_open for request in self.unconfirmed[-1])
         ):
             self._confirm()
         requests, size = list[PendingRequest](), 0
-        while (
-            self._outbox and len(requests) < MAX_REQUESTS_PER_WRITE and size < MAX_BYTES_PER_WRITE
-        ):
-            request = self._outbox.popleft()
-            if request.is_open:  # else it was taken back, or answered, meanwhile
+        while self.outbox and len(requests) < MAX_REQUESTS_PER_WRITE and size < MAX_BYTES_PER_WRITE:
+            request = self.outbox.popleft()
+            if request.is_open:  # else it was cancelled, or answered, meanwhile
                 requests.append(request)
                 size += request.push.size
         if requests:
@@ -141,7 +161,7 @@ class Sender:
     def _write(self, requests: list[PendingRequest]) -> None:
         try:
             self._send(self._push_command([request.push for request in requests]))
-            self._unconfirmed.append(requests)
+            self.unconfirmed.append(requests)
             for request in requests:
                 request.sent = True
         except RedisError as error:
@@ -157,19 +177,19 @@ class Sender:
 
     def _confirm(self) -> None:
         """Read what became of the writes so far; what a lost connection leaves open goes again."""
-        while self._unconfirmed:
-            requests = self._unconfirmed.popleft()
+        while self.unconfirmed:
+            requests = self.unconfirmed.popleft()
             try:
                 self._note(requests, self._wire.reply())
             except ResponseError as error:
                 self._refuse_all(requests, error)
             except RedisError:
-                self._push_again([*requests, *itertools.chain.from_iterable(self._unconfirmed)])
+                self._push_again([*requests, *itertools.chain.from_iterable(self.unconfirmed)])
                 return
 
     def _push_again(self, requests: list[PendingRequest]) -> None:
         """Write what is open of these once more, once, and wait for the reply."""
-        self._unconfirmed.clear()
+        self.unconfirmed.clear()
         # Of what was answered since, Redis no longer knows that it had it.
         requests = [request for request in requests if request.is_open]
         if not requests:
@@ -185,14 +205,14 @@ class Sender:
     def _refuse_all(self, requests: list[PendingRequest], error: ResponseError) -> None:
         for request in requests:
             if request.accepted:  # it was being pushed again, since Redis may have lost it
-                self._owed.append(request)
+                self.to_retry.append(request)
             else:
                 self._refuse(request, unavailable(error))
 
     def _note(self, requests: list[PendingRequest], statuses: list[bytes]) -> None:
         for request, status in zip(requests, statuses, strict=True):
             if status.startswith(b"full") and request.accepted:  # it was, and came again
-                self._owed.append(request)
+                self.to_retry.append(request)
             elif status.startswith(b"full"):
                 self._refuse(request, QueueFull.with_waiting(int(status.split()[1])))
             elif status == b"closed":
@@ -203,7 +223,7 @@ class Sender:
     def _give_up(self, requests: list[PendingRequest], error: RedisError) -> None:
         refused = [request for request in requests if not request.sent]
         # What was sent may be stored: it is pushed again until Redis says something of it.
-        self._owed += [request for request in requests if request.sent]
+        self.to_retry += [request for request in requests if request.sent]
         if refused:
             log.warning("%d requests cannot be pushed, Redis fails: %s", len(refused), error)
         for request in refused:

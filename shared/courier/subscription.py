@@ -1,4 +1,4 @@
-"""Listens to a channel of Redis: answers come without being asked for again and again."""
+"""Listens to a channel of Redis. fast: answers come without being asked for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Subscription:
     def __init__(self, wire: Wire, channel: str) -> None:
         """Listen to `channel`; opens nothing before `open`."""
         self._wire = wire
-        self._channel = channel
+        self.channel = channel
         self._in_loop: LoopReader | None = None
         self._heard_at = 0.0
         self._refused = False
@@ -43,9 +43,9 @@ class Subscription:
     def open(self) -> None:
         """Connect, and return once everything that is said from now on will be heard.
 
-        A Redis that does not let us listen has us look for stored answers instead.
+        Where Redis does not let us listen, `wait` only sleeps: the caller looks for stored answers.
         """
-        self._wire.send(("SUBSCRIBE", self._channel))
+        self._wire.send(("SUBSCRIBE", self.channel))
         self._heard_at = time.monotonic()
         try:
             self._wire.reply()
@@ -57,14 +57,14 @@ class Subscription:
         self._in_loop = LoopReader.of(self._wire)
 
     def close(self) -> None:
-        """Stop to listen."""
+        """Close the connection, and stop reading it in the event loop."""
         if self._in_loop is not None:
             self._in_loop.close()
             self._in_loop = None
         self._wire.close()
 
     def wait(self, take: Take) -> None:
-        """Have `take` called with each message that brings answers, until anything else happens.
+        """Call `take` with each message that brings answers, until anything else happens.
 
         Returns for an empty message, which says that answers are stored, and twice a second in any
         case. `take` must not block: under gevent it runs in the event loop, which saves the
@@ -85,7 +85,7 @@ class Subscription:
             self.ask()
 
     def ask(self) -> None:
-        """Have Redis say something, behind all that it has said so far; it ends a `wait`."""
+        """Send PING: its reply comes behind all that Redis has said so far, and ends a `wait`."""
         if self._refused:
             return
         if time.monotonic() - self._heard_at > QUIET_SECONDS + COMMAND_TIMEOUT_SECONDS:

@@ -81,7 +81,7 @@ def test_a_quiet_connection_is_asked_for_a_word_and_kept(
     before, asked, really_ask = ends.connections(), list[Subscription](), Subscription.ask
 
     def ask(one: Subscription) -> None:
-        if one._channel == ends.channel:
+        if one.channel == ends.channel:
             asked.append(one)
         really_ask(one)
 

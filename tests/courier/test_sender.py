@@ -45,10 +45,10 @@ def test_a_write_ends_where_it_is_large_enough(
     wire: Any = Wire()
     ours = Sender(wire, tuple, lambda *_: None)
     requests = [request(number, body) for number in range(7)]
-    ours._outbox.extend(requests)
+    ours.send_again(requests)
 
-    while ours._outbox:
-        ours._send_some()
+    while ours.outbox:
+        ours.release()
     ours.confirm()
 
     assert wire.writes == [3, 3, 1]
@@ -60,8 +60,8 @@ def test_what_is_answered_already_is_not_pushed_again(answered_count: int) -> No
     wire: Any = Wire(losses=1)
     ours = Sender(wire, tuple, lambda *_: None)
     requests = [request(number, b"body") for number in range(2)]
-    ours._outbox.extend(requests)
-    ours._send_some()
+    ours.send_again(requests)
+    ours.release()
 
     for item in requests[:answered_count]:
         item.answer(b"result")
@@ -76,6 +76,6 @@ def test_what_is_answered_before_its_turn_is_not_pushed() -> None:
     ours.send_again([answered := request(1, b"body"), request(2, b"body")])
     answered.answer(b"result")
 
-    ours._send_some()
+    ours.release()
 
     assert wire.writes == [1]

@@ -13,7 +13,7 @@ from two_ends import TwoEnds, free, opened_late, result
 from shared.courier import subscription
 from shared.courier.subscription import answers_in
 from shared.request_queue.api_end import RequestQueue
-from shared.request_queue.commands import Limits
+from shared.request_queue.commands import Limits, push_command
 from shared.wire.wire import Wire
 
 MAX_SAID_BYTES = 8192
@@ -158,7 +158,7 @@ def test_any_number_of_stored_answers_is_collected(ends: TwoEnds, patient: None)
 def test_a_detached_answer_is_stored_and_nobody_is_told(ends: TwoEnds, third: Wire) -> None:
     waiting = ends.push(1)[0]
     push = waiting.push._replace(id="0" * 32)
-    ends.wire.send(ends.queue._courier._sender._push_command([push]))
+    ends.wire.send(push_command(ends.keys, Limits(), [push]))
     assert ends.wire.reply() == [b"queued"]
     ends.settled(2)
 

@@ -146,7 +146,7 @@ def test_what_is_open_goes_before_a_write_that_finds_the_connection_closed(
     assert first.accepted and second.accepted
 
 
-def test_what_was_accepted_and_is_refused_when_pushed_again_is_owed(counted: Counted) -> None:
+def test_what_was_accepted_and_is_refused_when_pushed_again_is_retried(counted: Counted) -> None:
     replies: list[Any] = [ResponseError("OOM command not allowed")] * 2
     counted._really_reply = lambda: raised(replies.pop(0)) if replies else [b"queued"]
     (accepted,) = requests = [new_request()]
@@ -156,17 +156,17 @@ def test_what_was_accepted_and_is_refused_when_pushed_again_is_owed(counted: Cou
     for _ in range(2):
         counted.sender.release()
         counted.sender.confirm()
-        assert accepted.is_open and not counted.sender._outbox
+        assert accepted.is_open and not counted.sender.outbox
         counted.sender.retry()
     counted.sender.release()
     counted.sender.confirm()
     counted.sender.retry()
 
     assert counted.writes == [ids(accepted)] * 3
-    assert not counted.refused and not counted.sender._outbox
+    assert not counted.refused and not counted.sender.outbox
 
 
-def test_what_was_accepted_and_finds_the_queue_full_again_is_owed(counted: Counted) -> None:
+def test_what_was_accepted_and_finds_the_queue_full_again_is_retried(counted: Counted) -> None:
     counted._really_reply = lambda: [b"full 4"]
     (accepted,) = requests = [new_request()]
     accepted.accepted = True
@@ -176,10 +176,10 @@ def test_what_was_accepted_and_finds_the_queue_full_again_is_owed(counted: Count
     counted.sender.confirm()
     counted.sender.retry()
 
-    assert accepted.is_open and ids(*counted.sender._outbox) == ids(accepted)
+    assert accepted.is_open and ids(*counted.sender.outbox) == ids(accepted)
 
 
-def test_what_may_be_stored_is_owed_while_redis_cannot_be_reached(
+def test_what_may_be_stored_is_retried_while_redis_cannot_be_reached(
     counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (sent,) = counted.push()
@@ -216,15 +216,17 @@ def test_what_redis_refuses_is_refused_and_stops_none_behind_it(counted: Counted
     counted.sender.confirm()
 
     assert isinstance(counted.refused[refused.push.id], RedisUnavailable)
-    assert behind.accepted and not counted.sender._owed
+    assert behind.accepted and not counted.sender.to_retry
 
 
-def test_the_courier_retries_what_is_owed(ends: TwoEnds, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(courier, "RETRY_SECONDS", 0.02)
+def test_the_courier_retries_pushes_of_unknown_outcome(
+    ends: TwoEnds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "PUSH_AGAIN_SECONDS", 0.02)
     (waiting,) = ends.push(1)
     ends.redis.delete(*ends.redis.keys(f"{ends.keys.tag}*"))
 
-    ends.queue._courier._sender._owed.append(waiting)
+    ends.sender.to_retry.append(waiting)
 
     wait_until(lambda: ends.redis.llen(ends.keys.queues[0]) == 1, 10, "it is pushed again")
 

@@ -37,7 +37,9 @@ class TwoEnds:
         named = connect(f"{settings.redis_url}?client_name={self.prefix}")
         self.queue = RequestQueue(named, self.keys, Limits())
         self._pushed_again = Event()
-        self._watch(self.queue._courier._sender)
+        self._courier = self.queue._courier
+        self.sender = self._courier.sender
+        self._watch(self.sender)
         self.channel = self.keys.answered + self.queue.new_id()[:8]
         self.wire = open_wire(self.redis)
         self.work = WorkQueue(self.wire, self.keys, "i", result_ttl_seconds=60.0)
@@ -83,12 +85,7 @@ class TwoEnds:
         """
         self.listening(listeners)
         self._pushed_again.wait(1.5)
-        sender = self.queue._courier._sender
-        wait_until(
-            lambda: sender._turn and not sender._outbox and not sender._unconfirmed,
-            10,
-            "it is told",
-        )
+        wait_until(lambda: self.sender.is_idle, 10, "it is told")
 
     def third(self) -> Wire:
         """Return one more listener, who hears what is said from now on."""
@@ -124,7 +121,7 @@ class TwoEnds:
 
     def close(self) -> None:
         """Leave what both ends have open."""
-        self.queue._courier._rest()
+        self._courier.rest()
         for connection in self.connections():
             self.redis.client_kill_filter(_id=connection)
         self.wire.close()
