@@ -13,7 +13,7 @@ bind = (
 )
 workers = _settings.api_process_count
 worker_connections = _settings.api_connections
-# Requests mostly wait, and greenlets wait cheaper than threads: see docs/performance.md.
+# Requests mostly wait, and greenlets wait cheaper than threads: see docs/measurements.md.
 worker_class = "api.server.gunicorn_worker.PromptGeventWorker"
 # A process that answers no heartbeat for so long is replaced; requests do not count towards it.
 timeout = 30
