@@ -22,7 +22,7 @@ MAX_DIMENSION = 2**63 - 1
 _ONLY_INTEGERS = frozenset({int})
 
 
-class Given(NamedTuple):
+class GivenInput(NamedTuple):
     """One input as it came: `data` as JSON's lists, or `raw` as binary tensor data.
 
     Nothing is checked yet but the name, which is a string. `names_booleans` False says that there
@@ -55,7 +55,7 @@ class InferBody(NamedTuple):
         return tuple([wanted.name for wanted in self.outputs])
 
 
-def check_inputs(given: Sequence[Given], spec: ModelSpec) -> tuple[Tensor, ...]:
+def check_inputs(given: Sequence[GivenInput], spec: ModelSpec) -> tuple[Tensor, ...]:
     """Return the tensors in the model's order; raises BadRequest saying what is wrong and where."""
     declared = spec.inputs_by_name
     found: dict[str, Tensor] = {}
@@ -184,7 +184,7 @@ def class_count(parameters: Parameters, where: str) -> int:
     return count
 
 
-def _checked(item: Given, declared: TensorSpec, spec: ModelSpec) -> Tensor:
+def _checked(item: GivenInput, declared: TensorSpec, spec: ModelSpec) -> Tensor:
     where, datatype, shape = f"input {item.name!r}", item.datatype, item.shape
     if datatype != declared.datatype:
         known = isinstance(datatype, str) and datatype in DATATYPES
@@ -209,7 +209,7 @@ def _checked(item: Given, declared: TensorSpec, spec: ModelSpec) -> Tensor:
     return Tensor(item.name, datatype, dimensions, _from_json(item, shape, where))
 
 
-def _from_json(item: Given, shape: list[int], where: str) -> bytes:
+def _from_json(item: GivenInput, shape: list[int], where: str) -> bytes:
     if item.data is None:
         raise BadRequest(f"{where}: data is missing")
     count = math.prod(shape)

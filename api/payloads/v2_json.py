@@ -12,7 +12,7 @@ import orjson
 
 from api.payloads.binary_tensors import Chunks, raw_input
 from api.payloads.infer_request import (
-    Given,
+    GivenInput,
     InferBody,
     check_inputs,
     check_outputs,
@@ -98,7 +98,7 @@ def binary_output(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-def _given(items: Any, chunks: Chunks, *, names_booleans: bool) -> list[Given]:
+def _given(items: Any, chunks: Chunks, *, names_booleans: bool) -> list[GivenInput]:
     if not isinstance(items, list):
         raise BadRequest(f'"inputs" must be a list of tensors, not {json_type(items)}')
     found = []
@@ -116,7 +116,7 @@ def _given(items: Any, chunks: Chunks, *, names_booleans: bool) -> list[Given]:
                 raw = chunks.take(parameters["binary_data_size"], where)
         data = item.get("data")
         found.append(
-            Given(name, item.get("datatype"), item.get("shape"), data, raw, names_booleans)
+            GivenInput(name, item.get("datatype"), item.get("shape"), data, raw, names_booleans)
         )
     return found
 

@@ -9,7 +9,7 @@ from tritonclient.grpc import service_pb2 as proto
 
 from api.payloads.infer_request import (
     SHARED_MEMORY,
-    Given,
+    GivenInput,
     InferBody,
     check_inputs,
     check_outputs,
@@ -30,7 +30,7 @@ def read_request(request: proto.ModelInferRequest, spec: ModelSpec) -> InferBody
     return InferBody(request.id, inputs, outputs, parameters, binary=True)
 
 
-def _given(request: proto.ModelInferRequest) -> list[Given]:
+def _given(request: proto.ModelInferRequest) -> list[GivenInput]:
     """Return the inputs as they came: all of them raw, or all of them typed."""
     raw, inputs = request.raw_input_contents, request.inputs
     for tensor in inputs:
@@ -49,7 +49,7 @@ def _given(request: proto.ModelInferRequest) -> list[Given]:
             "each input has its own, in their order"
         )
     return [
-        Given(tensor.name, tensor.datatype, list(tensor.shape), raw=memoryview(data))
+        GivenInput(tensor.name, tensor.datatype, list(tensor.shape), raw=memoryview(data))
         for tensor, data in zip(inputs, raw, strict=True)
     ]
 
