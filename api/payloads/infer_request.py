@@ -25,8 +25,8 @@ _ONLY_INTEGERS = frozenset({int})
 class GivenInput(NamedTuple):
     """One input as it came: `data` as JSON's lists, or `raw` as binary tensor data.
 
-    Nothing is checked yet but the name, which is a string. `names_booleans` False says that there
-    are no booleans in `data`, which saves a look at every element.
+    Nothing is checked yet but the name, which is a string. Data that may hold booleans is a
+    MixedList.
     """
 
     name: str
@@ -34,7 +34,6 @@ class GivenInput(NamedTuple):
     shape: Any
     data: Any = None
     raw: memoryview | None = None
-    names_booleans: bool = True
 
 
 class InferBody(NamedTuple):
@@ -213,11 +212,10 @@ def _from_json(item: GivenInput, shape: list[int], where: str) -> bytes:
     if item.data is None:
         raise BadRequest(f"{where}: data is missing")
     count = math.prod(shape)
-    if not item.names_booleans:
-        packed = small_numbers(item.data, item.datatype, count)
-        if packed is not None:
-            return packed
-    array = to_array(item.data, item.datatype, where, names_booleans=item.names_booleans)
+    packed = small_numbers(item.data, item.datatype, count)
+    if packed is not None:
+        return packed
+    array = to_array(item.data, item.datatype, where)
     if array.size != count:
         raise BadRequest(f"{where}: data has {array.size} elements, shape {shape} wants {count}")
     if array.ndim != 1 and list(array.shape) != shape:

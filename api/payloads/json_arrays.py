@@ -25,12 +25,29 @@ STRUCT_CODES = {
 }  # fmt: skip
 
 
-def to_array(data: Any, datatype: str, where: str, *, names_booleans: bool = True) -> Array:
+class MixedList(list[Any]):
+    """A list of JSON data, nested or flat, in which booleans may stand among numbers.
+
+    fast: only of these is every element looked at; numpy takes a boolean among numbers for 0 or 1,
+    and nearly no text names one.
+    """
+
+
+def names_booleans(text: bytes) -> bool:
+    """Tell whether a boolean may stand anywhere in this JSON."""
+    return b"true" in text or b"false" in text
+
+
+def mixed(data: Any) -> Any:
+    """Return `data`, a list as a MixedList."""
+    return MixedList(data) if isinstance(data, list) else data
+
+
+def to_array(data: Any, datatype: str, where: str) -> Array:
     """Turn JSON data, nested or flat, into an array of `datatype`.
 
-    `names_booleans` False says that the JSON holds no boolean at all, which saves a look at every
-    element: numpy takes a boolean among numbers for 0 or 1. Raises BadRequest for ragged lists,
-    elements of another type, and numbers out of range.
+    A list that may hold booleans must be a MixedList. Raises BadRequest for ragged lists, elements
+    of another type, and numbers out of range.
     """
     if datatype in BINARY_ONLY:
         raise BadRequest(f"{where}: datatype {datatype} travels as binary data only, not in JSON")
@@ -46,16 +63,18 @@ def to_array(data: Any, datatype: str, where: str, *, names_booleans: bool = Tru
         raise BadRequest(f"{where}: the lists of data differ in length or are too deep") from error
     if found.size == 0:
         return found.astype(NUMPY_TYPES[datatype])
-    if names_booleans and found.dtype.kind in "iuf":
-        _refuse_booleans(data, datatype, where)
+    if isinstance(data, MixedList) and datatype != "BOOL" and found.dtype.kind in "iuf":
+        flat = data if found.ndim == 1 else np.asarray(data, dtype=object).ravel()
+        if bool in set(map(type, flat)):
+            raise _other_kind("booleans", datatype, where)
     return _converted(found, data, datatype, where)
 
 
 def small_numbers(data: Any, datatype: str, count: int) -> bytes | None:
-    """Return `count` numbers of a short flat list as bytes, at a fifth of what numpy costs.
+    """Return `count` numbers of a short flat list as bytes.
 
     None for whatever is not so simple, or wrong: `to_array` converts it, or says what is wrong.
-    The list must hold no booleans, which would pass for numbers.
+    fast: a fifth of what numpy costs. A MixedList is not so simple: booleans pass for numbers here.
     """
     code = STRUCT_CODES.get(datatype)
     if code is None or type(data) is not list or len(data) != count or count > FEW_NUMBERS:
@@ -116,11 +135,6 @@ def _other_kind(what: str, datatype: str, where: str) -> BadRequest:
     if datatype == "BOOL":
         return BadRequest(f"{where}: data must be booleans for BOOL")
     return BadRequest(f"{where}: data has {what} where numbers of {datatype} belong")
-
-
-def _refuse_booleans(data: list[Any], datatype: str, where: str) -> None:
-    if datatype != "BOOL" and bool in set(map(type, np.asarray(data, dtype=object).ravel())):
-        raise BadRequest(f"{where}: data has booleans where numbers of {datatype} belong")
 
 
 def _floats(found: Array, target: np.dtype[Any], where: str) -> Array:

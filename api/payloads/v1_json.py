@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from api.payloads.infer_request import check_shape
-from api.payloads.json_arrays import BINARY_ONLY, json_type, to_array
+from api.payloads.json_arrays import BINARY_ONLY, json_type, mixed, names_booleans, to_array
 from api.payloads.pictures import picture_batch
 from api.payloads.texts import TokenizerCache
 from api.payloads.v2_json import load_object
@@ -50,11 +50,10 @@ def parse_predict(
     if spec.text and _all_texts(value):
         return form, tokenizers.encode(value, spec)[0]
     columns = _columns_of_rows(value, spec) if form == "predictions" else _columns(value, spec)
-    names_booleans = b"true" in raw or b"false" in raw
+    if names_booleans(raw):
+        columns = {name: mixed(data) for name, data in columns.items()}
     inputs = tuple(
-        _tensor(columns[item.name], item, spec, names_booleans)
-        for item in spec.inputs
-        if item.name in columns
+        _tensor(columns[item.name], item, spec) for item in spec.inputs if item.name in columns
     )
     rows = {tensor.shape[0] for tensor in inputs}
     if spec.batched and len(rows) > 1:
@@ -147,14 +146,14 @@ def _is_binary(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
 
 
-def _tensor(value: Any, declared: TensorSpec, spec: ModelSpec, names_booleans: bool) -> Tensor:
+def _tensor(value: Any, declared: TensorSpec, spec: ModelSpec) -> Tensor:
     where = f"input {declared.name!r}"
     if spec.image and declared.name == spec.image.input and _all_binary(value):
         return picture_batch([_binary(item, where) for item in value], spec)
     if declared.datatype == "BYTES":
         array = _bytes(value, where)
     else:
-        array = to_array(value, declared.datatype, where, names_booleans=names_booleans)
+        array = to_array(value, declared.datatype, where)
     check_shape(array.shape, declared, spec, where)
     return Tensor(declared.name, declared.datatype, array.shape, to_bytes(array))
 

@@ -19,7 +19,7 @@ from api.payloads.infer_request import (
     check_parameters,
     class_count,
 )
-from api.payloads.json_arrays import BINARY_ONLY, json_type
+from api.payloads.json_arrays import BINARY_ONLY, json_type, mixed, names_booleans
 from shared.errors import BadRequest
 from shared.messages import Buffer, RequestedOutput, Tensor
 from shared.model_spec import ModelSpec
@@ -47,7 +47,7 @@ def parse_infer(raw: Buffer, spec: ModelSpec, json_length: int | None = None) ->
         raise BadRequest(f'"id" must be a string, not {json_type(request_id)}')
     parameters = check_parameters(body.get("parameters"), "the request")
     binary = _flag(parameters, "binary_data_output", "the request")
-    given = _given(body.get("inputs"), chunks, names_booleans=b"true" in text or b"false" in text)
+    given = _given(body.get("inputs"), chunks, may_mix=names_booleans(text))
     chunks.finish()
     outputs = _wanted(body.get("outputs"), binary)
     check_outputs(outputs, binary, spec)
@@ -98,7 +98,7 @@ def binary_output(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-def _given(items: Any, chunks: Chunks, *, names_booleans: bool) -> list[GivenInput]:
+def _given(items: Any, chunks: Chunks, *, may_mix: bool) -> list[GivenInput]:
     if not isinstance(items, list):
         raise BadRequest(f'"inputs" must be a list of tensors, not {json_type(items)}')
     found = []
@@ -114,10 +114,8 @@ def _given(items: Any, chunks: Chunks, *, names_booleans: bool) -> list[GivenInp
                 if "data" in item:
                     raise BadRequest(f'{where} has both "data" and "binary_data_size"')
                 raw = chunks.take(parameters["binary_data_size"], where)
-        data = item.get("data")
-        found.append(
-            GivenInput(name, item.get("datatype"), item.get("shape"), data, raw, names_booleans)
-        )
+        data = mixed(item.get("data")) if may_mix else item.get("data")
+        found.append(GivenInput(name, item.get("datatype"), item.get("shape"), data, raw))
     return found
 
 

@@ -11,7 +11,7 @@ from werkzeug.datastructures import FileStorage
 from api.infer.asking import Question, respond
 from api.infer.options import options_of
 from api.payloads.infer_request import check_shape
-from api.payloads.json_arrays import json_type, to_array
+from api.payloads.json_arrays import json_type, mixed, to_array
 from api.payloads.pictures import picture_batch
 from api.payloads.v2_json import load_object
 from api.routes.v2 import checked_version
@@ -97,7 +97,7 @@ def _tensor(data: Any, name: str | None, version: str | None) -> Response:
     if len(spec.inputs) != 1:
         raise BadRequest(f"'{spec.name}' has {len(spec.inputs)} inputs, use /v2/models/.../infer")
     declared = spec.inputs[0]
-    array = to_array(data, declared.datatype, "input_tensor")
+    array = to_array(mixed(data), declared.datatype, "input_tensor")
     check_shape(array.shape, declared, spec, "input_tensor")
     tensor = Tensor(declared.name, declared.datatype, array.shape, to_bytes(array))
     options = options_of(request.environ, {})
