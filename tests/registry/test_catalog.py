@@ -1,0 +1,152 @@
+"""The catalog's own thread keeps its copy of the registry fresh, so that requests read nothing."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+
+import pytest
+from redis import Redis
+from registered import register, spec
+from waiting import wait_until
+
+from shared.registry import catalog as catalog_module
+from shared.registry.catalog import FRESH_SECONDS, Catalog
+from shared.registry.desired_state import Serving
+from shared.registry.desired_store import DesiredStore
+from shared.registry.keys import RegistryKeys
+from shared.registry.registry import Registry
+from shared.registry.snapshot import Snapshot
+from shared.settings import Settings
+from shared.wire.client import connect
+
+
+class CountingRegistry(Registry):
+    """Counts by thread what is asked of Redis, and the copies that were read."""
+
+    def __init__(self, client: Redis, prefix: str) -> None:
+        super().__init__(client, prefix)
+        self.askers: list[int] = []
+        self.copies = 0
+
+    def changes(self) -> int:
+        self.askers.append(threading.get_ident())
+        return super().changes()
+
+    def snapshot(self) -> Snapshot:
+        self.askers.append(threading.get_ident())
+        found = super().snapshot()
+        self.copies += 1
+        return found
+
+    @property
+    def own(self) -> int:
+        """How often this thread asked."""
+        return self.askers.count(threading.get_ident())
+
+
+def refreshers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "ferry-catalog"}
+
+
+@pytest.fixture
+def registry(settings: Settings) -> CountingRegistry:
+    """A registry with version 1 of `m`, ready."""
+    register(settings, spec("m"))
+    return CountingRegistry(connect(settings.redis_url), settings.key_prefix)
+
+
+def test_a_request_after_a_gap_reads_nothing_itself(registry: CountingRegistry) -> None:
+    catalog = Catalog(registry)
+    catalog.serving("m")
+
+    def reads_nothing() -> bool:
+        """Ask once the copy of before is too old; on a busy machine the refresher may be late."""
+        asked_at, before = time.monotonic(), registry.own
+        wait_until(lambda: time.monotonic() - asked_at > FRESH_SECONDS, 10, "a gap")
+        catalog.serving("m")
+        return registry.own == before
+
+    wait_until(reads_nothing, 30, "a request that the registry is not read for")
+
+
+def test_the_first_request_reads_by_itself(registry: CountingRegistry) -> None:
+    assert Catalog(registry).serving("m").version == "1"
+    assert registry.own == 1
+
+
+def test_what_is_no_inference_starts_no_thread(registry: CountingRegistry) -> None:
+    before = refreshers()
+
+    catalog = Catalog(registry)
+    assert catalog.is_ready("m")
+    catalog.all_ready()
+    catalog.specs()
+
+    assert refreshers() <= before
+
+
+def test_a_change_is_seen_without_a_request(
+    registry: CountingRegistry, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = Catalog(registry)
+    catalog.serving("m")
+    # From here on nothing is read because it is old.
+    monkeypatch.setattr(catalog_module, "FRESH_SECONDS", 600.0)
+    monkeypatch.setattr(catalog_module, "REFRESH_SECONDS", 600.0)
+    second = spec("m").model_copy(update={"version": "2"})
+    registry.add_model(second)
+    copies = registry.copies
+
+    with connect(settings.redis_url) as redis:
+        serving = Serving(versions={"2": second.key}, default="2")
+        DesiredStore(redis, settings.key_prefix).serve("m", serving)
+
+    wait_until(lambda: registry.copies > copies, 5, "the refresher read the registry")
+    assert catalog.snapshot().default_version("m") == "2"
+
+
+def test_nobody_reads_for_a_process_that_is_not_asked(
+    registry: CountingRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_module, "UNASKED_SECONDS", 0.2)
+    before = refreshers()
+    catalog = Catalog(registry)
+
+    for _ in range(2):  # and it starts anew
+        catalog.serving("m")
+        assert refreshers() - before
+        wait_until(lambda: not refreshers() - before, 10, "the refresher ended")
+
+
+def test_its_thread_ends_with_the_catalog(registry: CountingRegistry) -> None:
+    before = refreshers()
+    catalog = Catalog(registry)
+    catalog.serving("m")
+    (thread,) = refreshers() - before
+
+    del catalog
+    gc.collect()
+
+    thread.join(10)
+    assert not thread.is_alive()
+    assert thread.daemon, "else a process that ends would wait for it"
+
+
+def test_a_registry_that_cannot_be_read_fails_requests_not_the_thread(
+    registry: CountingRegistry, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = refreshers()
+    catalog = Catalog(registry)
+    catalog.serving("m")
+
+    with connect(settings.redis_url) as redis:
+        models = RegistryKeys(settings.key_prefix).models
+        redis.hset(models, "broken/1", "{")
+        wait_until(lambda: not refreshers() - before, 10, "the refresher gave up")
+        redis.hdel(models, "broken/1")
+
+    assert "the registry cannot be read ahead of requests" in caplog.text
+    assert catalog.serving("m").version == "1"
+    assert refreshers() - before
