@@ -6,8 +6,8 @@ from functools import partial
 
 from flask import Flask
 
-from api.infer.answer import OrjsonProvider
-from api.infer.later import Later
+from api.infer.async_answers import AsyncAnswers
+from api.infer.inference import Inference
 from api.infer.queues import Queues
 from api.openapi import docs
 from api.openapi import document as openapi
@@ -27,7 +27,7 @@ from api.routes import (
 from api.routes import infer as inference
 from api.routes import v2 as metadata
 from api.routes.errors import register_error_handlers
-from api.routes.infer import Inference
+from api.routes.responses import OrjsonProvider
 from api.server.body import BoundedReads
 from api.server.compression import Compressed
 from api.server.direct import DirectInference
@@ -58,8 +58,8 @@ def create_app(settings: Settings) -> Flask:
         client, settings.key_prefix, settings.model_control_mode
     )
     app.extensions["queues"] = queues = Queues(client, settings, catalog)
-    app.extensions["later"] = Later(client, settings, queues)
-    app.extensions["inference"] = direct = Inference(catalog, queues)
+    app.extensions["async_answers"] = answers = AsyncAnswers(client, settings, queues)
+    app.extensions["inference"] = direct = Inference(catalog, queues, answers)
     app.extensions["tokenizers"] = TokenizerCache(registry)
     app.extensions["statistics"] = partial(read_statistics, client, settings.key_prefix)
     limit_pictures(settings.max_image_pixels)

@@ -13,6 +13,7 @@ from collections import deque
 
 import numpy as np
 
+from api.infer.question import Question
 from api.infer.queues import Queues
 from bench.simulated_device import BATCH_ROWS, KEY_PREFIX, WIDTH, model_name, simulated_spec
 from shared.messages import InferResult, Tensor
@@ -70,7 +71,7 @@ class FullQueue:
         return result
 
     def _push(self) -> PendingRequest:
-        return self._queues.push(self._spec, self._inputs)
+        return self._queues.push(Question(self._spec, self._inputs))
 
 
 def requests_in_flight(instance_count: int) -> int:

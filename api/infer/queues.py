@@ -1,19 +1,19 @@
-"""The request queues of all models, and what every route does with them."""
+"""Asks the models: a request queue for each version, a successor for a version that leaves."""
 
 from __future__ import annotations
 
 import math
 import time
-from functools import partial
+from collections.abc import Callable
 from threading import Lock
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import redis
 
-from api.infer.options import DEFAULT_OPTIONS, RequestOptions
+from api.infer.question import Question
 from api.infer.shadowing import Shadowing
 from shared.errors import QueueFull, VersionRetired
-from shared.messages import InferRequest, InferResult, Tensor
+from shared.messages import InferResult
 from shared.model_spec import ModelSpec
 from shared.operations.shadow_comparison import Comparisons
 from shared.registry.catalog import Catalog
@@ -27,6 +27,8 @@ LONGEST_RETRY_AFTER_SECONDS = 60
 MAX_SUCCESSORS = 3
 """How often a request is sent elsewhere because the version that it went to left."""
 SUCCESSOR_SECONDS = 0.05
+
+Taken = TypeVar("Taken")
 
 
 class Answered(NamedTuple):
@@ -44,145 +46,99 @@ class Queues:
         self._client = client
         self._settings = settings
         self._catalog = catalog
-        self._shadowing = Shadowing(Comparisons(client, settings.key_prefix))
+        self._shadowing = Shadowing(Comparisons(client, settings.key_prefix), self.push)
         self._queues: dict[tuple[str, int, bool], RequestQueue] = {}
         self._making = Lock()
 
-    def ask(
-        self,
-        spec: ModelSpec,
-        inputs: tuple[Tensor, ...],
-        outputs: tuple[str, ...] = (),
-        options: RequestOptions = DEFAULT_OPTIONS,
-        *,
-        named: bool = False,
-    ) -> Answered:
+    def ask(self, question: Question) -> Answered:
         """Push one request and wait for its answer; raises what either raises.
 
-        Should the version leave meanwhile, its successor is asked, unless the version was `named`.
+        Should the version leave meanwhile, its successor is asked, unless the version was named.
+        """
+        taken, result = self._until_taken(
+            question, lambda asked: self.wait(asked.spec, self.push(asked))
+        )
+        self.copy_to_shadow(taken, result)
+        return Answered(taken.spec, result)
+
+    def push(self, question: Question) -> PendingRequest:
+        """Push one request; raises QueueFull when too many wait in this process."""
+        queue = self._queue(question.spec)
+        waiting = sum([other.waiting for other in list(self._queues.values())])
+        if waiting >= self._settings.max_waiting:
+            raise self._with_retry_after(question.spec, QueueFull.with_waiting(waiting))
+        request = question.request(queue.new_id(), self._settings.request_timeout_seconds)
+        return queue.push(request, question.options.client)
+
+    def wait(self, spec: ModelSpec, pending: PendingRequest) -> InferResult:
+        """Return a model's answer; raises what `PendingRequest.wait` raises."""
+        try:
+            return pending.wait()
+        except QueueFull as error:
+            raise self._with_retry_after(spec, error) from None
+
+    def submit(self, request_id: str, question: Question) -> Question:
+        """Store a request for whose answer nobody waits; raises QueueFull, RedisUnavailable.
+
+        Returns it as it was stored: for its version, or for the successor as in `ask`.
+        """
+        return self._until_taken(question, lambda asked: self._store(request_id, asked))[0]
+
+    def copy_to_shadow(self, question: Question, result: InferResult) -> None:
+        """Ask the model's shadow the same, if it has one, and compare the answers."""
+        shadow = self._catalog.shadow_of(question.spec)
+        if shadow is None or not shadow.answers_as(question.spec):
+            return
+        lowest = question.options._replace(
+            priority=shadow.levels if shadow.priority_levels else 0, client=None
+        )
+        copied = question._replace(spec=shadow, options=lowest)
+        self._shadowing.copy(copied, question.spec.version, result)
+
+    def _until_taken(
+        self, question: Question, attempt: Callable[[Question], Taken]
+    ) -> tuple[Question, Taken]:
+        """Return the question as it was taken, and what `attempt` made of it.
+
+        When its version leaves, the next attempt is its successor's.
         """
         for _ in range(MAX_SUCCESSORS):
             try:
-                result = self.wait(spec, self.push(spec, inputs, outputs, options))
+                return question, attempt(question)
             except VersionRetired:
-                spec = self.successor(spec, named=named)
-            else:
-                self.copy_to_shadow(spec, inputs, outputs, options, result)
-                return Answered(spec, result)
-        return Answered(spec, self.wait(spec, self.push(spec, inputs, outputs, options)))
+                question = question._replace(spec=self._successor(question))
+        return question, attempt(question)
 
-    def copy_to_shadow(
-        self,
-        spec: ModelSpec,
-        inputs: tuple[Tensor, ...],
-        outputs: tuple[str, ...],
-        options: RequestOptions,
-        result: InferResult,
-    ) -> None:
-        """Ask the model's shadow the same, if it has one, and have the answers compared."""
-        shadow = self._catalog.shadow_of(spec)
-        if shadow is None or not shadow.answers_as(spec):
-            return
-        lowest = options._replace(
-            priority=shadow.levels if shadow.priority_levels else 0, client=None
-        )
-        push = partial(self.push, shadow, inputs, outputs, lowest)
-        self._shadowing.copy(shadow.key, spec.version, result, push)
-
-    def successor(self, spec: ModelSpec, *, named: bool = False) -> ModelSpec:
+    def _successor(self, question: Question) -> ModelSpec:
         """Return what serves in the place of a version that left.
 
         Raises VersionRetired when that takes other inputs than the request was checked for, and
         UnknownModel when nothing serves in its place.
         """
+        spec = question.spec
         self._catalog.refresh()
-        found = self._catalog.serving(spec.name, spec.version if named else None)
+        found = self._catalog.serving(spec.name, spec.version if question.named else None)
         if not found.answers_as(spec):
             raise VersionRetired.default()
         if found.key == spec.key:  # it is back, or not everybody knows yet that it left
             time.sleep(SUCCESSOR_SECONDS)
         return found
 
-    def push(
-        self,
-        spec: ModelSpec,
-        inputs: tuple[Tensor, ...],
-        outputs: tuple[str, ...] = (),
-        options: RequestOptions = DEFAULT_OPTIONS,
-    ) -> PendingRequest:
-        """Push one request: its rows are the first dimension of its first input.
-
-        Raises QueueFull when too many wait in this process.
-        """
-        queue = self._queue(spec)
-        waiting = sum([other.waiting for other in list(self._queues.values())])
-        if waiting >= self._settings.max_waiting:
-            raise self._with_retry_after(spec, QueueFull.with_waiting(waiting))
-        request = self._request(queue.new_id(), spec, inputs, outputs, options)
-        return queue.push(request, options.client)
-
-    def wait(self, spec: ModelSpec, waiting: PendingRequest) -> InferResult:
-        """Wait for a model's answer to a request; raises what `PendingRequest.wait` raises."""
+    def _store(self, request_id: str, question: Question) -> None:
+        request = question.request(request_id, self._settings.request_timeout_seconds)
         try:
-            return waiting.wait()
+            self.detached(question.spec).submit(request)
         except QueueFull as error:
-            raise self._with_retry_after(spec, error) from None
-
-    def submit(
-        self,
-        request_id: str,
-        spec: ModelSpec,
-        inputs: tuple[Tensor, ...],
-        outputs: tuple[str, ...],
-        options: RequestOptions,
-        *,
-        named: bool = False,
-    ) -> ModelSpec:
-        """Store a request for whose answer nobody waits; raises QueueFull, RedisUnavailable.
-
-        Returns the version that it was stored for, as `ask` does.
-        """
-        for last in range(MAX_SUCCESSORS + 1):
-            request = self._request(request_id, spec, inputs, outputs, options)
-            try:
-                self.detached(spec).submit(request)
-            except QueueFull as error:
-                raise self._with_retry_after(spec, error) from None
-            except VersionRetired:
-                if last == MAX_SUCCESSORS:
-                    raise
-                spec = self.successor(spec, named=named)
-            else:
-                break
-        return spec
+            raise self._with_retry_after(question.spec, error) from None
 
     def detached(self, spec: ModelSpec) -> Detached:
         """Return the model's requests that nobody waits for."""
         return Detached(self._client, self._keys(spec), self._limits(spec))
 
-    def timeout_seconds(self, spec: ModelSpec, options: RequestOptions) -> float:
-        """Return how long a request under `options` may wait."""
-        return options.deadline_seconds(spec, self._settings.request_timeout_seconds)
-
-    def _request(
-        self,
-        request_id: str,
-        spec: ModelSpec,
-        inputs: tuple[Tensor, ...],
-        outputs: tuple[str, ...],
-        options: RequestOptions,
-    ) -> InferRequest:
-        return InferRequest(
-            request_id,
-            inputs[0].shape[0] if spec.batched else 1,
-            inputs,
-            outputs,
-            self.timeout_seconds(spec, options),
-            spec.signature(inputs),
-            options.level(spec),
-            options.parameters,
-            options.queue_timeout_seconds if spec.queue_policies else 0.0,
-        )
+    def timeout_seconds(self, question: Question) -> float:
+        """Return how long the request may take from its push to the start of its batch."""
+        options, default_seconds = question.options, self._settings.request_timeout_seconds
+        return options.deadline_seconds(question.spec, default_seconds)
 
     def _with_retry_after(self, spec: ModelSpec, error: QueueFull) -> QueueFull:
         """Say when half of what waits will be gone, at the rate the model is answering now."""

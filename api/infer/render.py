@@ -17,30 +17,30 @@ from shared.messages import AnswerForm, InferResult, Tensor
 from shared.model_spec import ModelSpec
 
 
-def render(spec: ModelSpec, result: InferResult, how: AnswerForm) -> HttpAnswer:
+def render(spec: ModelSpec, result: InferResult, form: AnswerForm) -> HttpAnswer:
     """Return the answer; raises BadRequest for an output that JSON cannot carry."""
-    if how.kind == "infer":
-        return _inferred(spec, result, how)
-    if how.kind in FORMS.values():
-        body = {how.kind: v1_values(result, how.kind), "timings": timings_json(result.timings)}
+    if form.kind == "infer":
+        return _inferred(spec, result, form)
+    if form.kind in FORMS.values():
+        body = {form.kind: v1_values(result, form.kind), "timings": timings_json(result.timings)}
         return json_answer(body, headers=_headers(spec, result))
-    if how.kind == "tensor":
+    if form.kind == "tensor":
         answer: dict[str, Any] = {"prediction": _prediction(result.outputs[0])}
     else:
-        answer = _described(spec, result, how)
+        answer = _described(spec, result, form)
     answer["model"], answer["version"] = spec.name, spec.version
     answer["timings"] = timings_json(result.timings)
     return json_answer(answer, headers=_headers(spec, result))
 
 
-def _inferred(spec: ModelSpec, result: InferResult, how: AnswerForm) -> HttpAnswer:
+def _inferred(spec: ModelSpec, result: InferResult, form: AnswerForm) -> HttpAnswer:
     """Return v2's answer: JSON, and the data of binary outputs behind it."""
     answer: dict[str, Any] = {"model_name": spec.name, "model_version": spec.version}
-    if how.id is not None:
-        answer["id"] = how.id
+    if form.id is not None:
+        answer["id"] = form.id
     chunks = []
     answer["outputs"] = outputs = []
-    for tensor, is_binary in shown_outputs(spec, result, how):
+    for tensor, is_binary in shown_outputs(spec, result, form):
         if is_binary:
             outputs.append(binary_output(tensor))
             chunks.append(tensor.data)
@@ -68,9 +68,9 @@ def _headers(spec: ModelSpec, result: InferResult) -> Headers:
     return (timing, ("Ferry-Cache", "hit" if result.timings.cached else "miss"))
 
 
-def _described(spec: ModelSpec, result: InferResult, how: AnswerForm) -> dict[str, Any]:
-    rows = describe_rows(spec, result, how.top_k)
-    for row, was_cut in zip(rows, how.cut or [False] * len(rows), strict=True):
+def _described(spec: ModelSpec, result: InferResult, form: AnswerForm) -> dict[str, Any]:
+    rows = describe_rows(spec, result, form.top_k)
+    for row, was_cut in zip(rows, form.cut or [False] * len(rows), strict=True):
         if was_cut:
             row["truncated"] = True
-    return rows[0] if how.one else {"predictions": rows}
+    return rows[0] if form.one else {"predictions": rows}

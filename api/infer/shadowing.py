@@ -12,12 +12,15 @@ from collections.abc import Callable
 from threading import Event, Lock, Thread
 from typing import NamedTuple
 
+from api.infer.question import Question
 from shared.errors import FerryError, RedisUnavailable
 from shared.messages import InferResult
 from shared.operations.shadow_comparison import Comparison, Comparisons, compared
 from shared.request_queue.api_end import PendingRequest
 
 log = logging.getLogger(__name__)
+
+Push = Callable[[Question], PendingRequest]
 
 MAX_UNDER_WAY = 64
 """Copies that one process has under way; with more, the shadow is too slow for the load."""
@@ -35,25 +38,25 @@ class Copy(NamedTuple):
 class Shadowing:
     """One thread that reads the shadows' answers in the order in which they were asked."""
 
-    def __init__(self, comparisons: Comparisons) -> None:
-        """Count into `comparisons`; the thread starts with the first copy."""
+    def __init__(self, comparisons: Comparisons, push: Push) -> None:
+        """Count into `comparisons`, ask by `push`; the thread starts with the first copy."""
         self._comparisons = comparisons
+        self._push = push
         self._copies: deque[Copy] = deque()
         self._skipped: dict[tuple[str, str], int] = {}
         self._more = Event()
         self._starting = Lock()
         self._started = False
 
-    def copy(
-        self, shadow_key: str, version: str, answer: InferResult, push: Callable[[], PendingRequest]
-    ) -> None:
-        """Ask a shadow by `push` what `version` answered; never fails, and never waits."""
+    def copy(self, question: Question, version: str, answer: InferResult) -> None:
+        """Ask a shadow the `question` that `version` answered; never fails, and never waits."""
+        shadow_key = question.spec.key
         if len(self._copies) >= MAX_UNDER_WAY:
             key = (shadow_key, version)
             self._skipped[key] = self._skipped.get(key, 0) + 1
             return
         try:
-            self._copies.append(Copy(shadow_key, version, answer, push()))
+            self._copies.append(Copy(shadow_key, version, answer, self._push(question)))
         except FerryError as error:
             log.debug("%s gets no copy: %s", shadow_key, error)
             return

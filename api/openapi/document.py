@@ -16,12 +16,12 @@ from apispec import APISpec
 from flask import Blueprint, Flask, Response, current_app
 from werkzeug.routing import Rule
 
-from api.infer.answer import json_response
 from api.openapi.bodies import JSON, Bodies
 from api.openapi.examples import Example, examples
 from api.openapi.extensions import EXTENSIONS
 from api.openapi.operations import PROTOCOL, Operation
 from api.openapi.parameters import HEADERS, PARAMETERS, PATH_PARAMETERS
+from api.routes.responses import json_response
 from shared.errors import FerryError, UnknownModel
 
 blueprint = Blueprint("openapi", __name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from api.infer.later import LONGEST_KEY
+from api.infer.async_answers import LONGEST_KEY
 from api.infer.options import LONGEST_TIMEOUT_SECONDS
 from api.payloads.binary_tensors import HEADER
 from api.routes.predict import DEFAULT_TOP_K, MAX_TOP_K

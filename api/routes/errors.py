@@ -1,7 +1,4 @@
-"""Every error as JSON: `{"error": "...", "code": "..."}` with the error's own HTTP status.
-
-`error` is the Open Inference Protocol's key; `code` is ours, for programs.
-"""
+"""Flask's error handlers: every failure is JSON, `{"error": "...", "code": "..."}`."""
 
 from __future__ import annotations
 
@@ -11,8 +8,8 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntity
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.exceptions import NotFound as WerkzeugNotFound
 
-from api.infer.answer import HttpAnswer, json_answer
-from api.infer.public_errors import public_error
+from api.infer.public_errors import error_answer
+from api.routes.responses import response_of
 from api.server.body import BODY_STOPPED
 from shared.errors import (
     BadRequest,
@@ -31,19 +28,8 @@ def register_error_handlers(app: Flask) -> None:
     app.register_error_handler(Exception, _any_error)
 
 
-def error_answer(error: Exception, asked: str) -> HttpAnswer:
-    """Return a FerryError's own answer; anything else becomes a bare 500 with an id.
-
-    The detail goes to the log only, with `asked`, the method and path.
-    """
-    ours = public_error(error, asked)
-    retry_after = ours.retry_after_seconds
-    headers = () if retry_after is None else (("Retry-After", str(retry_after)),)
-    return json_answer({"error": ours.message, "code": ours.code}, ours.status, headers)
-
-
 def _any_error(error: Exception) -> Response:
-    return error_answer(error, f"{request.method} {request.path}").response()
+    return response_of(error_answer(error, f"{request.method} {request.path}"))
 
 
 def _http_error(error: HTTPException) -> Response:

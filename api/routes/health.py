@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, current_app
 
-from api.infer.answer import json_response
+from api.routes.responses import json_response
 from shared.registry.catalog import Catalog
 
 blueprint = Blueprint("health", __name__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, current_app
 
-from api.infer.answer import json_response
 from api.payloads.v2_json import load_object
+from api.routes.responses import json_response
 from api.server.body import read_body
 from shared.registry.log_settings import LogSettings
 

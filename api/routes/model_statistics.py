@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, current_app
 
-from api.infer.answer import json_response
-from api.routes.v2 import checked_version
+from api.infer.inference import checked_version
+from api.routes.responses import json_response
 from shared.registry.catalog import Catalog
 
 blueprint = Blueprint("model_statistics", __name__)

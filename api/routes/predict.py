@@ -8,13 +8,14 @@ from typing import Any
 from flask import Blueprint, Response, current_app, request
 from werkzeug.datastructures import FileStorage
 
-from api.infer.asking import Question, respond
+from api.infer.inference import checked_version
 from api.infer.options import options_of
+from api.infer.question import Question
 from api.payloads.infer_request import check_shape
 from api.payloads.json_arrays import json_type, mixed, to_array
 from api.payloads.pictures import picture_batch
 from api.payloads.v2_json import load_object
-from api.routes.v2 import checked_version
+from api.routes.responses import response_of
 from api.server.body import read_body, read_form
 from shared.datatypes import to_bytes
 from shared.errors import BadRequest
@@ -33,7 +34,7 @@ def predict(name: str | None = None, version: str | None = None) -> Response:
     """Answer pictures (multipart `file` parts or the raw body), texts or tensors (JSON).
 
     Without a model's name, the one model that takes this kind of input answers; 400 lists the
-    candidates when there are several. Next stop: `RequestQueue.push`.
+    candidates when there are several. Next stop: `Inference.respond`.
     """
     if request.mimetype == "multipart/form-data":
         return _pictures(_files(), name, version, one=None)
@@ -100,10 +101,7 @@ def _tensor(data: Any, name: str | None, version: str | None) -> Response:
     array = to_array(mixed(data), declared.datatype, "input_tensor")
     check_shape(array.shape, declared, spec, "input_tensor")
     tensor = Tensor(declared.name, declared.datatype, array.shape, to_bytes(array))
-    options = options_of(request.environ, {})
-    return respond(
-        Question(spec, (tensor,), (), options, AnswerForm("tensor"), version is not None)
-    )
+    return _respond(spec, (tensor,), AnswerForm("tensor"), version)
 
 
 def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
@@ -132,9 +130,16 @@ def _described(
     one: bool,
     cut: list[bool] | None = None,
 ) -> Response:
-    how = AnswerForm("rows", top_k=_top_k(), one=one, cut=tuple(cut or ()))
+    form = AnswerForm("rows", top_k=_top_k(), one=one, cut=tuple(cut or ()))
+    return _respond(spec, inputs, form, version)
+
+
+def _respond(
+    spec: ModelSpec, inputs: tuple[Tensor, ...], form: AnswerForm, version: str | None
+) -> Response:
     options = options_of(request.environ, {})
-    return respond(Question(spec, inputs, (), options, how, version is not None))
+    question = Question(spec, inputs, (), options, form, version is not None)
+    return response_of(current_app.extensions["inference"].respond(question, request.environ))
 
 
 def _top_k() -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, current_app
 
-from api.infer.answer import json_response
 from api.infer.model_control import load_by_request, unload_by_request
 from api.payloads.infer_request import check_parameters
 from api.payloads.v2_json import load_object
+from api.routes.responses import json_response
 from api.server.body import read_body
 from shared.errors import BadRequest
 from shared.messages import Parameters

@@ -6,7 +6,8 @@ import re
 
 from flask import Blueprint, Response, current_app, request
 
-from api.infer.later import Later
+from api.infer.async_answers import AsyncAnswers
+from api.routes.responses import response_of
 from shared.errors import BadRequest, UnknownRequest
 
 blueprint = Blueprint("requests", __name__)
@@ -18,13 +19,13 @@ LONGEST_WAIT_SECONDS = 60.0
 def respond(request_id: str) -> Response:
     """Answer as the route would have; 202 while it waits or runs, at most `?wait=` seconds."""
     client = request.environ.get("gunicorn.socket")
-    return _later().respond(_known(request_id), _wait_seconds(), client)
+    return response_of(_answers().respond(_known(request_id), _wait_seconds(), client))
 
 
 @blueprint.delete("/v2/requests/<request_id>")
 def cancel(request_id: str) -> Response:
     """Take back what does not run yet."""
-    return _later().cancel(_known(request_id))
+    return response_of(_answers().cancel(_known(request_id)))
 
 
 def _known(request_id: str) -> str:
@@ -44,6 +45,6 @@ def _wait_seconds() -> float:
     return seconds
 
 
-def _later() -> Later:
-    later: Later = current_app.extensions["later"]
-    return later
+def _answers() -> AsyncAnswers:
+    answers: AsyncAnswers = current_app.extensions["async_answers"]
+    return answers

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, current_app, request
 
-from api.infer.answer import json_response
-from api.infer.asking import Question, respond
+from api.infer.inference import checked_version
 from api.infer.options import options_of
+from api.infer.question import Question
 from api.payloads.v1_json import parse_predict
-from api.routes.v2 import checked_version
+from api.routes.responses import json_response, response_of
 from api.server.body import read_body
 from shared.errors import ModelNotReady, UnknownRoute, Unsupported
 from shared.messages import AnswerForm
@@ -55,13 +55,14 @@ def model_version(name: str, version: str) -> Response:
 def predict(name: str, version: str | None = None) -> Response:
     """Answer `instances` (rows) with `predictions`, or `inputs` (columns) with `outputs`.
 
-    Next stop: `RequestQueue.push`.
+    Next stop: `Inference.respond`.
     """
     raw = read_body()
     spec = _catalog().serving(name, checked_version(version))
     kind, inputs = parse_predict(raw, spec, current_app.extensions["tokenizers"])
     options = options_of(request.environ, {})
-    return respond(Question(spec, inputs, (), options, AnswerForm(kind), version is not None))
+    question = Question(spec, inputs, (), options, AnswerForm(kind), version is not None)
+    return response_of(current_app.extensions["inference"].respond(question, request.environ))
 
 
 @blueprint.post("/v1/models/<name>:<verb>")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, current_app
 
-from api.infer.answer import json_response
 from api.infer.descriptions import model_description, server_description
-from shared.errors import UnknownModel
+from api.infer.inference import checked_version
+from api.routes.responses import json_response
 from shared.registry.catalog import Catalog
 
 blueprint = Blueprint("metadata", __name__)
@@ -40,16 +40,6 @@ def model_ready(name: str, version: str | None = None) -> Response:
     """Answer 200 when an instance serves the model, 400 when none does, 404 for an unknown one."""
     is_ready = _catalog().is_ready(name, checked_version(version))
     return json_response({"name": name, "ready": is_ready}, 200 if is_ready else 400)
-
-
-def checked_version(version: str | None) -> str | None:
-    """Return a version as it is named in a URL; anything but digits is unknown.
-
-    Raises UnknownModel.
-    """
-    if version is not None and not (version.isascii() and version.isdigit()):
-        raise UnknownModel(f"version {version!r} is not found: a version is a number")
-    return version
 
 
 def _catalog() -> Catalog:

@@ -79,7 +79,7 @@ class Stream:
             return error
         self._under_way.append(asked)
         if self._ended:
-            asked.waiting.cancel()
+            asked.pending.cancel()
         return asked
 
     def _answer(self, request_id: str, pushed: Asked | Exception) -> proto.ModelStreamInferResponse:
@@ -101,5 +101,5 @@ class Stream:
         """Take back what is under way: the call is over, in whatever way."""
         self._ended = True
         for asked in list(self._under_way):
-            asked.waiting.cancel()
+            asked.pending.cancel()
         self._places.release()  # the reader may wait for one

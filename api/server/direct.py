@@ -12,10 +12,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
 from api.infer.answer import HttpAnswer
+from api.infer.inference import Inference
 from api.infer.options import TIMEOUT_HEADER
+from api.infer.public_errors import error_answer
 from api.payloads.binary_tensors import HEADER_VARIABLE
-from api.routes.errors import error_answer
-from api.routes.infer import Inference
 from api.server.body import read_binary, read_declared
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from versioned_models import add_broken, add_model, add_version, remove_version,
 from waiting import wait_until
 
 from api.app import create_app
+from api.infer.question import Question
 from shared.errors import LoadFailed
 from shared.messages import InferResult, Tensor
 from shared.operations.model_control import ModelControl
@@ -47,7 +48,7 @@ class Seen:
     def answer(self) -> float:
         """Return the factor by which `m` multiplies."""
         self.catalog.refresh()
-        answered = self.queues.ask(self.catalog.serving("m"), (X,))
+        answered = self.queues.ask(Question(self.catalog.serving("m"), (X,)))
         factor: float = answered.result.outputs[0].array()[0, 0]
         return factor
 

@@ -12,7 +12,7 @@ from flask import Flask
 from versioned_models import add_model
 
 from api.app import create_app
-from api.infer.options import DEFAULT_OPTIONS
+from api.infer.question import Question
 from api.infer.queues import Queues
 from shared.errors import UnknownModel, VersionRetired
 from shared.messages import Tensor
@@ -52,19 +52,19 @@ def left(app: Flask) -> ModelSpec:
 
 
 def test_its_successor_answers(queues: Queues, left: ModelSpec) -> None:
-    answered = queues.ask(left, (X,))
+    answered = queues.ask(Question(left, (X,)))
 
     assert answered.spec.version == "2"
     assert answered.result.outputs[0].array().tolist() == [[2, 20]]
 
 
 def test_its_successor_answers_later(queues: Queues, left: ModelSpec) -> None:
-    assert queues.submit(new_id(), left, (X,), (), DEFAULT_OPTIONS).version == "2"
+    assert queues.submit(new_id(), Question(left, (X,))).spec.version == "2"
 
 
 def test_nobody_else_answers_for_a_version_that_was_named(queues: Queues, left: ModelSpec) -> None:
     with pytest.raises(UnknownModel, match="version 1"):
-        queues.ask(left, (X,), named=True)
+        queues.ask(Question(left, (X,), named=True))
 
 
 def test_a_successor_with_other_inputs_is_not_asked(queues: Queues, left: ModelSpec) -> None:
@@ -72,13 +72,13 @@ def test_a_successor_with_other_inputs_is_not_asked(queues: Queues, left: ModelS
     other = left.model_copy(update={"inputs": (wider,)})
 
     with pytest.raises(VersionRetired):
-        queues.ask(other, (X,))
+        queues.ask(Question(other, (X,)))
 
 
 def test_nothing_waits_on_a_queue_that_is_closed(
     queues: Queues, left: ModelSpec, redis_url: str
 ) -> None:
-    queues.ask(left, (X,))
+    queues.ask(Question(left, (X,)))
 
     with connect(redis_url) as redis:
         assert not list(redis.scan_iter(match="retired:{m/1}:queue:*"))

@@ -12,11 +12,10 @@ from typing import Any
 
 import msgpack
 import redis
-from flask import Response
 
-from api.infer.answer import json_response
-from api.infer.asking import Question
+from api.infer.answer import HttpAnswer, json_answer
 from api.infer.options import LONGEST_TIMEOUT_SECONDS
+from api.infer.question import Question
 from api.infer.queues import Queues
 from api.infer.render import render
 from shared.courier.departures import has_left
@@ -43,7 +42,7 @@ LONGEST_KEY = 255
 FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.005, 0.2
 
 
-class Later:
+class AsyncAnswers:
     """Stores requests and finds their answers again, in any API process."""
 
     def __init__(self, client: redis.Redis, settings: Settings, queues: Queues) -> None:
@@ -60,13 +59,13 @@ class Later:
             grace_seconds=grace_seconds(settings),
         )
 
-    def accept(self, question: Question) -> Response:
+    def accept(self, question: Question) -> HttpAnswer:
         """Store a request and answer 202 with its location."""
         request_id = new_id()
         self._submit(request_id, question, self._settings.result_ttl_seconds)
         return _accepted(request_id, State("waiting"))
 
-    def once(self, key: str, path: str, question: Question, *, wait: bool) -> Response:
+    def once(self, key: str, path: str, question: Question, *, wait: bool) -> HttpAnswer:
         """Answer what the first request with this key, path and body was, or will be, answered.
 
         Raises IdempotencyConflict when the first was another, RequestExpired when the answer is
@@ -83,24 +82,24 @@ class Later:
             spec = self._submit_first(request_id, key, question)
         else:
             spec = self._joined(request_id, question)
-        seconds = self._queues.timeout_seconds(question.spec, question.options) if wait else 0.0
+        seconds = self._queues.timeout_seconds(question) if wait else 0.0
         state = self._wait(request_id, spec, seconds, question.options.client)
         if state.result is None and wait:
             raise RequestExpired("Request timeout expired")
-        return _answered(request_id, spec, question.how, state)
+        return _answered(request_id, spec, question.form, state)
 
     def respond(
         self, request_id: str, wait_seconds: float, client: socket.socket | None
-    ) -> Response:
+    ) -> HttpAnswer:
         """Return the answer, or 202 when it is not there within `wait_seconds`.
 
         Raises UnknownRequest, RequestGone, and the error that the request was answered with.
         """
-        spec, how = self._records.find(request_id)
+        spec, form = self._records.find(request_id)
         state = self._wait(request_id, spec, wait_seconds, client)
-        return _answered(request_id, spec, how, state)
+        return _answered(request_id, spec, form, state)
 
-    def cancel(self, request_id: str) -> Response:
+    def cancel(self, request_id: str) -> HttpAnswer:
         """Take back a request that waits; raises RequestStarted, UnknownRequest or RequestGone."""
         requests = self._queues.detached(self._records.find(request_id)[0])
         what = requests.cancel(request_id)
@@ -110,16 +109,15 @@ class Later:
             raise RequestStarted(f"request {request_id} is {what} and cannot be cancelled")
         if what == "gone":
             raise _gone(request_id)
-        return json_response({"id": request_id, "status": "cancelled"})
+        return json_answer({"id": request_id, "status": "cancelled"})
 
     def _submit(self, request_id: str, question: Question, keep_seconds: float) -> ModelSpec:
         """Push first: a request that is refused leaves nothing behind. Returns who was asked."""
-        asked, inputs, outputs, options, how, named = question
-        spec = self._queues.submit(request_id, asked, inputs, outputs, options, named=named)
-        life_seconds = self._queues.timeout_seconds(spec, options) + keep_seconds
+        taken = self._queues.submit(request_id, question)
+        spec, life_seconds = taken.spec, self._queues.timeout_seconds(taken) + keep_seconds
         durable = self._settings.durable
         try:
-            self._records.save(request_id, spec, how, life_seconds, durable=durable)
+            self._records.save(request_id, spec, taken.form, life_seconds, durable=durable)
         except RedisUnavailable:
             self._queues.detached(spec).cancel(request_id)
             raise
@@ -181,22 +179,22 @@ def _wait_until_closed(
         pause = min(2 * pause, LONGEST_LOOK_SECONDS)
 
 
-def _answered(request_id: str, spec: ModelSpec, how: AnswerForm, state: State) -> Response:
+def _answered(request_id: str, spec: ModelSpec, form: AnswerForm, state: State) -> HttpAnswer:
     if state.what == "gone":
         raise _gone(request_id)
     if state.result is None:
         return _accepted(request_id, state)
     if state.result.error is not None:
         raise state.result.error
-    return render(spec, state.result, how).response()
+    return render(spec, state.result, form)
 
 
-def _accepted(request_id: str, state: State) -> Response:
+def _accepted(request_id: str, state: State) -> HttpAnswer:
     location = f"/v2/requests/{request_id}"
     body: dict[str, Any] = {"id": request_id, "status": state.what, "location": location}
     if state.ahead is not None:
         body["position"] = state.ahead
-    return json_response(body, 202, (("Location", location),))
+    return json_answer(body, 202, (("Location", location),))
 
 
 def _gone(request_id: str) -> RequestGone:
@@ -205,6 +203,6 @@ def _gone(request_id: str) -> RequestGone:
 
 def _digest(path: str, question: Question) -> bytes:
     """Return a hash of what was asked, tensors included."""
-    _, inputs, outputs, options, how, _ = question
-    asked = [path, inputs, outputs, dict(options.parameters), how]
+    _, inputs, outputs, options, form, _ = question
+    asked = [path, inputs, outputs, dict(options.parameters), form]
     return sha256(msgpack.packb(asked)).digest()

@@ -1,0 +1,77 @@
+"""Answers a client's request (stop 2 of the walk): now, later, or once for each key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from api.infer.answer import HttpAnswer
+from api.infer.async_answers import AsyncAnswers
+from api.infer.options import options_of
+from api.infer.question import Question
+from api.infer.queues import Queues
+from api.infer.render import render
+from api.payloads.binary_tensors import header_length
+from api.payloads.v2_json import parse_infer
+from shared.errors import UnknownModel
+from shared.messages import AnswerForm, Buffer
+from shared.registry.catalog import Catalog
+
+PREFER, IDEMPOTENCY_KEY = "HTTP_PREFER", "HTTP_IDEMPOTENCY_KEY"
+"""The headers that make a request asynchronous or idempotent, as WSGI names them."""
+
+
+class Inference:
+    """Checks requests, asks the models and writes the answers; for HTTP, with or without Flask."""
+
+    def __init__(self, catalog: Catalog, queues: Queues, async_answers: AsyncAnswers) -> None:
+        """Serve the catalog's models through the queues."""
+        self._catalog = catalog
+        self._queues = queues
+        self._async_answers = async_answers
+
+    def infer(
+        self, name: str, version: str | None, raw: Buffer, environ: Mapping[str, Any]
+    ) -> HttpAnswer:
+        """Answer one v2 request; whatever does not fit the model is never queued.
+
+        `raw` is its body, `environ` WSGI's. Raises FerryError. Next stop: `Queues.ask`.
+        """
+        spec = self._catalog.serving(name, checked_version(version))
+        body = parse_infer(raw, spec, header_length(environ, len(raw)))
+        options = options_of(environ, body.parameters)
+        form = AnswerForm("infer", body.id, outputs=body.outputs, binary=body.binary)
+        named = version is not None
+        question = Question(spec, body.inputs, body.output_names, options, form, named)
+        return self.respond(question, environ)
+
+    def respond(self, question: Question, environ: Mapping[str, Any]) -> HttpAnswer:
+        """Answer a checked request as its headers want it; raises FerryError.
+
+        `Prefer: respond-async` is answered with 202 at once, an `Idempotency-Key` as it was before.
+        """
+        key = environ.get(IDEMPOTENCY_KEY)
+        prefer = environ.get(PREFER)
+        wants_async = prefer is not None and "respond-async" in _preferences(prefer)
+        if key is not None:
+            path = environ["PATH_INFO"]
+            return self._async_answers.once(key, path, question, wait=not wants_async)
+        if wants_async:
+            return self._async_answers.accept(question)
+        answered = self._queues.ask(question)
+        return render(answered.spec, answered.result, question.form)
+
+
+def checked_version(version: str | None) -> str | None:
+    """Return a version as it is named in a URL; anything but digits is unknown.
+
+    Raises UnknownModel.
+    """
+    if version is not None and not (version.isascii() and version.isdigit()):
+        raise UnknownModel(f"version {version!r} is not found: a version is a number")
+    return version
+
+
+def _preferences(header: str) -> set[str]:
+    """Return the preferences of a header as RFC 7240 has it, without their parameters."""
+    return {item.partition(";")[0].strip().lower() for item in header.split(",")}
