@@ -123,7 +123,8 @@ def test_a_client_that_is_killed_takes_its_request_off_the_queue(
         f"InferenceServerClient({address(settings)!r}).infer('fake', [row(1, 1)])"
     )
     killed = subprocess.Popen(
-        [sys.executable, "-c", ask], env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
+        [sys.executable, "-c", ask],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/helpers"},
     )
     try:
         wait_until(lambda: model.depth() == 1, 30, "it waits")
