@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install samples up test check bench chaos soak docs map lock clean
+.PHONY: help install samples up test check bench chaos soak docs map hooks lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -51,6 +51,9 @@ docs: $(INSTALLED) ## Write the pages that are made from the code
 
 map: $(INSTALLED) ## Print every module with its role, the widest folders, the longest functions
 	$(BIN)/python -m tools.map
+
+hooks: ## Check the subject of every commit in this clone
+	install -m 755 tools/commit-msg "$$(git rev-parse --git-path hooks)/commit-msg"
 
 lock: $(INSTALLED) ## Write requirements/*.txt from pyproject.toml (UPGRADE=1: newest versions)
 	$(BIN)/python requirements/lock.py $(if $(UPGRADE),--upgrade)
