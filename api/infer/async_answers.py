@@ -33,9 +33,9 @@ from shared.errors import (
 )
 from shared.messages import AnswerForm
 from shared.model_spec import ModelSpec
-from shared.request_queue.async_records import First, Records
-from shared.request_queue.async_requests import Detached, State, new_id
-from shared.request_queue.commands import KEPT_SECONDS, grace_seconds
+from shared.request_queue.async_records import AsyncRecords, FirstUse
+from shared.request_queue.async_requests import AsyncRequests, State, new_id
+from shared.request_queue.commands import IDEMPOTENT_RESULT_SECONDS, grace_seconds
 from shared.settings import Settings
 
 LONGEST_KEY = 255
@@ -51,8 +51,8 @@ class AsyncAnswers:
         self._queues = queues
         self._waiting = 0
         longest_timeout = max(LONGEST_TIMEOUT_SECONDS, settings.request_timeout_seconds)
-        longest_kept = max(KEPT_SECONDS, settings.result_ttl_seconds)
-        self._records = Records(
+        longest_kept = max(IDEMPOTENT_RESULT_SECONDS, settings.result_ttl_seconds)
+        self._records = AsyncRecords(
             client,
             settings.key_prefix,
             longest_timeout + longest_kept,
@@ -73,7 +73,7 @@ class AsyncAnswers:
         """
         if not 0 < len(key) <= LONGEST_KEY:
             raise BadRequest(f"Idempotency-Key must have 1 to {LONGEST_KEY} characters")
-        ours = First(new_id(kept=True), _digest(path, question))
+        ours = FirstUse(new_id(idempotent=True), _digest(path, question))
         first = self._records.first(question.spec.name, key, ours)
         if first.asked != ours.asked:
             raise IdempotencyConflict("this Idempotency-Key came with another request before")
@@ -101,7 +101,7 @@ class AsyncAnswers:
 
     def cancel(self, request_id: str) -> HttpAnswer:
         """Take back a request that waits; raises RequestStarted, UnknownRequest or RequestGone."""
-        requests = self._queues.detached(self._records.find(request_id)[0])
+        requests = self._queues.async_requests(self._records.find(request_id)[0])
         what = requests.cancel(request_id)
         if what == "gone":
             what = requests.state(request_id).what
@@ -119,16 +119,16 @@ class AsyncAnswers:
         try:
             self._records.save(request_id, spec, taken.form, life_seconds, durable=durable)
         except RedisUnavailable:
-            self._queues.detached(spec).cancel(request_id)
+            self._queues.async_requests(spec).cancel(request_id)
             raise
         return spec
 
     def _submit_first(self, request_id: str, key: str, question: Question) -> ModelSpec:
         """Submit under a new key; one that is refused frees the key, unless it came again since."""
         try:
-            return self._submit(request_id, question, KEPT_SECONDS)
+            return self._submit(request_id, question, IDEMPOTENT_RESULT_SECONDS)
         except FerryError:
-            if self._queues.detached(question.spec).state(request_id).what == "gone":
+            if self._queues.async_requests(question.spec).state(request_id).what == "gone":
                 self._records.forget_key(question.spec.name, key)
             raise
 
@@ -142,9 +142,9 @@ class AsyncAnswers:
             spec = self._records.find(request_id)[0]  # another version may serve by now
         except UnknownRequest:
             spec = question.spec
-        if self._queues.detached(spec).state(request_id).what != "gone":
+        if self._queues.async_requests(spec).state(request_id).what != "gone":
             return spec
-        self._submit(request_id, question, KEPT_SECONDS)
+        self._submit(request_id, question, IDEMPOTENT_RESULT_SECONDS)
         return question.spec
 
     def _wait(
@@ -155,7 +155,7 @@ class AsyncAnswers:
         Raises ClientLeft when nobody waits for the answer any more, which the request outlives, and
         QueueFull when too many wait in this process.
         """
-        requests = self._queues.detached(spec)
+        requests = self._queues.async_requests(spec)
         if seconds > 0 and requests.is_open(request_id):
             if self._waiting >= self._settings.max_waiting:
                 raise QueueFull.with_waiting(self._waiting)
@@ -169,7 +169,7 @@ class AsyncAnswers:
 
 
 def _wait_until_closed(
-    requests: Detached, request_id: str, seconds: float, client: socket.socket | None
+    requests: AsyncRequests, request_id: str, seconds: float, client: socket.socket | None
 ) -> None:
     deadline, pause = time.monotonic() + seconds, FIRST_LOOK_SECONDS
     while (left := deadline - time.monotonic()) > 0 and requests.is_open(request_id):

@@ -18,7 +18,7 @@ from shared.model_spec import ModelSpec
 from shared.operations.shadow_comparison import Comparisons
 from shared.registry.catalog import Catalog
 from shared.request_queue.api_end import PendingRequest, RequestQueue
-from shared.request_queue.async_requests import Detached
+from shared.request_queue.async_requests import AsyncRequests
 from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
@@ -127,13 +127,13 @@ class Queues:
     def _store(self, request_id: str, question: Question) -> None:
         request = question.request(request_id, self._settings.request_timeout_seconds)
         try:
-            self.detached(question.spec).submit(request)
+            self.async_requests(question.spec).submit(request)
         except QueueFull as error:
             raise self._with_retry_after(question.spec, error) from None
 
-    def detached(self, spec: ModelSpec) -> Detached:
+    def async_requests(self, spec: ModelSpec) -> AsyncRequests:
         """Return the model's requests that nobody waits for."""
-        return Detached(self._client, self._keys(spec), self._limits(spec))
+        return AsyncRequests(self._client, self._keys(spec), self._limits(spec))
 
     def timeout_seconds(self, question: Question) -> float:
         """Return how long the request may take from its push to the start of its batch."""

@@ -12,9 +12,9 @@ from shared.messages import AnswerForm, InferRequest
 from shared.model_spec import ModelSpec
 from shared.operations.queue_inspection import lists
 from shared.registry.registry import Registry
-from shared.request_queue.async_records import Records
-from shared.request_queue.async_requests import Detached, new_id
-from shared.request_queue.commands import KEPT_SECONDS, Limits, grace_seconds
+from shared.request_queue.async_records import AsyncRecords
+from shared.request_queue.async_requests import AsyncRequests, new_id
+from shared.request_queue.commands import IDEMPOTENT_RESULT_SECONDS, Limits, grace_seconds
 from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
 
@@ -56,9 +56,9 @@ class DeadLetters:
         self._client = client
         self._settings = settings
         self._registry = Registry(client, settings.key_prefix)
-        longest = settings.request_timeout_seconds + KEPT_SECONDS
+        longest = settings.request_timeout_seconds + IDEMPOTENT_RESULT_SECONDS
         grace = grace_seconds(settings)
-        self._records = Records(client, settings.key_prefix, longest, grace_seconds=grace)
+        self._records = AsyncRecords(client, settings.key_prefix, longest, grace_seconds=grace)
 
     def all(self) -> list[DeadLetter]:
         """Return the dead of all versions, newest first."""
@@ -93,20 +93,20 @@ class DeadLetters:
         UnknownModel, RequestGone, QueueFull.
         """
         settings, spec = self._settings, self._spec(letter)
-        request_id, timeout = new_id(kept=True), settings.request_timeout_seconds
+        request_id, timeout = new_id(idempotent=True), settings.request_timeout_seconds
         request = self.request(letter)._replace(
             id=request_id, timeout_seconds=timeout, priority=min(letter.level, spec.levels)
         )
         keys = QueueKeys(settings.key_prefix, spec.key, spec.levels)
-        detached = Detached(self._client, keys, Limits.of(spec, settings))
-        detached.submit(request)
+        requests = AsyncRequests(self._client, keys, Limits.of(spec, settings))
+        requests.submit(request)
         try:
             self._records.save(
-                request_id, spec, self._how(letter), timeout + KEPT_SECONDS,
+                request_id, spec, self._how(letter), timeout + IDEMPOTENT_RESULT_SECONDS,
                 durable=settings.durable,
             )  # fmt: skip
         except RedisUnavailable:
-            detached.cancel(request_id)
+            requests.cancel(request_id)
             raise
         return request_id
 

@@ -9,10 +9,9 @@ from redis import Redis
 
 from shared.messages import InferResult, Tensor
 from shared.registry.keys import RegistryKeys
-from shared.wire.client import asking
+from shared.request_queue.keys import RETIRED_COUNTS_SECONDS
+from shared.wire.client import asking, milliseconds
 from shared.wire.scripts import script_text
-
-KEPT_MS = 7 * 86_400_000
 
 
 class Comparison(NamedTuple):
@@ -50,7 +49,8 @@ class Comparisons:
         pairs = [item for name, amount in sums.items() if amount for item in (name, amount)]
         client: Any = self._client
         key, script = self._keys.compared(shadow_key, version), script_text("compare")
-        asking(lambda: client.eval(script, 1, key, KEPT_MS, highest, *pairs))
+        ttl_ms = milliseconds(RETIRED_COUNTS_SECONDS)
+        asking(lambda: client.eval(script, 1, key, ttl_ms, highest, *pairs))
 
     def read(self, shadow_key: str, version: str) -> Comparison:
         """Return the sums so far, zeros when there are none."""

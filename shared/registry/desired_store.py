@@ -12,13 +12,11 @@ from redis.exceptions import WatchError
 from shared.errors import RedisUnavailable
 from shared.registry.desired_state import Desired, Serving, SupervisorReport
 from shared.registry.keys import RegistryKeys, living_supervisors, read_changes
-from shared.request_queue.keys import QueueKeys
-from shared.wire.client import asking
+from shared.request_queue.keys import RETIRED_COUNTS_SECONDS, QueueKeys
+from shared.wire.client import asking, milliseconds
 from shared.wire.scripts import script_text
 
 CLOSED_MS = 3_600_000
-KEPT_MS = 7 * 86_400_000
-"""How long it is known what a version did that left."""
 MAX_CONFLICTS = 20
 Update = Callable[[Desired, Serving | None], Desired | None]
 
@@ -198,8 +196,7 @@ class DesiredStore:
         kept = [keys.stats, keys.counts, keys.dead]
         names = [keys.closed, *kept, *keys.lists, *inflight]
         client: Any = self._client
+        lifetimes = (CLOSED_MS, milliseconds(RETIRED_COUNTS_SECONDS))
         return bool(
-            asking(
-                lambda: client.eval(script_text("close"), len(names), *names, CLOSED_MS, KEPT_MS)
-            )
+            asking(lambda: client.eval(script_text("close"), len(names), *names, *lifetimes))
         )

@@ -3,7 +3,7 @@
 key                      type    holds                                                 expires
 ferry:request:<id>       string  Record: how to answer, digest of the model's spec     (see 1)
 ferry:spec:<digest>      string  the ModelSpec that its requests were checked against  after them
-ferry:once:<hash>        string  First: what came first under an Idempotency-Key       an hour
+ferry:once:<hash>        string  FirstUse: what came first under an Idempotency-Key       an hour
 
 1: ten minutes after the answer. Until then it is known that there was such a request.
 
@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict
 from shared.errors import RedisUnavailable, UnknownRequest
 from shared.messages import AnswerForm
 from shared.model_spec import ModelSpec
-from shared.request_queue.commands import KEPT_SECONDS, Limits
-from shared.wire.client import asking
+from shared.request_queue.commands import IDEMPOTENT_RESULT_SECONDS, Limits
+from shared.wire.client import asking, milliseconds
 
 MEMORY_SECONDS = 600.0
 """How long it is known that a request existed after its answer has expired."""
@@ -39,14 +39,14 @@ class Record(BaseModel):
     how: AnswerForm
 
 
-class First(NamedTuple):
+class FirstUse(NamedTuple):
     """The request that an Idempotency-Key came with first, and a hash of what it asked."""
 
     request_id: str
     asked: bytes
 
 
-class Records:
+class AsyncRecords:
     """The records of all requests; every method raises RedisUnavailable."""
 
     def __init__(
@@ -63,7 +63,7 @@ class Records:
         self._specs = f"{prefix}:spec:"
         self._once = f"{prefix}:once:"
         self._grace_seconds = grace_seconds + MEMORY_SECONDS
-        self._spec_ms = _ms(longest_life_seconds + self._grace_seconds)
+        self._spec_ms = milliseconds(longest_life_seconds + self._grace_seconds)
         self._known_specs: dict[str, ModelSpec] = {}
 
     def save(
@@ -87,7 +87,7 @@ class Records:
         if not asking(lambda: self._client.pexpire(name, self._spec_ms)):
             asking(lambda: self._client.set(name, text, px=self._spec_ms))
         record = Record(spec=digest, how=how).model_dump_json().encode()
-        key, ttl_ms = self._requests + request_id, _ms(life_seconds + self._grace_seconds)
+        key, ttl_ms = self._requests + request_id, milliseconds(life_seconds + self._grace_seconds)
         with self._client.pipeline(transaction=False) as opened:
             pipeline: Any = opened  # its execute_command has no types
             pipeline.set(key, record, px=ttl_ms)
@@ -110,17 +110,17 @@ class Records:
             self._known_specs[record.spec] = ModelSpec.model_validate_json(text)
         return self._known_specs[record.spec], record.how
 
-    def first(self, model: str, key: str, ours: First) -> First:
+    def first(self, model: str, key: str, ours: FirstUse) -> FirstUse:
         """Return what came first under an Idempotency-Key of a model's: `ours`, or an earlier one.
 
         subtle: `SET NX GET` in one command needs Redis 7.
         """
-        name, ttl_ms = self._once_key(model, key), _ms(KEPT_SECONDS)
+        name, ttl_ms = self._once_key(model, key), milliseconds(IDEMPOTENT_RESULT_SECONDS)
         packed = msgpack.packb(ours)
         while not asking(lambda: self._client.set(name, packed, nx=True, px=ttl_ms)):
             found = asking(lambda: self._client.get(name))
             if found is not None:
-                return First(*msgpack.unpackb(found))
+                return FirstUse(*msgpack.unpackb(found))
         return ours
 
     def forget_key(self, model: str, key: str) -> None:
@@ -129,7 +129,3 @@ class Records:
 
     def _once_key(self, model: str, key: str) -> str:
         return self._once + sha256(f"{model}\0{key}".encode()).hexdigest()
-
-
-def _ms(seconds: float) -> int:
-    return int(1000 * seconds)

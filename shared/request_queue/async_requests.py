@@ -1,4 +1,4 @@
-"""Requests for whose answer nobody waits: stored at once, asked for later, cancelled."""
+"""Asynchronous requests: stored at once, asked for later, cancelled. No connection waits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from redis.exceptions import NoScriptError
 from shared.errors import QueueFull, VersionRetired
 from shared.messages import InferRequest, InferResult
 from shared.request_queue.commands import Limits, as_push, cancel_command, push_command
-from shared.request_queue.keys import DETACHED, KEPT, QueueKeys
+from shared.request_queue.keys import ASYNCHRONOUS, IDEMPOTENT, QueueKeys
 from shared.wire.client import asking
 from shared.wire.scripts import script_digest, script_text
 
@@ -26,13 +26,13 @@ class State(NamedTuple):
     result: InferResult | None = None
 
 
-def new_id(*, kept: bool = False) -> str:
-    """Return an id that cannot be guessed; a `kept` one's answer lives for an hour."""
-    return (KEPT if kept else DETACHED) + token_hex(12)
+def new_id(*, idempotent: bool = False) -> str:
+    """Return an id that cannot be guessed; an `idempotent` one's answer lives for an hour."""
+    return (IDEMPOTENT if idempotent else ASYNCHRONOUS) + token_hex(12)
 
 
-class Detached:
-    """One model version's detached requests; every method raises RedisUnavailable."""
+class AsyncRequests:
+    """One model version's asynchronous requests; every method raises RedisUnavailable."""
 
     def __init__(self, client: Redis, keys: QueueKeys, limits: Limits) -> None:
         """Use `client`, one command at a time."""

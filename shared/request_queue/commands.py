@@ -15,15 +15,17 @@ from shared.model_spec import ModelSpec, QueuePolicy
 from shared.request_queue.claimed import Answers, Batching, Claimed
 from shared.request_queue.keys import DELAY, REJECT, QueueKeys
 from shared.settings import Settings
+from shared.wire.client import milliseconds
 from shared.wire.packing import PackedPrefix, PrefixedCommand
 from shared.wire.scripts import script_digest
 
 LATE_SECONDS = 60.0
 """What a batch that began before its requests' deadline may take beside its longest run."""
-KEPT_SECONDS = 3600.0
+IDEMPOTENT_RESULT_SECONDS = 3600.0
 """How long the answer to a request with an Idempotency-Key is kept."""
 DEAD_SECONDS = 7 * 86400.0
 """How long a request that was given up is kept."""
+_IDEMPOTENT_MS = milliseconds(IDEMPOTENT_RESULT_SECONDS)
 MAX_ATTEMPTS = 3
 _CRASHED = InferResult(
     error=ModelCrashed(f"the worker process died {MAX_ATTEMPTS} times while running this request")
@@ -89,7 +91,7 @@ def as_push(
     policy = limits.policy(request.priority)
     return PushArguments(
         request.id, request.rows, request.priority, request.signature, request.timeout_seconds,
-        int(1000 * (request.timeout_seconds + limits.grace_seconds)), body,
+        milliseconds(request.timeout_seconds + limits.grace_seconds), body,
         _terms(policy, request) if policy else b"", request.digest() if keys.cache else "",
     )  # fmt: skip
 
@@ -138,7 +140,7 @@ def _push_prefix(keys: QueueKeys, limits: Limits) -> tuple[Any, ...]:
         "EVALSHA", script_digest("push"), 3 + len(lists), keys.bell, keys.bytes, keys.closed,
         *lists,
         keys.body, keys.result, limits.requests, limits.bytes,
-        keys.cache, _ms(limits.result_ttl_seconds), _ms(KEPT_SECONDS), keys.levels,
+        keys.cache, milliseconds(limits.result_ttl_seconds), _IDEMPOTENT_MS, keys.levels,
     )  # fmt: skip
 
 
@@ -171,7 +173,7 @@ def claim_command(end: InstanceEnd, max_rows: int, max_delay_seconds: float) -> 
     preferred = batching.preferred_sizes if max_delay_seconds else ()
     answering = (
         keys.delayed, keys.result, keys.answered,
-        _ms(end.result_ttl_seconds), _ms(KEPT_SECONDS), _REJECTED,
+        milliseconds(end.result_ttl_seconds), _IDEMPOTENT_MS, _REJECTED,
     )  # fmt: skip
     return (
         "EVALSHA", script_digest("claim"), 6 + len(lists), keys.bell, keys.inflight + end.instance,
@@ -192,8 +194,8 @@ def publisher(end: InstanceEnd) -> Callable[[list[Claimed], Answers, int], Prefi
     prefix = PackedPrefix(
         "EVALSHA", script_digest("publish"), 2 + len(order), keys.inflight + end.instance,
         keys.stats, *order,
-        _ms(end.result_ttl_seconds), _ms(KEPT_SECONDS), keys.body, keys.result, keys.answered,
-        keys.cache, end.cache.bytes, _ms(end.cache.seconds),
+        milliseconds(end.result_ttl_seconds), _IDEMPOTENT_MS, keys.body, keys.result,
+        keys.answered, keys.cache, end.cache.bytes, milliseconds(end.cache.seconds),
     )  # fmt: skip
 
     def publish(claimed: list[Claimed], answers: Answers, drop_count: int) -> PrefixedCommand:
@@ -214,11 +216,7 @@ def recover_command(end: InstanceEnd, *, crashed: bool) -> tuple[Any, ...]:
     return (
         "EVALSHA", script_digest("recover"), 6, keys.bell, keys.inflight + end.instance, keys.bytes,
         keys.counts, keys.dead, keys.order,
-        int(crashed), MAX_ATTEMPTS, _ms(end.result_ttl_seconds), _ms(KEPT_SECONDS),
-        _ms(DEAD_SECONDS), keys.queue, keys.body, keys.result, keys.answered,
+        int(crashed), MAX_ATTEMPTS, milliseconds(end.result_ttl_seconds), _IDEMPOTENT_MS,
+        milliseconds(DEAD_SECONDS), keys.queue, keys.body, keys.result, keys.answered,
         keys.dead_body, _CRASHED, end.instance, keys.tag,
     )  # fmt: skip
-
-
-def _ms(seconds: float) -> int:
-    return int(1000 * seconds)

@@ -42,8 +42,8 @@ A ticket is 44 bytes that the scripts read without decoding anything else, then 
 `on time-out` says what happens when it still waits at its queue deadline, the queue policy's: 0
 nothing, 1 it is rejected, 2 it is delayed, once. Once claimed it has none any more.
 
-An id is 32 hex digits; the first 8 name the API process that waits for it, or DETACHED or KEPT when
-none does. Level 1 is served first.
+An id is 32 hex digits; the first 8 name who waits for it, or are ASYNCHRONOUS or IDEMPOTENT when
+nobody does. Level 1 is served first.
 
 Times are Redis's own clock, so no host's clock matters. A request is open while its body exists:
 whoever removes the body (the first answer, expiry, a cancel) closes it, so an answer is given once
@@ -58,10 +58,12 @@ from functools import cached_property
 TICKET = struct.Struct("<BBBBIddd8sI")
 TICKET_VERSION = 4
 REJECT, DELAY = 1, 2
-DETACHED = "00000000"
+RETIRED_COUNTS_SECONDS = 7 * 86_400.0
+"""How long the counts of a version are kept after it has left."""
+ASYNCHRONOUS = "00000000"
 """Begins the id of a request for whose answer no API process waits; it is asked for later."""
-KEPT = "00000001"
-"""As DETACHED, for an answer that is kept for an hour: its Idempotency-Key may come again."""
+IDEMPOTENT = "00000001"
+"""As ASYNCHRONOUS, with an Idempotency-Key, which may come again: the answer lives for an hour."""
 
 
 class QueueKeys:

@@ -3,7 +3,7 @@
 -- `asked:<digest>` has the tickets of open requests that ask the same. The first one leads: its ticket is on a queue
 -- or in flight as well. The others follow, they wait for its answer. Whoever ends a leader without an answer has the
 -- next one lead, so `digest:<id>` of a leader lives as long as its list.
-local function response_cache(tag, ttl, kept_ttl)
+local function response_cache(tag, ttl, idempotent_ttl)
   local cache = {hits = 0, hit_seconds = 0, hit_lookup_seconds = 0, misses = 0, miss_lookup_seconds = 0}
   local answers, expiry, used, followed = tag .. 'cache', tag .. 'cache:expiry', tag .. 'cache:used', tag .. 'followed'
   local entry_bytes = 300 -- what an entry takes in the hash and both sorted sets beside its answer
@@ -54,7 +54,7 @@ local function response_cache(tag, ttl, kept_ttl)
   end
 
   local function give(id, result)
-    redis.call('SET', tag .. 'result:' .. id, result, 'PX', string.sub(id, 1, 8) == '00000001' and kept_ttl or ttl)
+    redis.call('SET', tag .. 'result:' .. id, result, 'PX', string.sub(id, 1, 8) == '00000001' and idempotent_ttl or ttl)
     tell(tag .. 'answered:', id, ttl)
   end
 

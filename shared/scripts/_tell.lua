@@ -1,6 +1,6 @@
 -- Included by the scripts that give answers. Has the API process that waits for `id`, whose result is stored, collect
 -- it: `answered` with the process's name is both its list of such ids and the channel that it listens to. Nobody waits
--- for 00000000 (DETACHED) and 00000001 (KEPT), whose answers are asked for later.
+-- for 00000000 (ASYNCHRONOUS) and 00000001 (IDEMPOTENT), whose answers are asked for later.
 local function waits(process) return process ~= '00000000' and process ~= '00000001' end
 
 local function tell(answered, id, ttl)

@@ -1,5 +1,5 @@
 -- cancel: close requests that nobody wants any more, and take them off the queue. Run by Courier for
--- clients that left and for passed deadlines, and by Detached.cancel.
+-- clients that left and for passed deadlines, and by AsyncRequests.cancel.
 -- KEYS: bytes, counts, order, then of each level its queue and its delayed
 -- ARGV: body, result and answered key prefix, field of counts, 1 to leave alone what is running,
 --       cache (see _cache.lua), id, id, ...

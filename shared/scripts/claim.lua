@@ -2,7 +2,7 @@
 -- instance's in-flight work. Run by WorkQueue.claim.
 -- KEYS: bell, inflight, bytes, counts, stats, order, then the lists of waiting requests as they are served
 -- ARGV: max_rows, max_delay_seconds, body key prefix, preferred sizes, 1 to keep the order of answers,
---       cache (see _cache.lua), delayed, result and answered key prefix, result_ttl_ms, kept_ttl_ms, rejection
+--       cache (see _cache.lua), delayed, result and answered key prefix, result_ttl_ms, idempotent_ttl_ms, rejection
 -- The last six are missing for a model without queue policies and without that order.
 -- Returns {now, wait, ticket, body, ticket, body, ...}, times in microseconds; without tickets, wait says
 -- how long the pending ones may still wait for company (-1: nothing is pending). `now` is negative when the instance
@@ -14,7 +14,7 @@
 local bell, inflight, bytes_key, counts, stats, order = unpack(KEYS, 1, 6)
 local first_list = 7
 local max_rows, max_delay, prefix = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
-local delayed_prefix, result_prefix, answered_prefix, ttl, kept_ttl, rejection = unpack(ARGV, 7, 12)
+local delayed_prefix, result_prefix, answered_prefix, ttl, idempotent_ttl, rejection = unpack(ARGV, 7, 12)
 local max_tickets = 2000 -- Lua's unpack has a limit near 8000
 local expire, reject, delay = 0, 1, 2
 local clock = redis.call('TIME')
@@ -124,7 +124,7 @@ for _, one in ipairs(over) do
   if fate ~= delay and redis.call('UNLINK', body) == 1 then
     if fate == reject then
       local id = string.sub(ticket, 45)
-      redis.call('SET', result_prefix .. id, rejection, 'PX', string.sub(id, 1, 8) == '00000001' and kept_ttl or ttl)
+      redis.call('SET', result_prefix .. id, rejection, 'PX', string.sub(id, 1, 8) == '00000001' and idempotent_ttl or ttl)
       tell(answered_prefix, id, ttl)
       rejected = rejected + 1
     else

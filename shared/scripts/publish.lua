@@ -1,6 +1,6 @@
 -- publish: hand out a batch's answers, drop it from the instance's in-flight work and count what it cost, in one step.
 -- KEYS: inflight, stats, and order if answers are to be told of in the order in which requests were claimed
--- ARGV: result_ttl_ms, kept_ttl_ms, body, result and answered key prefix, cache (see _cache.lua), its max_bytes and
+-- ARGV: result_ttl_ms, idempotent_ttl_ms, body, result and answered key prefix, cache (see _cache.lua), its max_bytes and
 --       ttl_ms, ticket count, passes and requests (see encode_costs), id, result, id, result, ...
 -- A request is open as long as its body exists, so the first answer for an id wins, and only first ones are
 -- counted. The id's first 8 signs name the API process that waits for it. A small result is said to it on its channel,
@@ -11,9 +11,9 @@
 -- include hand_out
 -- include cache
 
-local ttl, kept_ttl, body_prefix, result_prefix, answered_prefix = unpack(ARGV, 1, 5)
+local ttl, idempotent_ttl, body_prefix, result_prefix, answered_prefix = unpack(ARGV, 1, 5)
 local count, passes, requests = unpack(ARGV, 9, 11)
-local cache = ARGV[6] ~= '' and response_cache(ARGV[6], ttl, kept_ttl)
+local cache = ARGV[6] ~= '' and response_cache(ARGV[6], ttl, idempotent_ttl)
 local first_id = 12
 -- Bytes of a result, and of a message: Redis hangs up on a listener to whom it owes too many.
 local max_said, max_message, sizes = 8192, 262144, {}
@@ -21,7 +21,7 @@ local said, first, closed = {}, 0, {}
 
 local function store(i, keeps_order)
   local long = keeps_order or string.sub(ARGV[i], 1, 8) == '00000001'
-  redis.call('SET', result_prefix .. ARGV[i], ARGV[i + 1], 'PX', long and kept_ttl or ttl)
+  redis.call('SET', result_prefix .. ARGV[i], ARGV[i + 1], 'PX', long and idempotent_ttl or ttl)
   if not keeps_order then tell(answered_prefix, ARGV[i], ttl) end
 end
 

@@ -1,6 +1,6 @@
 -- push: accept requests, each once. Run by RequestQueue.push, through Courier, which sends several at once.
 -- KEYS: bell, bytes, closed, then of each level its queue, and its delayed if there are queue policies
--- ARGV: body and result key prefix, max_requests, max_bytes, cache (see _cache.lua), result_ttl_ms, kept_ttl_ms,
+-- ARGV: body and result key prefix, max_requests, max_bytes, cache (see _cache.lua), result_ttl_ms, idempotent_ttl_ms,
 --       levels, then id, rows, level, signature, timeout_seconds, body_ttl_ms, body, terms, digest of each request
 -- terms is empty, or of the level's queue policy: B on time-out, d its time-out in seconds, I4 max_queue_size.
 -- Returns for each: 'queued', 'known' (this id is stored or answered already: a push sent again after a

@@ -1,7 +1,7 @@
 -- recover: put what an instance held back to the head of its queue, oldest first. Run for a dead
 -- instance by a supervisor (crashed = 1), and by an instance that lost its connection (crashed = 0).
 -- KEYS: bell, inflight, bytes, counts, dead, order
--- ARGV: crashed, max_attempts, result_ttl_ms, kept_ttl_ms, dead_ttl_ms, queue, body, result, answered and
+-- ARGV: crashed, max_attempts, result_ttl_ms, idempotent_ttl_ms, dead_ttl_ms, queue, body, result, answered and
 --       dead body key prefix, error result, instance, cache (see _cache.lua)
 -- A request whose attempts are used up is answered with the error result instead, and kept among the dead. One
 -- that goes back has had its time on the queue: the time-out of its queue policy is over.
@@ -11,9 +11,9 @@
 -- include cache
 
 local bell, inflight, bytes_key, counts, dead, order = unpack(KEYS)
-local crashed, max_attempts, ttl, kept_ttl, dead_ttl, queue_prefix, body_prefix, result_prefix, answered_prefix,
+local crashed, max_attempts, ttl, idempotent_ttl, dead_ttl, queue_prefix, body_prefix, result_prefix, answered_prefix,
   dead_prefix, error_result, instance, tag = unpack(ARGV)
-local cache = response_cache(tag, ttl, kept_ttl)
+local cache = response_cache(tag, ttl, idempotent_ttl)
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
 
@@ -24,7 +24,7 @@ local function give_up(id, body, attempts, level, rows, enqueued, signature)
   redis.call('LPUSH', dead, cmsgpack.pack({id, rows, level, attempts, enqueued, now, instance, signature}))
   redis.call('LTRIM', dead, 0, 999)
   redis.call('HINCRBY', counts, 'dead', 1 + (cache.answer(id, error_result)))
-  redis.call('SET', result_prefix .. id, error_result, 'PX', (process == '00000001' or keeps_order) and kept_ttl or ttl)
+  redis.call('SET', result_prefix .. id, error_result, 'PX', (process == '00000001' or keeps_order) and idempotent_ttl or ttl)
   if not keeps_order then tell(answered_prefix, id, ttl) end
 end
 

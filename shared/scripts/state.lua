@@ -1,4 +1,4 @@
--- state: what became of one request. Run by Detached.state.
+-- state: what became of one request. Run by AsyncRequests.state.
 -- KEYS: of each level its queue and its delayed   ARGV: body key, result key, id, cache (see _cache.lua)
 -- Returns {'done', result}, {'waiting', how many are in front of it}, {'running', 0} or {'gone'}. One that waits
 -- is gone once its deadline has passed, whoever drops it. Who follows another is where that one is.

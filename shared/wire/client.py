@@ -29,6 +29,11 @@ def connect(redis_url: str) -> redis.Redis:
     )
 
 
+def milliseconds(seconds: float) -> int:
+    """Return a duration as Redis's commands take it."""
+    return int(1000 * seconds)
+
+
 def asking(command: Callable[[], Any]) -> Any:
     """Run a client's command; raises RedisUnavailable.
 

@@ -9,9 +9,9 @@ from cached_queue import PROCESS, CachedQueue
 from redis import Redis
 
 from shared.errors import ModelCrashed, ModelFailed
-from shared.request_queue.async_requests import Detached, new_id
+from shared.request_queue.async_requests import AsyncRequests, new_id
 from shared.request_queue.commands import Limits
-from shared.request_queue.keys import DETACHED, KEPT
+from shared.request_queue.keys import ASYNCHRONOUS, IDEMPOTENT
 from shared.settings import Settings
 from shared.wire.client import connect
 
@@ -296,14 +296,14 @@ def test_a_redis_that_came_back_empty_is_filled_by_what_waits(queue: CachedQueue
     assert {queue.letter(push.id) for push in pushes} == {"a"}
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_a_detached_follower_is_stored_and_found_like_any_other(
-    queue: CachedQueue, settings: Settings, kept: bool
+@pytest.mark.parametrize("idempotent", [False, True])
+def test_an_asynchronous_follower_is_stored_and_found_like_any_other(
+    queue: CachedQueue, settings: Settings, idempotent: bool
 ) -> None:
-    requests = Detached(queue.client, queue.keys, Limits())
-    follower = new_id(kept=kept)
+    requests = AsyncRequests(queue.client, queue.keys, Limits())
+    follower = new_id(idempotent=idempotent)
     queue.ask("b")
-    leader = queue.ask("a", process=DETACHED)
+    leader = queue.ask("a", process=ASYNCHRONOUS)
     queue.push([queue.new_push("a")._replace(id=follower)])
 
     waiting = requests.state(follower)
@@ -315,12 +315,14 @@ def test_a_detached_follower_is_stored_and_found_like_any_other(
     assert running.what == "running"
     assert requests.state(follower).result.timings.cached
     left = queue.client.pttl(queue.keys.result + follower)
-    assert left > 3_000_000 if kept else 0 < left <= 60_000
-    assert KEPT != DETACHED and requests.state(leader).what == "done"
+    assert left > 3_000_000 if idempotent else 0 < left <= 60_000
+    assert IDEMPOTENT != ASYNCHRONOUS and requests.state(leader).what == "done"
 
 
-def test_a_detached_follower_can_be_cancelled_while_its_leader_runs(queue: CachedQueue) -> None:
-    leader, follower = queue.ask("a"), queue.ask("a", process=DETACHED)
+def test_an_asynchronous_follower_is_cancelled_while_its_leader_runs(
+    queue: CachedQueue,
+) -> None:
+    leader, follower = queue.ask("a"), queue.ask("a", process=ASYNCHRONOUS)
     batch = queue.claim()
 
     assert queue.cancel(follower, only_waiting=True) == ["waiting"]
@@ -330,18 +332,18 @@ def test_a_detached_follower_can_be_cancelled_while_its_leader_runs(queue: Cache
     assert queue.letter(leader) == "a"
 
 
-def test_a_detached_follower_is_gone_once_its_deadline_has_passed(queue: CachedQueue) -> None:
+def test_an_asynchronous_follower_is_gone_once_its_deadline_has_passed(queue: CachedQueue) -> None:
     queue.ask("a")
-    follower = queue.ask("a", process=DETACHED, timeout=0.0)
+    follower = queue.ask("a", process=ASYNCHRONOUS, timeout=0.0)
 
-    assert Detached(queue.client, queue.keys, Limits()).state(follower).what == "gone"
+    assert AsyncRequests(queue.client, queue.keys, Limits()).state(follower).what == "gone"
 
 
-def test_a_detached_follower_of_a_late_leader_still_waits(queue: CachedQueue) -> None:
+def test_an_asynchronous_follower_of_a_late_leader_still_waits(queue: CachedQueue) -> None:
     queue.ask("a", timeout=0.0)
-    follower = queue.ask("a", process=DETACHED)
+    follower = queue.ask("a", process=ASYNCHRONOUS)
 
-    assert Detached(queue.client, queue.keys, Limits()).state(follower).what == "waiting"
+    assert AsyncRequests(queue.client, queue.keys, Limits()).state(follower).what == "waiting"
 
 
 def test_every_key_of_an_asked_question_expires(queue: CachedQueue) -> None:

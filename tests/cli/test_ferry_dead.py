@@ -16,8 +16,8 @@ from api.app import create_app
 from ferry.cli import main
 from shared.messages import AnswerForm, InferRequest, InferResult, Tensor
 from shared.model_spec import TensorSpec
-from shared.request_queue.async_records import Records
-from shared.request_queue.async_requests import Detached, new_id
+from shared.request_queue.async_records import AsyncRecords
+from shared.request_queue.async_requests import AsyncRequests, new_id
 from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.worker_end import WorkQueue, recover
@@ -67,7 +67,7 @@ def give_up(redis: Redis, wire: Wire, keys: QueueKeys) -> str:
         Tensor.of("words", np.array([b"a\x1bb", b"\xff"], dtype=object)),
     )
     request = InferRequest(new_id(), 1, inputs, ("out",), 30.0, b"\xfe" * 8)
-    Detached(redis, keys, Limits()).submit(request)
+    AsyncRequests(redis, keys, Limits()).submit(request)
     for _ in range(3):
         assert WorkQueue(wire, keys, "i-0.1", result_ttl_seconds=5.0).claim(1, 0.0)
         recover(wire, keys, "i-0.1", crashed=True, result_ttl_seconds=5.0)
@@ -161,7 +161,7 @@ def test_the_answer_is_written_as_the_first_route_would_have(
     dead: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    records = Records(redis, settings.key_prefix, 60.0)
+    records = AsyncRecords(redis, settings.key_prefix, 60.0)
     records.save(dead, SPEC, AnswerForm("tensor"), 60.0, durable=False)
 
     (replayed,) = printed(capsys, "replay", dead)

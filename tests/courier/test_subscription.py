@@ -155,7 +155,7 @@ def test_any_number_of_stored_answers_is_collected(ends: TwoEnds, patient: None)
     assert not [key for key in ends.kept() if key.startswith(("result:", "answered:"))]
 
 
-def test_a_detached_answer_is_stored_and_nobody_is_told(ends: TwoEnds, third: Wire) -> None:
+def test_an_asynchronous_answer_is_stored_and_nobody_is_told(ends: TwoEnds, third: Wire) -> None:
     waiting = ends.push(1)[0]
     push = waiting.push._replace(id="0" * 32)
     ends.wire.send(push_command(ends.keys, Limits(), [push]))

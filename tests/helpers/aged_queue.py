@@ -12,7 +12,7 @@ from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec
 from shared.request_queue.claimed import Batching, Claimed
 from shared.request_queue.commands import Limits, as_push, cancel_command, push_command
-from shared.request_queue.keys import DETACHED, KEPT, TICKET, QueueKeys
+from shared.request_queue.keys import ASYNCHRONOUS, IDEMPOTENT, TICKET, QueueKeys
 from shared.request_queue.model_statistics import model_statistics
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
@@ -20,7 +20,7 @@ from shared.wire.scripts import script_digest
 from shared.wire.wire import open_wire
 
 PROCESS = "beefbeef"
-"""The API process that waits for the answers of `Asked` requests, unless they are detached."""
+"""The API process that waits for the answers of `Asked` requests, unless they are asynchronous."""
 
 
 class Asked(NamedTuple):
@@ -36,13 +36,13 @@ class Asked(NamedTuple):
     shape: str = "a"
     timeout: float = 0.0
     deadline: float = 1000.0
-    detached: bool = False
-    kept: bool = False
+    asynchronous: bool = False
+    idempotent: bool = False
 
     @property
     def id(self) -> str:
         """Return an id with the name in it."""
-        process = DETACHED if self.detached else KEPT if self.kept else PROCESS
+        process = ASYNCHRONOUS if self.asynchronous else IDEMPOTENT if self.idempotent else PROCESS
         return f"{process}{ord(self.name):024x}"
 
 

@@ -16,7 +16,7 @@ from redis import Redis
 from shared.courier.pending import PushArguments
 from shared.request_queue.claimed import Batching, Claimed
 from shared.request_queue.commands import MAX_ATTEMPTS, Limits, cancel_command, push_command
-from shared.request_queue.keys import DELAY, DETACHED, REJECT, QueueKeys
+from shared.request_queue.keys import ASYNCHRONOUS, DELAY, REJECT, QueueKeys
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.wire.scripts import script_digest
 from shared.wire.wire import open_wire
@@ -51,9 +51,9 @@ class QueueModel:
         self.claimed: list[str] = []
         self.expired: set[str] = set()
 
-    def new_push(self, detached: bool, size: int, **terms) -> PushArguments:
+    def new_push(self, asynchronous: bool, size: int, **terms) -> PushArguments:
         """Make a request with a body of its own."""
-        request_id = f"{DETACHED if detached else PROCESS}{next(self.numbers):024x}"
+        request_id = f"{ASYNCHRONOUS if asynchronous else PROCESS}{next(self.numbers):024x}"
         body = request_id.encode().ljust(size, b".")
         return PushArguments(
             id=request_id, timeout_seconds=1000.0, ttl_ms=1_060_000, body=body, **terms

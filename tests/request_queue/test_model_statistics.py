@@ -17,7 +17,7 @@ from shared.courier.pending import PushArguments
 from shared.datatypes import Array
 from shared.request_queue.claimed import Answers, Claimed
 from shared.request_queue.commands import Limits, cancel_command, push_command
-from shared.request_queue.keys import DETACHED, QueueKeys
+from shared.request_queue.keys import ASYNCHRONOUS, QueueKeys
 from shared.request_queue.model_statistics import (
     REASONS,
     Pass,
@@ -53,7 +53,7 @@ class Queue:
     def claim(self, *values: float, timeout: float = 10.0, rows: int = 1) -> list[Claimed]:
         """Push a request of so many rows for each of `values` and claim them all."""
         for value in values:
-            name = f"{DETACHED}{next(_numbers):024x}"
+            name = f"{ASYNCHRONOUS}{next(_numbers):024x}"
             body = claimed(name, np.full((rows, 2), value, np.float32)).body
             push = PushArguments(name, rows, 1, bytes(8), timeout, 10_000, body)
             self.wire.send(push_command(self.keys, Limits(), [push]))

@@ -40,7 +40,7 @@ requests = some.fixed_dictionaries(
         "rows": some.sampled_from([1, 1, 2]),
         "signature": some.sampled_from([b"a" * 8] * 4 + [b"b" * 8]),
         "size": some.sampled_from([40, 40, FAILING_SIZE, 150, 500]),
-        "detached": some.sampled_from([False, False, True]),
+        "asynchronous": some.sampled_from([False, False, True]),
         "terms": some.sampled_from([NO_TERMS, NO_TERMS, REJECTED, DELAYED]),
     }
 )

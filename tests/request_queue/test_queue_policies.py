@@ -12,7 +12,7 @@ from redis import Redis
 from shared.errors import RequestExpired
 from shared.messages import InferRequest
 from shared.model_spec import QueuePolicy
-from shared.request_queue.async_requests import Detached
+from shared.request_queue.async_requests import AsyncRequests
 from shared.request_queue.commands import queue_timeout
 from shared.settings import Settings
 from shared.wire.client import connect
@@ -178,14 +178,14 @@ def test_a_delayed_request_can_be_cancelled_and_is_looked_for(
     make: Any, settings: Settings
 ) -> None:
     queue = make(DELAY, max_batch_size=1)
-    queue.push(Asked("a", age=LATE, detached=True), Asked("b", age=LATE), Asked("c"))
+    queue.push(Asked("a", age=LATE, asynchronous=True), Asked("b", age=LATE), Asked("c"))
     queue.take()
-    detached = Detached(queue.redis, queue.keys, queue.limits)
+    requests = AsyncRequests(queue.redis, queue.keys, queue.limits)
 
     assert queue.waiting() == ("", "ab")
-    assert detached.state(Asked("a", detached=True).id).what == "waiting"
-    assert detached.state(Asked("b").id).ahead == 1
-    assert detached.cancel(Asked("a", detached=True).id) == "waiting"
+    assert requests.state(Asked("a", asynchronous=True).id).what == "waiting"
+    assert requests.state(Asked("b").id).ahead == 1
+    assert requests.cancel(Asked("a", asynchronous=True).id) == "waiting"
     assert queue.batches()[0] == ["b"]
 
 
@@ -197,19 +197,19 @@ def test_a_delayed_request_still_counts_on_its_level(make: Any) -> None:
     assert queue.push(Asked("c"), Asked("d")) == ["queued", "full 2"]
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_a_rejected_request_that_nobody_waits_for_keeps_its_answer(make: Any, kept: bool) -> None:
+@pytest.mark.parametrize("idempotent", [False, True])
+def test_a_rejected_request_that_nobody_waits_for_is_answered(make: Any, idempotent: bool) -> None:
     queue = make(REJECT)
-    asked = Asked("a", age=LATE, detached=not kept, kept=kept)
+    asked = Asked("a", age=LATE, asynchronous=not idempotent, idempotent=idempotent)
     queue.push(asked)
 
     assert queue.batches()[0] == []
 
-    state = Detached(queue.redis, queue.keys, queue.limits).state(asked.id)
+    state = AsyncRequests(queue.redis, queue.keys, queue.limits).state(asked.id)
     assert state.what == "done" and state.result is not None
     assert isinstance(state.result.error, RequestExpired)
     lifetime = queue.redis.ttl(queue.keys.result + asked.id)
-    assert (lifetime > 60) is kept
+    assert (lifetime > 60) is idempotent
 
 
 @pytest.mark.parametrize(
