@@ -134,7 +134,7 @@ def test_nothing_is_left_of_a_start_that_was_cut_short(start, sign, number):
 
     ferry.process.wait(STOP_SECONDS)
     wait_until_gone(ferry)
-    assert list(ferry.up.state_dir.glob("*.sock")) == []
+    assert list(ferry.state_dir.glob("*.sock")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
