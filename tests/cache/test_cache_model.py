@@ -5,6 +5,8 @@ Hypothesis makes up the order of steps, which are the real scripts on a real Val
 
 from __future__ import annotations
 
+import os
+
 from cached_queue import CachedQueue
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as some
@@ -20,7 +22,9 @@ from shared.errors import ModelFailed
 from shared.request_queue.claimed import Claimed
 from shared.wire.client import connect
 
-EXAMPLES, STEPS = 150, 40
+EXAMPLES = int(os.environ.get("STATE_EXAMPLES", "50"))
+"""`STATE_EXAMPLES=1000` looks for longer, as once a night."""
+STEPS = 40
 DATABASE = 10  # its memory is lost, and other tests' must stay
 INSTANCES = ["i", "j"]
 instances = some.sampled_from(INSTANCES)

@@ -5,6 +5,7 @@ Hypothesis makes up the order: the steps are the rules, what must always hold th
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections import Counter
@@ -28,7 +29,9 @@ from shared.request_queue.commands import MAX_ATTEMPTS
 from shared.request_queue.keys import DELAY, REJECT
 from shared.wire.client import connect
 
-EXAMPLES, STEPS = 150, 40
+EXAMPLES = int(os.environ.get("STATE_EXAMPLES", "50"))
+"""`STATE_EXAMPLES=1000` looks for longer, as once a night."""
+STEPS = 40
 DATABASE = 9  # the queue's memory is lost in it, and other tests' must stay
 TERMS = struct.Struct("<BdI")
 NO_TERMS, REJECTED, DELAYED = b"", TERMS.pack(REJECT, 900.0, 0), TERMS.pack(DELAY, 900.0, 0)
