@@ -1,11 +1,15 @@
-"""Load, unload and index over v2, versions in URLs, and the three control modes."""
+"""Load, unload and index over v2, versions in URLs, and the three control modes.
+
+Each mode has one worker, for all tests; each test has models of its own names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -18,165 +22,228 @@ from waiting import wait_until
 from api.app import create_app
 from shared.settings import Settings
 
-LOAD, UNLOAD = "/v2/repository/models/m/load", "/v2/repository/models/m/unload"
 ONE = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 10]}]}
+POLICIES = {
+    "": (["3"], "3"),
+    "version_policy { latest { num_versions: 2 } }": (["2", "3"], "3"),
+    "version_policy { all {} }": (["1", "2", "3"], "3"),
+    "version_policy { specific { versions: [1, 2] } }": (["1", "2"], "2"),
+}
+"""The versions of 1, 2 and 3 that each serves, and which of them by default."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """An API over one worker of `repository`, asked about one model."""
+
+    client: FlaskClient
+    repository: Path
+    model: str
+
+    def add(self, *versions: int) -> Path:
+        """Put the model into the repository; return its directory."""
+        return add_model(self.repository, self.model, *versions)
+
+    def load(self, **body: Any) -> Any:
+        return self.client.post(f"/v2/repository/models/{self.model}/load", **body)
+
+    def unload(self) -> Any:
+        return self.client.post(f"/v2/repository/models/{self.model}/unload")
+
+    def post(self, version: str = "") -> Any:
+        path = f"/v2/models/{self.model}" + (f"/versions/{version}" if version else "")
+        return self.client.post(f"{path}/infer", json=ONE)
+
+    def infer(self, version: str = "") -> tuple[str, list[float]]:
+        """Return which version answered, and what."""
+        body = answer(self.post(version))
+        return body["model_version"], body["outputs"][0]["data"]
+
+    def states(self) -> dict[str, str]:
+        """Return state and reason by version, "" for the model as a whole."""
+        index = answer(self.client.post("/v2/repository/index"))
+        return {
+            entry.get("version", ""): f"{entry['state']}: {entry['reason']}"
+            for entry in index
+            if entry["name"] == self.model
+        }
 
 
 @contextmanager
-def serving(settings: Settings, repository: Path, mode: str, **more: Any) -> Iterator[FlaskClient]:
-    """An API over one worker of `repository` in a control mode."""
-    settings = replace(
-        settings, models=str(repository), model_control_mode=mode, poll_seconds=0.2, **more
-    )
+def serving(redis_url: str, repository: Path, mode: str, **more: Any) -> Iterator[Serving]:
+    """Serve `repository` in a control mode."""
+    settings = Settings(
+        redis_url=redis_url, key_prefix=f"control-{mode}", models=str(repository),
+        model_control_mode=mode, poll_seconds=0.2, **more,
+    )  # fmt: skip
     with running_worker(settings):
-        yield create_app(settings).test_client()
+        yield Serving(create_app(settings).test_client(), repository, "")
 
 
-def infer(client: FlaskClient, version: str = "", name: str = "m") -> tuple[str, list[float]]:
-    """Return which version answered, and what."""
-    path = f"/v2/models/{name}" + (f"/versions/{version}" if version else "") + "/infer"
-    body = answer(client.post(path, json=ONE))
-    return body["model_version"], body["outputs"][0]["data"]
+@pytest.fixture(scope="module")
+def fixed_worker(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """Mode none: a model for each policy, and `m`."""
+    repository = tmp_path_factory.mktemp("fixed")
+    add_model(repository, "m", 1)
+    for number, policy in enumerate(POLICIES):
+        add_model(repository, f"policy{number}", 1, 2, 3, more=policy)
+    with serving(redis_url, repository, "none") as found:
+        yield found
 
 
-def states(client: FlaskClient) -> dict[str, str]:
-    index = answer(client.post("/v2/repository/index"))
-    return {
-        f"{entry['name']}/{entry.get('version', '')}": entry["state"] + ": " + entry["reason"]
-        for entry in index
-    }
+@pytest.fixture(scope="module")
+def explicit_worker(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """Mode explicit: of two models that are there, `first` is loaded at the start."""
+    repository = tmp_path_factory.mktemp("explicit")
+    add_model(repository, "first", 1)
+    add_model(repository, "second", 1)
+    with serving(redis_url, repository, "explicit", load_models="first") as found:
+        yield found
 
 
-@pytest.mark.parametrize(
-    ("policy", "served", "default"),
-    [
-        ("", ["3"], "3"),
-        ("version_policy { latest { num_versions: 2 } }", ["2", "3"], "3"),
-        ("version_policy { all {} }", ["1", "2", "3"], "3"),
-        ("version_policy { specific { versions: [1, 2] } }", ["1", "2"], "2"),
-    ],
-)
+@pytest.fixture(scope="module")
+def polling_worker(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    repository = tmp_path_factory.mktemp("poll")
+    add_model(repository, "m", 1)
+    with serving(redis_url, repository, "poll") as found:
+        yield found
+
+
+def with_own_model(worker: Serving) -> Serving:
+    return replace(worker, model=f"m{token_hex(4)}")
+
+
+@pytest.fixture
+def explicit(explicit_worker: Serving) -> Serving:
+    """Mode explicit, and a model that is not there yet."""
+    return with_own_model(explicit_worker)
+
+
+@pytest.fixture
+def loaded(explicit: Serving) -> Serving:
+    """Mode explicit, and a model whose version 1 is loaded."""
+    explicit.add(1)
+    assert answer(explicit.load()) == {}
+    assert explicit.infer() == ("1", [1, 10])
+    return explicit
+
+
+@pytest.fixture
+def polled(polling_worker: Serving) -> Serving:
+    """Mode poll, and a model that came later, whose version 1 serves."""
+    polled = with_own_model(polling_worker)
+    polled.add(1)
+    wait_until(lambda: polled.states().get("1") == "READY: ", 20, "the new model serves")
+    return polled
+
+
+@pytest.mark.parametrize(("policy"), POLICIES)
 def test_a_version_policy_says_which_versions_are_served(
-    settings: Settings, tmp_path: Path, policy: str, served: list[str], default: str
+    fixed_worker: Serving, policy: str
 ) -> None:
-    add_model(tmp_path, "m", 1, 2, 3, more=policy)
+    served, default = POLICIES[policy]
+    found = replace(fixed_worker, model=f"policy{list(POLICIES).index(policy)}")
 
-    with serving(settings, tmp_path, "none") as client:
-        assert answer(client.get("/v2/models/m"))["versions"] == served
-        assert infer(client) == (default, [float(default), 10 * float(default)])
-        for version in served:
-            assert infer(client, version) == (version, [float(version), 10 * float(version)])
-        for version in {"1", "2", "3", "4"} - set(served):
-            path = f"/v2/models/m/versions/{version}/infer"
-            refusal(client.post(path, json=ONE), 404, "unknown_model")
-
-
-def test_in_mode_none_nothing_is_loaded_by_request(settings: Settings, tmp_path: Path) -> None:
-    add_model(tmp_path, "m", 1)
-
-    with serving(settings, tmp_path, "none") as client:
-        for path in (LOAD, UNLOAD):
-            assert "explicit model load / unload is not allowed" in refusal(client.post(path))
-        assert infer(client) == ("1", [1, 10])
+    assert answer(found.client.get(f"/v2/models/{found.model}"))["versions"] == served
+    assert found.infer() == (default, [float(default), 10 * float(default)])
+    for version in served:
+        assert found.infer(version) == (version, [float(version), 10 * float(version)])
+    for version in {"1", "2", "3", "4"} - set(served):
+        refusal(found.post(version), 404, "unknown_model")
 
 
-def test_in_mode_explicit_models_come_and_go_by_request(settings: Settings, tmp_path: Path) -> None:
-    add_model(tmp_path, "m", 1)
-    add_model(tmp_path, "first", 1)
+def test_in_mode_none_nothing_is_loaded_by_request(fixed_worker: Serving) -> None:
+    found = replace(fixed_worker, model="m")
 
-    with serving(settings, tmp_path, "explicit", load_models="first") as client:
-        assert states(client) == {"first/1": "READY: ", "m/": "UNAVAILABLE: unloaded"}
-        refusal(client.post("/v2/models/m/infer", json=ONE), 404, "unknown_model")
-
-        assert answer(client.post(LOAD)) == {}
-        assert infer(client) == ("1", [1, 10])
-        assert states(client)["m/1"] == "READY: "
-
-        assert answer(client.post(UNLOAD)) == {}
-        refusal(client.post("/v2/models/m/infer", json=ONE), 404, "unknown_model")
-        assert states(client) == {"first/1": "READY: ", "m/": "UNAVAILABLE: unloaded"}
-
-        assert answer(client.post(LOAD, data=b"")) == {}
-        assert infer(client) == ("1", [1, 10])
+    for response in (found.load(), found.unload()):
+        assert "explicit model load / unload is not allowed" in refusal(response)
+    assert found.infer() == ("1", [1, 10])
 
 
-def test_a_model_that_came_later_is_loaded_by_request(settings: Settings, tmp_path: Path) -> None:
-    with serving(settings, tmp_path, "explicit") as client:
-        message = refusal(client.post(LOAD), 400, "load_failed")
-        assert message == "failed to load 'm', no such model in the repository"
-        add_model(tmp_path, "m", 1)
-        assert answer(client.post(LOAD)) == {}
-        assert infer(client) == ("1", [1, 10])
+def test_in_mode_explicit_models_come_and_go_by_request(explicit_worker: Serving) -> None:
+    first, second = (replace(explicit_worker, model=name) for name in ("first", "second"))
+    assert (first.states(), second.states()) == ({"1": "READY: "}, {"": "UNAVAILABLE: unloaded"})
+    refusal(second.post(), 404, "unknown_model")
+
+    assert answer(second.load()) == {}
+    assert second.infer() == ("1", [1, 10])
+    assert second.states() == {"1": "READY: "}
+
+    assert answer(second.unload()) == {}
+    refusal(second.post(), 404, "unknown_model")
+    assert (first.states(), second.states()) == ({"1": "READY: "}, {"": "UNAVAILABLE: unloaded"})
+
+    assert answer(second.load(data=b"")) == {}
+    assert second.infer() == ("1", [1, 10])
 
 
-def test_loading_again_takes_up_a_new_version(settings: Settings, tmp_path: Path) -> None:
-    add_model(tmp_path, "m", 1)
+def test_a_model_that_came_later_is_loaded_by_request(explicit: Serving) -> None:
+    message = refusal(explicit.load(), 400, "load_failed")
+    assert message == f"failed to load '{explicit.model}', no such model in the repository"
 
-    with serving(settings, tmp_path, "explicit", load_models="*") as client:
-        add_version(tmp_path, "m", 2)
-        assert infer(client) == ("1", [1, 10])
-        assert answer(client.post(LOAD)) == {}
-        assert infer(client) == ("2", [2, 20])
-        refusal(client.post("/v2/models/m/versions/1/infer", json=ONE), 404, "unknown_model")
+    explicit.add(1)
 
-
-def test_loading_again_takes_up_another_content_of_the_same_version(
-    settings: Settings, tmp_path: Path
-) -> None:
-    directory = add_model(tmp_path, "m", 1)
-
-    with serving(settings, tmp_path, "explicit", load_models="*") as client:
-        assert infer(client) == ("1", [1, 10])
-        write_model(directory / "1" / "model.onnx", 7.0)
-        assert answer(client.post(LOAD)) == {}
-        assert infer(client) == ("1", [7, 70])
+    assert answer(explicit.load()) == {}
+    assert explicit.infer() == ("1", [1, 10])
 
 
-def test_a_broken_version_changes_nothing_but_the_index(settings: Settings, tmp_path: Path) -> None:
-    add_model(tmp_path, "m", 1)
+def test_loading_again_takes_up_a_new_version(loaded: Serving) -> None:
+    add_version(loaded.repository, loaded.model, 2)
+    assert loaded.infer() == ("1", [1, 10])
 
-    with serving(settings, tmp_path, "explicit", load_models="*") as client:
-        add_broken(tmp_path, "m", 2)
-        message = refusal(client.post(LOAD), 400, "load_failed")
-        assert "failed to load 'm'" in message and "model.onnx" in message
-        assert infer(client) == ("1", [1, 10])
-        found = states(client)
-        assert found["m/1"] == "READY: "
-        assert found["m/2"].startswith("UNAVAILABLE: failed to load 'm'")
-        assert answer(client.get("/v2/health/ready"))["ready"]
-        remove_version(tmp_path, "m", 2)
-        assert answer(client.post(LOAD)) == {}
-        assert states(client) == {"m/1": "READY: "}
+    assert answer(loaded.load()) == {}
+
+    assert loaded.infer() == ("2", [2, 20])
+    refusal(loaded.post("1"), 404, "unknown_model")
 
 
-def test_a_config_that_cannot_be_read_changes_nothing_but_the_index(
-    settings: Settings, tmp_path: Path
-) -> None:
-    directory = add_model(tmp_path, "m", 1)
+def test_loading_again_takes_up_another_content_of_the_same_version(loaded: Serving) -> None:
+    write_model(loaded.repository / loaded.model / "1" / "model.onnx", 7.0)
 
-    with serving(settings, tmp_path, "explicit", load_models="*") as client:
-        (directory / "config.pbtxt").write_text("max_batch_size: many")
-        assert "config.pbtxt" in refusal(client.post(LOAD), 400, "load_failed")
-        assert infer(client) == ("1", [1, 10])
-        assert "config.pbtxt" in states(client)["m/"]
+    assert answer(loaded.load()) == {}
+
+    assert loaded.infer() == ("1", [7, 70])
 
 
-def test_a_model_is_loaded_by_the_configuration_of_the_request(
-    settings: Settings, tmp_path: Path
-) -> None:
-    add_model(tmp_path, "m", 1, 2)
+def test_a_broken_version_changes_nothing_but_the_index(loaded: Serving) -> None:
+    add_broken(loaded.repository, loaded.model, 2)
+
+    message = refusal(loaded.load(), 400, "load_failed")
+
+    assert f"failed to load '{loaded.model}'" in message and "model.onnx" in message
+    assert loaded.infer() == ("1", [1, 10])
+    found = loaded.states()
+    assert found["1"] == "READY: "
+    assert found["2"].startswith(f"UNAVAILABLE: failed to load '{loaded.model}'")
+    assert answer(loaded.client.get("/v2/health/ready"))["ready"]
+    remove_version(loaded.repository, loaded.model, 2)
+    assert answer(loaded.load()) == {}
+    assert loaded.states() == {"1": "READY: "}
+
+
+def test_a_config_that_cannot_be_read_changes_nothing_but_the_index(loaded: Serving) -> None:
+    (loaded.repository / loaded.model / "config.pbtxt").write_text("max_batch_size: many")
+
+    assert "config.pbtxt" in refusal(loaded.load(), 400, "load_failed")
+
+    assert loaded.infer() == ("1", [1, 10])
+    assert "config.pbtxt" in loaded.states()[""]
+
+
+def test_a_model_is_loaded_by_the_configuration_of_the_request(explicit: Serving) -> None:
+    explicit.add(1, 2)
     tensor = '[{"name": "%s", "data_type": "TYPE_FP32", "dims": [2]}]'
     config = (
         '{"platform": "onnxruntime_onnx", "max_batch_size": 4, "version_policy": {"specific": '
         '{"versions": [1]}}, "input": ' + tensor % "x" + ', "output": ' + tensor % "y" + "}"
     )
 
-    with serving(settings, tmp_path, "explicit") as client:
-        assert answer(client.post(LOAD, json={"parameters": {"config": config}})) == {}
-        assert infer(client) == ("1", [1, 10])
-        assert answer(client.get("/v2/models/m/config"))["max_batch_size"] == 4
-        assert answer(client.post(LOAD)) == {}
-        assert infer(client) == ("2", [2, 20])
+    assert answer(explicit.load(json={"parameters": {"config": config}})) == {}
+    assert explicit.infer() == ("1", [1, 10])
+    found = answer(explicit.client.get(f"/v2/models/{explicit.model}/config"))
+    assert found["max_batch_size"] == 4
+    assert answer(explicit.load()) == {}
+    assert explicit.infer() == ("2", [2, 20])
 
 
 @pytest.mark.parametrize(
@@ -190,14 +257,14 @@ def test_a_model_is_loaded_by_the_configuration_of_the_request(
     ],
 )
 def test_a_wrong_load_is_refused_with_a_sentence(
-    settings: Settings, tmp_path: Path, body: dict[str, Any], message: str
+    explicit: Serving, body: dict[str, Any], message: str
 ) -> None:
-    add_model(tmp_path, "m", 1)
+    explicit.add(1)
 
-    with serving(settings, tmp_path, "explicit") as client:
-        response = client.post(LOAD, json=body)
-        assert response.status_code == 400
-        assert message in response.get_json()["error"]
+    response = explicit.load(json=body)
+
+    assert response.status_code == 400
+    assert message in response.get_json()["error"]
 
 
 @pytest.mark.parametrize("name", ["..", ".hidden", "a" * 200, "m%2F..%2Fm"])
@@ -209,46 +276,41 @@ def test_a_name_that_is_none_is_refused(settings: Settings, name: str) -> None:
     assert response.status_code in {400, 404}
 
 
-def test_in_mode_poll_a_new_version_is_served_by_itself(settings: Settings, tmp_path: Path) -> None:
-    directory = add_model(tmp_path, "m", 1)
+def test_in_mode_poll_a_new_version_is_served_by_itself(polled: Serving) -> None:
+    repository, model = polled.repository, polled.model
 
-    with serving(settings, tmp_path, "poll") as client:
-        refusal(client.post(LOAD))
-        add_version(tmp_path, "m", 2)
-        wait_until(lambda: infer(client) == ("2", [2, 20]), 20, "version 2 serves")
-        write_model(directory / "2" / "model.onnx", 5.0)
-        wait_until(lambda: infer(client) == ("2", [5, 50]), 20, "its new content serves")
-        remove_version(tmp_path, "m", 2)
-        wait_until(lambda: infer(client) == ("1", [1, 10]), 20, "version 1 serves again")
-        add_model(tmp_path, "late", 1)
-        wait_until(lambda: states(client).get("late/1") == "READY: ", 20, "the new model serves")
+    refusal(polled.load())
+    assert polled.infer() == ("1", [1, 10])
+    add_version(repository, model, 2)
+    wait_until(lambda: polled.infer() == ("2", [2, 20]), 20, "version 2 serves")
+    write_model(repository / model / "2" / "model.onnx", 5.0)
+    wait_until(lambda: polled.infer() == ("2", [5, 50]), 20, "its new content serves")
+    remove_version(repository, model, 2)
+    wait_until(lambda: polled.infer() == ("1", [1, 10]), 20, "version 1 serves again")
 
 
 def test_in_mode_poll_a_half_written_version_takes_no_requests(
-    settings: Settings, tmp_path: Path
+    polled: Serving, tmp_path: Path
 ) -> None:
-    directory = add_model(tmp_path, "m", 1)
     write_model(tmp_path / "whole.onnx", 2.0)
     whole = (tmp_path / "whole.onnx").read_bytes()
+    version = polled.repository / polled.model / "2"
 
-    with serving(settings, tmp_path, "poll") as client:
-        (directory / "2").mkdir()
-        wait_until(lambda: "m/2" in states(client), 20, "the empty directory is seen")
-        with open(directory / "2" / "model.onnx", "wb") as file:
-            for first in range(0, len(whole), 8):
-                file.write(whole[first : first + 8])
-                file.flush()
-                assert infer(client) == ("1", [1, 10])
-        wait_until(lambda: infer(client) == ("2", [2, 20]), 20, "version 2 serves")
+    version.mkdir()
+    wait_until(lambda: "2" in polled.states(), 20, "the empty directory is seen")
+    with open(version / "model.onnx", "wb") as file:
+        for first in range(0, len(whole), 8):
+            file.write(whole[first : first + 8])
+            file.flush()
+            assert polled.infer() == ("1", [1, 10])
+    wait_until(lambda: polled.infer() == ("2", [2, 20]), 20, "version 2 serves")
 
 
-def test_in_mode_poll_a_model_that_is_gone_leaves(settings: Settings, tmp_path: Path) -> None:
-    add_model(tmp_path, "m", 1)
-    directory = add_model(tmp_path, "other", 1)
+def test_in_mode_poll_a_model_that_is_gone_leaves(polled: Serving, tmp_path: Path) -> None:
+    assert polled.infer() == ("1", [1, 10])
 
-    with serving(settings, tmp_path, "poll") as client:
-        assert infer(client, name="other") == ("1", [1, 10])
-        directory.rename(tmp_path.parent / f"{tmp_path.name}-gone")
-        wait_until(lambda: "other/1" not in states(client), 20, "it is gone")
-        refusal(client.post("/v2/models/other/infer", json=ONE), 404, "unknown_model")
-        assert infer(client) == ("1", [1, 10])
+    (polled.repository / polled.model).rename(tmp_path / "gone")
+
+    wait_until(lambda: "1" not in polled.states(), 20, "it is gone")
+    refusal(polled.post(), 404, "unknown_model")
+    assert replace(polled, model="m").infer() == ("1", [1, 10])
