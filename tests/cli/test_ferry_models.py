@@ -22,32 +22,43 @@ from shared.settings import Settings
 ONE = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 10]}]}
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """`m` with version 1, and `other`."""
-    add_model(tmp_path, "m", 1)
-    add_model(tmp_path, "other", 4)
-    return tmp_path
+MODELS = ["swapped", "shown", "copied"]
+"""Each of the tests that change something has one of its own, which begins with version 1."""
+
+
+@pytest.fixture(scope="module")
+def worker(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A worker in mode explicit with everything loaded; version 2 of `m` came later, broken."""
+    repository = tmp_path_factory.mktemp("models")
+    for model in ("m", *MODELS):
+        add_model(repository, model, 1)
+    add_model(repository, "other", 4)
+    settings = Settings(
+        redis_url=redis_url, key_prefix="ferry-models", models=str(repository),
+        model_control_mode="explicit", load_models="*",
+    )  # fmt: skip
+    with running_worker(settings):
+        add_broken(repository, "m", 2)
+        yield settings
 
 
 @pytest.fixture
-def client(
-    settings: Settings, repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[FlaskClient]:
-    """An API over a worker in mode explicit with everything loaded; commands look there too."""
-    settings = replace(
-        settings, models=str(repository), model_control_mode="explicit", load_models="*"
-    )
+def repository(worker: Settings) -> Path:
+    return Path(worker.models)
+
+
+@pytest.fixture
+def client(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
+    """An API over the worker; commands look there too."""
     for name in [name for name in os.environ if name.startswith("FERRY_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("REDIS_URL", settings.redis_url)
-    monkeypatch.setenv("FERRY_KEY_PREFIX", settings.key_prefix)
-    with running_worker(settings):
-        yield create_app(settings).test_client()
+    monkeypatch.setenv("REDIS_URL", worker.redis_url)
+    monkeypatch.setenv("FERRY_KEY_PREFIX", worker.key_prefix)
+    return create_app(worker).test_client()
 
 
-def version_of(client: FlaskClient) -> str:
-    version: str = answer(client.post("/v2/models/m/infer", json=ONE))["model_version"]
+def version_of(client: FlaskClient, model: str = "m") -> str:
+    version: str = answer(client.post(f"/v2/models/{model}/infer", json=ONE))["model_version"]
     return version
 
 
@@ -62,23 +73,24 @@ def models(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
 def test_versions_are_loaded_used_split_and_unloaded(
     client: FlaskClient, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert models(capsys) == {"m/1": ("READY", "all"), "other/4": ("READY", "all")}
+    found = models(capsys)
+    assert (found["swapped/1"], found["other/4"]) == (("READY", "all"), ("READY", "all"))
 
-    add_version(repository, "m", 2)
-    assert main(["models", "load", "m"]) == 0
-    assert version_of(client) == "2"
-    assert main(["models", "use", "m", "1"]) == 0
+    add_version(repository, "swapped", 2)
+    assert main(["models", "load", "swapped"]) == 0
+    assert version_of(client, "swapped") == "2"
+    assert main(["models", "use", "swapped", "1"]) == 0
     assert "requests go to version 1: all, version 2: named" in capsys.readouterr().out
-    assert version_of(client) == "1"
-    assert main(["models", "split", "m", "1=3", "2=1"]) == 0
-    assert models(capsys)["m/1"] == ("READY", "75%")
-    assert {version_of(client) for _ in range(60)} == {"1", "2"}
-    assert main(["models", "split", "m", "off"]) == 0
-    assert {version_of(client) for _ in range(20)} == {"1"}
-    assert main(["models", "use", "m", "latest"]) == 0
-    assert version_of(client) == "2"
-    assert main(["models", "unload", "m"]) == 0
-    assert models(capsys)["m/"] == ("UNAVAILABLE", "none")
+    assert version_of(client, "swapped") == "1"
+    assert main(["models", "split", "swapped", "1=3", "2=1"]) == 0
+    assert models(capsys)["swapped/1"] == ("READY", "75%")
+    assert {version_of(client, "swapped") for _ in range(60)} == {"1", "2"}
+    assert main(["models", "split", "swapped", "off"]) == 0
+    assert {version_of(client, "swapped") for _ in range(20)} == {"1"}
+    assert main(["models", "use", "swapped", "latest"]) == 0
+    assert version_of(client, "swapped") == "2"
+    assert main(["models", "unload", "swapped"]) == 0
+    assert models(capsys)["swapped/"] == ("UNAVAILABLE", "none")
 
 
 def test_the_table_and_one_model_are_shown(
@@ -89,9 +101,9 @@ def test_the_table_and_one_model_are_shown(
     assert out.splitlines()[0].split() == [
         "model", "version", "state", "requests", "instances", "reason",
     ]  # fmt: skip
-    assert out.splitlines()[1].split() == ["m", "1", "READY", "all", "1"]
+    assert ["shown", "1", "READY", "all", "1"] in [line.split() for line in out.splitlines()]
 
-    assert main(["models", "show", "m"]) == 0
+    assert main(["models", "show", "shown"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert [each["version"] for each in shown["versions"]] == ["1"]
     assert shown["configs"]["1"]["max_batch_size"] == 32
@@ -101,15 +113,15 @@ def test_the_table_and_one_model_are_shown(
 def test_a_shadow_gets_copies_and_is_compared(
     client: FlaskClient, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    add_version(repository, "m", 3, factor=1.5)
+    add_version(repository, "copied", 3, factor=1.5)
 
-    assert main(["models", "shadow", "m", "3"]) == 0
+    assert main(["models", "shadow", "copied", "3"]) == 0
     for _ in range(20):
-        assert version_of(client) == "1"
+        assert version_of(client, "copied") == "1"
 
     def compared() -> dict[str, float]:
         capsys.readouterr()
-        assert main(["models", "compare", "m", "--json"]) == 0
+        assert main(["models", "compare", "copied", "--json"]) == 0
         row: dict[str, float] = json.loads(capsys.readouterr().out)[0]
         return row
 
@@ -120,29 +132,13 @@ def test_a_shadow_gets_copies_and_is_compared(
     assert found["agreement"] == 1.0
     assert found["max_abs_difference"] == 5.0
     assert found["served_seconds"] > 0 and found["shadow_seconds"] > 0
-    assert models(capsys)["m/3"] == ("READY", "copies")
-    assert main(["models", "compare", "m"]) == 0
+    assert models(capsys)["copied/3"] == ("READY", "copies")
+    assert main(["models", "compare", "copied"]) == 0
     assert "100.00%" in capsys.readouterr().out
 
-    assert main(["models", "shadow", "m", "off"]) == 0
-    assert version_of(client) == "1"
+    assert main(["models", "shadow", "copied", "off"]) == 0
+    assert version_of(client, "copied") == "1"
     assert compared()["request_count"] == 20
-
-
-@pytest.fixture(scope="module")
-def lasting(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlaskClient]:
-    """As `client`, for all refusals at once; version 2 of `m` came later and is broken."""
-    repository = tmp_path_factory.mktemp("models")
-    add_model(repository, "m", 1)
-    settings = Settings(
-        redis_url=redis_url, key_prefix="refusals", models=str(repository),
-        model_control_mode="explicit", load_models="*",
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch, running_worker(settings):
-        add_broken(repository, "m", 2)
-        patch.setenv("REDIS_URL", settings.redis_url)
-        patch.setenv("FERRY_KEY_PREFIX", settings.key_prefix)
-        yield create_app(settings).test_client()
 
 
 @pytest.mark.parametrize(
@@ -164,30 +160,31 @@ def lasting(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     ],
 )
 def test_what_cannot_be_done_is_said_and_changes_nothing(
-    lasting: FlaskClient,
+    client: FlaskClient,
     capsys: pytest.CaptureFixture[str],
     command: list[str],
     message: str,
 ) -> None:
     assert main(["models", *command]) == 1
     assert message in capsys.readouterr().err
-    assert version_of(lasting) == "1"
+    assert version_of(client) == "1"
     assert models(capsys)["m/1"] == ("READY", "all")
 
 
 def test_in_mode_none_nothing_is_loaded_but_versions_are_chosen(
     settings: Settings,
-    repository: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = replace(settings, models=str(repository))
+    add_model(tmp_path, "m", 1)
+    settings = replace(settings, models=str(tmp_path))
     monkeypatch.setenv("REDIS_URL", settings.redis_url)
     monkeypatch.setenv("FERRY_KEY_PREFIX", settings.key_prefix)
 
     with running_worker(settings):
         assert main(["models", "load", "m"]) == 1
         assert "FERRY_MODEL_CONTROL_MODE" in capsys.readouterr().err
-        add_version(repository, "m", 2)
+        add_version(tmp_path, "m", 2)
         assert main(["models", "use", "m", "2"]) == 0
         assert models(capsys)["m/2"] == ("READY", "all")
