@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from secrets import token_hex
 
 import numpy as np
 import pytest
@@ -34,21 +35,23 @@ X = Tensor.of("x", np.array([[1, 10]], np.float32))
 
 
 class Seen:
-    """A worker from outside."""
+    """A worker over `repository` from outside, asked about one model."""
 
-    def __init__(self, settings: Settings, redis: Redis) -> None:
+    def __init__(self, settings: Settings, redis: Redis, model: str) -> None:
+        self.repository = Path(settings.models)
+        self.model = model
         self.redis = redis
         self.prefix = settings.key_prefix
         self.store = DesiredStore(redis, settings.key_prefix)
         self.control = ModelControl(redis, settings.key_prefix)
-        self.queues = create_app(settings).extensions["queues"]
-        self.catalog = self.queues._catalog
+        extensions = create_app(settings).extensions
+        self.queues, self.catalog = extensions["queues"], extensions["catalog"]
         self.registry = Registry(redis, settings.key_prefix)
 
     def answer(self) -> float:
-        """Return the factor by which `m` multiplies."""
+        """Return the factor by which the model multiplies."""
         self.catalog.refresh()
-        answered = self.queues.ask(Question(self.catalog.serving("m"), (X,)))
+        answered = self.queues.ask(Question(self.catalog.serving(self.model), (X,)))
         factor: float = answered.result.outputs[0].array()[0, 0]
         return factor
 
@@ -58,12 +61,37 @@ class Seen:
 
 @contextmanager
 def working(settings: Settings, repository: Path, mode: str = "explicit") -> Iterator[Seen]:
+    """Run a worker of a test's own over `repository`; ask about `m`."""
     settings = replace(
         settings, models=str(repository), model_control_mode=mode, poll_seconds=0.2,
         load_models="*" if mode == "explicit" else "",
     )  # fmt: skip
     with connect(settings.redis_url) as redis, running_worker(settings):
-        yield Seen(settings, redis)
+        yield Seen(settings, redis, "m")
+
+
+@pytest.fixture(scope="module")
+def explicit(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A worker in mode explicit for all tests that keep to a model of their own."""
+    repository = tmp_path_factory.mktemp("models")
+    add_model(repository, "there", 1)
+    settings = Settings(
+        redis_url=redis_url, key_prefix="mishaps", models=str(repository),
+        model_control_mode="explicit", load_models="*",
+    )  # fmt: skip
+    with running_worker(settings):
+        yield settings
+
+
+@pytest.fixture
+def seen(explicit: Settings) -> Iterator[Seen]:
+    """The shared worker, which serves version 1 of a model that no other test knows."""
+    model = f"m{token_hex(4)}"
+    add_model(Path(explicit.models), model, 1)
+    with connect(explicit.redis_url) as redis:
+        seen = Seen(explicit, redis, model)
+        seen.control.load(model)
+        yield seen
 
 
 def test_a_repository_that_is_away_stops_nothing(settings: Settings, tmp_path: Path) -> None:
@@ -80,15 +108,13 @@ def test_a_repository_that_is_away_stops_nothing(settings: Settings, tmp_path: P
         assert seen.answer() == 2.0
 
 
-def test_a_directory_that_is_gone_goes_on_serving(settings: Settings, tmp_path: Path) -> None:
-    directory = add_model(tmp_path / "models", "m", 1)
-    add_model(tmp_path / "models", "other", 1)
+def test_a_directory_that_is_gone_goes_on_serving(seen: Seen, tmp_path: Path) -> None:
+    (seen.repository / seen.model).rename(tmp_path / "gone")
 
-    with working(settings, tmp_path / "models") as seen:
-        directory.rename(tmp_path / "gone")
-        with pytest.raises(LoadFailed, match="its directory is gone"):
-            seen.control.load("m")
-        assert seen.answer() == 1.0
+    with pytest.raises(LoadFailed, match="its directory is gone"):
+        seen.control.load(seen.model)
+
+    assert seen.answer() == 1.0
 
 
 def test_content_that_comes_back_after_a_restart_is_served(
@@ -121,60 +147,58 @@ def test_new_content_is_served_after_redis_forgot_the_old(
         assert seen.answer() == 6.0
 
 
-def test_a_change_that_another_one_overtakes_says_so(settings: Settings, tmp_path: Path) -> None:
-    add_model(tmp_path, "m", 1, 2)
+def test_a_change_that_another_one_overtakes_says_so(seen: Seen) -> None:
+    add_version(seen.repository, seen.model, 2)
+    seen.control.load(seen.model)
     outcomes: list[str] = []
 
-    def use(seen: Seen, version: str) -> None:
+    def use(version: str) -> None:
         try:
-            seen.control.use("m", version)
+            seen.control.use(seen.model, version)
             outcomes.append("done")
         except LoadFailed as error:
             outcomes.append(str(error))
 
-    with working(settings, tmp_path) as seen:
-        for _ in range(5):
-            threads = [threading.Thread(target=use, args=(seen, v)) for v in ("1", "2", "1")]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(timeout=20)
-                assert not thread.is_alive()
+    for _ in range(5):
+        threads = [threading.Thread(target=use, args=(version,)) for version in ("1", "2", "1")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=20)
+            assert not thread.is_alive()
 
     assert "done" in outcomes
-    assert set(outcomes) <= {"done", "another change of 'm' came before this one was done"}
+    overtaken = f"another change of '{seen.model}' came before this one was done"
+    assert set(outcomes) <= {"done", overtaken}
 
 
-def test_a_load_that_fails_leaves_nothing_behind(settings: Settings, tmp_path: Path) -> None:
-    add_model(tmp_path, "m", 1)
+def test_a_load_that_fails_leaves_nothing_behind(seen: Seen) -> None:
+    with pytest.raises(LoadFailed):
+        seen.control.load(seen.model, '{"max_batch_size": "many"}')
+    seen.control.use(seen.model, "1")
+    directory = seen.repository / "new"
+    (directory / "1").mkdir(parents=True)
+    (directory / "config.pbtxt").write_text('platform: "nothing"')
+    with pytest.raises(LoadFailed, match="new"):
+        seen.control.load("new")
 
-    with working(settings, tmp_path) as seen:
-        with pytest.raises(LoadFailed):
-            seen.control.load("m", '{"max_batch_size": "many"}')
-        seen.control.use("m", "1")
-        (tmp_path / "new").mkdir()
-        (tmp_path / "new" / "config.pbtxt").write_text('platform: "nothing"')
-        (tmp_path / "new" / "1").mkdir()
-        with pytest.raises(LoadFailed, match="new"):
-            seen.control.load("new")
-        index = {each["name"]: each for each in repository_index(seen.snapshot())}
-        assert "platform 'nothing'" in index["new"]["reason"]
-        assert seen.store.read().desired["m"].config is None
+    index = {each["name"]: each for each in repository_index(seen.snapshot())}
+    assert "platform 'nothing'" in index["new"]["reason"]
+    assert seen.store.read().desired[seen.model].config is None
 
 
-def test_going_back_to_the_latest_version_waits_for_it(settings: Settings, tmp_path: Path) -> None:
-    add_model(tmp_path, "m", 1)
+def test_going_back_to_the_latest_version_waits_for_it(seen: Seen) -> None:
+    seen.control.use(seen.model, "1")
+    add_broken(seen.repository, seen.model, 2)
+    with pytest.raises(LoadFailed, match=rf"{seen.model}/2/model\.onnx"):
+        seen.control.use(seen.model, "")
+    assert seen.answer() == 1.0
+    remove_version(seen.repository, seen.model, 2)
+    add_version(seen.repository, seen.model, 3)
 
-    with working(settings, tmp_path) as seen:
-        seen.control.use("m", "1")
-        add_broken(tmp_path, "m", 2)
-        with pytest.raises(LoadFailed, match=r"m/2/model\.onnx"):
-            seen.control.use("m", "")
-        assert seen.answer() == 1.0
-        remove_version(tmp_path, "m", 2)
-        add_version(tmp_path, "m", 3)
-        seen.control.use("m", "")
-        assert seen.answer() == 3.0
+    seen.control.use(seen.model, "")
+
+    assert seen.answer() == 3.0
 
 
 def test_a_version_to_use_that_is_gone_after_a_restart_hinders_nobody(

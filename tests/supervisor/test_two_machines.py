@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 from conftest import running_worker
@@ -17,67 +20,130 @@ from shared.errors import LoadFailed
 from shared.operations.model_control import ModelControl
 from shared.registry.desired_store import DesiredStore
 from shared.registry.registry import Registry
+from shared.registry.snapshot import InstanceRecord
 from shared.settings import Settings
 from shared.wire.client import connect
 
 
 class Cluster:
-    """Two machines that serve version 1 of `m`, and what is known of them."""
+    """Two machines, and what is known of one model that both serve."""
 
-    def __init__(self, settings: Settings, repositories: list[Path]) -> None:
+    def __init__(
+        self, settings: Settings, repositories: list[Path], workers: list[subprocess.Popen[bytes]]
+    ) -> None:
         self.repositories = repositories
+        self.workers = workers
+        self.model = f"m{token_hex(4)}"
+        self.prefix = settings.key_prefix
         self.redis = connect(settings.redis_url)
         self.store = DesiredStore(self.redis, settings.key_prefix)
         self.control = ModelControl(self.redis, settings.key_prefix)
         self.registry = Registry(self.redis, settings.key_prefix)
-        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def load(self) -> None:
+        self.control.load(self.model)
+
+    def add_version(self, machine: int, version: int, factor: float | None = None) -> None:
+        add_version(self.repositories[machine], self.model, version, factor)
+
+    def records(self) -> list[InstanceRecord]:
+        """Return the ready instances of the model on machines that live."""
+        records, alive = self.registry.instances()
+        return [
+            record
+            for record in records
+            if record.model == self.model and record.state == "ready" and record.supervisor in alive
+        ]
 
     def ready(self, version: str) -> int:
         """Count the ready instances of a version."""
-        records, alive = self.registry.instances()
-        return sum(
-            record.version == version and record.state == "ready" and record.supervisor in alive
-            for record in records
-        )
+        return sum(record.version == version for record in self.records())
 
     @property
     def default(self) -> str:
-        return self.store.read().served["m"].default
+        return self.store.read().served[self.model].default
 
 
-@pytest.fixture
-def cluster(settings: Settings, tmp_path: Path) -> Iterator[Cluster]:
-    repositories = [tmp_path / "a", tmp_path / "b"]
+@contextmanager
+def two_workers(
+    settings: Settings, repositories: list[Path]
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run a worker in mode explicit for each of two repositories, which have one model each."""
     for repository in repositories:
-        add_model(repository, "m", 1)
-    settings = replace(
-        settings, model_control_mode="explicit", load_models="*", heartbeat_seconds=0.5
-    )
-    found = Cluster(settings, repositories)
+        add_model(repository, "there", 1)
+    settings = replace(settings, model_control_mode="explicit", load_models="*")
     first, second = (replace(settings, models=str(each)) for each in repositories)
-    with running_worker(first) as a, running_worker(second) as b:
-        found.workers = [a, b]
-        wait_until(lambda: found.ready("1") == 2, 30, "both machines serve version 1")
-        yield found
+    with (
+        running_worker(first, wait_ready=False) as a,
+        running_worker(second, wait_ready=False) as b,
+        connect(settings.redis_url) as redis,
+    ):
+        registry = Registry(redis, settings.key_prefix)
+        wait_until(lambda: len(registry.instances()[1]) == 2, 60, "both machines are there")
+        yield [a, b]
+
+
+@contextmanager
+def serving(
+    settings: Settings, repositories: list[Path], workers: list[subprocess.Popen[bytes]]
+) -> Iterator[Cluster]:
+    """Have both machines serve version 1 of a new model."""
+    found = Cluster(settings, repositories, workers)
+    for repository in repositories:
+        add_model(repository, found.model, 1)
+    found.load()
+    wait_until(lambda: found.ready("1") == 2, 60, "both machines serve version 1")
+    yield found
     found.redis.close()
 
 
-def test_load_answers_when_the_model_is_ready_on_every_machine(cluster: Cluster) -> None:
-    for repository in cluster.repositories:
-        add_version(repository, "m", 2)
+@pytest.fixture(scope="module")
+def lasting(
+    redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Settings, list[Path], list[subprocess.Popen[bytes]]]]:
+    """Two machines for all tests that leave them as they were."""
+    settings = Settings(redis_url=redis_url, key_prefix="two-machines")
+    repositories = [tmp_path_factory.mktemp("a"), tmp_path_factory.mktemp("b")]
+    with two_workers(settings, repositories) as workers:
+        yield settings, repositories, workers
 
-    cluster.control.load("m")
+
+@pytest.fixture
+def cluster(
+    lasting: tuple[Settings, list[Path], list[subprocess.Popen[bytes]]],
+) -> Iterator[Cluster]:
+    with serving(*lasting) as found:
+        yield found
+
+
+@pytest.fixture
+def mortal(settings: Settings, tmp_path: Path) -> Iterator[Cluster]:
+    """Two machines of the test's own, which are missed soon once they are gone."""
+    settings = replace(settings, heartbeat_seconds=1.0)
+    repositories = [tmp_path / "a", tmp_path / "b"]
+    with (
+        two_workers(settings, repositories) as workers,
+        serving(settings, repositories, workers) as found,
+    ):
+        yield found
+
+
+def test_load_answers_when_the_model_is_ready_on_every_machine(cluster: Cluster) -> None:
+    for machine in (0, 1):
+        cluster.add_version(machine, 2)
+
+    cluster.load()
 
     assert cluster.ready("2") == 2
     assert cluster.default == "2"
 
 
 def test_a_version_that_one_machine_cannot_load_takes_no_request(cluster: Cluster) -> None:
-    add_version(cluster.repositories[0], "m", 2)
-    add_broken(cluster.repositories[1], "m", 2)
+    cluster.add_version(0, 2)
+    file = add_broken(cluster.repositories[1], cluster.model, 2) / "model.onnx"
 
-    with pytest.raises(LoadFailed, match=r"b/m/2/model\.onnx"):
-        cluster.control.load("m")
+    with pytest.raises(LoadFailed, match=re.escape(str(file))):
+        cluster.load()
 
     assert cluster.default == "1"
     assert cluster.ready("1") == 2
@@ -86,55 +152,54 @@ def test_a_version_that_one_machine_cannot_load_takes_no_request(cluster: Cluste
 def test_a_version_that_machines_have_different_files_for_takes_no_request(
     cluster: Cluster,
 ) -> None:
-    add_version(cluster.repositories[0], "m", 2)
-    add_version(cluster.repositories[1], "m", 2, factor=3.0)
+    cluster.add_version(0, 2)
+    cluster.add_version(1, 2, factor=3.0)
 
-    with pytest.raises(LoadFailed, match="version 2 of 'm' has other files on other machines"):
-        cluster.control.load("m")
+    complaint = f"version 2 of '{cluster.model}' has other files on other machines"
+    with pytest.raises(LoadFailed, match=complaint):
+        cluster.load()
 
     assert cluster.default == "1"
 
 
 def test_machines_that_have_the_same_content_share_a_queue(cluster: Cluster) -> None:
-    records, _ = cluster.registry.instances()
-
-    assert {record.model_key for record in records} == {"m/1"}
+    assert [record.model_key for record in cluster.records()] == [f"{cluster.model}/1"] * 2
 
 
-def test_a_machine_that_is_gone_hinders_nobody(cluster: Cluster) -> None:
-    gone = cluster.workers[1]
+def test_a_machine_that_is_gone_hinders_nobody(mortal: Cluster) -> None:
+    gone = mortal.workers[1]
     gone.send_signal(signal.SIGKILL)
     gone.wait()
-    add_version(cluster.repositories[0], "m", 2)
+    mortal.add_version(0, 2)
 
-    cluster.control.load("m")
+    mortal.load()
 
-    assert cluster.default == "2"
-    assert cluster.ready("2") == 1
+    assert mortal.default == "2"
+    assert mortal.ready("2") == 1
 
 
 def test_a_model_that_one_machine_alone_has_is_served_by_it(cluster: Cluster) -> None:
-    add_model(cluster.repositories[0], "other", 1)
+    other = f"{cluster.model}-other"
+    add_model(cluster.repositories[0], other, 1)
 
-    cluster.control.load("other")
+    cluster.control.load(other)
 
-    assert cluster.store.read().served["other"].default == "1"
-    cluster.control.unload("other")
-    assert "other" not in cluster.store.read().served
+    assert cluster.store.read().served[other].default == "1"
+    cluster.control.unload(other)
+    assert other not in cluster.store.read().served
 
 
 def test_a_redis_that_forgot_everything_is_told_where_requests_go(cluster: Cluster) -> None:
-    for repository in cluster.repositories:
-        add_version(repository, "m", 2)
-    cluster.control.load("m")
-    cluster.control.use("m", "1")
+    for machine in (0, 1):
+        cluster.add_version(machine, 2)
+    cluster.load()
+    cluster.control.use(cluster.model, "1")
 
-    prefix = cluster.store._prefix
-    cluster.redis.delete(*cluster.redis.keys(f"{prefix}:*"))
+    cluster.redis.delete(*cluster.redis.keys(f"{cluster.prefix}:*"))
 
-    wait_until(
-        lambda: (served := cluster.store.read().served.get("m")) and served.default == "1",
-        20,
-        "version 1 is used again",
-    )
-    assert cluster.store.read().desired["m"].use == "1"
+    def served() -> bool:
+        found = cluster.store.read().served.get(cluster.model)
+        return found is not None and found.default == "1"
+
+    wait_until(served, 60, "version 1 is used again")
+    assert cluster.store.read().desired[cluster.model].use == "1"
