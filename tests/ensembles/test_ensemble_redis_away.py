@@ -68,7 +68,7 @@ def test_what_a_lost_reply_had_claimed_is_run(own_settings: Settings) -> None:
     queue = RequestQueue(redis, keys, Limits())
     tensor = Tensor.of("in", np.full((1, 2), 3.0, np.float32))
     waiting = queue.push(InferRequest(queue.new_id(), 1, (tensor,)))
-    same = WorkQueue(open_wire(redis), keys, "conductor", result_ttl_seconds=60.0)
+    same = WorkQueue(open_wire(redis), keys, "scheduler", result_ttl_seconds=60.0)
     assert same.claim(1, 0.0)  # as if the process had, and had not heard of it
     with hand_driven(own_settings, chain("first", "second"), FIRST, SECOND) as driven:
         other = driven.push(5.0)

@@ -258,7 +258,7 @@ def test_many_requests_are_under_way_at_once_and_no_more_than_are_claimed(
 ) -> None:
     with hand_driven(settings, chain("first"), FIRST) as driven:
         everyone = [driven.push(float(number)) for number in range(300)]
-        wait_until(lambda: driven.depth("first") == 256, 20, "all seats are taken")
+        wait_until(lambda: driven.depth("first") == 256, 20, "all rows of the budget are taken")
         assert driven.held() == 256
         assert driven.depth("chain") == 300 - 256
         for _ in everyone:

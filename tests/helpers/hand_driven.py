@@ -120,7 +120,7 @@ class HandDriven:
 
     def held_ids(self) -> list[str]:
         """Return which ones these are."""
-        key = self.keys[self.ensemble.name].inflight + "conductor"
+        key = self.keys[self.ensemble.name].inflight + "scheduler"
         return [ticket[TICKET.size :].decode() for ticket in self.redis.lrange(key, 0, -1)]
 
     @staticmethod
@@ -141,7 +141,7 @@ def hand_driven(
     driven, stopped = HandDriven(settings, ensemble, list(models)), Event()
     thread = Thread(
         target=run_ensemble,
-        args=(ensemble, "conductor", stopped.is_set, driven.meter),
+        args=(ensemble, "scheduler", stopped.is_set, driven.meter),
         kwargs={
             "redis_url": settings.redis_url,
             "key_prefix": settings.key_prefix,

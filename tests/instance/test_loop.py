@@ -12,6 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 from shared.errors import ModelFailed
 from shared.messages import InferResult
 from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.refusals import MAX_REFUSALS
 from shared.request_queue.worker_end import WorkQueue
 from worker.instance import loop
 from worker.meter import Meter
@@ -242,7 +243,7 @@ def test_answers_wait_as_long_as_redis_is_away_or_takes_no_writes(
     def fail(command: str) -> None:
         if command == "publish":
             tries.append(command)
-            queue.refused = b"nothing" if len(tries) > 3 * loop.MAX_REFUSALS else b"refused"
+            queue.refused = b"nothing" if len(tries) > 3 * MAX_REFUSALS else b"refused"
         if command == "probe" and probe is not None:
             raise probe
 

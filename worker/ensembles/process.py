@@ -1,4 +1,4 @@
-"""The process of one ensemble instance: claims what it has seats for, until told to stop."""
+"""The process of one ensemble instance: claims rows within its budget, until told to stop."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
 from shared.wire.client import connect
 from shared.wire.wire import open_wire
-from worker.ensembles.conductor import Conductor
+from worker.ensembles.ensemble_queue import RETRY_SECONDS, EnsembleQueue, RowBudget
+from worker.ensembles.scheduler import EnsembleScheduler
 from worker.ensembles.step_queues import StepQueues
-from worker.ensembles.work import EnsembleQueue, Seats
 from worker.meter import Meter
 
 log = logging.getLogger(__name__)
 
-SEATS = 256
-"""How many rows are under way in one process: enough that its steps' batches are full."""
-SEATS_PER_BATCH = 4
-"""Or as many of the largest requests."""
+MAX_ROWS_UNDER_WAY = 256
+"""Of one process: enough that its steps' batches are full."""
+MAX_BATCHES_UNDER_WAY = 4
+"""Or as many of the largest requests, if they have more rows."""
 WAIT_SECONDS = 0.5
-RETRY_SECONDS = 0.1
-LEAVE_SECONDS = 1.0
-"""How long what is under way may take after SIGTERM; then it goes back to the queue."""
+FINISH_SECONDS = 1.0
+"""How long requests under way may take after SIGTERM; then they go back to the queue."""
 
 
 def run_ensemble(  # noqa: PLR0913  what the process is told
@@ -46,7 +45,7 @@ def run_ensemble(  # noqa: PLR0913  what the process is told
 ) -> None:
     """Serve an ensemble until `stop` returns true, then finish or put back what is under way.
 
-    `limits` are those of a step's queue. The supervisor sees in `meter` when the conductor does not
+    `limits` are those of a step's queue. The supervisor sees in `meter` when the scheduler does not
     move any more while requests are under way, and kills the process; that its steps take long is
     no reason, they have limits of their own.
     """
@@ -62,24 +61,24 @@ def run_ensemble(  # noqa: PLR0913  what the process is told
         )
         for _ in range(2)
     )
-    seats = Seats(max(SEATS, SEATS_PER_BATCH * spec.batch_rows))
+    budget = RowBudget(max(MAX_ROWS_UNDER_WAY, MAX_BATCHES_UNDER_WAY * spec.batch_rows))
     catalog = Catalog(Registry(client, key_prefix))
     steps = StepQueues(client, key_prefix, limits, catalog)
-    conductor = Conductor(spec, answers, steps, seats, meter, instance)
-    conductor.start()
+    scheduler = EnsembleScheduler(spec, answers, steps, budget, meter, instance)
+    scheduler.start()
     while not stop():
-        free = seats.wait_free(WAIT_SECONDS)
+        free = budget.wait_free(WAIT_SECONDS)
         if free:
-            conductor.begin(_claim(queue, free, seats, stop))
-    if not seats.wait_empty(LEAVE_SECONDS):
+            scheduler.begin(_claim(queue, free, budget, stop))
+    if not budget.wait_empty(FINISH_SECONDS):
         _put_back(queue)
-    conductor.stop()
+    scheduler.stop()
 
 
 def _claim(
-    queue: EnsembleQueue, rows: int, seats: Seats, stop: Callable[[], bool]
+    queue: EnsembleQueue, rows: int, budget: RowBudget, stop: Callable[[], bool]
 ) -> list[Claimed]:
-    """Claim what is there for so many rows; after a lost connection, what a lost reply claimed."""
+    """Claim up to `rows`; after a lost connection, return what its lost reply had claimed."""
     try:
         return queue.claim(rows, 0.0)
     except RedisError as error:
@@ -87,7 +86,7 @@ def _claim(
     while not stop():
         time.sleep(RETRY_SECONDS)
         try:
-            found = queue.lost(seats.tickets)
+            found = queue.lost(budget.tickets)
         except RedisError:
             continue
         log.info("Redis is back, %d requests were claimed and not heard of", len(found))
@@ -96,7 +95,7 @@ def _claim(
 
 
 def _put_back(queue: EnsembleQueue) -> None:
-    """Return what is under way to the queue, for whoever serves the ensemble next."""
+    """Return all requests under way to the queue, for another process of the ensemble."""
     try:
         back, _ = queue.put_back()
     except RedisError as error:

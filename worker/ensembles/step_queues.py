@@ -1,4 +1,4 @@
-"""The step models' queues, as an ensemble's process asks them."""
+"""The queues of the step models, to which an ensemble's process pushes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
 
 
-class Question(NamedTuple):
-    """What one step asks its model, and on whose behalf; `deadline` is monotonic seconds."""
+class StepRequest(NamedTuple):
+    """The request of one step to its model; `deadline` is monotonic seconds."""
 
     model: ModelSpec
     inputs: tuple[Tensor, ...]
@@ -51,14 +51,14 @@ class StepQueues:
         except UnknownModel as error:
             raise ModelNotReady(error.message) from error
 
-    def push(self, question: Question, then: Callable[[], None]) -> PendingRequest:
+    def push(self, request: StepRequest, then: Callable[[], None]) -> PendingRequest:
         """Ask a step's model at the next `release`; `then` is called once it is answered.
 
         That is done by another thread, or by `release` itself when Redis is away.
 
         Raises RequestExpired, or BadModelOutput for tensors that are too large to be handed on.
         """
-        model, inputs, outputs, deadline, priority, parameters = question
+        model, inputs, outputs, deadline, priority, parameters = request
         seconds = deadline - time.monotonic()
         if seconds <= 0:
             raise RequestExpired("Request timeout expired")

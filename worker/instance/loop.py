@@ -1,4 +1,4 @@
-"""An instance's whole life after loading: claim, answer, publish, until told to stop."""
+"""An instance's whole life after loading: claim, answer, publish, until told to stop (stop 6)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ import logging
 import time
 from collections.abc import Callable
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
-from shared.errors import ModelFailed
-from shared.messages import InferResult
 from shared.request_queue.claimed import Answers, Claimed
-from shared.request_queue.model_statistics import encode_costs
+from shared.request_queue.refusals import MAX_REFUSALS, is_state_of_redis, refused_answers
 from shared.request_queue.worker_end import WorkQueue
 from worker.meter import Meter
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.1
-MAX_REFUSALS = 5
-"""How often answers are sent to a Redis that takes other commands, but not these."""
 
 
 def run(
@@ -33,9 +29,8 @@ def run(
 ) -> None:
     """Serve until `stop` returns true; the batch in hand is finished and published first.
 
-    Claims up to `max_rows` at once, or as many as `meter` says that memory holds. Each batch is
-    noted in `meter`, by which the supervisor sees one that runs too long, and kills its instance.
-    When Redis goes away, waits for it, and puts back what a lost reply may have claimed.
+    Claims up to `max_rows` at once, or as many as `meter` says that memory holds. When Redis goes
+    away, waits for it, and puts back what a lost reply may have claimed.
     """
     claimed: list[Claimed] = []
     answers = Answers([], (b"", b""))
@@ -48,30 +43,45 @@ def run(
                 queue.publish(claimed, answers)
                 return
             else:
+                # fast: one write instead of two (docs/decisions/queue.md, 6)
                 claimed = queue.publish_and_claim(claimed, answers, rows, max_delay_seconds)
         except RedisError as error:
             log.warning("Redis fails, %d answers wait, trying again: %s", len(claimed), error)
-            _settle(queue, claimed, answers, stop)
+            _publish_when_back(queue, claimed, answers, stop)
             claimed = []
         if claimed:
-            meter.begin_batch()
-            answers = answer(claimed)
-            meter.end_batch(len(claimed), sum([item.rows for item in claimed]))
-            log.debug("answered a batch of %d requests", len(claimed))
+            answers = answer_claimed(claimed, answer, meter)
 
 
-def _settle(
+def answer_claimed(
+    claimed: list[Claimed], answer: Callable[[list[Claimed]], Answers], meter: Meter
+) -> Answers:
+    """Answer one batch (stop 6), noted in `meter` from its beginning to its end.
+
+    The supervisor reads there which batch runs too long, and kills its instance. Next stop:
+    `worker.instance.batch.answer_batch`, which is `answer`.
+    """
+    meter.begin_batch()
+    answers = answer(claimed)
+    meter.end_batch(len(claimed), sum([item.rows for item in claimed]))
+    log.debug("answered a batch of %d requests", len(claimed))
+    return answers
+
+
+def _publish_when_back(
     queue: WorkQueue, claimed: list[Claimed], answers: Answers, stop: Callable[[], bool]
 ) -> None:
     """Once Redis is back: publish what was computed, put back what a lost reply had claimed.
 
-    Answers that a Redis that is there does not take are given up for errors, which it takes.
+    Answers that Redis refuses while it is there are given up for errors, which it takes.
     """
     refusals = 0
     while True:
         time.sleep(RETRY_SECONDS)
         try:
             if claimed:
+                # The publish that failed may have been done, and the claim behind it too: `drop`
+                # would then take the next batch for this one.
                 queue.publish(claimed, answers, drop=False)
             queue.put_back()
         except RedisError as error:
@@ -80,7 +90,7 @@ def _settle(
             refusals += bool(claimed) and _refuses_only_this(queue, error)
             if refusals == MAX_REFUSALS:
                 log.error("Redis does not take %d answers, errors go out: %s", len(claimed), error)
-                answers = _given_up(claimed)
+                answers = refused_answers(claimed)
         else:
             log.info("Redis is back")
             return
@@ -89,19 +99,12 @@ def _settle(
 def _refuses_only_this(queue: WorkQueue, error: RedisError) -> bool:
     """Tell whether Redis is there and takes other commands than the one that failed.
 
-    It hangs up on commands that are too large, and says ERR to what is wrong by itself. All other
-    codes (READONLY, MISCONF, OOM) are states of its own, which pass.
+    Besides saying ERR, it hangs up on commands that are too large: so another one is tried.
     """
-    if isinstance(error, ResponseError) and not str(error).startswith("ERR "):
+    if is_state_of_redis(error):
         return False
     try:
         queue.probe()
     except RedisError:
         return False
     return True
-
-
-def _given_up(claimed: list[Claimed]) -> Answers:
-    error = ModelFailed("the answer was computed, but Redis did not take it")
-    result = InferResult(error=error).encode()
-    return Answers([result] * len(claimed), encode_costs(claimed, [], 0.0))

@@ -1,4 +1,4 @@
-"""One request on its way through an ensemble's steps, and the answer it ends with."""
+"""One request under way through an ensemble's steps, and the answer it ends with."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from shared.model_spec import ModelSpec
 from shared.request_queue.api_end import PendingRequest
 from shared.request_queue.claimed import MAX_RESULT_BYTES, Answers, Claimed
 from shared.request_queue.model_statistics import Pass, encode_costs
+from worker.ensembles.ensemble_queue import Finished
 from worker.ensembles.graph import Ready, Steps, ready_steps
-from worker.ensembles.tensors import ensemble_outputs
-from worker.ensembles.work import Finished
+from worker.ensembles.step_tensors import ensemble_outputs
 
 
-class Run:
-    """What is known of a claimed request: its tensors so far, the steps asked, and those to come.
+class EnsembleRequest:
+    """A claimed request under way: its tensors so far, the steps asked, and those to come.
 
+    A step is pending until its inputs are there, then asked, and open until it is answered.
     `deadline` and `started_at` are monotonic seconds.
     """
 
-    def __init__(self, item: Claimed, request: InferRequest, spec: ModelSpec, steps: Steps) -> None:
+    def __init__(
+        self, claimed: Claimed, decoded: InferRequest, spec: ModelSpec, steps: Steps
+    ) -> None:
         """Begin with the request's own tensors; an optional one that is missing is None."""
-        self.item = item
-        self.request = request
+        self.claimed = claimed
+        self.decoded = decoded
         self.started_at = time.monotonic()
-        self.deadline = self.started_at + item.deadline - item.claimed_at
-        self.tickets = [item.ticket]
+        self.deadline = self.started_at + claimed.deadline - claimed.claimed_at
+        self.tickets = [claimed.ticket]
         self.asked: dict[int, PendingRequest] = {}
         self._spec = spec
         self._steps = steps
         self._pending = set(steps)
         self._open = set(steps)
-        given = {tensor.name: tensor for tensor in request.inputs}
+        given = {tensor.name: tensor for tensor in decoded.inputs}
         self.tensors: dict[str, Tensor | None] = {
             declared.name: given.get(declared.name) for declared in spec.inputs
         }
@@ -45,11 +48,11 @@ class Run:
         return ready
 
     def outputs_of(self, number: int) -> tuple[str, ...]:
-        """Return which outputs a step's model is asked for."""
+        """Return the outputs that a step's model is asked for."""
         return self._steps[number]
 
-    def take(self, number: int, result: InferResult) -> None:
-        """Take in what a step's model answered."""
+    def add_result(self, number: int, result: InferResult) -> None:
+        """Keep the tensors that a step's model answered, under their names in the ensemble."""
         self._open.remove(number)
         names = self._spec.steps[number].output_map
         for tensor in result.outputs:
@@ -63,7 +66,7 @@ class Run:
 
     def finished(self, instance: str) -> Finished:
         """Return the answer: the wanted outputs, or the error of one that does not fit."""
-        item, wanted = self.item, self.request.outputs
+        item, wanted = self.claimed, self.decoded.outputs
         seconds = time.monotonic() - self.started_at
         timings = item.timings(0.0, seconds, item.rows, instance)
         try:
@@ -81,7 +84,7 @@ class Run:
 
     def failed(self, error: FerryError) -> Finished:
         """Return an error as the answer."""
-        return failed(self.item, error, self.started_at, self.tickets)
+        return failed(self.claimed, error, self.started_at, self.tickets)
 
     def cancel(self) -> None:
         """Cancel the steps that are under way."""

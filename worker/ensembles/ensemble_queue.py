@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Collection, Sequence
 from threading import Condition
 from typing import Any, NamedTuple
 
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.refusals import MAX_REFUSALS, is_state_of_redis, refused_answers
 from shared.request_queue.worker_end import WorkQueue
 from shared.wire.packing import Command
+from worker.meter import Meter
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.1
 
 
 class Finished(NamedTuple):
-    """A request that is answered: all tickets that stand for it, and its answer."""
+    """An answered request: its answer, and all tickets that stand for it."""
 
     claimed: Claimed
     answers: Answers
@@ -30,7 +38,7 @@ class EnsembleQueue(WorkQueue):
     """
 
     def publish_each(self, finished: Sequence[Finished]) -> list[ResponseError | None]:
-        """Hand out answers (stop 7); returns for each what Redis has against it, if anything.
+        """Publish answers; returns for each the error by which Redis refuses it, or None.
 
         Raises RedisError when it is not known what was done: calling it again does no harm.
         """
@@ -42,20 +50,20 @@ class EnsembleQueue(WorkQueue):
         return [self._refusal(1 + len(one.tickets)) for one in finished]
 
     def closed(self, ids: Sequence[str]) -> set[str]:
-        """Return those of these requests whose answer nobody wants any more. Raises RedisError."""
+        """Return those of these requests that nobody waits for any more. Raises RedisError."""
         self._wire.send(*[("EXISTS", self._keys.body + request_id) for request_id in ids])
         return {request_id for request_id in ids if not self._wire.reply()}
 
     def drop(self, tickets: Sequence[bytes]) -> None:
-        """Hold these no longer. Raises RedisError."""
+        """Drop tickets from the in-flight list. Raises RedisError."""
         self._wire.send(*map(self._removal, tickets))
         for _ in tickets:
             self._wire.reply()
 
     def lost(self, known: Collection[bytes]) -> list[Claimed]:
-        """Return what this instance holds beside the `known` tickets: claimed, but never heard of.
+        """Return requests in the in-flight list beside the `known` tickets.
 
-        So it is after a claim whose reply was lost. Raises RedisError.
+        They were claimed by a command whose reply was lost. Raises RedisError.
         """
         self._wire.send(("TIME",), ("LRANGE", self._keys.inflight + self._end.instance, 0, -1))
         (seconds, microseconds), tickets = self._wire.reply(), self._wire.reply()
@@ -85,21 +93,21 @@ class EnsembleQueue(WorkQueue):
         return refusal
 
 
-class Seats:
-    """How many rows an ensemble's process has under way, and how many more it may claim.
+class RowBudget:
+    """The rows that an ensemble's process has under way, and how many more it may claim.
 
-    What it cannot run at once stays on the queue, for another process of the same ensemble.
+    What exceeds the budget stays on the queue, for another process of the same ensemble.
     """
 
     def __init__(self, rows: int) -> None:
-        """Have so many."""
+        """Take `rows` as the budget."""
         self._rows = rows
         self._taken: dict[bytes, int] = {}
         self._changed = Condition()
 
     @property
     def tickets(self) -> frozenset[bytes]:
-        """Return the tickets of all that is under way."""
+        """Return the tickets of all requests under way."""
         with self._changed:
             return frozenset(self._taken)
 
@@ -114,13 +122,13 @@ class Seats:
         with self._changed:
             return self._changed.wait_for(lambda: not self._taken, seconds)
 
-    def take(self, claimed: Sequence[Claimed]) -> None:
-        """Seat what was claimed."""
+    def reserve(self, claimed: Sequence[Claimed]) -> None:
+        """Count the rows of what was claimed."""
         with self._changed:
             self._taken.update((item.ticket, item.rows) for item in claimed)
 
-    def leave(self, tickets: Sequence[bytes]) -> None:
-        """Free the seats of what is under way no more."""
+    def release(self, tickets: Sequence[bytes]) -> None:
+        """Give back the rows of what is under way no more."""
         with self._changed:
             for ticket in tickets:
                 self._taken.pop(ticket, None)
@@ -129,3 +137,59 @@ class Seats:
     @property
     def _free(self) -> int:
         return self._rows - sum(self._taken.values())
+
+
+class Outbox:
+    """The answers that are not published yet; used by the scheduler's thread only.
+
+    Those that gather go in one write, and again when Redis was away.
+    """
+
+    def __init__(self, queue: EnsembleQueue, budget: RowBudget, meter: Meter) -> None:
+        """Publish to `queue`; a published answer gives back its rows and is counted in `meter`."""
+        self.waiting: list[Finished] = []
+        self.next_try = 0.0
+        self._queue = queue
+        self._budget = budget
+        self._meter = meter
+        self._refusals: dict[str, int] = {}
+
+    def add(self, finished: Finished) -> None:
+        """Publish an answer with the next ones."""
+        self.waiting.append(finished)
+
+    def publish(self) -> None:
+        """Publish the answers that are there, unless Redis just failed to take them."""
+        if not self.waiting or time.monotonic() < self.next_try:
+            return
+        try:
+            refusals = self._queue.publish_each(self.waiting)
+        except RedisError as error:
+            log.warning("Redis fails, %d answers wait, trying again: %s", len(self.waiting), error)
+            self.next_try = time.monotonic() + RETRY_SECONDS
+            return
+        tried, self.waiting = self.waiting, []
+        for one, refusal in zip(tried, refusals, strict=True):
+            if refusal is None:
+                self._count(one)
+            else:
+                self.waiting.append(self._after_refusal(one, refusal))
+        self.next_try = time.monotonic() + RETRY_SECONDS if self.waiting else 0.0
+
+    def _count(self, one: Finished) -> None:
+        """Give back the rows of a published answer, and count it as a batch."""
+        self._budget.release(one.tickets)
+        self._refusals.pop(one.claimed.id, None)
+        self._meter.answered_count += 1
+        self._meter.row_count += one.claimed.rows
+        self._meter.batch_count += 1
+        self._meter.last_batch_rows = one.claimed.rows
+
+    def _after_refusal(self, one: Finished, refusal: ResponseError) -> Finished:
+        """Return the next try of an answer that Redis refused: itself, in the end an error."""
+        count = self._refusals.get(one.claimed.id, 0) + (not is_state_of_redis(refusal))
+        self._refusals[one.claimed.id] = count
+        if count != MAX_REFUSALS:
+            return one
+        log.error("Redis does not take an answer, its error goes out: %s", refusal)
+        return one._replace(answers=refused_answers([one.claimed]))

@@ -1,0 +1,29 @@
+"""The rule for answers that Redis refuses while it takes other commands: an error goes out instead.
+
+Redis says ERR to what is wrong by itself. All its other codes (READONLY, MISCONF, OOM) are states
+of its own, which pass: then the answers wait.
+"""
+
+from __future__ import annotations
+
+from redis.exceptions import RedisError, ResponseError
+
+from shared.errors import ModelFailed
+from shared.messages import InferResult
+from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.model_statistics import encode_costs
+
+MAX_REFUSALS = 5
+"""How often an answer is sent to a Redis that takes other commands, but not this one."""
+
+
+def is_state_of_redis(error: RedisError) -> bool:
+    """Tell whether Redis itself is out of order for a while, whatever it is sent."""
+    return isinstance(error, ResponseError) and not str(error).startswith("ERR ")
+
+
+def refused_answers(claimed: list[Claimed]) -> Answers:
+    """Return the errors that go out in place of answers after `MAX_REFUSALS`; Redis takes those."""
+    error = ModelFailed("the answer was computed, but Redis did not take it")
+    result = InferResult(error=error).encode()
+    return Answers([result] * len(claimed), encode_costs(claimed, [], 0.0))
