@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.model_spec import ModelSpec
-from shared.request_queue.commands import Limits
+from shared.request_queue.limits import Limits
 from worker.devices import Placement
 from worker.repository.config.warmup import WarmupSample
 

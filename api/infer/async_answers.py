@@ -35,7 +35,7 @@ from shared.messages import AnswerForm
 from shared.model_spec import ModelSpec
 from shared.request_queue.async_records import AsyncRecords, FirstUse
 from shared.request_queue.async_requests import AsyncRequests, State, new_id
-from shared.request_queue.commands import IDEMPOTENT_RESULT_SECONDS, grace_seconds
+from shared.request_queue.limits import IDEMPOTENT_RESULT_SECONDS, grace_seconds
 from shared.settings import Settings
 
 LONGEST_KEY = 255

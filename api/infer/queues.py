@@ -19,8 +19,8 @@ from shared.operations.shadow_comparison import Comparisons
 from shared.registry.catalog import Catalog
 from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.async_requests import AsyncRequests
-from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Limits
 from shared.settings import Settings
 
 LONGEST_RETRY_AFTER_SECONDS = 60
@@ -149,7 +149,7 @@ class Queues:
         return error
 
     def _keys(self, spec: ModelSpec) -> QueueKeys:
-        return QueueKeys(self._settings.key_prefix, spec.key, spec.levels, cached=spec.cached)
+        return QueueKeys.of(spec, self._settings.key_prefix)
 
     def _limits(self, spec: ModelSpec) -> Limits:
         return Limits.of(spec, self._settings)

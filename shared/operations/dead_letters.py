@@ -14,8 +14,8 @@ from shared.operations.queue_inspection import lists
 from shared.registry.registry import Registry
 from shared.request_queue.async_records import AsyncRecords
 from shared.request_queue.async_requests import AsyncRequests, new_id
-from shared.request_queue.commands import IDEMPOTENT_RESULT_SECONDS, Limits, grace_seconds
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import IDEMPOTENT_RESULT_SECONDS, Limits, grace_seconds
 from shared.settings import Settings
 
 

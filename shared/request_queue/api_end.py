@@ -1,6 +1,6 @@
-"""The API's end of every hop a request takes through Redis; the keys stand in `queue_keys.py`.
+"""The API's end of every hop a request takes through Redis: push, then wait.
 
-The other end is `work_queue.py`.
+The other end is `worker_end.py`, the keys stand in `keys.py`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,9 @@ from redis import Redis
 from shared.courier.courier import Courier
 from shared.courier.pending import PendingRequest
 from shared.messages import InferRequest
-from shared.request_queue.commands import (
-    Limits,
-    as_push,
-    cancel_command,
-    pusher,
-    rejected_after,
-)
+from shared.request_queue.commands import as_push, cancel_command, pusher, rejected_after
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Limits
 from shared.wire.wire import open_wire
 
 __all__ = ["PendingRequest", "RequestQueue"]
@@ -37,6 +32,7 @@ class RequestQueue:
         """Bind to one model version's keys; opens nothing before the first push."""
         self._keys = keys
         self._limits = limits
+        # This process's name among those that wait for answers of this version.
         self._process = os.urandom(4).hex()
         self._salt = os.urandom(6).hex()
         self._numbers = itertools.count()
@@ -50,7 +46,7 @@ class RequestQueue:
 
     @property
     def waiting(self) -> int:
-        """How many requests this process has under way."""
+        """The number of requests that this process has under way."""
         return self._courier.waiting
 
     def new_id(self) -> str:

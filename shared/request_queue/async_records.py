@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from shared.errors import RedisUnavailable, UnknownRequest
 from shared.messages import AnswerForm
 from shared.model_spec import ModelSpec
-from shared.request_queue.commands import IDEMPOTENT_RESULT_SECONDS, Limits
+from shared.request_queue.limits import IDEMPOTENT_RESULT_SECONDS, Limits
 from shared.wire.client import asking, milliseconds
 
 MEMORY_SECONDS = 600.0

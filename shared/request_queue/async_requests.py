@@ -10,8 +10,9 @@ from redis.exceptions import NoScriptError
 
 from shared.errors import QueueFull, VersionRetired
 from shared.messages import InferRequest, InferResult
-from shared.request_queue.commands import Limits, as_push, cancel_command, push_command
+from shared.request_queue.commands import as_push, cancel_command, push_command
 from shared.request_queue.keys import ASYNCHRONOUS, IDEMPOTENT, QueueKeys
+from shared.request_queue.limits import Limits
 from shared.wire.client import asking
 from shared.wire.scripts import script_digest, script_text
 

@@ -1,31 +1,14 @@
-"""A batch on the worker's side: how it is made, what was claimed, and what is answered."""
+"""A batch on the worker's side: what was claimed, and what is answered."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from shared.messages import InferRequest, Timings
-from shared.model_spec import ModelSpec
 from shared.request_queue.keys import TICKET
 
 MAX_RESULT_BYTES = 256 * 2**20
 """Of one encoded result: Redis hangs up on an argument above half a gigabyte."""
-
-
-class Batching(NamedTuple):
-    """How a model version's batches are made, besides their rows and their delay.
-
-    `has_policies` says that its requests may have time-outs on the queue.
-    """
-
-    preferred_sizes: tuple[int, ...] = ()
-    preserve_ordering: bool = False
-    has_policies: bool = False
-
-    @classmethod
-    def of(cls, spec: ModelSpec) -> Batching:
-        """Return what a model's config says."""
-        return cls(spec.preferred_batch_sizes, spec.preserve_ordering, bool(spec.queue_policies))
 
 
 class Claimed(NamedTuple):

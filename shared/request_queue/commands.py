@@ -1,4 +1,4 @@
-"""The commands of a request's way through Redis, for whoever sends them."""
+"""The commands that run the scripts of a request's way through Redis."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import itertools
 import math
 import struct
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from shared.courier.pending import PushArguments
 from shared.errors import ModelCrashed, RequestExpired
 from shared.messages import InferRequest, InferResult
-from shared.model_spec import ModelSpec, QueuePolicy
-from shared.request_queue.claimed import Answers, Batching, Claimed
+from shared.model_spec import QueuePolicy
+from shared.request_queue.claimed import Answers, Claimed
 from shared.request_queue.keys import DELAY, REJECT, QueueKeys
-from shared.settings import Settings
+from shared.request_queue.limits import IDEMPOTENT_RESULT_SECONDS, InstanceEnd, Limits
 from shared.wire.client import milliseconds
 from shared.wire.packing import PackedPrefix, PrefixedCommand
 from shared.wire.scripts import script_digest
 
-LATE_SECONDS = 60.0
-"""What a batch that began before its requests' deadline may take beside its longest run."""
-IDEMPOTENT_RESULT_SECONDS = 3600.0
-"""How long the answer to a request with an Idempotency-Key is kept."""
 DEAD_SECONDS = 7 * 86400.0
-"""How long a request that was given up is kept."""
+"""The life of a request that was given up."""
 _IDEMPOTENT_MS = milliseconds(IDEMPOTENT_RESULT_SECONDS)
 MAX_ATTEMPTS = 3
 _CRASHED = InferResult(
@@ -34,59 +30,10 @@ _TERMS = struct.Struct("<BdI")
 _REJECTED = InferResult(error=RequestExpired("Request timeout expired")).encode()
 
 
-class CacheLimits(NamedTuple):
-    """What one model version's cache may hold, and how long an answer in it is good."""
-
-    bytes: int = 64 * 2**20
-    seconds: float = 300.0
-
-
-class Limits(NamedTuple):
-    """What may wait for one model version: requests, and bytes of their bodies.
-
-    `policies` are those of its levels, level 1 first, or none. An answer that was in the cache is
-    kept for `result_ttl_seconds`, until it is read.
-    A body outlives its request's deadline by `grace_seconds`: a batch that was claimed just before
-    it may run so long, and without its body a request's answer is thrown away.
-    """
-
-    requests: int = 10_000
-    bytes: int = 256 * 2**20
-    grace_seconds: float = 60.0 + LATE_SECONDS
-    policies: tuple[QueuePolicy, ...] = ()
-    result_ttl_seconds: float = 60.0
-    cache: CacheLimits = CacheLimits()
-
-    @classmethod
-    def of(cls, spec: ModelSpec, settings: Settings) -> Limits:
-        """Return a model version's limits."""
-        return cls.usual(settings)._replace(policies=spec.queue_policies)
-
-    @classmethod
-    def usual(cls, settings: Settings) -> Limits:
-        """Return the limits of any model, without policies."""
-        return cls(
-            settings.max_queue_size,
-            settings.max_queue_bytes,
-            grace_seconds(settings),
-            result_ttl_seconds=settings.result_ttl_seconds,
-            cache=CacheLimits(settings.cache_bytes, settings.cache_seconds),
-        )
-
-    def policy(self, level: int) -> QueuePolicy | None:
-        """Return the policy of a level, if the model has any."""
-        return self.policies[level - 1] if self.policies else None
-
-
-def grace_seconds(settings: Settings) -> float:
-    """Return how long after its deadline a request may still be answered."""
-    return settings.max_batch_seconds + LATE_SECONDS
-
-
 def as_push(
     request: InferRequest, keys: QueueKeys, limits: Limits, *, in_buffers: bool = False
 ) -> PushArguments:
-    """Return what `push.lua` wants to know of a request; large ones `in_buffers` are for wires."""
+    """Return the arguments of a request's push; large ones `in_buffers` are for wires only."""
     body = request.encode_large() if in_buffers else request.encode()
     policy = limits.policy(request.priority)
     return PushArguments(
@@ -129,7 +76,7 @@ def push_command(
 
 
 def pusher(keys: QueueKeys, limits: Limits) -> Callable[[Iterable[PushArguments]], PrefixedCommand]:
-    """Return what makes this command again and again."""
+    """Return a function that makes this command. fast: all but the pushes is packed once."""
     prefix = PackedPrefix(*_push_prefix(keys, limits))
     return lambda pushes: prefix.then(*itertools.chain.from_iterable(pushes))
 
@@ -155,16 +102,6 @@ def cancel_command(
     )  # fmt: skip
 
 
-class InstanceEnd(NamedTuple):
-    """Who claims from a model version's queue, and how its batches are made."""
-
-    keys: QueueKeys
-    instance: str
-    result_ttl_seconds: float
-    batching: Batching = Batching()
-    cache: CacheLimits = CacheLimits()
-
-
 def claim_command(end: InstanceEnd, max_rows: int, max_delay_seconds: float) -> tuple[Any, ...]:
     """Return the command that claims a batch; it replies as `claim.lua` says."""
     keys, batching = end.keys, end.batching
@@ -185,7 +122,7 @@ def claim_command(end: InstanceEnd, max_rows: int, max_delay_seconds: float) -> 
 
 
 def publisher(end: InstanceEnd) -> Callable[[list[Claimed], Answers, int], PrefixedCommand]:
-    """Return what makes the command that hands out a batch's answers, and drops so many tickets.
+    """Return a function that makes the command which publishes answers and drops so many tickets.
 
     It replies how many were the first.
     """

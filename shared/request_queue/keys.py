@@ -42,8 +42,9 @@ A ticket is 44 bytes that the scripts read without decoding anything else, then 
 `on time-out` says what happens when it still waits at its queue deadline, the queue policy's: 0
 nothing, 1 it is rejected, 2 it is delayed, once. Once claimed it has none any more.
 
-An id is 32 hex digits; the first 8 name who waits for it, or are ASYNCHRONOUS or IDEMPOTENT when
-nobody does. Level 1 is served first.
+An id is 32 hex digits. The first 8 are the <process> that waits for it, drawn by an API process for
+each model version that it asks, or ASYNCHRONOUS or IDEMPOTENT when none does. Level 1 is served
+first.
 
 Times are Redis's own clock, so no host's clock matters. A request is open while its body exists:
 whoever removes the body (the first answer, expiry, a cancel) closes it, so an answer is given once
@@ -54,6 +55,8 @@ from __future__ import annotations
 
 import struct
 from functools import cached_property
+
+from shared.model_spec import ModelSpec
 
 TICKET = struct.Struct("<BBBBIddd8sI")
 TICKET_VERSION = 4
@@ -94,6 +97,11 @@ class QueueKeys:
         self.stats = f"{tag}:stats"
         self.dead = f"{tag}:dead"
         self.dead_body = f"{tag}:deadbody:"
+
+    @classmethod
+    def of(cls, spec: ModelSpec, prefix: str) -> QueueKeys:
+        """Name the keys of a model version."""
+        return cls(prefix, spec.key, spec.levels, cached=spec.cached)
 
     @property
     def answers(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""An instance's end of every hop a request takes through Redis; the API's is `request_queue.py`."""
+"""An instance's end of every hop a request takes through Redis: claim, then publish."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ import time
 
 from redis.exceptions import RedisError
 
-from shared.request_queue.claimed import Answers, Batching, Claimed
-from shared.request_queue.commands import (
-    CacheLimits,
-    InstanceEnd,
-    claim_command,
-    publisher,
-    recover_command,
-)
+from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.commands import claim_command, publisher, recover_command
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Batching, CacheLimits, InstanceEnd
 from shared.wire.packing import PackedCommand
 from shared.wire.wire import LONGEST_BLOCK_SECONDS, NO_REPLY, Wire
 

@@ -10,8 +10,8 @@ from redis import Redis
 
 from shared.errors import ModelCrashed, ModelFailed
 from shared.request_queue.async_requests import AsyncRequests, new_id
-from shared.request_queue.commands import Limits
 from shared.request_queue.keys import ASYNCHRONOUS, IDEMPOTENT
+from shared.request_queue.limits import Limits
 from shared.settings import Settings
 from shared.wire.client import connect
 

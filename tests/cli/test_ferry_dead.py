@@ -18,8 +18,8 @@ from shared.messages import AnswerForm, InferRequest, InferResult, Tensor
 from shared.model_spec import TensorSpec
 from shared.request_queue.async_records import AsyncRecords
 from shared.request_queue.async_requests import AsyncRequests, new_id
-from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Limits
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
 from shared.wire.client import connect

@@ -14,8 +14,9 @@ from waiting import wait_until
 from ferry.cli import main
 from shared.courier.pending import PushArguments
 from shared.model_spec import TensorSpec
-from shared.request_queue.commands import Limits, cancel_command, push_command
+from shared.request_queue.commands import cancel_command, push_command
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Limits
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
 from shared.wire.client import connect

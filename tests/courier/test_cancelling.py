@@ -12,7 +12,7 @@ from waiting import wait_until
 from shared.errors import ClientLeft
 from shared.messages import InferRequest, Tensor
 from shared.request_queue.api_end import PendingRequest, RequestQueue
-from shared.request_queue.commands import Limits
+from shared.request_queue.limits import Limits
 from shared.settings import Settings
 
 

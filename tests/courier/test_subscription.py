@@ -13,7 +13,8 @@ from two_ends import TwoEnds, free, opened_late, result
 from shared.courier import subscription
 from shared.courier.subscription import answers_in
 from shared.request_queue.api_end import RequestQueue
-from shared.request_queue.commands import Limits, push_command
+from shared.request_queue.commands import push_command
+from shared.request_queue.limits import Limits
 from shared.wire.wire import Wire
 
 MAX_SAID_BYTES = 8192

@@ -17,7 +17,8 @@ from shared.courier import courier, sender
 from shared.courier.pending import PendingRequest, PushArguments
 from shared.courier.sender import Sender
 from shared.errors import FerryError, QueueFull, RedisUnavailable
-from shared.request_queue.commands import Limits, push_command
+from shared.request_queue.commands import push_command
+from shared.request_queue.limits import Limits
 from shared.wire.wire import open_wire
 
 

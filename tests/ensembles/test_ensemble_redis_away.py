@@ -13,8 +13,8 @@ from waiting import wait_until
 
 from shared.messages import InferRequest, Tensor
 from shared.request_queue.api_end import RequestQueue
-from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Limits
 from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
 from shared.wire.client import connect

@@ -10,9 +10,10 @@ from redis import Redis
 
 from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec
-from shared.request_queue.claimed import Batching, Claimed
-from shared.request_queue.commands import Limits, as_push, cancel_command, push_command
+from shared.request_queue.claimed import Claimed
+from shared.request_queue.commands import as_push, cancel_command, push_command
 from shared.request_queue.keys import ASYNCHRONOUS, IDEMPOTENT, TICKET, QueueKeys
+from shared.request_queue.limits import Batching, Limits
 from shared.request_queue.model_statistics import model_statistics
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings

@@ -14,8 +14,9 @@ from shared.courier.pending import PushArguments
 from shared.errors import FerryError
 from shared.messages import InferResult, Tensor
 from shared.request_queue.claimed import Answers, Claimed
-from shared.request_queue.commands import CacheLimits, Limits, cancel_command, push_command
+from shared.request_queue.commands import cancel_command, push_command
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import CacheLimits, Limits
 from shared.request_queue.model_statistics import Hits, Pass, encode_costs
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.wire.wire import open_wire

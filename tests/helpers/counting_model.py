@@ -15,8 +15,8 @@ from registered import register
 
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec
-from shared.request_queue.claimed import Batching
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Batching
 from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
 from shared.wire.client import connect
@@ -37,7 +37,7 @@ class CountingModel:
 
     def __init__(self, settings: Settings, spec: ModelSpec, seconds: float) -> None:
         self.spec = spec
-        self.keys = QueueKeys(settings.key_prefix, spec.key, spec.levels, cached=spec.cached)
+        self.keys = QueueKeys.of(spec, settings.key_prefix)
         self.redis = connect(settings.redis_url)
         self.computed: list[float] = []
         self.passes = 0

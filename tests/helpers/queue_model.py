@@ -14,9 +14,10 @@ from queue_reading import Asked, Seen, Ticket, answers_of, counted, look
 from redis import Redis
 
 from shared.courier.pending import PushArguments
-from shared.request_queue.claimed import Batching, Claimed
-from shared.request_queue.commands import MAX_ATTEMPTS, Limits, cancel_command, push_command
+from shared.request_queue.claimed import Claimed
+from shared.request_queue.commands import MAX_ATTEMPTS, cancel_command, push_command
 from shared.request_queue.keys import ASYNCHRONOUS, DELAY, REJECT, QueueKeys
+from shared.request_queue.limits import Batching, Limits
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.wire.scripts import script_digest
 from shared.wire.wire import open_wire

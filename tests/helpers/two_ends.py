@@ -13,8 +13,8 @@ from shared.courier.subscription import Subscription
 from shared.messages import InferRequest
 from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.claimed import Answers, Claimed
-from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Limits
 from shared.request_queue.model_statistics import encode_costs
 from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings

@@ -16,8 +16,8 @@ from shared.messages import InferRequest, InferResult, Tensor
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 from shared.request_queue.api_end import PendingRequest, RequestQueue
-from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Limits
 from shared.settings import Settings
 from shared.wire.client import connect
 

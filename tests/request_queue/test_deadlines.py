@@ -17,7 +17,7 @@ from waiting import wait_until
 from werkzeug.test import TestResponse
 
 from api.app import create_app
-from shared.request_queue import commands as queue_commands
+from shared.request_queue import limits as queue_limits
 from shared.settings import Settings
 
 PREDICT, INFER = "/predict/fake", "/v2/models/fake/infer"
@@ -143,7 +143,7 @@ def test_a_bad_timeout_parameter_is_refused(client: FlaskClient, timeout: Any) -
 def test_an_answer_that_is_later_than_its_deadline_by_the_longest_batch_is_kept(
     settings: Settings, model: CountingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue_commands, "LATE_SECONDS", 0.0)
+    monkeypatch.setattr(queue_limits, "BATCH_MARGIN_SECONDS", 0.0)
     client = create_app(replace(settings, max_batch_seconds=20.0)).test_client()
     headers = {"X-Request-Timeout": str(SHORTLY), "Prefer": "respond-async"}
     model.gate.clear()

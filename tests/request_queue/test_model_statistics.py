@@ -16,8 +16,9 @@ from tritonclient.grpc import service_pb2
 from shared.courier.pending import PushArguments
 from shared.datatypes import Array
 from shared.request_queue.claimed import Answers, Claimed
-from shared.request_queue.commands import Limits, cancel_command, push_command
+from shared.request_queue.commands import cancel_command, push_command
 from shared.request_queue.keys import ASYNCHRONOUS, QueueKeys
+from shared.request_queue.limits import Limits
 from shared.request_queue.model_statistics import (
     REASONS,
     Pass,

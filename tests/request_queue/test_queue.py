@@ -18,8 +18,9 @@ from shared.errors import ModelCrashed, ModelFailed, QueueFull, RequestExpired
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.claimed import Answers, Claimed
-from shared.request_queue.commands import Limits, as_push, push_command
+from shared.request_queue.commands import as_push, push_command
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Limits
 from shared.request_queue.model_statistics import encode_costs
 from shared.request_queue.worker_end import AnswersNotTaken, WorkQueue, recover
 from shared.settings import Settings

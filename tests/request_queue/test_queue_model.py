@@ -24,9 +24,9 @@ from hypothesis.stateful import (
 from queue_model import QueueModel
 from queue_reading import DOCUMENTED, FAILING_SIZE, Seen, lifetimes
 
-from shared.request_queue.claimed import Batching
 from shared.request_queue.commands import MAX_ATTEMPTS
 from shared.request_queue.keys import DELAY, REJECT
+from shared.request_queue.limits import Batching
 from shared.wire.client import connect
 
 EXAMPLES = int(os.environ.get("STATE_EXAMPLES", "50"))

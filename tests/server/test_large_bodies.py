@@ -30,8 +30,8 @@ from shared.errors import BadRequest
 from shared.messages import LARGE_BYTES, Buffers, InferRequest, Tensor
 from shared.model_spec import TensorSpec
 from shared.request_queue.api_end import RequestQueue
-from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Limits
 from shared.settings import Settings
 from shared.wire import packing
 from shared.wire.client import connect

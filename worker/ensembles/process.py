@@ -12,8 +12,8 @@ from shared.model_spec import ModelSpec
 from shared.registry.catalog import Catalog
 from shared.registry.registry import Registry
 from shared.request_queue.claimed import Claimed
-from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Limits
 from shared.wire.client import connect
 from shared.wire.wire import open_wire
 from worker.ensembles.ensemble_queue import RETRY_SECONDS, EnsembleQueue, RowBudget
@@ -50,7 +50,7 @@ def run_ensemble(  # noqa: PLR0913  what the process is told
     no reason, they have limits of their own.
     """
     client = connect(redis_url)
-    keys = QueueKeys(key_prefix, spec.key, spec.levels, cached=spec.cached)
+    keys = QueueKeys.of(spec, key_prefix)
     queue, answers = (
         EnsembleQueue(
             open_wire(client),

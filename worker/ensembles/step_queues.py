@@ -14,8 +14,8 @@ from shared.model_spec import EnsembleStep, ModelSpec
 from shared.registry.catalog import Catalog
 from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.claimed import MAX_RESULT_BYTES
-from shared.request_queue.commands import Limits
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Limits
 
 
 class StepRequest(NamedTuple):
@@ -91,7 +91,7 @@ class StepQueues:
     def _queue(self, model: ModelSpec) -> RequestQueue:
         queue = self._queues.get(model.key)
         if queue is None:
-            keys = QueueKeys(self._prefix, model.key, model.levels, cached=model.cached)
+            keys = QueueKeys.of(model, self._prefix)
             limits = self._limits._replace(policies=model.queue_policies)
             queue = RequestQueue(self._client, keys, limits)
             self._queues[model.key] = queue

@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 import torch
 
 from shared.registry.log_settings import LogLevel
-from shared.request_queue.claimed import Batching
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Batching
 from shared.request_queue.worker_end import WorkQueue
 from shared.wire.client import connect
 from shared.wire.wire import open_wire
@@ -74,7 +74,7 @@ def _run_batches(
 ) -> None:
     queue = WorkQueue(
         open_wire(connect(job.redis_url)),
-        QueueKeys(job.key_prefix, job.spec.key, job.spec.levels, cached=job.spec.cached),
+        QueueKeys.of(job.spec, job.key_prefix),
         job.id,
         result_ttl_seconds=job.result_ttl_seconds,
         batching=Batching.of(job.spec),

@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 from shared.registry.snapshot import InstanceRecord, State
-from shared.request_queue.commands import Limits
+from shared.request_queue.limits import Limits
 from shared.settings import Settings
 from worker.devices import Placement
 from worker.job import InstanceJob
