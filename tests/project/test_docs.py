@@ -23,6 +23,8 @@ PAGES = [
 ]
 ROOMS = ["api", "shared", "worker", "ferry", "samples", "bench", "chaos", "tools"]
 FOLDERS = "|".join([*ROOMS, "tests", "docs", "requirements"])
+DOTTED = rf"`((?:{'|'.join(ROOMS)})(?:\.\w+)+)(?:\(\))?`"
+OF_MODELS = {"model.py", "__main__.py"}  # files of any model, of any package
 LARGEST_README_BYTES = 10_000
 IMPLIED_METHODS = {"HEAD", "OPTIONS"}  # Flask answers them on every route
 
@@ -150,7 +152,7 @@ def test_every_function_that_a_page_names_by_its_file_exists(page: Path) -> None
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_dotted_name_of_ours_on_a_page_exists(page: Path) -> None:
-    for dotted in re.findall(rf"`((?:{'|'.join(ROOMS)})(?:\.\w+)+)(?:\(\))?`", text(page)):
+    for dotted in re.findall(DOTTED, text(page)):
         assert is_there(dotted), dotted
 
 
@@ -160,6 +162,19 @@ def test_every_file_and_folder_that_a_page_names_exists(page: Path) -> None:
         assert (ROOT / path).exists(), path
     for script in re.findall(r"`(\w+\.lua)`", text(page)):
         assert (ROOT / "shared" / "scripts" / script).is_file(), script
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_file_and_dotted_name_that_the_code_mentions_exists(room: str) -> None:
+    for file in [*(ROOT / room).rglob("*.py"), *(ROOT / room).rglob("*.lua")]:
+        near = [ROOT, file.parent, ROOT / "shared", ROOT / "shared" / "scripts"]
+        for name in re.findall(r"`([\w./]+\.(?:py|lua))`", text(file)):
+            assert name in OF_MODELS or any((folder / name).exists() for folder in near), (
+                file,
+                name,
+            )
+        for dotted in re.findall(DOTTED, text(file)):
+            assert is_there(dotted), (file, dotted)
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=name_of)
