@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install samples up test check bench chaos soak docs map hooks lock clean
+.PHONY: help install samples up test check bench chaos soak docs map hooks lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -48,6 +48,9 @@ chaos: samples ## Kill Ferry's processes under load and check every answer, ten 
 
 docs: $(INSTALLED) ## Write the pages that are made from the code
 	$(BIN)/python -m tools.settings_table
+
+openapi: $(INSTALLED) ## Write /openapi.json from the routes and what they take and answer
+	$(BIN)/python -m tools.openapi
 
 map: $(INSTALLED) ## Print every module with its role, the widest folders, the longest functions
 	$(BIN)/python -m tools.map

@@ -9,7 +9,6 @@ from flask import Flask
 from api.infer.async_answers import AsyncAnswers
 from api.infer.inference import Inference
 from api.infer.queues import Queues
-from api.openapi import docs
 from api.openapi import document as openapi
 from api.payloads.pictures import limit_pictures
 from api.payloads.texts import TokenizerCache
@@ -67,7 +66,7 @@ def create_app(settings: Settings) -> Flask:
         app.register_blueprint(module.blueprint)
     for module in (repository, model_statistics, metrics, log_settings, unsupported):
         app.register_blueprint(module.blueprint)
-    app.register_blueprint(docs.make_blueprint())
+    app.register_blueprint(openapi.make_pages())
     register_error_handlers(app)
     plain = DirectInference(app.wsgi_app, direct, settings.max_body_bytes)
     app.extensions["shortcut"] = Shortcut(plain, settings.request_timeout_seconds)

@@ -17,8 +17,9 @@ from openapi_document import application, document, operations
 from schemathesis.openapi import from_dict
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from api.openapi.document import OPERATIONS, describe, described_routes
+from api.openapi.document import FILE
 from shared import errors
+from tools.openapi.document import OPERATIONS, describe, described_routes, text
 
 NEVER_ANSWERED = {
     errors.MethodNotAllowed,  # of no method
@@ -37,6 +38,10 @@ def test_the_document_is_openapi_3_1() -> None:
     assert document()["openapi"] == "3.1.0"
     assert document()["info"]["version"] == version("ferry")
     from_dict(document()).validate()
+
+
+def test_the_document_is_what_make_openapi_writes() -> None:
+    assert FILE.read_text(encoding="utf-8") == text(), "run `make openapi`"
 
 
 def test_every_route_is_described() -> None:

@@ -9,7 +9,7 @@ from conftest import SAMPLES
 from flask.testing import FlaskClient
 from openapi_document import check_answer, document, operations
 
-from api.openapi.examples import Example, examples
+from tools.openapi.examples import Example, examples
 
 FIRST_ONLY = "top_k"
 """Where classes are close to each other, the order behind the best is the processor's."""

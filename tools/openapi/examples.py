@@ -1,4 +1,4 @@
-"""Real requests and the sample models' real answers, recorded in openapi_examples.json."""
+"""Real requests and the sample models' real answers, recorded in examples.json."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ class Example(NamedTuple):
 @cache
 def examples() -> Mapping[str, Example]:
     """Return all examples by name."""
-    text = files("api.openapi").joinpath("examples.json").read_text("utf-8")
+    text = files("tools.openapi").joinpath("examples.json").read_text("utf-8")
     return {name: Example(**values) for name, values in json.loads(text).items()}

@@ -1,4 +1,4 @@
-"""The bodies of the protocol's extensions and of version 1, as api/openapi/schemas.py has v2's."""
+"""The bodies of the extensions and of version 1, as tools/openapi/schemas.py has those of v2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from api.openapi.schemas import Timings, closed
+from tools.openapi.schemas import Timings, closed
 
 State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from api.openapi import extension_schemas as schemas
-from api.openapi.operations import (
+from shared import errors
+from tools.openapi import extension_schemas as schemas
+from tools.openapi.operations import (
     ASKING,
     ASKING_ERRORS,
     ASKING_PARAMETERS,
@@ -14,8 +15,7 @@ from api.openapi.operations import (
     Operation,
     as_json,
 )
-from api.openapi.predict_schemas import Accepted
-from shared import errors
+from tools.openapi.predict_schemas import Accepted
 
 CONTROL_ERRORS = (
     *BODY_ERRORS, errors.LoadFailed, errors.ModelNotReady, errors.RedisUnavailable

@@ -1,4 +1,4 @@
-"""What `/predict` and `/v2/requests` take and answer, as api/openapi/schemas.py has v2's bodies."""
+"""The bodies of `/predict` and `/v2/requests`, as tools/openapi/schemas.py has those of v2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, JsonValue, with_config
 from typing_extensions import TypedDict
 
-from api.openapi.schemas import Timings, closed
+from tools.openapi.schemas import Timings, closed
 
 BINARY: dict[str, JsonValue] = {"format": "binary"}
 TopK = Annotated[list["ClassScore"], Field(description="the best classes, best first")]

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from api.openapi import predict_schemas as predicting
-from api.openapi import schemas
-from api.openapi.bodies import BYTES, FORM, JSON, PICTURE, Content
 from shared import errors
 from shared.errors import FerryError
+from tools.openapi import predict_schemas as predicting
+from tools.openapi import schemas
+from tools.openapi.bodies import BYTES, FORM, JSON, PICTURE, Content
 
 NOTHING: Content = MappingProxyType({})
 

@@ -1,0 +1,164 @@
+"""The document of every route, what it takes and answers, as OpenAPI 3.1.
+
+Paths, methods and path parameters are the application's own routes; errors are those of
+shared/errors.py; examples were recorded from the sample models. The document only describes: the
+routes check what comes in by themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from apispec import APISpec
+from flask import Flask
+from werkzeug.routing import Rule
+
+from api.app import create_app
+from shared.errors import FerryError, UnknownModel
+from shared.settings import Settings
+from tools.openapi.bodies import JSON, Bodies
+from tools.openapi.examples import Example, examples
+from tools.openapi.extensions import EXTENSIONS
+from tools.openapi.operations import PROTOCOL, Operation
+from tools.openapi.parameters import HEADERS, PARAMETERS, PATH_PARAMETERS
+
+OPERATIONS = {**PROTOCOL, **EXTENSIONS}
+UNKNOWN = Operation("other", "Not described yet", {200: {JSON: (dict,)}})
+PAGES = {"static", "swagger_ui.show"}
+"""Endpoints for people, not for programs."""
+VARIABLE = re.compile(r"<(?:[^:<>]+:)?([^<>]+)>")
+DESCRIPTION = """\
+Ferry collects the requests of many clients into batches and gives each its own answer.
+
+Every error is `{"error", "code"}`. Besides what stands at each route: a path that does not exist
+is answered with 404 `unknown_route`, a method that its route does not have with 405
+`method_not_allowed` and `Allow`, and what nobody foresaw with 500 `internal`. Every GET route
+answers HEAD. No `Content-Type` is needed but for forms. Bodies may come with the
+`Content-Encoding` gzip or deflate, and answers go out so for who accepts it.
+"""
+
+
+def text() -> str:
+    """Return what stands in api/openapi/openapi.json."""
+    app = create_app(Settings(redis_url="redis://nowhere.invalid"))  # opens no connection
+    return json.dumps(describe(app), indent=1, ensure_ascii=False) + "\n"
+
+
+def describe(app: Flask) -> dict[str, Any]:
+    """Return the document of `app`; of a route that OPERATIONS lacks it says only that it is.
+
+    Its version is for the API to fill in, which knows what is installed.
+    """
+    spec = APISpec("Ferry", "", "3.1.0", info={"description": DESCRIPTION})
+    for tag in dict.fromkeys(operation.tag for operation in OPERATIONS.values()):
+        spec.tag({"name": tag})
+    for name, parameter in PARAMETERS.items():
+        spec.components.parameter(name, parameter["in"], dict(parameter))
+    for name, header in HEADERS.items():
+        spec.components.header(name, dict(header))
+    routes = [
+        (rule, method, OPERATIONS.get((rule.endpoint, method), UNKNOWN))
+        for rule, method in described_routes(app)
+    ]
+    bodies = Bodies.of(
+        [
+            content
+            for _, _, operation in routes
+            for content in (operation.body, *operation.answers.values())
+        ]
+    )
+    for name, schema in bodies.components.items():
+        spec.components.schema(name, schema)
+    for rule, method, operation in routes:
+        path = VARIABLE.sub(r"{\1}", rule.rule)
+        shown = {name: item for name, item in examples().items() if item.of(method, path)}
+        described = _described(operation, rule, bodies, shown)
+        described["operationId"] = "_".join([method.lower(), *re.findall(r"\w+", path)])
+        spec.path(path, operations={method.lower(): described})
+    return spec.to_dict()
+
+
+def described_routes(app: Flask) -> Iterator[tuple[Rule, str]]:
+    """Yield what the document must hold: each rule with each of its methods."""
+    for rule in sorted(app.url_map.iter_rules(), key=lambda rule: rule.rule):
+        if rule.endpoint not in PAGES:
+            for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+                yield rule, method
+
+
+def _described(
+    operation: Operation, rule: Rule, bodies: Bodies, shown: dict[str, Example]
+) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "parameters": [
+            *[_path_parameter(name, shown) for name in sorted(rule.arguments)],
+            *operation.parameters,
+        ],
+        "responses": dict(_responses(operation, rule, bodies, shown)),
+    }
+    if operation.description:
+        described["description"] = operation.description
+    if operation.body:
+        content = bodies.content(operation.body)
+        described["requestBody"] = {"required": operation.body_required, "content": content}
+        for name, example in shown.items():
+            content[example.media_type].setdefault("examples", {})[name] = example.request()
+    return described
+
+
+def _path_parameter(name: str, shown: dict[str, Example]) -> dict[str, Any]:
+    known = PATH_PARAMETERS.get(name, {"schema": {"type": "string"}})
+    values = {key: {"value": item.parameters[name]} for key, item in shown.items()}
+    return {"name": name, "in": "path", **known} | ({"examples": values} if values else {})
+
+
+def _responses(
+    operation: Operation, rule: Rule, bodies: Bodies, shown: dict[str, Example]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a response for each status: an answer, some errors, or both."""
+    errors = [error for error in operation.errors if _can_have(rule, error)]
+    for status in sorted({*operation.answers, *[error.status for error in errors]}):
+        failures = sorted({e for e in errors if e.status == status}, key=lambda error: error.code)
+        content = bodies.content(operation.answers.get(status, {}))
+        response: dict[str, Any] = {"description": operation.summary, "content": content}
+        headers = {200: operation.headers, 202: ("Location",)}.get(status, ())
+        if failures:
+            response["description"] = "\n\n".join(map(_said, failures))
+            content[JSON] = {"schema": _failure(failures, content)}
+            if any(error.retry_after_seconds for error in failures):
+                headers = ("Retry-After",)
+        if headers:
+            response["headers"] = {name: name for name in headers}
+        for name, example in shown.items():
+            if example.status == status:
+                answered = content[JSON].setdefault("examples", {})
+                answered[name] = {"summary": example.summary, "value": example.answer}
+        yield str(status), response
+
+
+def _can_have(rule: Rule, error: type[FerryError]) -> bool:
+    """A route that names no model cannot name an unknown one."""
+    return error is not UnknownModel or "name" in rule.arguments
+
+
+def _said(error: type[FerryError]) -> str:
+    return f"`{error.code}`: {(error.__doc__ or '').splitlines()[0]}"
+
+
+def _failure(errors: list[type[FerryError]], content: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of these errors, or of them and what else has their status."""
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {
+            "error": {"type": "string"},
+            "code": {"enum": [error.code for error in errors]},
+        },
+        "required": ["error", "code"],
+        "additionalProperties": False,
+    }
+    return {"anyOf": [content[JSON]["schema"], schema]} if JSON in content else schema
