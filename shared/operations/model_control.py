@@ -22,9 +22,9 @@ from shared.registry.desired_state import Desired, ModelReport, Serving
 from shared.registry.desired_store import ControlState, DesiredStore, Update
 from shared.registry.registry import Registry
 
-LONGEST_WAIT_SECONDS = 600.0
-LOOK_SECONDS = 0.03
-STEP_SECONDS = 2.0
+LONGEST_CHANGE_SECONDS = 600.0
+PROGRESS_LOOK_SECONDS = 0.03
+MISSING_STEP_SECONDS = 2.0
 """How long a step is missing before it is a failure: it may be about to be loaded too."""
 NOBODY_SECONDS = 3.0
 """How long no worker may be seen: one may have to tell a Redis that forgot everything."""
@@ -159,7 +159,7 @@ class ModelControl:
     def _wait(
         self, name: str, wanted: Desired, is_done: IsDone, versions: list[str] | None
     ) -> None:
-        deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+        deadline = time.monotonic() + LONGEST_CHANGE_SECONDS
         changes, next_read, seen_at = -1, 0.0, time.monotonic()
         while (now := time.monotonic()) < deadline:
             if (seen := self._store.changes()) != changes or now >= next_read:
@@ -171,8 +171,8 @@ class ModelControl:
                 seen_at = now if state.reports else seen_at
             if now - seen_at > NOBODY_SECONDS:
                 raise ModelNotReady("no worker runs: nobody can load or unload a model")
-            time.sleep(LOOK_SECONDS)
-        raise ModelNotReady(f"'{name}' is still loading after {LONGEST_WAIT_SECONDS:g} s")
+            time.sleep(PROGRESS_LOOK_SECONDS)
+        raise ModelNotReady(f"'{name}' is still loading after {LONGEST_CHANGE_SECONDS:g} s")
 
     def _is_done(
         self,
@@ -194,17 +194,17 @@ class ModelControl:
 
     def _wait_for_steps(self, name: str) -> None:
         """Return once what is served is ready: an ensemble waits for its steps."""
-        deadline, failed_at = time.monotonic() + LONGEST_WAIT_SECONDS, math.inf
+        deadline, failed_at = time.monotonic() + LONGEST_CHANGE_SECONDS, math.inf
         while (now := time.monotonic()) < deadline:
             snapshot = self._registry.snapshot()
             if snapshot.is_ready(name):
                 return
             reason = snapshot.failures.get(name)
             failed_at = min(failed_at, now) if reason else math.inf
-            if reason and now - failed_at > STEP_SECONDS:
+            if reason and now - failed_at > MISSING_STEP_SECONDS:
                 raise LoadFailed(reason)
-            time.sleep(LOOK_SECONDS)
-        raise ModelNotReady(f"'{name}' is still loading after {LONGEST_WAIT_SECONDS:g} s")
+            time.sleep(PROGRESS_LOOK_SECONDS)
+        raise ModelNotReady(f"'{name}' is still loading after {LONGEST_CHANGE_SECONDS:g} s")
 
     def _forget_unknown(self, name: str) -> None:
         """Leave nothing behind of a name that is in no repository."""

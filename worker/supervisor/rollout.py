@@ -23,7 +23,7 @@ from worker.supervisor.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.1
+DESIRED_LOOK_SECONDS = 0.1
 """How often a change of what is desired is looked for; costs one GET."""
 GRACE_SECONDS = 1.5
 """How long a version that takes no more requests stays: API processes may look half a second late.
@@ -68,7 +68,7 @@ class Rollout:
         now = time.monotonic()
         if now < self._next_look and not self._planner.has_new:
             return
-        self._next_look = now + LOOK_SECONDS
+        self._next_look = now + DESIRED_LOOK_SECONDS
         changes = self._store.changes()
         if changes < self._seen_changes:
             self._restore()

@@ -31,14 +31,13 @@ from worker.supervisor.deployment import Deployment
 from worker.supervisor.instance_slot import InstanceSlot
 from worker.supervisor.placement import Placer
 from worker.supervisor.recovery import Recovery
-from worker.supervisor.rollout import LOOK_SECONDS, Rollout
+from worker.supervisor.rollout import DESIRED_LOOK_SECONDS, Rollout
 
 log = logging.getLogger(__name__)
 
 LOOKS_PER_HEARTBEAT = 4
 BEAT_TERM = 3 - 1 / LOOKS_PER_HEARTBEAT
 """How many heartbeats a sign of life lasts: a loss is seen, and taken over, within three."""
-TICK_SECONDS = 0.5
 DRAIN_TICK_SECONDS = 0.2
 
 
@@ -211,10 +210,10 @@ class Supervisor:
         )
 
     def _pause(self) -> float:
-        """Return how long nothing is due: no beat, no look, no restart; at most a tick."""
-        due = [self._next_beat, self._next_takeover, time.monotonic() + LOOK_SECONDS]
+        """Return how long nothing is due: no beat, no takeover, no restart, no look at the store."""
+        due = [self._next_beat, self._next_takeover, time.monotonic() + DESIRED_LOOK_SECONDS]
         due += [slot.start_at for slot in self._slots if slot.process is None]
-        return min(TICK_SECONDS, max(0.01, min(due) - time.monotonic()))
+        return max(0.01, min(due) - time.monotonic())
 
     def _drain(self) -> None:
         """Let every instance finish its batch, then leave the registry.
