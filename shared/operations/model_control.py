@@ -9,15 +9,7 @@ from collections.abc import Callable
 from redis import Redis
 
 from shared.errors import BadRequest, LoadFailed, ModelNotReady
-from shared.names import VERSION
-from shared.operations.control_checks import (
-    check_failures,
-    check_name,
-    follows,
-    pin,
-    reports_of,
-    takes_all,
-)
+from shared.names import MODEL_NAME, VERSION
 from shared.registry.desired_state import Desired, ModelReport, Serving
 from shared.registry.desired_store import ControlState, DesiredStore, Update
 from shared.registry.registry import Registry
@@ -59,12 +51,12 @@ class ModelControl:
         is `explicit`.
         """
         self._check_mode()
-        check_name(name)
+        _check_name(name)
 
         def update(now: Desired, _: Serving | None) -> Desired:
             return now.model_copy(update={"loaded": True, "config": config, "failure": ""})
 
-        self._change(name, update, lambda serving, reports, _: takes_all(name, serving, reports))
+        self._change(name, update, lambda serving, reports, _: _takes_all(name, serving, reports))
         self._wait_for_steps(name)
 
     def unload(self, name: str) -> None:
@@ -73,7 +65,7 @@ class ModelControl:
         Raises BadRequest unless the mode is `explicit`.
         """
         self._check_mode()
-        check_name(name)
+        _check_name(name)
         state = self._store.read()
         if not any(
             name in report.models and report.models[name].exists
@@ -105,7 +97,7 @@ class ModelControl:
         """
 
         def update(now: Desired, serving: Serving | None) -> Desired:
-            return now.model_copy(update={"split": weights, "use": pin(now, serving)})
+            return now.model_copy(update={"split": weights, "use": _pin(now, serving)})
 
         self._route(name, list(weights), update)
 
@@ -118,17 +110,17 @@ class ModelControl:
         def update(now: Desired, serving: Serving | None) -> Desired:
             if serving is not None and version == serving.default:
                 raise LoadFailed(f"version {version} of '{name}' serves: it cannot be its shadow")
-            return now.model_copy(update={"shadow": version, "use": pin(now, serving)})
+            return now.model_copy(update={"shadow": version, "use": _pin(now, serving)})
 
         self._route(name, [version] if version else [], update)
 
     def _route(self, name: str, versions: list[str], update: Update) -> None:
         """Change where requests go; what is not possible is undone again."""
-        check_name(name)
+        _check_name(name)
         for version in versions:
             if not VERSION.fullmatch(version):
                 raise BadRequest(f"version {version!r} must be a whole number from 1")
-        self._change(name, update, follows, versions)
+        self._change(name, update, _follows, versions)
 
     def _change(
         self, name: str, update: Update, is_done: IsDone, versions: list[str] | None = None
@@ -182,10 +174,10 @@ class ModelControl:
         versions: list[str] | None,
         state: ControlState,
     ) -> bool:
-        reports = reports_of(name, wanted.generation, state)
+        reports = _reports_of(name, wanted.generation, state)
         looked_at = reports if versions is None else [one.only(versions) for one in reports]
         if reports and all(report.settled for report in looked_at):
-            check_failures(looked_at)
+            _check_failures(looked_at)
             if is_done(state.served.get(name), reports, wanted):
                 return True
         if state.desired.get(name, wanted).generation > wanted.generation:
@@ -219,3 +211,62 @@ class ModelControl:
             modes = {report.mode for report in self._store.read().reports.values()}
         for mode in sorted(modes - {"explicit"}):
             raise BadRequest(CONTROL_REFUSED.format(mode=mode))
+
+
+def _check_name(name: str) -> None:
+    """Raise BadRequest for what is no model's name."""
+    if not MODEL_NAME.fullmatch(name):
+        raise BadRequest(f"model name {name!r} must match {MODEL_NAME.pattern}")
+
+
+def _reports_of(name: str, generation: int, state: ControlState) -> list[ModelReport]:
+    """Return what every living supervisor says of a model, nothing while one is not so far."""
+    found = [report.models.get(name) for report in state.reports.values()]
+    up_to_date = [each for each in found if each is not None and each.generation >= generation]
+    return up_to_date if len(up_to_date) == len(found) else []
+
+
+def _check_failures(reports: list[ModelReport]) -> None:
+    """Raise LoadFailed for the first failure that is reported."""
+    for report in reports:
+        if report.failure:
+            raise LoadFailed(report.failure)
+
+
+def _takes_all(name: str, serving: Serving | None, reports: list[ModelReport]) -> bool:
+    """Tell whether requests go to all that supervisors have."""
+    contents = {
+        (version, each.key) for report in reports for version, each in report.versions.items()
+    }
+    if not contents:
+        raise LoadFailed(f"failed to load '{name}', no such model in the repository")
+    versions = [version for version, _ in contents]
+    for version in versions:
+        if versions.count(version) > 1:
+            raise LoadFailed(f"version {version} of '{name}' has other files on other machines")
+    keys = {key for _, key in contents}
+    return serving is not None and set(serving.versions.values()) == keys
+
+
+def _follows(serving: Serving | None, reports: list[ModelReport], wanted: Desired) -> bool:
+    """Tell whether requests go where they are wanted to; raises LoadFailed when they cannot."""
+    if serving is None:
+        states = [each.state for report in reports for each in report.versions.values()]
+        if not {"loading", "ready"} & set(states):
+            raise LoadFailed("no version of this model is served, and none can be loaded")
+        return False
+    use = wanted.use
+    if not use and not wanted.split:
+        versions = {version for report in reports for version in report.versions}
+        use = max(versions - {wanted.shadow}, key=int, default="")
+        _check_failures([report.only([use]) for report in reports])
+    return (
+        use in ("", serving.default)
+        and serving.split == wanted.split
+        and serving.shadow == wanted.shadow
+    )
+
+
+def _pin(now: Desired, serving: Serving | None) -> str:
+    """Return the version that is to go on serving."""
+    return now.use or (serving.default if serving is not None else "")

@@ -210,7 +210,7 @@ class Supervisor:
         )
 
     def _pause(self) -> float:
-        """Return how long nothing is due: no beat, no takeover, no restart, no look at the store."""
+        """Return how long nothing is due: no beat, takeover, restart or look at the store."""
         due = [self._next_beat, self._next_takeover, time.monotonic() + DESIRED_LOOK_SECONDS]
         due += [slot.start_at for slot in self._slots if slot.process is None]
         return max(0.01, min(due) - time.monotonic())
