@@ -50,26 +50,28 @@ class InstanceRecord(BaseModel):
 class Snapshot:
     """Models by name and version, and which of them are served.
 
-    A version is seen when requests go to it or a living supervisor wants to serve it. `failures`
-    says of models that nobody serves why not, `reasons` the same of each `name/version`, and of
-    each name whose directory cannot be read;
-    `drain_rates` says how many requests per second the ready instances of each answered of late,
-    `loading` of which an instance is starting. `known` are all models that living supervisors
-    report, also those that are not wanted; `notes` says of
-    some of these why they are not there. `log` is what was set of the log settings.
+    A version is seen when requests go to it or a living supervisor wants to serve it. By
+    `ModelSpec.key`: `ready` and `loading` are those with an instance that is ready or starting,
+    `drain_rates` the requests per second that the ready ones answered of late. `known` are all
+    models that living supervisors report, also those that are not wanted; `is_complete` tells
+    whether these have read their whole repositories. `log` are the log settings that were set.
+
+    Three say why something is not there: `failures` of each model that nobody serves, `reasons` of
+    each content (`ModelSpec.key`) and each model whose directory cannot be read, `notes` of models
+    that are not wanted any more, since their last change was undone.
     """
 
     models: dict[str, dict[str, ModelSpec]] = field(default_factory=dict)
-    ready: frozenset[str] = frozenset()
-    failures: dict[str, str] = field(default_factory=dict)
-    drain_rates: dict[str, float] = field(default_factory=dict)
-    loading: frozenset[str] = frozenset()
-    log: dict[str, int] = field(default_factory=dict)
     served: dict[str, Serving] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
+    ready: frozenset[str] = frozenset()
+    loading: frozenset[str] = frozenset()
+    drain_rates: dict[str, float] = field(default_factory=dict)
     known: frozenset[str] = frozenset()
     supervised: bool = False
     is_complete: bool = True
+    log: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
     def drain_rate(self, model_key: str) -> float:
@@ -120,44 +122,53 @@ def snapshot_of(
     log: dict[str, int],
 ) -> Snapshot:
     """Put together what the registry holds; `living` and `reports` are of living supervisors."""
+    models = _seen_models(specs, served, reports)
+    drain_rates = _drain_rates(living)
+    reasons, failures = _reasons(models, living, reports)
+    # One of its instances is ready: that another one failed is no reason for clients.
+    for key in drain_rates:
+        name = key.partition("/")[0]
+        reasons.pop(key, None)
+        if name not in served or key in served[name].versions.values():
+            failures.pop(name, None)
+    reported = [item for report in reports for item in report.models.items()]
+    found = Snapshot(
+        models=models,
+        served={name: serving for name, serving in served.items() if name in models},
+        ready=frozenset(drain_rates),
+        loading=frozenset(record.model_key for record in living if record.state == "starting"),
+        drain_rates=drain_rates,
+        known=frozenset(name for name, model in reported if model.exists),
+        supervised=bool(reports),
+        is_complete=all(report.complete for report in reports),
+        log=log,
+        failures=failures,
+        reasons=reasons,
+        notes={name: model.note for name, model in reported if model.note},
+    )
+    return _waiting_for_steps(found)
+
+
+def _seen_models(
+    specs: Iterable[ModelSpec], served: Mapping[str, Serving], reports: list[SupervisorReport]
+) -> dict[str, dict[str, ModelSpec]]:
+    """Return by name and version what clients see of all that is registered."""
     wanted = _wanted(reports)
     models: dict[str, dict[str, ModelSpec]] = {}
     for spec in specs:
         if _is_seen(spec, served.get(spec.name), wanted):
             models.setdefault(spec.name, {})[spec.version] = spec
+    return models
+
+
+def _drain_rates(living: list[InstanceRecord]) -> dict[str, float]:
+    """Return of every content with a ready instance the requests per second of all of these."""
     drain_rates: dict[str, float] = {}
     for record in living:
         if record.state == "ready":
             rate = drain_rates.get(record.model_key, 0.0) + record.requests_per_second
             drain_rates[record.model_key] = rate
-    reasons, by_name = _reasons(models, living, reports)
-    for key in drain_rates:
-        name = key.partition("/")[0]
-        reasons.pop(key, None)
-        if name not in served or key in served[name].versions.values():
-            by_name.pop(name, None)
-    found = Snapshot(
-        models=models,
-        ready=frozenset(drain_rates),
-        failures=by_name,
-        drain_rates=drain_rates,
-        loading=frozenset(record.model_key for record in living if record.state == "starting"),
-        log=log,
-        served={name: serving for name, serving in served.items() if name in models},
-        reasons=reasons,
-        known=frozenset(
-            name for report in reports for name, model in report.models.items() if model.exists
-        ),
-        supervised=bool(reports),
-        is_complete=all(report.complete for report in reports),
-        notes={
-            name: model.note
-            for report in reports
-            for name, model in report.models.items()
-            if model.note
-        },
-    )
-    return _waiting_for_steps(found)
+    return drain_rates
 
 
 def _reasons(
@@ -168,27 +179,18 @@ def _reasons(
     """Return why contents, and models that cannot be read, are not there; and the same by name."""
     seen = {spec.key for versions in models.values() for spec in versions.values()}
     failed = [record for record in living if record.reason and record.model_key in seen]
+    reported = [item for report in reports for item in report.models.items()]
     reasons = {record.model_key: record.reason for record in failed}
+    # What a supervisor reports counts more than what it says of one of its instances.
     reasons |= {
         version.key: version.reason
-        for report in reports
-        for model in report.models.values()
+        for _, model in reported
         for version in model.versions.values()
         if version.state == "failed"
     }
-    reasons |= {
-        name: model.reason
-        for report in reports
-        for name, model in report.models.items()
-        if model.reason
-    }
+    reasons |= {name: model.reason for name, model in reported if model.reason}
     by_name = {record.model: record.reason for record in failed}
-    by_name |= {
-        name: model.failure
-        for report in reports
-        for name, model in report.models.items()
-        if model.failure
-    }
+    by_name |= {name: model.failure for name, model in reported if model.failure}
     return reasons, by_name
 
 
