@@ -35,7 +35,26 @@ MakeDeployment = Callable[[ServedModel, list[ServedModel]], Deployment]
 
 
 class Rollout:
-    """The deployments of one supervisor. `look` is called with every tick."""
+    """The deployments of one supervisor, and how far each is. `look` is called with every tick.
+
+    The states of one content of a version on this machine, and which step leads to the next:
+
+        desired    what operators asked for, or the repository's files
+           |       BackgroundPlanner reads it: a Plan          or not: failed, what serves goes on
+        planned
+           |       _deploy finds room for its instances        or not: failed, what serves goes on
+        loading    Supervisor starts them; one that fails is tried again
+           |       each of them was ready once
+        ready
+           |       Traffic: it is ready on every machine that wants it
+        serving    `ControlState.served` names it           <------+
+           |       _retire: not wanted here, no requests           |  _retire: wanted, or served,
+        retired    stands by, as ready as before            -------+           again
+           |       Supervisor: its time is up, and its queue is empty and closed
+        leaving    its instances finish their batch and end
+           |       forget
+        gone
+    """
 
     def __init__(
         self, supervisor: str, settings: Settings, store: DesiredStore, make: MakeDeployment
@@ -66,30 +85,37 @@ class Rollout:
     def look(self) -> None:
         """Do what is due; raises RedisUnavailable."""
         now = time.monotonic()
+        # A plan that is there is taken at once: its versions may be what a request waits for.
         if now < self._next_look and not self._planner.has_new:
             return
         self._next_look = now + DESIRED_LOOK_SECONDS
         changes = self._store.changes()
-        if changes < self._seen_changes:
+        if changes < self._seen_changes:  # the counter only grows, unless Redis lost it
             self._restore()
-        state = self._store.read() if changes != self._seen_changes or self._is_busy else None
-        if state is not None:
-            self._planner.follow(state.desired, filter(self._wanted_keys.get, self._wanted_keys))
-            self._seen_changes, self._must_look_again = changes, False
-            self._apply_plans(state)
-            self._report()
-            state = self._store.read()
-            if self._supervisor not in state.reports:
-                self._last_report = None  # others took us for dead; said again at the next look
-            if self._traffic.leads(state):
-                self._traffic.promote(state)
-                state = self._store.read()
-            self._last_state = state
-            self._retire(state)
+        # fast: nothing else is read while nothing changes, which is nearly always.
+        if changes != self._seen_changes or self._is_busy:
+            self._follow(changes)
         if self._settings.model_control_mode == "poll":
             self._planner.poll(self._last_state.desired, is_due=now >= self._next_poll)
             if now >= self._next_poll:
                 self._next_poll = now + self._settings.poll_seconds
+
+    def _follow(self, changes: int) -> None:
+        """Act upon what is desired, reported and served, as of `changes` of it."""
+        state = self._store.read()
+        self._planner.follow(state.desired, filter(self._wanted_keys.get, self._wanted_keys))
+        # Noted before anything is done about it: what changes from here on is for the next look.
+        self._seen_changes, self._must_look_again = changes, False
+        self._apply_plans(state)
+        self._report()
+        state = self._store.read()  # with our own report, by which traffic goes
+        if self._supervisor not in state.reports:
+            self._last_report = None  # others took us for dead; said again at the next look
+        if self._traffic.leads(state):
+            self._traffic.promote(state)
+            state = self._store.read()  # what no request goes to any more is about to retire
+        self._last_state = state
+        self._retire(state)
 
     def _restore(self) -> None:
         """Tell a Redis that came back empty what was desired and served, and what runs here."""

@@ -108,21 +108,23 @@ class Supervisor:
 
     def _tick(self) -> None:
         """Look after every slot, and Redis permitting, put back work, beat and take over."""
+        # Outside of the border below: who died is seen, and noted, while Redis is away too.
         for deployment in self._rollout.deployments.values():
             for slot in deployment.slots if not deployment.leaving else ():
                 dead = slot.reap(self._settings.max_batch_seconds)
                 if dead:
                     self._recovery.note(dead, deployment.key)
         try:
-            self._recovery.recover_noted()
+            self._recovery.recover_noted()  # first: its requests wait for nothing but this
             # subtle: an instance may only be recorded while its supervisor is known to live.
             if time.monotonic() >= self._next_beat:
                 self._beat()
             if time.monotonic() >= self._next_takeover:
                 self._take_over()
-            self._rollout.look()
+            self._rollout.look()  # makes deployments, whose slots are filled here below
             for deployment in list(self._rollout.deployments.values()):
                 self._serve(deployment)
+            # Not before: what is not deployed yet may be of a model that is still being read.
             if self._rollout.has_read_all and not self._has_cleaned_registry:
                 self._clean_registry()
         except (RedisUnavailable, RedisError) as error:
@@ -137,12 +139,16 @@ class Supervisor:
         if deployment.is_due and self._can_leave(deployment):
             log.info("%s: leaving", deployment.key)
             deployment.leave(self._settings.max_batch_seconds)
-        if not deployment.leaving:
-            for slot in deployment.slots:
-                self._look_after(slot)
+        if deployment.leaving:
+            self._end(deployment)
             return
         for slot in deployment.slots:
-            slot.read_reports()
+            self._look_after(slot)
+
+    def _end(self, deployment: Deployment) -> None:
+        """Stop a version's instances, and forget it once the last one is gone."""
+        for slot in deployment.slots:
+            slot.read_reports()  # unread, they would end every wait of `run` at once
         killed = deployment.stop()
         if not deployment.is_empty:
             return
