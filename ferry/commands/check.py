@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shared.settings import Settings
-from worker.repository.check import Report, check_repository, trial_in_a_process
+from worker.repository.check import CheckReport, check_repository, trial_in_a_process
 
 EXIT_PROBLEMS = 1
 
@@ -34,7 +34,7 @@ def check_models(
     return EXIT_PROBLEMS if report.problems else 0
 
 
-def _as_json(report: Report) -> str:
+def _as_json(report: CheckReport) -> str:
     return json.dumps(
         {
             "models": report.model_count,
@@ -45,7 +45,7 @@ def _as_json(report: Report) -> str:
     )
 
 
-def _as_text(report: Report) -> str:
+def _as_text(report: CheckReport) -> str:
     lines = [*report.problems, *(f"note: {note}" for note in report.notes)]
     lines.append(
         f"{_counted(report.model_count, 'model')}, {_counted(report.version_count, 'version')}: "

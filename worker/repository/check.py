@@ -27,7 +27,7 @@ Trial = Callable[[ServedModel], str]
 
 
 @dataclass
-class Report:
+class CheckReport:
     """What was found: `problems` keep a version from being served, `notes` do not."""
 
     problems: list[str] = field(default_factory=list)
@@ -50,21 +50,21 @@ class Report:
             self.notes.append(message)
 
 
-def check_repository(repository: Path, trial: Trial | None = None) -> Report:
+def check_repository(repository: Path, trial: Trial | None = None) -> CheckReport:
     """Read every version of every model; with `trial`, have each that can be read tried as well.
 
     Raises BadModel when there is no such repository.
     """
     if not repository.is_dir():
         raise BadModel(f"{repository}: no such model repository")
-    report = Report()
+    report = CheckReport()
     for directory in sorted(repository.iterdir()):
         if directory.is_dir() and not directory.name.startswith((".", "__")):
             _check_model(directory, report, trial)
     return report
 
 
-def _check_model(directory: Path, report: Report, trial: Trial | None) -> None:
+def _check_model(directory: Path, report: CheckReport, trial: Trial | None) -> None:
     if not MODEL_NAME.fullmatch(directory.name):
         report.add_problem(
             directory,
@@ -97,7 +97,7 @@ def _check_model(directory: Path, report: Report, trial: Trial | None) -> None:
         _check_version(directory, version, report, trial)
 
 
-def _check_version(directory: Path, version: str, report: Report, trial: Trial | None) -> None:
+def _check_version(directory: Path, version: str, report: CheckReport, trial: Trial | None) -> None:
     try:
         model = read_model(directory.parent, directory.name, version)
     except BadModel as error:
