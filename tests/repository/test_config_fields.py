@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2
 from shared.errors import BadModel
 from worker.backends.onnxruntime import OnnxRuntimeBackend
 from worker.devices import Placement
-from worker.repository.config.fields import FIELDS, check_fields, row_of
+from worker.repository.config.fields import CONFIG_FIELDS, check_fields, row_of
 from worker.repository.model_config import read_config
 from worker.repository.models import read_model
 
@@ -53,7 +53,7 @@ def test_every_field_of_the_proto_has_a_row() -> None:
 
 
 def test_every_row_is_of_a_field_of_the_proto() -> None:
-    rows = [field.path for field in FIELDS]
+    rows = [field.path for field in CONFIG_FIELDS]
 
     unknown = [
         row for row in rows if not any(path == row or path.startswith(f"{row}.") for path in PATHS)
@@ -67,7 +67,7 @@ def test_the_page_on_the_repository_shows_the_table_as_it_is() -> None:
     shown = re.findall(r"^\| `([a-z_.]+)` \| (honoured|refused|no effect) \| (.*) \|$",
                        DOCS.read_text(), re.MULTILINE)  # fmt: skip
 
-    assert shown == [tuple(field) for field in FIELDS]
+    assert shown == [tuple(field) for field in CONFIG_FIELDS]
 
 
 @pytest.mark.parametrize(

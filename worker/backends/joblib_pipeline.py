@@ -22,7 +22,13 @@ from worker.backends.operator_code import make_importable
 from worker.backends.preprocessing import PixelArrays
 from worker.devices import Placement
 
-METHODS = ("predict", "predict_proba", "predict_log_proba", "decision_function", "transform")
+PIPELINE_METHODS = (
+    "predict",
+    "predict_proba",
+    "predict_log_proba",
+    "decision_function",
+    "transform",
+)
 
 
 class JoblibBackend:
@@ -70,9 +76,10 @@ def _methods(spec: ModelSpec) -> dict[str, str]:
     methods = {output.name: "predict" for output in spec.outputs}
     for part in filter(None, (part.strip() for part in text.split(","))):
         output, _, method = (side.strip() for side in part.partition("="))
-        if output not in methods or method not in METHODS:
+        if output not in methods or method not in PIPELINE_METHODS:
             raise BadModel(
-                f"methods {part!r}: expected one of {sorted(methods)}, =, and one of {METHODS}"
+                f"methods {part!r}: expected one of {sorted(methods)}, =, "
+                f"and one of {PIPELINE_METHODS}"
             )
         methods[output] = method
     return methods

@@ -19,8 +19,8 @@ from worker.backends.preprocessing import PixelArrays, own_arrays
 from worker.backends.triton_requests import (
     InferenceRequest,
     InferenceResponse,
-    Tensor,
     TritonError,
+    TritonTensor,
 )
 from worker.devices import Placement
 
@@ -71,7 +71,7 @@ class TritonPythonBackend:
         return InferenceRequest(
             model_name=self._spec.name,
             requested_output_names=request.outputs or self._outputs,
-            inputs=[Tensor(name, array) for name, array in arrays.items()],
+            inputs=[TritonTensor(name, array) for name, array in arrays.items()],
             request_id=request.id,
             model_version=int(self._spec.version),
             parameters=request.parameters,

@@ -1,4 +1,4 @@
-"""What a Triton Python model imports as `triton_python_backend_utils`, in its own instance only.
+"""The module that a Triton Python model imports as `triton_python_backend_utils`.
 
 The names are those of Triton's module of this name
 (https://github.com/triton-inference-server/python_backend).
@@ -14,9 +14,9 @@ from shared.datatypes import NUMPY_TYPES
 from worker.backends.triton_requests import (
     InferenceRequest,
     InferenceResponse,
-    Tensor,
     TritonError,
     TritonModelException,
+    TritonTensor,
 )
 
 __all__ = [
@@ -39,15 +39,16 @@ __all__ = [
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = 1
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = 2
 
+Tensor = TritonTensor
 log = logging.getLogger("model")
 
 
-def get_input_tensor_by_name(request: InferenceRequest, name: str) -> Tensor | None:
+def get_input_tensor_by_name(request: InferenceRequest, name: str) -> TritonTensor | None:
     """Return one of a request's inputs, None when it is not there."""
     return _named(request.inputs(), name)
 
 
-def get_output_tensor_by_name(response: InferenceResponse, name: str) -> Tensor | None:
+def get_output_tensor_by_name(response: InferenceResponse, name: str) -> TritonTensor | None:
     """Return one of a response's outputs, None when it is not there."""
     return _named(response.output_tensors(), name)
 
@@ -109,7 +110,7 @@ class Logger:
         log.error("%s", message)
 
 
-def _named(tensors: Iterable[Tensor], name: str) -> Tensor | None:
+def _named(tensors: Iterable[TritonTensor], name: str) -> TritonTensor | None:
     return next((tensor for tensor in tensors if tensor.name() == name), None)
 
 

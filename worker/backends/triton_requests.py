@@ -47,7 +47,7 @@ class TritonError:
         return self._code
 
 
-class Tensor:
+class TritonTensor:
     """A named array: BYTES are object arrays of bytes."""
 
     def __init__(self, name: str, numpy_array: Array) -> None:
@@ -91,10 +91,10 @@ class Tensor:
         return (1, 0)
 
     @staticmethod
-    def from_dlpack(name: str, tensor: Any) -> Tensor:
+    def from_dlpack(name: str, tensor: Any) -> TritonTensor:
         """Make a tensor from a DLPack capsule, or from whatever has `__dlpack__`."""
         untyped: Any = torch
-        return Tensor(name, to_numpy(untyped.from_dlpack(tensor)))
+        return TritonTensor(name, to_numpy(untyped.from_dlpack(tensor)))
 
     def _torch(self) -> torch.Tensor:
         if self._array.dtype == object:
@@ -109,7 +109,7 @@ class InferenceRequest:
         self,
         model_name: str = "",
         requested_output_names: Sequence[str] = (),
-        inputs: Sequence[Tensor] = (),
+        inputs: Sequence[TritonTensor] = (),
         request_id: str = "",
         correlation_id: int = 0,
         model_version: int = -1,
@@ -126,7 +126,7 @@ class InferenceRequest:
         text = parameters if isinstance(parameters, str) else json.dumps(dict(parameters or {}))
         self._parameters = text
 
-    def inputs(self) -> list[Tensor]:
+    def inputs(self) -> list[TritonTensor]:
         """Return the input tensors."""
         return self._inputs
 
@@ -195,14 +195,14 @@ class InferenceResponse:
 
     def __init__(
         self,
-        output_tensors: Sequence[Tensor] = (),
+        output_tensors: Sequence[TritonTensor] = (),
         error: TritonError | None = None,
         parameters: Any = None,
     ) -> None:
         """Take the tensors; with an error they are not looked at."""
         self._tensors, self._error, self._parameters = list(output_tensors), error, parameters
 
-    def output_tensors(self) -> list[Tensor]:
+    def output_tensors(self) -> list[TritonTensor]:
         """Return the tensors."""
         return self._tensors
 

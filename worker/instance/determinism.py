@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 CHECKED = {"torchscript", "torch_export", "torch_state_dict", "onnxruntime"}
 OPT_OUT = "allow_nondeterministic"
-ROWS = 3
-SEED = 20260
+PROBE_ROWS = 3
+PROBE_SEED = 20260
 REPEAT_TOLERANCE = 1e-3
 """Of the largest value: the same kernels on the same numbers differ in the order of sums only."""
 BATCH_TOLERANCE = 0.1
@@ -42,7 +42,7 @@ def check_deterministic(spec: ModelSpec, backend_name: str, backend: Backend) ->
     if any(tensor.datatype == "BYTES" for tensor in spec.inputs):
         return
     pixels = frozenset({spec.image.input} if spec.image else ())
-    batch = made_up_rows(spec, min(ROWS, spec.batch_rows))
+    batch = made_up_rows(spec, min(PROBE_ROWS, spec.batch_rows))
     try:
         first, second = backend.forward(batch, pixels), backend.forward(batch, pixels)
         alone = backend.forward(_first_row(batch), pixels) if spec.max_batch_size > 1 else {}
@@ -68,7 +68,7 @@ def made_up_rows(spec: ModelSpec, rows: int) -> dict[str, Array]:
 
     Pictures are noise, integers 0 and 1, which are in every vocabulary and every mask.
     """
-    random = np.random.default_rng(SEED)
+    random = np.random.default_rng(PROBE_SEED)
     return {tensor.name: _tensor(spec, tensor, rows, random) for tensor in spec.inputs}
 
 

@@ -16,7 +16,7 @@ from worker.repository.config.warmup import WarmupInput, WarmupSample
 
 ANY_SIZE = 16
 """What a dimension of -1 is warmed with."""
-SEED = 5
+SAMPLE_SEED = 5
 
 
 def warm_up(spec: ModelSpec, backend: Backend) -> None:
@@ -53,7 +53,7 @@ def _row(item: WarmupInput) -> Array:
     dtype = NUMPY_TYPES[item.datatype]
     if item.kind == "zero":
         return np.full(item.dims, b"" if dtype.hasobject else 0, dtype)
-    random = np.random.default_rng(SEED)
+    random = np.random.default_rng(SAMPLE_SEED)
     if dtype.hasobject:
         words = [random.bytes(4).hex().encode() for _ in range(prod(item.dims))]
         return np.array(words, object).reshape(item.dims)

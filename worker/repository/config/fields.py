@@ -24,7 +24,7 @@ class Field(NamedTuple):
     said: str
 
 
-FIELDS = (
+CONFIG_FIELDS = (
     Field("name", HONOURED, "must be the directory's name when it is given"),
     Field("platform", HONOURED, "which framework runs the file; see Formats"),
     Field("backend", HONOURED, "likewise; one of the two is enough, or the file's name"),
@@ -90,7 +90,7 @@ FIELDS = (
     Field("response_cache", HONOURED, "answers are kept and given again for the same inputs"),
     Field("model_metrics", NO_EFFECT, "histograms have the buckets that Ferry has"),
 )  # fmt: skip
-_ROWS = {field.path: field for field in FIELDS}
+_ROWS = {field.path: field for field in CONFIG_FIELDS}
 
 
 def row_of(path: str) -> Field | None:
