@@ -44,7 +44,7 @@ class Claimed(NamedTuple):
         )
 
 
-class Answers(NamedTuple):
+class EncodedResults(NamedTuple):
     """One encoded result per request of a batch, and what they cost (`encode_costs` makes it)."""
 
     results: list[bytes]

@@ -12,7 +12,7 @@ from shared.courier.pending import PushArguments
 from shared.errors import ModelCrashed, RequestExpired
 from shared.messages import InferRequest, InferResult
 from shared.model_spec import QueuePolicy
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.keys import DELAY, REJECT, QueueKeys
 from shared.request_queue.limits import IDEMPOTENT_RESULT_SECONDS, InstanceEnd, Limits
 from shared.wire.client import milliseconds
@@ -121,7 +121,7 @@ def claim_command(end: InstanceEnd, max_rows: int, max_delay_seconds: float) -> 
     )  # fmt: skip
 
 
-def publisher(end: InstanceEnd) -> Callable[[list[Claimed], Answers, int], PrefixedCommand]:
+def publisher(end: InstanceEnd) -> Callable[[list[Claimed], EncodedResults, int], PrefixedCommand]:
     """Return a function that makes the command which publishes answers and drops so many tickets.
 
     It replies how many were the first.
@@ -135,7 +135,9 @@ def publisher(end: InstanceEnd) -> Callable[[list[Claimed], Answers, int], Prefi
         keys.answered, keys.cache, end.cache.bytes, milliseconds(end.cache.seconds),
     )  # fmt: skip
 
-    def publish(claimed: list[Claimed], answers: Answers, drop_count: int) -> PrefixedCommand:
+    def publish(
+        claimed: list[Claimed], answers: EncodedResults, drop_count: int
+    ) -> PrefixedCommand:
         results: list[Any] = []
         for item, result in zip(claimed, answers.results, strict=True):
             results += (item.id, result)

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from shared.errors import ModelFailed
 from shared.messages import InferResult
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.model_statistics import encode_costs
 
 MAX_REFUSALS = 5
@@ -22,8 +22,8 @@ def is_state_of_redis(error: RedisError) -> bool:
     return isinstance(error, ResponseError) and not str(error).startswith("ERR ")
 
 
-def refused_answers(claimed: list[Claimed]) -> Answers:
+def refused_answers(claimed: list[Claimed]) -> EncodedResults:
     """Return the errors that go out in place of answers after `MAX_REFUSALS`; Redis takes those."""
     error = ModelFailed("the answer was computed, but Redis did not take it")
     result = InferResult(error=error).encode()
-    return Answers([result] * len(claimed), encode_costs(claimed, [], 0.0))
+    return EncodedResults([result] * len(claimed), encode_costs(claimed, [], 0.0))

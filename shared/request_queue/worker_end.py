@@ -7,7 +7,7 @@ import time
 
 from redis.exceptions import RedisError
 
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.commands import claim_command, publisher, recover_command
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Batching, CacheLimits, InstanceEnd
@@ -62,7 +62,11 @@ class WorkQueue:
         return batch or self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
 
     def publish_and_claim(
-        self, claimed: list[Claimed], answers: Answers, max_rows: int, max_delay_seconds: float
+        self,
+        claimed: list[Claimed],
+        answers: EncodedResults,
+        max_rows: int,
+        max_delay_seconds: float,
     ) -> list[Claimed]:
         """Publish a batch and take the next one, in one write: as `publish`, then `claim`.
 
@@ -82,7 +86,7 @@ class WorkQueue:
             return batch
         return self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
 
-    def publish(self, claimed: list[Claimed], answers: Answers, *, drop: bool = True) -> int:
+    def publish(self, claimed: list[Claimed], answers: EncodedResults, *, drop: bool = True) -> int:
         """Hand out a batch's answers, drop it from the in-flight work and count it (stop 7).
 
         All in one step. Returns how many were the first answer to their request; only these are

@@ -11,7 +11,7 @@ from waiting import wait_until
 from shared.courier import courier
 from shared.messages import InferRequest, InferResult
 from shared.request_queue.api_end import RequestQueue
-from shared.request_queue.claimed import Answers
+from shared.request_queue.claimed import EncodedResults
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
 from shared.request_queue.model_statistics import encode_costs
@@ -30,7 +30,7 @@ def ask(queue: RequestQueue, keys: QueueKeys, redis: Redis) -> InferResult:
     waiting = queue.push(InferRequest(queue.new_id(), 1, (), (), 10.0))
     work = WorkQueue(open_wire(redis), keys, "instance", result_ttl_seconds=10.0)
     claimed = work.claim(1, 0.0)
-    work.publish(claimed, Answers([InferResult().encode()], encode_costs(claimed, [], 0.0)))
+    work.publish(claimed, EncodedResults([InferResult().encode()], encode_costs(claimed, [], 0.0)))
     return waiting.wait()
 
 

@@ -12,7 +12,7 @@ from waiting import wait_until
 
 from shared.courier import courier, subscription
 from shared.courier.subscription import Subscription
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.worker_end import AnswersNotTaken
 from shared.settings import Settings
 from shared.wire.client import connect
@@ -198,7 +198,7 @@ def test_answers_that_redis_did_not_take_are_given_again_and_not_computed_again(
     ends.settled()
     computed, began = list[str](), time.monotonic()
 
-    def answer(claimed: list[Claimed]) -> Answers:
+    def answer(claimed: list[Claimed]) -> EncodedResults:
         if not computed:
             only_claim_is_known(ends)
         computed.extend(item.id for item in claimed)

@@ -13,7 +13,7 @@ from redis import Redis
 from shared.courier.pending import PushArguments
 from shared.errors import FerryError
 from shared.messages import InferResult, Tensor
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.commands import cancel_command, push_command
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import CacheLimits, Limits
@@ -85,7 +85,9 @@ class CachedQueue:
         ]
         passes = [Pass(batch, len(batch), 0.0, 0.0, 0.0)] if batch and not error else []
         costs = encode_costs(batch, passes, 0.0)
-        self.work(instance).publish(batch, Answers([each.encode() for each in results], costs))
+        self.work(instance).publish(
+            batch, EncodedResults([each.encode() for each in results], costs)
+        )
 
     def crash(self, instance: str = "i", *, crashed: bool = True) -> tuple[int, int]:
         return recover(self.wire, self.keys, instance, crashed=crashed, result_ttl_seconds=60.0)

@@ -9,7 +9,7 @@ import numpy as np
 from shared.datatypes import Array
 from shared.messages import InferRequest, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.model_statistics import Pass, encode_costs
 
 
@@ -58,7 +58,7 @@ def claimed(request_id: str, x: Array, *, outputs: tuple[str, ...] = (), rows: i
     return Claimed(request_id, count, 1, 0.0, body)
 
 
-def answered(batch: list[Claimed], results: list[bytes]) -> Answers:
+def answered(batch: list[Claimed], results: list[bytes]) -> EncodedResults:
     """Return answers that were made in one pass, which took no time."""
     passes = [Pass(batch, sum(item.rows for item in batch), 0.0, 0.0, 0.0)] if batch else []
-    return Answers(results, encode_costs(batch, passes, 0.0))
+    return EncodedResults(results, encode_costs(batch, passes, 0.0))

@@ -11,7 +11,7 @@ from redis import Redis
 
 from shared.courier.pending import PushArguments
 from shared.request_queue import keys as queue_keys
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.keys import TICKET, QueueKeys
 from shared.request_queue.model_statistics import Pass, encode_costs, model_statistics
 
@@ -134,11 +134,11 @@ def _counts(client: Redis, counts: dict[str, int]) -> dict[str, int]:
     return counts | {key: number for key, number in besides.items() if number}
 
 
-def answers_of(held: list[Claimed]) -> Answers:
+def answers_of(held: list[Claimed]) -> EncodedResults:
     """Return the answers of an instance that ran all that do not fail in one pass."""
     good = [item for item in held if len(item.body) != FAILING_SIZE]
     passes = [Pass(good, sum(item.rows for item in good), 0.0, 0.0, 0.0)] if good else []
-    return Answers([b"of " + item.body for item in held], encode_costs(held, passes, 0.0))
+    return EncodedResults([b"of " + item.body for item in held], encode_costs(held, passes, 0.0))
 
 
 def counted(answered: list[Asked]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from shared.courier.sender import Sender
 from shared.courier.subscription import Subscription
 from shared.messages import InferRequest
 from shared.request_queue.api_end import PendingRequest, RequestQueue
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
 from shared.request_queue.model_statistics import encode_costs
@@ -22,9 +22,9 @@ from shared.wire.client import connect
 from shared.wire.wire import Wire, open_wire
 
 
-def free(results: list[bytes], claimed: list[Claimed]) -> Answers:
+def free(results: list[bytes], claimed: list[Claimed]) -> EncodedResults:
     """Return answers that cost nothing."""
-    return Answers(results, encode_costs(claimed, [], 0.0))
+    return EncodedResults(results, encode_costs(claimed, [], 0.0))
 
 
 class TwoEnds:

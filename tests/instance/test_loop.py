@@ -11,7 +11,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from shared.errors import ModelFailed
 from shared.messages import InferResult
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.refusals import MAX_REFUSALS
 from shared.request_queue.worker_end import WorkQueue
 from worker.instance import loop
@@ -39,7 +39,7 @@ class FakeQueue:
         self.claimed_up_to.append(max_rows)
         return self.batches.pop(0) if self.batches else []
 
-    def publish(self, claimed: list[Claimed], answers: Answers, *, drop: bool = True) -> int:
+    def publish(self, claimed: list[Claimed], answers: EncodedResults, *, drop: bool = True) -> int:
         self.fail("publish")
         if self.refused in answers.results:
             raise self.refusal
@@ -48,7 +48,11 @@ class FakeQueue:
         return len(claimed)
 
     def publish_and_claim(
-        self, claimed: list[Claimed], answers: Answers, max_rows: int, max_delay_seconds: float
+        self,
+        claimed: list[Claimed],
+        answers: EncodedResults,
+        max_rows: int,
+        max_delay_seconds: float,
     ) -> list[Claimed]:
         self.fail("publish_and_claim")
         self.publish(claimed, answers)
@@ -83,12 +87,12 @@ def item(request_id: str) -> Claimed:
     return Claimed(request_id, 1, 1, 0.0, b"")
 
 
-def free(results: list[bytes]) -> Answers:
+def free(results: list[bytes]) -> EncodedResults:
     """Return answers that cost nothing."""
-    return Answers(results, (b"", b""))
+    return EncodedResults(results, (b"", b""))
 
 
-def echo(batch: list[Claimed]) -> Answers:
+def echo(batch: list[Claimed]) -> EncodedResults:
     """Answer each request with its id."""
     return free([each.id.encode() for each in batch])
 
@@ -96,7 +100,7 @@ def echo(batch: list[Claimed]) -> Answers:
 def serve(
     queue: FakeQueue,
     stop: Callable[[], bool],
-    answer: Callable[[list[Claimed]], Answers] | None = None,
+    answer: Callable[[list[Claimed]], EncodedResults] | None = None,
 ) -> Meter:
     """Run the loop until `stop`; return the meter that the supervisor would read."""
     meter = Meter()
@@ -122,7 +126,7 @@ def test_the_batch_in_hand_is_published_before_it_stops() -> None:
     stopping: list[bool] = []
     queue = FakeQueue([[item("a")], [item("b")]], never)
 
-    def answer(batch: list[Claimed]) -> Answers:
+    def answer(batch: list[Claimed]) -> EncodedResults:
         stopping.append(True)  # SIGTERM comes during the forward pass
         return free([b"answer"])
 
@@ -145,7 +149,7 @@ def test_the_clock_runs_while_a_batch_is_computed() -> None:
     meter = Meter()
     seen: list[float] = []
 
-    def answer(batch: list[Claimed]) -> Answers:
+    def answer(batch: list[Claimed]) -> EncodedResults:
         seen.append(meter.busy_since)
         return free([b""])
 
@@ -162,7 +166,7 @@ def test_what_it_claims_is_no_more_than_memory_holds() -> None:
     queue = FakeQueue([[item("a")], [item("b")], [item("c")]], never)
     meter, limits = Meter(), iter([3, 0, 0])
 
-    def answer(batch: list[Claimed]) -> Answers:
+    def answer(batch: list[Claimed]) -> EncodedResults:
         meter.row_limit = next(limits)
         return free([b""])
 
@@ -187,7 +191,7 @@ def test_answers_whose_publish_was_lost_are_published_again_and_not_computed_aga
     queue = FakeQueue([[item("a")], [item("b")]], losing("publish_and_claim", "publish"))
     computed: list[str] = []
 
-    def answer(batch: list[Claimed]) -> Answers:
+    def answer(batch: list[Claimed]) -> EncodedResults:
         computed.extend(each.id for each in batch)
         return echo(batch)
 

@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2
 
 from shared.courier.pending import PushArguments
 from shared.datatypes import Array
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.commands import cancel_command, push_command
 from shared.request_queue.keys import ASYNCHRONOUS, QueueKeys
 from shared.request_queue.limits import Limits
@@ -100,11 +100,11 @@ def queue(settings: Settings) -> Iterator[Queue]:
         queue.wire.close()
 
 
-def in_one_pass(batch: list[Claimed], *phases: float, seconds: float = 0.0) -> Answers:
+def in_one_pass(batch: list[Claimed], *phases: float, seconds: float = 0.0) -> EncodedResults:
     """Return answers of a pass whose phases took so long, in a batch that took `seconds`."""
     rows = sum(item.rows for item in batch)
     passes = [Pass(batch, rows, *(phases or (0.0, 0.0, 0.0)))]
-    return Answers([b""] * len(batch), encode_costs(batch, passes, seconds))
+    return EncodedResults([b""] * len(batch), encode_costs(batch, passes, seconds))
 
 
 def duration(number: int, ms: int) -> dict[str, int]:
@@ -202,7 +202,7 @@ def test_a_request_that_was_closed_is_taken_off_its_own_pass(queue: Queue) -> No
     for item in (large[1], failed):
         queue.cancel(item)
 
-    queue.work.publish(batch, Answers([b""] * 4, encode_costs(batch, passes, 0.0)))
+    queue.work.publish(batch, EncodedResults([b""] * 4, encode_costs(batch, passes, 0.0)))
 
     assert queue.counts() == (1 + 2, 2, 2, 2)
     assert queue.sizes() == {1: 1, 5: 1}
@@ -298,6 +298,6 @@ def test_more_requests_than_a_byte_can_number_are_counted(queue: Queue) -> None:
         queue.redis.set(queue.keys.body + item.id, b"x")
     passes = [Pass([item], 1, 0.0, 0.0, 0.0) for item in batch]
 
-    queue.work.publish(batch, Answers([b""] * 300, encode_costs(batch, passes, 0.0)))
+    queue.work.publish(batch, EncodedResults([b""] * 300, encode_costs(batch, passes, 0.0)))
 
     assert queue.counts() == (300, 300, 300, 0)

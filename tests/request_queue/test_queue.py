@@ -17,7 +17,7 @@ from shared.courier.pending import PushArguments
 from shared.errors import ModelCrashed, ModelFailed, QueueFull, RequestExpired
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.request_queue.api_end import PendingRequest, RequestQueue
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.commands import as_push, push_command
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
@@ -92,7 +92,7 @@ def ids(batch: list[Claimed] | list[PendingRequest]) -> list[str]:
     return [item.id for item in batch]
 
 
-def answers(batch: list[Claimed]) -> Answers:
+def answers(batch: list[Claimed]) -> EncodedResults:
     """Return each request's own inputs as its result."""
     return answered(batch, [InferResult(outputs=item.request().inputs).encode() for item in batch])
 
@@ -424,7 +424,7 @@ def test_a_refused_publish_does_not_mix_up_the_replies_that_follow(
     push_many(queue, 1, 1)
     batch = work.claim(1, 0.0)
     redis.set(keys.answered + batch[0].id[:8], "not a list")
-    large = Answers([bytes(10_000)], encode_costs(batch, [], 0.0))  # stored, not said
+    large = EncodedResults([bytes(10_000)], encode_costs(batch, [], 0.0))  # stored, not said
 
     with pytest.raises(AnswersNotTaken):
         work.publish_and_claim(batch, large, 1, 0.0)

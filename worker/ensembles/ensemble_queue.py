@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError, ResponseError
 
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.refusals import MAX_REFUSALS, is_state_of_redis, refused_answers
 from shared.request_queue.worker_end import WorkQueue
 from shared.wire.packing import Command
@@ -25,7 +25,7 @@ class Finished(NamedTuple):
     """An answered request: its answer, and all tickets that stand for it."""
 
     claimed: Claimed
-    answers: Answers
+    answers: EncodedResults
     tickets: tuple[bytes, ...]
 
 

@@ -8,7 +8,7 @@ from shared.errors import BadModelOutput, FerryError
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.model_spec import ModelSpec
 from shared.request_queue.api_end import PendingRequest
-from shared.request_queue.claimed import MAX_RESULT_BYTES, Answers, Claimed
+from shared.request_queue.claimed import MAX_RESULT_BYTES, Claimed, EncodedResults
 from shared.request_queue.model_statistics import Pass, encode_costs
 from worker.ensembles.ensemble_queue import Finished
 from worker.ensembles.graph import Ready, Steps, ready_steps
@@ -80,7 +80,7 @@ class EnsembleRequest:
         except FerryError as error:
             return failed(item, error, self.started_at, self.tickets)
         costs = encode_costs([item], [Pass([item], item.rows, 0.0, seconds, 0.0)], seconds)
-        return Finished(item, Answers([answer], costs), tuple(self.tickets))
+        return Finished(item, EncodedResults([answer], costs), tuple(self.tickets))
 
     def failed(self, error: FerryError) -> Finished:
         """Return an error as the answer."""
@@ -96,5 +96,5 @@ class EnsembleRequest:
 def failed(item: Claimed, error: FerryError, started_at: float, tickets: list[bytes]) -> Finished:
     """Return an error as the answer to a claimed request."""
     costs = encode_costs([item], [], time.monotonic() - started_at)
-    answers = Answers([InferResult(error=error).encode()], costs)
+    answers = EncodedResults([InferResult(error=error).encode()], costs)
     return Finished(item, answers, tuple(tickets))

@@ -8,7 +8,7 @@ import time
 from shared.errors import BadMessage, BadModelOutput, FerryError, ModelFailed
 from shared.messages import InferResult
 from shared.model_spec import ModelSpec
-from shared.request_queue.claimed import MAX_RESULT_BYTES, Answers, Claimed
+from shared.request_queue.claimed import MAX_RESULT_BYTES, Claimed, EncodedResults
 from shared.request_queue.model_statistics import Pass, encode_costs
 from worker.backends.base import Backend
 from worker.instance.batch_parts import (
@@ -28,7 +28,7 @@ MAX_RESULTS_BYTES = 512 * 2**20
 
 def answer_batch(
     claimed: list[Claimed], spec: ModelSpec, backend: Backend, instance: str
-) -> Answers:
+) -> EncodedResults:
     """Return one encoded `InferResult` per claimed request, in order (stop 7).
 
     Never raises for anything a request or the model does: a body that cannot be decoded, or a
@@ -51,7 +51,7 @@ def answer_batch(
     refused = _refuse_oversized(results, spec)
     passes = _without(refused, context.passes) if refused else context.passes
     costs = encode_costs(claimed, passes, time.monotonic() - claimed_at)
-    return Answers([results[item.id] for item in claimed], costs)
+    return EncodedResults([results[item.id] for item in claimed], costs)
 
 
 def _decode(item: Claimed, spec: ModelSpec) -> DecodedRequest:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
-from shared.request_queue.claimed import Answers, Claimed
+from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.refusals import MAX_REFUSALS, is_state_of_redis, refused_answers
 from shared.request_queue.worker_end import WorkQueue
 from worker.meter import Meter
@@ -20,7 +20,7 @@ RETRY_SECONDS = 0.1
 
 def run(
     queue: WorkQueue,
-    answer: Callable[[list[Claimed]], Answers],
+    answer: Callable[[list[Claimed]], EncodedResults],
     stop: Callable[[], bool],
     meter: Meter,
     *,
@@ -33,7 +33,7 @@ def run(
     away, waits for it, and puts back what a lost reply may have claimed.
     """
     claimed: list[Claimed] = []
-    answers = Answers([], (b"", b""))
+    answers = EncodedResults([], (b"", b""))
     while claimed or not stop():
         rows = meter.row_limit or max_rows
         try:
@@ -54,8 +54,8 @@ def run(
 
 
 def answer_claimed(
-    claimed: list[Claimed], answer: Callable[[list[Claimed]], Answers], meter: Meter
-) -> Answers:
+    claimed: list[Claimed], answer: Callable[[list[Claimed]], EncodedResults], meter: Meter
+) -> EncodedResults:
     """Answer one batch (stop 6), noted in `meter` from its beginning to its end.
 
     The supervisor reads there which batch runs too long, and kills its instance. Next stop:
@@ -69,7 +69,7 @@ def answer_claimed(
 
 
 def _publish_when_back(
-    queue: WorkQueue, claimed: list[Claimed], answers: Answers, stop: Callable[[], bool]
+    queue: WorkQueue, claimed: list[Claimed], answers: EncodedResults, stop: Callable[[], bool]
 ) -> None:
     """Once Redis is back: publish what was computed, put back what a lost reply had claimed.
 
