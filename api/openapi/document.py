@@ -14,7 +14,7 @@ import orjson
 from flask import Blueprint, Response
 from flask_swagger_ui import get_swaggerui_blueprint
 
-from api.routes.responses import json_response
+from api.routes.flask_side import json_response
 
 FILE = Path(__file__).with_name("openapi.json")
 POLICY = (

@@ -9,7 +9,7 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.exceptions import NotFound as WerkzeugNotFound
 
 from api.infer.public_errors import error_answer
-from api.routes.responses import response_of
+from api.routes.flask_side import response_of
 from api.server.body import BODY_STOPPED
 from shared.errors import (
     BadRequest,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, request
 
-from api.infer.inference import Inference
-from api.routes.responses import response_of
+from api.routes.flask_side import response_of, services
 from api.server.body import read_body
 
 blueprint = Blueprint("inference", __name__)
@@ -18,5 +17,5 @@ def infer(name: str, version: str | None = None) -> Response:
 
     Most requests get there without Flask, see `api.server.fast_path`.
     """
-    inference: Inference = current_app.extensions["inference"]
+    inference = services().inference
     return response_of(inference.infer(name, version, read_body(), request.environ))

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
-from shared.registry.catalog import Catalog
+from api.routes.flask_side import services
 from shared.registry.repository_index import UNLOADED, repository_index
 from shared.registry.snapshot import Snapshot
 
@@ -61,7 +61,6 @@ class ModelStates:
 @blueprint.get("/metrics")
 def metrics() -> Response:
     """Answer the state of every model version; 503 without Redis."""
-    catalog: Catalog = current_app.extensions["catalog"]
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(ModelStates(catalog.snapshot()))
+    registry.register(ModelStates(services().catalog.snapshot()))
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Any
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, request
 from werkzeug.datastructures import FileStorage
 
 from api.infer.inference import checked_version
@@ -15,7 +15,7 @@ from api.payloads.infer_request import check_shape
 from api.payloads.json_arrays import json_type, mixed, to_array
 from api.payloads.pictures import picture_batch
 from api.payloads.v2_json import load_object
-from api.routes.responses import response_of
+from api.routes.flask_side import response_of, services
 from api.server.body import read_body, read_form
 from shared.datatypes import to_bytes
 from shared.errors import BadRequest
@@ -88,7 +88,7 @@ def _texts(value: Any, name: str | None, version: str | None) -> Response:
     if not texts:
         raise BadRequest('"text" is an empty list')
     spec = _model("text", name, version)
-    inputs, cut = current_app.extensions["tokenizers"].encode(texts, spec)
+    inputs, cut = services().tokenizers.encode(texts, spec)
     return _described(spec, inputs, version, one=isinstance(value, str), cut=cut)
 
 
@@ -106,9 +106,9 @@ def _tensor(data: Any, name: str | None, version: str | None) -> Response:
 
 def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
     """Return the named model, or the only one that takes `kind`; raises BadRequest."""
-    catalog = current_app.extensions["catalog"]
+    catalog = services().catalog
     if name is not None:
-        spec: ModelSpec = catalog.serving(name, checked_version(version))
+        spec = catalog.serving(name, checked_version(version))
         if kind not in ("tensor", spec.input_kind):
             raise BadRequest(f"'{name}' takes {spec.input_kind} input, not {kind}")
         return spec
@@ -118,8 +118,7 @@ def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
             f"{len(fitting)} models take {kind} input, name one: "
             f"/predict/<model> with one of {fitting}"
         )
-    only: ModelSpec = catalog.serving(fitting[0])
-    return only
+    return catalog.serving(fitting[0])
 
 
 def _described(
@@ -139,7 +138,7 @@ def _respond(
 ) -> Response:
     options = options_of(request.environ, {})
     question = Question(spec, inputs, (), options, form, version is not None)
-    return response_of(current_app.extensions["inference"].respond(question, request.environ))
+    return response_of(services().inference.respond(question, request.environ))
 
 
 def _top_k() -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, request
 
-from api.infer.async_answers import AsyncAnswers
-from api.routes.responses import response_of
+from api.routes.flask_side import response_of, services
 from shared.errors import BadRequest, UnknownRequest
 
 blueprint = Blueprint("requests", __name__)
@@ -19,13 +18,15 @@ LONGEST_WAIT_SECONDS = 60.0
 def respond(request_id: str) -> Response:
     """Answer as the route would have; 202 while it waits or runs, at most `?wait=` seconds."""
     client = request.environ.get("gunicorn.socket")
-    return response_of(_answers().respond(_known(request_id), _wait_seconds(), client))
+    return response_of(
+        services().async_answers.respond(_known(request_id), _wait_seconds(), client)
+    )
 
 
 @blueprint.delete("/v2/requests/<request_id>")
 def cancel(request_id: str) -> Response:
     """Take back what does not run yet."""
-    return response_of(_answers().cancel(_known(request_id)))
+    return response_of(services().async_answers.cancel(_known(request_id)))
 
 
 def _known(request_id: str) -> str:
@@ -43,8 +44,3 @@ def _wait_seconds() -> float:
     if not 0 <= seconds <= LONGEST_WAIT_SECONDS:
         raise BadRequest(f"wait={raw!r} must be a number of seconds from 0 to 60")
     return seconds
-
-
-def _answers() -> AsyncAnswers:
-    answers: AsyncAnswers = current_app.extensions["async_answers"]
-    return answers

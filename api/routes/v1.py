@@ -6,17 +6,16 @@ https://github.com/tensorflow/serving/blob/master/tensorflow_serving/g3doc/api_r
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, request
 
 from api.infer.inference import checked_version
 from api.infer.options import options_of
 from api.infer.question import Question
 from api.payloads.v1_json import parse_predict
-from api.routes.responses import json_response, response_of
+from api.routes.flask_side import json_response, response_of, services
 from api.server.body import read_body
 from shared.errors import ModelNotReady, UnknownRoute, Unsupported
 from shared.messages import AnswerForm
-from shared.registry.catalog import Catalog
 
 blueprint = Blueprint("v1", __name__)
 OTHER_VERBS = {"classify", "regress", "explain"}
@@ -25,13 +24,13 @@ OTHER_VERBS = {"classify", "regress", "explain"}
 @blueprint.get("/v1/models")
 def models() -> Response:
     """Answer the names of all registered models."""
-    return json_response({"models": [spec.name for spec in _catalog().specs()]})
+    return json_response({"models": [spec.name for spec in services().catalog.specs()]})
 
 
 @blueprint.get("/v1/models/<name>")
 def model(name: str) -> Response:
     """Answer 200 when an instance serves the model; raises ModelNotReady (503), as KServe does."""
-    catalog = _catalog()
+    catalog = services().catalog
     if not catalog.is_ready(name):
         catalog.serving(name)  # it says why, if there is more to say
         raise ModelNotReady(f"model '{name}' is not ready")
@@ -41,7 +40,7 @@ def model(name: str) -> Response:
 @blueprint.get("/v1/models/<name>/versions/<version>")
 def model_version(name: str, version: str) -> Response:
     """Answer the state of one version, in TensorFlow Serving's words."""
-    is_ready = _catalog().is_ready(name, checked_version(version))
+    is_ready = services().catalog.is_ready(name, checked_version(version))
     state = {
         "version": version,
         "state": "AVAILABLE" if is_ready else "LOADING",
@@ -58,11 +57,11 @@ def predict(name: str, version: str | None = None) -> Response:
     Next stop: `Inference.respond`.
     """
     raw = read_body()
-    spec = _catalog().serving(name, checked_version(version))
-    kind, inputs = parse_predict(raw, spec, current_app.extensions["tokenizers"])
+    spec = services().catalog.serving(name, checked_version(version))
+    kind, inputs = parse_predict(raw, spec, services().tokenizers)
     options = options_of(request.environ, {})
     question = Question(spec, inputs, (), options, AnswerForm(kind), version is not None)
-    return response_of(current_app.extensions["inference"].respond(question, request.environ))
+    return response_of(services().inference.respond(question, request.environ))
 
 
 @blueprint.post("/v1/models/<name>:<verb>")
@@ -72,8 +71,3 @@ def other(name: str, verb: str, version: str | None = None) -> Response:
     if verb in OTHER_VERBS:
         raise Unsupported(f":{verb} is not offered, ask '{name}' by :predict")
     raise UnknownRoute(f"no route {request.path}")
-
-
-def _catalog() -> Catalog:
-    catalog: Catalog = current_app.extensions["catalog"]
-    return catalog

@@ -1,15 +1,26 @@
-"""What is served: server, models, their configuration and readiness (v2 protocol)."""
+"""The v2 protocol beside its inference: health, descriptions, statistics, repository, logging.
+
+What is not offered of it is refused with 501, for Triton's clients call that too.
+"""
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response
 
-from api.infer.descriptions import model_description, server_description
+from api.infer.descriptions import TRACE, model_description, server_description
 from api.infer.inference import checked_version
-from api.routes.responses import json_response
-from shared.registry.catalog import Catalog
+from api.infer.model_control import load_by_request, unload_by_request
+from api.payloads.infer_request import SHARED_MEMORY, check_parameters
+from api.payloads.v2_json import load_object
+from api.routes.flask_side import json_response, services
+from api.server.body import read_body
+from shared.errors import BadRequest, Unsupported
+from shared.messages import Parameters
+from shared.registry.repository_index import repository_index
 
-blueprint = Blueprint("metadata", __name__)
+blueprint = Blueprint("v2", __name__)
+METHODS = ["GET", "POST"]
+"""Of the parts that are refused."""
 
 
 @blueprint.get("/")
@@ -19,29 +30,108 @@ def server() -> Response:
     return json_response(server_description())
 
 
+@blueprint.get("/v2/health/live")
+def live() -> Response:
+    """Answer 200 while this process answers at all; looks at nothing else."""
+    return json_response({"live": True})
+
+
+@blueprint.get("/v2/health/ready")
+def ready() -> Response:
+    """Answer 200 when every model is served, else 400."""
+    is_ready = services().catalog.all_ready()
+    return json_response({"ready": is_ready}, 200 if is_ready else 400)
+
+
 @blueprint.get("/v2/models/<name>")
 @blueprint.get("/v2/models/<name>/versions/<version>")
 def model(name: str, version: str | None = None) -> Response:
     """Answer a model's inputs, outputs and versions; 404 for one that is not registered."""
-    spec = _catalog().find(name, checked_version(version))
-    return json_response(model_description(spec, _catalog().served_versions(name)))
+    catalog = services().catalog
+    spec = catalog.find(name, checked_version(version))
+    return json_response(model_description(spec, catalog.served_versions(name)))
 
 
 @blueprint.get("/v2/models/<name>/config")
 @blueprint.get("/v2/models/<name>/versions/<version>/config")
 def config(name: str, version: str | None = None) -> Response:
     """Answer a model's configuration; 404 for one that is not registered."""
-    return json_response(_catalog().find(name, checked_version(version)).config)
+    return json_response(services().catalog.find(name, checked_version(version)).config)
 
 
 @blueprint.get("/v2/models/<name>/ready")
 @blueprint.get("/v2/models/<name>/versions/<version>/ready")
 def model_ready(name: str, version: str | None = None) -> Response:
     """Answer 200 when an instance serves the model, 400 when none does, 404 for an unknown one."""
-    is_ready = _catalog().is_ready(name, checked_version(version))
+    is_ready = services().catalog.is_ready(name, checked_version(version))
     return json_response({"name": name, "ready": is_ready}, 200 if is_ready else 400)
 
 
-def _catalog() -> Catalog:
-    catalog: Catalog = current_app.extensions["catalog"]
-    return catalog
+@blueprint.get("/v2/models/stats")
+@blueprint.get("/v2/models/<name>/stats")
+@blueprint.get("/v2/models/<name>/versions/<version>/stats")
+def statistics(name: str | None = None, version: str | None = None) -> Response:
+    """Answer the figures of every registered version, of a model's, or of one; 404 as metadata.
+
+    They are read from Redis, so every API process answers the same.
+    """
+    specs = services().catalog.versions(name, checked_version(version))
+    return json_response({"model_stats": services().statistics(specs)})
+
+
+@blueprint.post("/v2/repository/index")
+def repository() -> Response:
+    """Answer all models with their states; with `{"ready": true}` those that are served."""
+    catalog = services().catalog
+    raw = read_body()
+    ready_only = load_object(raw).get("ready", False) if raw else False
+    if type(ready_only) is not bool:
+        raise BadRequest(f'"ready" must be true or false, not {ready_only!r}')
+    catalog.refresh()
+    return json_response(repository_index(catalog.snapshot(), ready_only=ready_only))
+
+
+@blueprint.post("/v2/repository/models/<name>/load")
+def load(name: str) -> Response:
+    """Answer 200 when the model is ready on every machine, 400 saying why it cannot be."""
+    load_by_request(services().model_control, name, _parameters())
+    return json_response({})
+
+
+@blueprint.post("/v2/repository/models/<name>/unload")
+def unload(name: str) -> Response:
+    """Answer 200 when no request can reach the model any more."""
+    unload_by_request(services().model_control, services().catalog, name, _parameters())
+    return json_response({})
+
+
+def _parameters() -> Parameters:
+    raw = read_body()
+    body = load_object(raw) if raw else {}
+    return check_parameters(body.get("parameters"), "the request")
+
+
+@blueprint.get("/v2/logging")
+def log_settings() -> Response:
+    """Answer all log settings, which hold for all processes."""
+    return json_response(services().log_settings.read())
+
+
+@blueprint.post("/v2/logging")
+def change_log_settings() -> Response:
+    """Set what the body names, leave the others, and answer all; 400 sets nothing."""
+    return json_response(services().log_settings.change(load_object(read_body())))
+
+
+@blueprint.route("/v2/systemsharedmemory/<path:action>", methods=METHODS)
+@blueprint.route("/v2/cudasharedmemory/<path:action>", methods=METHODS)
+def shared_memory(action: str) -> Response:
+    """Refuse: the API and the models may be on different machines."""
+    raise Unsupported(SHARED_MEMORY)
+
+
+@blueprint.route("/v2/trace/setting", methods=METHODS)
+@blueprint.route("/v2/models/<name>/trace/setting", methods=METHODS)
+def trace(name: str | None = None) -> Response:
+    """Refuse for the server and for any model, known or not."""
+    raise Unsupported(TRACE)

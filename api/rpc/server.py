@@ -5,22 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import grpc
 from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 
-from api.infer.queues import Queues
-from api.rpc.inference import InferCalls
 from api.rpc.service import GRPCInferenceService
+from api.services import Services
 from shared.errors import BadSetting
-from shared.operations.model_control import ModelControl
-from shared.registry.catalog import Catalog
-from shared.registry.log_settings import LogLevel, LogSettings
-from shared.registry.registry import Registry
-from shared.request_queue.model_statistics import model_statistics
 from shared.settings import Settings
-from shared.wire.client import connect
 
 log = logging.getLogger(__name__)
 
@@ -40,19 +32,7 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         """Listen at the settings' host and gRPC port; raises BadSetting when that cannot be."""
-        client = connect(settings.redis_url)
-        registry = Registry(client, settings.key_prefix)
-        level = LogLevel(settings.log_level)
-        catalog = Catalog(registry, level)
-        queues = Queues(client, settings, catalog)
-        self._service = GRPCInferenceService(
-            catalog,
-            InferCalls(catalog, queues),
-            partial(model_statistics, client, settings.key_prefix),
-            LogSettings(registry, level),
-            ModelControl(client, settings.key_prefix, settings.model_control_mode),
-            settings.grpc_threads,
-        )
+        self._service = GRPCInferenceService(Services.of(settings))
         # What is under way is answered by its deadline.
         self._grace_seconds = settings.request_timeout_seconds + 1
         threads = settings.grpc_threads + SPARE_THREADS

@@ -5,7 +5,7 @@ Source: https://github.com/triton-inference-server/common/blob/main/protobuf/grp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from threading import BoundedSemaphore
@@ -23,18 +23,14 @@ from api.rpc.errors import refuse
 from api.rpc.inference import InferCalls
 from api.rpc.log_settings import changes_in, log_settings_response
 from api.rpc.stream import Stream
+from api.services import Services
 from shared.errors import QueueFull, UnknownModel, Unsupported
 from shared.messages import Parameters
-from shared.model_spec import ModelSpec
-from shared.operations.model_control import ModelControl
-from shared.registry.catalog import Catalog
-from shared.registry.log_settings import LogSettings
 from shared.registry.repository_index import repository_index
 from shared.request_queue.model_statistics import of_triton
 
 Reply = TypeVar("Reply")
 Method = Callable[[Any, Any, grpc.ServicerContext], Reply]
-Statistics = Callable[[Iterable[ModelSpec]], list[dict[str, object]]]
 STOPPING = "the server is stopping"
 
 
@@ -64,22 +60,12 @@ def unsupported(name: str, reason: str) -> Method[None]:
 class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Every method of the service; each call has a thread."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        calls: InferCalls,
-        statistics: Statistics,
-        log: LogSettings,
-        control: ModelControl,
-        max_calls: int,
-    ) -> None:
-        """Let `max_calls` infer calls, of which a stream is one, be under way at a time."""
-        self._catalog = catalog
-        self._calls = calls
-        self._statistics = statistics
-        self._log = log
-        self._control = control
-        self._max_calls = max_calls
+    def __init__(self, services: Services) -> None:
+        """Let `grpc_threads` infer calls, of which a stream is one, be under way at a time."""
+        self._services = services
+        self._catalog = services.catalog
+        self._calls = InferCalls(services.catalog, services.queues)
+        self._max_calls = max_calls = services.settings.grpc_threads
         self._places = BoundedSemaphore(max_calls)
         self._streams: set[Stream] = set()
         self._stopping = False
@@ -131,7 +117,7 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
     def ModelStatistics(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Answer the figures of every registered version, of a model's, or of one."""
         specs = self._catalog.versions(request.name or None, request.version or None)
-        found = [of_triton(each) for each in self._statistics(specs)]
+        found = [of_triton(each) for each in self._services.statistics(specs)]
         return proto.ModelStatisticsResponse(model_stats=found)
 
     @answering
@@ -144,20 +130,21 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
     @answering
     def RepositoryModelLoad(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Answer when the model is ready on every machine."""
-        load_by_request(self._control, request.model_name, _parameters(request))
+        load_by_request(self._services.model_control, request.model_name, _parameters(request))
         return proto.RepositoryModelLoadResponse()
 
     @answering
     def RepositoryModelUnload(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Answer when no request can reach the model any more."""
         parameters = _parameters(request)
-        unload_by_request(self._control, self._catalog, request.model_name, parameters)
+        control = self._services.model_control
+        unload_by_request(control, self._catalog, request.model_name, parameters)
         return proto.RepositoryModelUnloadResponse()
 
     @answering
     def LogSettings(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Set what the request names, if anything, and answer all log settings."""
-        return log_settings_response(self._log.change(changes_in(request)))
+        return log_settings_response(self._services.log_settings.change(changes_in(request)))
 
     @answering
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:

@@ -93,7 +93,7 @@ def app_that_refuses_what_fits(settings: Settings) -> Flask:
     def refuse(*_: Any, **_named: Any) -> None:
         raise BadRequest("it fits")
 
-    app.extensions["queues"].ask = refuse
+    app.extensions["ferry"].queues.ask = refuse
     return app
 
 

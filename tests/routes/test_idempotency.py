@@ -139,7 +139,7 @@ def test_a_key_whose_first_process_died_before_it_pushed_is_taken_over(
     settings: Settings, client: FlaskClient, model: CountingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dying = create_app(settings)
-    monkeypatch.setattr(dying.extensions["async_answers"], "_submit_first", lambda *_: 1 / 0)
+    monkeypatch.setattr(dying.extensions["ferry"].async_answers, "_submit_first", lambda *_: 1 / 0)
     refusal(dying.test_client().post(PREDICT, json=tensor(1.0), headers=KEY), 500, "internal")
 
     assert answer(client.post(PREDICT, json=tensor(1.0), headers=KEY))["prediction"] == [[2.0, 2.0]]

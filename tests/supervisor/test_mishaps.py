@@ -44,8 +44,8 @@ class Seen:
         self.prefix = settings.key_prefix
         self.store = DesiredStore(redis, settings.key_prefix)
         self.control = ModelControl(redis, settings.key_prefix)
-        extensions = create_app(settings).extensions
-        self.queues, self.catalog = extensions["queues"], extensions["catalog"]
+        services = create_app(settings).extensions["ferry"]
+        self.queues, self.catalog = services.queues, services.catalog
         self.registry = Registry(redis, settings.key_prefix)
 
     def answer(self) -> float:

@@ -40,14 +40,14 @@ def app(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
 
 @pytest.fixture
 def queues(app: Flask) -> Queues:
-    found: Queues = app.extensions["queues"]
+    found: Queues = app.extensions["ferry"].queues
     return found
 
 
 @pytest.fixture
 def left(app: Flask) -> ModelSpec:
     """Version 1 as an API process that does not know yet still sees it."""
-    spec: ModelSpec = app.extensions["catalog"].serving("m")
+    spec: ModelSpec = app.extensions["ferry"].catalog.serving("m")
     return spec.model_copy(update={"version": "1"})
 
 

@@ -91,7 +91,7 @@ def test_a_long_outage_is_still_called_by_its_name(
 
     refusal(response, 503, "redis_unavailable")
     wait_until(lambda: ask(client).status_code == 200, 10, "requests are served again")
-    catalog: Catalog = app.extensions["catalog"]
+    catalog: Catalog = app.extensions["ferry"].catalog
     assert catalog.is_ready("tiny")
 
 

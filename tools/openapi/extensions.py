@@ -28,7 +28,7 @@ SHARED_MEMORY = Operation("extensions", "Not offered: shared memory", {}, (error
 TRACE = Operation("extensions", "Not offered: traces", {}, (errors.Unsupported,))
 
 EXTENSIONS: Mapping[tuple[str, str], Operation] = {
-    ("repository.index", "POST"): Operation(
+    ("v2.repository", "POST"): Operation(
         "extensions",
         "All models with their states",
         {200: as_json(list[schemas.IndexEntry])},
@@ -36,7 +36,7 @@ EXTENSIONS: Mapping[tuple[str, str], Operation] = {
         as_json(schemas.IndexBody),
         body_required=False,
     ),
-    ("repository.load", "POST"): Operation(
+    ("v2.load", "POST"): Operation(
         "extensions",
         "Loads a model, or what changed of it; answers when it is ready on every machine",
         {200: as_json(schemas.Nothing)},
@@ -44,7 +44,7 @@ EXTENSIONS: Mapping[tuple[str, str], Operation] = {
         as_json(schemas.LoadBody),
         body_required=False,
     ),
-    ("repository.unload", "POST"): Operation(
+    ("v2.unload", "POST"): Operation(
         "extensions",
         "Unloads a model; answers when no request can reach it",
         {200: as_json(schemas.Nothing)},
@@ -52,7 +52,7 @@ EXTENSIONS: Mapping[tuple[str, str], Operation] = {
         as_json(schemas.UnloadBody),
         body_required=False,
     ),
-    ("model_statistics.statistics", "GET"): Operation(
+    ("v2.statistics", "GET"): Operation(
         "extensions",
         "What the requests of each model version cost so far, in all processes",
         {200: as_json(schemas.Statistics)},
@@ -64,18 +64,18 @@ EXTENSIONS: Mapping[tuple[str, str], Operation] = {
         {200: {"text/plain": (str,)}},
         (errors.RedisUnavailable,),
     ),
-    ("log_settings.read", "GET"): Operation(
+    ("v2.log_settings", "GET"): Operation(
         "extensions", "How much is logged", LOGGED, (errors.RedisUnavailable,)
     ),
-    ("log_settings.change", "POST"): Operation(
+    ("v2.change_log_settings", "POST"): Operation(
         "extensions",
         "Sets how much is logged, by all processes",
         LOGGED,
         (*BODY_ERRORS, errors.RedisUnavailable),
         as_json(schemas.ChangeLogging),
     ),
-    **{("unsupported.shared_memory", method): SHARED_MEMORY for method in ("GET", "POST")},
-    **{("unsupported.trace", method): TRACE for method in ("GET", "POST")},
+    **{("v2.shared_memory", method): SHARED_MEMORY for method in ("GET", "POST")},
+    **{("v2.trace", method): TRACE for method in ("GET", "POST")},
     ("v1.models", "GET"): Operation(
         "version 1",
         "The names of all models",

@@ -83,13 +83,13 @@ PREDICTED = as_json(
 INFERRED = {JSON: (schemas.InferAnswer,), BYTES: ()}
 
 PROTOCOL: Mapping[tuple[str, str], Operation] = {
-    ("metadata.server", "GET"): Operation(
+    ("v2.server", "GET"): Operation(
         "server", "The server's name, version and extensions", {200: as_json(schemas.Server)}
     ),
-    ("health.live", "GET"): Operation(
+    ("v2.live", "GET"): Operation(
         "server", "Whether the process answers", {200: as_json(schemas.Live)}
     ),
-    ("health.ready", "GET"): Operation(
+    ("v2.ready", "GET"): Operation(
         "server",
         "Whether every model is served",
         {200: as_json(schemas.Ready), 400: as_json(schemas.Ready)},
@@ -97,19 +97,19 @@ PROTOCOL: Mapping[tuple[str, str], Operation] = {
     ("openapi.document", "GET"): Operation(
         "server", "This document", {200: {JSON: (dict,)}}
     ),
-    ("metadata.model", "GET"): Operation(
+    ("v2.model", "GET"): Operation(
         "models",
         "A model's inputs and outputs",
         {200: as_json(schemas.ModelMetadata)},
         KNOWN_MODEL,
     ),
-    ("metadata.config", "GET"): Operation(
+    ("v2.config", "GET"): Operation(
         "models",
         "A model's configuration, with the field names of config.pbtxt",
         {200: as_json(schemas.ModelConfig)},
         KNOWN_MODEL,
     ),
-    ("metadata.model_ready", "GET"): Operation(
+    ("v2.model_ready", "GET"): Operation(
         "models",
         "Whether a model is served",
         {200: as_json(schemas.ModelReady), 400: as_json(schemas.ModelReady)},

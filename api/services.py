@@ -1,0 +1,56 @@
+"""The objects that answer requests, made once for a process of the API, HTTP's or gRPC's.
+
+HTTP's own stand in `api.routes.flask_side`: gRPC's process needs no pictures and no tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from redis import Redis
+
+from api.infer.queues import Queues
+from shared.model_spec import ModelSpec
+from shared.operations.model_control import ModelControl
+from shared.registry.catalog import Catalog
+from shared.registry.log_settings import LogLevel, LogSettings
+from shared.registry.registry import Registry
+from shared.request_queue.model_statistics import model_statistics
+from shared.settings import Settings
+from shared.wire.client import connect
+
+Statistics = Callable[[Iterable[ModelSpec]], list[dict[str, object]]]
+
+
+@dataclass(frozen=True)
+class Services:
+    """One process's services; they open no connection before the first request."""
+
+    settings: Settings
+    client: Redis
+    registry: Registry
+    catalog: Catalog
+    queues: Queues
+    statistics: Statistics
+    log_settings: LogSettings
+    model_control: ModelControl
+
+    @classmethod
+    def of(cls, settings: Settings, *loggers: str) -> Services:
+        """Make them all; the level of the root's logger and of `loggers` can be set by request."""
+        client, prefix = connect(settings.redis_url), settings.key_prefix
+        registry = Registry(client, prefix)
+        log_level = LogLevel(settings.log_level, *loggers)
+        catalog = Catalog(registry, log_level)
+        return cls(
+            settings,
+            client,
+            registry,
+            catalog,
+            Queues(client, settings, catalog),
+            partial(model_statistics, client, prefix),
+            LogSettings(registry, log_level),
+            ModelControl(client, prefix, settings.model_control_mode),
+        )
