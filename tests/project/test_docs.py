@@ -199,6 +199,13 @@ def test_decisions_stand_in_order_each_number_once_and_on_the_page_that_the_inde
     assert sorted(found) == list(range(1, len(found) + 1))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_decision_that_a_page_links_to_stands_behind_the_link(page: Path) -> None:
+    for said, link in re.findall(r"\[decisions? ([\d, and]+)\]\(([^)#]+)\)", text(page)):
+        for number in re.findall(r"\d+", said):
+            assert f"**{number}. " in text(page.parent / link), (number, link)
+
+
 def spans(said: str) -> list[int]:
     """Read `1 to 3, 7` as 1, 2, 3, 7."""
     ends = [part.strip().split(" to ") for part in said.split(",")]
