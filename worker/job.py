@@ -1,4 +1,7 @@
-"""What an instance is told when its process starts; knows no framework, as its supervisor."""
+"""The order that a supervisor gives an instance when its process starts.
+
+A module without any framework, as the supervisor's process has none.
+"""
 
 from __future__ import annotations
 

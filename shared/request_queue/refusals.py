@@ -13,6 +13,8 @@ from shared.messages import InferResult
 from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.model_statistics import encode_costs
 
+RETRY_SECONDS = 0.1
+"""Until an instance tries a Redis that failed again."""
 MAX_REFUSALS = 5
 """How often an answer is sent to a Redis that takes other commands, but not this one."""
 
@@ -22,8 +24,8 @@ def is_state_of_redis(error: RedisError) -> bool:
     return isinstance(error, ResponseError) and not str(error).startswith("ERR ")
 
 
-def refused_answers(claimed: list[Claimed]) -> EncodedResults:
-    """Return the errors that go out in place of answers after `MAX_REFUSALS`; Redis takes those."""
+def refusal_errors(claimed: list[Claimed]) -> EncodedResults:
+    """Return the errors that go out in place of refused answers; Redis takes those."""
     error = ModelFailed("the answer was computed, but Redis did not take it")
     result = InferResult(error=error).encode()
     return EncodedResults([result] * len(claimed), encode_costs(claimed, [], 0.0))

@@ -1,4 +1,4 @@
-"""What a backend is: a loaded model that runs one batch."""
+"""The contract of a backend: a loaded model that runs one batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Backend(Protocol):
     """A model loaded on one device, used by one process and one thread."""
 
     def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
-        """Run one batch (stop 5): arrays [rows, ...] by input name in, by output name out.
+        """Run one batch (stop 8): arrays [rows, ...] by input name in, by output name out.
 
         The inputs named in `pixels` are uint8 pictures [rows, height, width, channels] that are
         normalised here, on the device, over the whole batch. May raise anything; the batch is then
@@ -24,7 +24,7 @@ class Backend(Protocol):
 
 
 def close(backend: Backend) -> None:
-    """Let a model that wants to clean up do so, behind its last batch."""
+    """Close a model that has a `close`, behind its last batch."""
     clean_up = getattr(backend, "close", None)
     if clean_up is not None:
         clean_up()
@@ -50,6 +50,6 @@ class EachBackend(Backend, Protocol):
     ) -> list[dict[str, Array] | FerryError]:
         """Return each request's outputs by name, or the error that it alone is answered with.
 
-        What it raises is everybody's: the batch is then run in halves, as for `forward`.
+        An error that it raises is everybody's: the batch is then run in halves, as for `forward`.
         """
         ...

@@ -32,10 +32,10 @@ PIPELINE_METHODS = (
 
 
 class JoblibBackend:
-    """A pipeline; each output is what one of its methods answers to the whole batch."""
+    """A pipeline; each output is the answer of one of its methods to the whole batch."""
 
     def __init__(self, spec: ModelSpec, file: Path, placement: Placement) -> None:
-        """Load `file`, which runs what it holds; raises BadModel or what loading raises."""
+        """Load `file`, which runs the code in it; raises BadModel or any error of that code."""
         if len(spec.inputs) != 1:
             raise BadModel(f"a pipeline has one input, the config declares {len(spec.inputs)}")
         make_importable(file)
@@ -95,7 +95,7 @@ def _rows(array: Array, declared: TensorSpec) -> Any:
 
 
 def _answer(found: Any, declared: TensorSpec, *, batched: bool) -> Array:
-    """Return what a method gave as the declared output; raises BadModelOutput when it is not."""
+    """Return a method's answer as the declared output; raises BadModelOutput for another type."""
     if hasattr(found, "toarray"):  # a sparse matrix
         found = found.toarray()
     array: Array = np.asarray(found)

@@ -23,7 +23,7 @@ def load_file(
 ) -> Backend:
     """Return the loaded model; `backend` is a name of `worker.repository.config.formats`.
 
-    Raises BadModel saying what is wrong with the file, or what the framework raises.
+    Raises BadModel naming the fault of the file, or the framework's own error.
     """
     if not file.is_file() or file.stat().st_size == 0:
         raise BadModel("the file is missing or empty")

@@ -23,7 +23,7 @@ class OnnxRuntimeBackend:
     """One inference session."""
 
     def __init__(self, spec: ModelSpec, file: Path, placement: Placement) -> None:
-        """Load `file` with the placement's threads; raises what ONNX Runtime raises."""
+        """Load `file` with the placement's threads; raises BadModel or the runtime's errors."""
         if any(tensor.datatype == "BF16" for tensor in spec.inputs + spec.outputs):
             raise BadModel("ONNX Runtime has no BF16 tensors in Python")
         onnxruntime.disable_telemetry_events()
@@ -83,7 +83,7 @@ def _may_be_absent(item: Any) -> bool:
 
 
 def _graph_optimisation(spec: ModelSpec) -> Any:
-    """Return what the config's optimization.graph.level stands for, all of it for 0 or none.
+    """Return the level of optimization.graph.level in the config, all of it for 0 or none.
 
     Source: https://github.com/triton-inference-server/onnxruntime_backend, "Model Config Options".
     """
@@ -101,13 +101,13 @@ def _graph_optimisation(spec: ModelSpec) -> Any:
 
 
 def wants_gpu(spec: ModelSpec) -> bool:
-    """Tell whether the config asks for GPUs by name; KIND_AUTO takes what there is."""
+    """Tell whether the config asks for GPUs by name; KIND_AUTO takes any device."""
     groups = spec.config.get("instance_group", ())
     return any(group.get("kind") == "KIND_GPU" for group in groups)
 
 
 def _providers(device: str, gpu_is_wanted: bool) -> list[str | tuple[str, dict[str, int]]]:
-    """Return what runs the graph on `device`; raises BadModel for a GPU that was asked for."""
+    """Return the providers for `device`; raises BadModel when a GPU is asked for in vain."""
     if not device.startswith("cuda"):
         return ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():

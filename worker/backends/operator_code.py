@@ -12,18 +12,18 @@ from typing import Any
 from shared.errors import BadModel
 
 MODULE = "ferry_model"
-"""What a `model.py` is called in `sys.modules`: no name of its own, so it hides nothing."""
+"""The name of a `model.py` in `sys.modules`: not its own, so it hides no other module."""
 
 
 def make_importable(file: Path) -> None:
-    """Let code import what lies in the model's version directory, then in the model's directory."""
+    """Make importable the modules in the model's version directory, then in its own directory."""
     for directory in (file.parent.parent, file.parent):
         if str(directory) not in sys.path:
             sys.path.insert(0, str(directory))
 
 
 def import_file(file: Path) -> ModuleType:
-    """Run a Python file and return its module; raises what it raises."""
+    """Run a Python file and return its module; raises the file's own errors."""
     make_importable(file)
     spec = importlib.util.spec_from_file_location(MODULE, file)
     assert spec is not None and spec.loader is not None, "a .py file has a loader"
@@ -34,9 +34,9 @@ def import_file(file: Path) -> ModuleType:
 
 
 def named_callable(path: str, file: Path) -> Any:
-    """Return what "package.module:callable" names, seen from beside `file`.
+    """Return the callable named "package.module:callable", looked for beside `file` first.
 
-    Raises BadModel when there is no such thing, and what the module raises on import.
+    Raises BadModel when there is no such thing, and the module's own errors on import.
     """
     make_importable(file)
     module_name, _, name = path.partition(":")

@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Context:
-    """What `Model.load` is told: where it lies, where it runs, what its config declares."""
+    """The argument of `Model.load`: the model's directory, device and declarations."""
 
     name: str
     version: str
@@ -47,7 +47,7 @@ class Context:
 
 
 def load_python(spec: ModelSpec, file: Path, placement: Placement) -> Backend:
-    """Run `model.py` and return its model, loaded; raises BadModel saying what the file raised."""
+    """Run `model.py` and return its model, loaded; raises BadModel with the file's own error."""
     sys.modules["triton_python_backend_utils"] = triton_python_backend_utils
     module = _running(lambda: import_file(file), file)
     if triton := getattr(module, "TritonPythonModel", None):
@@ -61,7 +61,7 @@ class PythonBackend:
     """A `Model` as described above: whole batches in, whole batches out."""
 
     def __init__(self, model: Any, spec: ModelSpec, file: Path, placement: Placement) -> None:
-        """Make a `model` and load it; raises BadModel or what the operator's code raises."""
+        """Make a `model` and load it; raises BadModel or the operator's own errors."""
         if not callable(getattr(model, "forward", None)):
             raise BadModel("the class Model has no forward(self, inputs)")
         self._model = model()
@@ -82,7 +82,7 @@ class PythonBackend:
         return {name: np.asarray(array) for name, array in answer.items()}
 
     def close(self) -> None:
-        """Let the model clean up."""
+        """Close the model, where it has a `close`."""
         if hasattr(self._model, "close"):
             self._model.close()
 

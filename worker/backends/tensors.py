@@ -1,4 +1,4 @@
-"""Between numpy and torch, also for the one datatype that they do not share: BF16."""
+"""Converts between numpy and torch, also the one datatype that they do not share: BF16."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def to_numpy(tensor: torch.Tensor) -> Array:
 
 
 def torch_type(datatype: str) -> torch.dtype:
-    """Return what torch calls one of the protocol's datatypes of numbers."""
+    """Return torch's dtype for one of the protocol's datatypes of numbers."""
     return to_torch(np.empty(0, NUMPY_TYPES[datatype])).dtype
 
 

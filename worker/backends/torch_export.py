@@ -1,8 +1,8 @@
 """Exported programs: `torch.export.save`d, files that end with .pt2.
 
-A program is a graph without Python code, and torch keeps its plain tensors as raw bytes. What it
-cannot keep so (subclasses of tensors, opaque objects) it pickles, and unpickles on loading: such a
-file runs code, so it is refused. Imported by the instances that need it only, for it is slow.
+A program is a graph without Python code, and torch keeps its plain tensors as raw bytes. All else
+(subclasses of tensors, opaque objects) it pickles, and unpickles on loading: such a file runs
+code, so it is refused. Imported by the instances that need it only, for it is slow.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TorchExportBackend(TorchBackend):
     """An exported program. It has no modes to switch: it computes as it was exported."""
 
     def __init__(self, spec: ModelSpec, file: Path, device: str) -> None:
-        """Load `file` without unpickling; raises BadModel or what torch raises."""
+        """Load `file` without unpickling; raises BadModel or torch's own errors."""
         target = torch.device(device)
         program = load_program(file)
         if target.type != "cpu":
@@ -55,7 +55,7 @@ class TorchExportBackend(TorchBackend):
 def _leaves(program: Any) -> tuple[list[str], list[Any]]:
     """Return the name of each tensor that the program takes, and the other leaves' values.
 
-    Leaves are what is left of the arguments when lists and dictionaries are taken apart. Those that
+    Leaves are the values in the arguments once lists and dictionaries are taken apart. Those that
     were no tensors when it was exported are part of the program, and have no name here.
     """
     names: list[str] = []

@@ -1,4 +1,7 @@
-"""What all torch models share: tensors find their arguments, answers find their names."""
+"""Runs a batch on a torch model: tensors find their arguments, answers find their names (stop 8).
+
+The formats of torch's files (`torchscript`, `torch_export`, `torch_state_dict`) only load.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,10 @@ class TorchBackend:
         )
 
     def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
-        """Run one batch; see `Backend.forward`."""
+        """Run one batch on the device (stop 8); see `Backend.forward`.
+
+        Here the way turns: `worker.instance.batch` splits the outputs, the loop publishes them.
+        """
         if torch.is_grad_enabled():
             with torch.inference_mode():
                 return self._forward(inputs, pixels)
@@ -129,7 +135,7 @@ def _matched(names: list[str], arguments: Sequence[Argument]) -> dict[str, Argum
 
 
 def _check(spec: ModelSpec, matched: dict[str, Argument], arguments: Sequence[Argument]) -> None:
-    """Raise BadModel unless every input has an argument and every argument what it needs."""
+    """Raise BadModel unless inputs and arguments match, but for arguments with a default."""
     declared = [tensor.name for tensor in spec.inputs]
     taken = [argument.name for argument in arguments]
     if len(declared) > len(matched):

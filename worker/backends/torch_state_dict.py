@@ -18,14 +18,14 @@ from worker.backends.operator_code import named_callable
 from worker.backends.torch_model import Argument, TorchBackend
 
 MAX_NAMED = 8
-"""How many wrong keys a message names; a wrong architecture has them all wrong."""
+"""Of the wrong keys that a message names; a wrong architecture has them all wrong."""
 
 
 class StateDictBackend(TorchBackend):
     """`parameters { architecture }` called, filled with the file's weights, in eval mode."""
 
     def __init__(self, spec: ModelSpec, file: Path, device: str) -> None:
-        """Make the module and load `file` into it; raises BadModel or what the module raises."""
+        """Make the module and load `file` into it; raises BadModel or the module's own errors."""
         target = torch.device(device)
         weights = load_weights(file)
         module = _made(spec, file)

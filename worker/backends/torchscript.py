@@ -1,4 +1,7 @@
-"""TorchScript models: `torch.jit.save`d, traced or scripted."""
+"""TorchScript models: `torch.jit.save`d, traced or scripted.
+
+A module of its own, as every format has one.
+"""
 
 from __future__ import annotations
 

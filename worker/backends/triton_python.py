@@ -25,14 +25,14 @@ from worker.backends.triton_requests import (
 from worker.devices import Placement
 
 ERRORS = {TritonError.INVALID_ARG: BadRequest, TritonError.UNSUPPORTED: Unsupported}
-"""What a client is answered for a code; for all others `model_failed`."""
+"""The error that a client gets for a code; for all others `model_failed`."""
 
 
 class TritonPythonBackend:
     """An initialised `TritonPythonModel`: each request of a batch is one InferenceRequest."""
 
     def __init__(self, model: Any, spec: ModelSpec, file: Path, placement: Placement) -> None:
-        """Make a `model` and initialise it; raises BadModel or what the operator's code raises."""
+        """Make a `model` and initialise it; raises BadModel or the operator's own errors."""
         if not callable(getattr(model, "execute", None)):
             raise BadModel("the class TritonPythonModel has no execute(self, requests)")
         if spec.config.get("model_transaction_policy", {}).get("decoupled"):
@@ -62,7 +62,7 @@ class TritonPythonBackend:
         return answer
 
     def close(self) -> None:
-        """Let the model clean up."""
+        """Call the model's `finalize`, where it has one."""
         if hasattr(self._model, "finalize"):
             self._model.finalize()
 
@@ -88,7 +88,7 @@ def _answer(response: object) -> dict[str, Array] | FerryError:
 
 
 def _arguments(spec: ModelSpec, file: Path, placement: Placement) -> dict[str, str]:
-    """Return what `initialize` is told: all of it text."""
+    """Return the arguments of `initialize`, all of them text."""
     device, _, number = placement.device.partition(":")
     return {
         "model_config": json.dumps(spec.config),

@@ -1,8 +1,8 @@
 """The tensors, requests, responses and errors of Triton's Python models, with Triton's names.
 
 Source: https://github.com/triton-inference-server/python_backend. Tensors are always in the
-machine's memory. What is not offered raises TritonModelException: calls of other models (BLS) and
-decoupled answers.
+machine's memory. Calls of other models (BLS) and decoupled answers are not offered, they
+raise TritonModelException.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from worker.backends.tensors import to_numpy, to_torch
 
 
 class TritonModelException(Exception):
-    """What a model raises on purpose; and what is raised for what is not offered here."""
+    """The error that a model raises on purpose, and that calls not offered here raise."""
 
 
 class TritonError:
@@ -83,7 +83,7 @@ class TritonTensor:
         return dlpack.to_dlpack(self._torch())
 
     def __dlpack__(self, **_: Any) -> Any:
-        """Be taken by `torch.from_dlpack` and its like."""
+        """Return a DLPack capsule, for `torch.from_dlpack` and its like."""
         return self.to_dlpack()
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -118,7 +118,7 @@ class InferenceRequest:
         preferred_memory: Any = None,
         parameters: Mapping[str, Any] | str | None = None,
     ) -> None:
-        """Take what Triton takes; parameters as a mapping or as JSON."""
+        """Take Triton's arguments; parameters as a mapping or as JSON."""
         self._model_name, self._model_version = model_name, model_version
         self._outputs, self._inputs = list(requested_output_names), list(inputs)
         self._id, self._correlation_id = request_id, correlation_id
@@ -167,11 +167,11 @@ class InferenceRequest:
         return self._timeout
 
     def preferred_memory(self) -> Any:
-        """Return what the model set."""
+        """Return the memory that the model set."""
         return self._preferred_memory
 
     def is_cancelled(self) -> bool:
-        """Return false: what was cancelled never gets here."""
+        """Return false: cancelled requests never get here."""
         return False
 
     def exec(self, *_: Any, **__: Any) -> NoReturn:
@@ -191,7 +191,7 @@ class InferenceRequest:
 
 
 class InferenceResponse:
-    """What one request is answered with: tensors, or an error."""
+    """The answer to one request: tensors, or an error."""
 
     def __init__(
         self,
@@ -215,5 +215,5 @@ class InferenceResponse:
         return self._error
 
     def parameters(self) -> Any:
-        """Return what the model gave; it goes nowhere."""
+        """Return the model's parameters; they go nowhere."""
         return self._parameters

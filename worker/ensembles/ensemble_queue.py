@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError, ResponseError
 
 from shared.request_queue.claimed import Claimed, EncodedResults
-from shared.request_queue.refusals import MAX_REFUSALS, is_state_of_redis, refused_answers
+from shared.request_queue.refusals import (
+    MAX_REFUSALS,
+    RETRY_SECONDS,
+    is_state_of_redis,
+    refusal_errors,
+)  # fmt: skip
 from shared.request_queue.worker_end import WorkQueue
 from shared.wire.packing import Command
 from worker.meter import Meter
 
 log = logging.getLogger(__name__)
-
-RETRY_SECONDS = 0.1
 
 
 class Finished(NamedTuple):
@@ -40,7 +43,7 @@ class EnsembleQueue(WorkQueue):
     def publish_each(self, finished: Sequence[Finished]) -> list[ResponseError | None]:
         """Publish answers; returns for each the error by which Redis refuses it, or None.
 
-        Raises RedisError when it is not known what was done: calling it again does no harm.
+        Raises RedisError when the outcome is unknown: calling it again does no harm.
         """
         commands: list[Command] = []
         for one in finished:
@@ -94,9 +97,9 @@ class EnsembleQueue(WorkQueue):
 
 
 class RowBudget:
-    """The rows that an ensemble's process has under way, and how many more it may claim.
+    """The rows that an ensemble's process has under way, and those that it may still claim.
 
-    What exceeds the budget stays on the queue, for another process of the same ensemble.
+    Rows beyond the budget stay on the queue, for another process of the same ensemble.
     """
 
     def __init__(self, rows: int) -> None:
@@ -123,12 +126,12 @@ class RowBudget:
             return self._changed.wait_for(lambda: not self._taken, seconds)
 
     def reserve(self, claimed: Sequence[Claimed]) -> None:
-        """Count the rows of what was claimed."""
+        """Count the rows of claimed requests."""
         with self._changed:
             self._taken.update((item.ticket, item.rows) for item in claimed)
 
     def release(self, tickets: Sequence[bytes]) -> None:
-        """Give back the rows of what is under way no more."""
+        """Give back the rows of requests that ended."""
         with self._changed:
             for ticket in tickets:
                 self._taken.pop(ticket, None)
@@ -192,4 +195,4 @@ class Outbox:
         if count != MAX_REFUSALS:
             return one
         log.error("Redis does not take an answer, its error goes out: %s", refusal)
-        return one._replace(answers=refused_answers([one.claimed]))
+        return one._replace(answers=refusal_errors([one.claimed]))

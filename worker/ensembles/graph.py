@@ -1,4 +1,4 @@
-"""What it takes to answer a request: which steps, and which of their models' outputs."""
+"""Finds the steps that a request needs, and the outputs that their models are asked for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Graph:
         self._plans: dict[tuple[str, ...], Steps] = {}
 
     def needed(self, outputs: tuple[str, ...]) -> Steps:
-        """Return what must run for the wanted outputs of the ensemble, all of them when empty.
+        """Return the steps to run for the wanted outputs of the ensemble, all of them when empty.
 
         Steps that nobody's answer depends on are left out, as Triton leaves them out.
         """

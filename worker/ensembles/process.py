@@ -14,9 +14,10 @@ from shared.registry.registry import Registry
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
+from shared.request_queue.refusals import RETRY_SECONDS
 from shared.wire.client import connect
 from shared.wire.wire import open_wire
-from worker.ensembles.ensemble_queue import RETRY_SECONDS, EnsembleQueue, RowBudget
+from worker.ensembles.ensemble_queue import EnsembleQueue, RowBudget
 from worker.ensembles.scheduler import EnsembleScheduler
 from worker.ensembles.step_queues import StepQueues
 from worker.meter import Meter
@@ -29,7 +30,7 @@ MAX_BATCHES_UNDER_WAY = 4
 """Or as many of the largest requests, if they have more rows."""
 WAIT_SECONDS = 0.5
 FINISH_SECONDS = 1.0
-"""How long requests under way may take after SIGTERM; then they go back to the queue."""
+"""Given to requests under way after SIGTERM; then they go back to the queue."""
 
 
 def run_ensemble(  # noqa: PLR0913  what the process is told
@@ -43,7 +44,7 @@ def run_ensemble(  # noqa: PLR0913  what the process is told
     limits: Limits,
     result_ttl_seconds: float,
 ) -> None:
-    """Serve an ensemble until `stop` returns true, then finish or put back what is under way.
+    """Serve an ensemble until `stop` returns true, then finish or put back the requests under way.
 
     `limits` are those of a step's queue. The supervisor sees in `meter` when the scheduler does not
     move any more while requests are under way, and kills the process; that its steps take long is

@@ -34,14 +34,14 @@ from worker.meter import Meter
 log = logging.getLogger(__name__)
 
 Event = Callable[[], None]
-CHECK_SECONDS = 0.25
-"""How often unwanted requests are looked for; also the longest wait for an event."""
+UNWANTED_CHECK_SECONDS = 0.25
+"""Between two checks for unwanted requests; also the longest wait for an event."""
 STEP_RETRY_SECONDS = 0.05
-"""After how long a step is asked again whose request could not be stored."""
+"""Until a step is asked again whose request could not be stored."""
 STEP_LATE_SECONDS = 10.0
-"""How long after its deadline a step must be over; the courier sees to it within milliseconds."""
+"""After its deadline, by when a step must be over; the courier sees to it within milliseconds."""
 MAX_EVENTS = 256
-"""How many events are taken before answers are published."""
+"""Handled before answers are published."""
 
 
 class _Retry(NamedTuple):
@@ -139,7 +139,7 @@ class EnsembleScheduler:
             heapq.heappop(self._retries).event()
 
     def _pause(self) -> float:
-        due = [time.monotonic() + CHECK_SECONDS]
+        due = [time.monotonic() + UNWANTED_CHECK_SECONDS]
         due += [self._retries[0].due] if self._retries else []
         due += [self._outbox.next_try] if self._outbox.waiting else []
         return max(0.001, min(due) - time.monotonic())
@@ -226,13 +226,13 @@ class EnsembleScheduler:
         now = time.monotonic()
         if now < self._next_check:
             return
-        self._next_check = now + CHECK_SECONDS
+        self._next_check = now + UNWANTED_CHECK_SECONDS
         late = [one for one in self._requests.values() if one.deadline + STEP_LATE_SECONDS < now]
         assert not late, "a step is over soon after its deadline, this is a bug"
         ids = [
             one.claimed.id
             for one in self._requests.values()
-            if one.started_at < now - CHECK_SECONDS
+            if one.started_at < now - UNWANTED_CHECK_SECONDS
         ]
         try:
             unwanted = [self._requests[found] for found in self._queue.closed(ids)] if ids else []

@@ -44,7 +44,7 @@ class StepQueues:
     def model(self, step: EnsembleStep) -> ModelSpec:
         """Return the version that answers a step now; raises ModelNotReady.
 
-        A model that is not there at all is so too: what the client asked for is the ensemble.
+        Also for a model that is not there at all: the one that the client asked for is there.
         """
         try:
             return self._catalog.serving(step.model, step.version or None)
@@ -84,7 +84,7 @@ class StepQueues:
         )
 
     def release(self) -> None:
-        """Send what was pushed, one write for each model."""
+        """Send the pushed requests, one write for each model."""
         while self._held:
             self._queues[self._held.pop()].release()
 
@@ -101,7 +101,7 @@ class StepQueues:
 def step_level(ensemble: ModelSpec, level: int, model: ModelSpec) -> int:
     """Return the level of priority on a step's queue, for a request on the ensemble's `level`.
 
-    Who named no priority, and so has the ensemble's default, gets the step's default.
+    A request without a priority has the ensemble's default, and gets the step's.
     """
     if not model.priority_levels:
         return 1

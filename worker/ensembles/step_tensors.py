@@ -1,7 +1,7 @@
-"""Tensors between steps: what one model gave becomes what the next one takes, or says why not.
+"""Turns the outputs of one step into the inputs of the next, or says why they do not fit.
 
-Nothing is computed here: names change, and the batch dimension comes or goes. What a model takes
-is looked up for every request, since its version may have been replaced after the ensemble loaded.
+Nothing is computed here: names change, and the batch dimension comes or goes. A model's
+inputs are looked up for every request: its version may have changed since the ensemble loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Tensors = Mapping[str, Tensor | None]
 def step_inputs(
     ensemble: ModelSpec, step: EnsembleStep, model: ModelSpec, tensors: Tensors
 ) -> tuple[Tensor, ...]:
-    """Return what a step's model is asked with, in the order that it declares.
+    """Return the inputs for a step's model, in the order that it declares.
 
     Raises BadRequest when the client's own tensor does not fit the model, BadModelOutput when
     another step's does not, BadModel when the model has other inputs than the step names.

@@ -1,4 +1,4 @@
-"""Answers one claimed batch: stack, one forward pass, split, each request on its own."""
+"""Answers one claimed batch: decode, stack, one forward pass, split, encode (stop 7)."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _without(refused: set[str], passes: list[Pass]) -> list[Pass]:
 
 
 def _run(requests: list[DecodedRequest], context: BatchContext) -> dict[str, bytes]:
-    """Stack, compute, split: one encoded result per request; raises what the model raises."""
+    """Stack, compute, split: one encoded result per request; raises the model's own errors."""
     spec, began = context.spec, time.monotonic()
     pixels = frozenset([item.name for item in requests[0].request.inputs if item.pixels])
     inputs = stack([one.arrays for one in requests], spec)

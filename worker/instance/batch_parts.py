@@ -39,10 +39,9 @@ class BatchContext(NamedTuple):
     def add_pass(
         self, served: list[Claimed], rows: int, began: float, started: float, computed: float
     ) -> None:
-        """Note a forward pass whose answers are encoded now, for the statistics.
+        """Add a forward pass whose answers are just encoded, for the statistics.
 
-        Stacking `began`, the model `started` and was done when it had `computed` (monotonic
-        seconds).
+        In monotonic seconds: stacking `began`, the model `started`, the model had `computed`.
         """
         input_seconds, output_seconds = started - began, time.monotonic() - computed
         self.passes.append(

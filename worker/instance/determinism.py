@@ -1,4 +1,4 @@
-"""Looks for what training leaves in an exported model: answers that depend on chance or company.
+"""Finds exported models whose answers depend on chance, or on the other rows of a batch.
 
 A graph traced in training mode keeps its dropout, and batch normalisation that uses the batch's own
 statistics. Both serve without an error, and answer a row differently alone, in a batch, or twice.

@@ -24,7 +24,7 @@ def answers_each(backend: Backend) -> TypeGuard[EachBackend]:
 def run_each(
     requests: list[DecodedRequest], backend: EachBackend, context: BatchContext
 ) -> dict[str, bytes]:
-    """Return one encoded result per request; raises what the model raises for all of them.
+    """Return one encoded result per request; raises the model's error for all of them.
 
     It is one pass of all rows. The requests that the model fails are in no pass: counted as failed.
     """

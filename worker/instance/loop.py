@@ -9,13 +9,16 @@ from collections.abc import Callable
 from redis.exceptions import RedisError
 
 from shared.request_queue.claimed import Claimed, EncodedResults
-from shared.request_queue.refusals import MAX_REFUSALS, is_state_of_redis, refused_answers
+from shared.request_queue.refusals import (
+    MAX_REFUSALS,
+    RETRY_SECONDS,
+    is_state_of_redis,
+    refusal_errors,
+)  # fmt: skip
 from shared.request_queue.worker_end import WorkQueue
 from worker.meter import Meter
 
 log = logging.getLogger(__name__)
-
-RETRY_SECONDS = 0.1
 
 
 def run(
@@ -30,7 +33,7 @@ def run(
     """Serve until `stop` returns true; the batch in hand is finished and published first.
 
     Claims up to `max_rows` at once, or as many as `meter` says that memory holds. When Redis goes
-    away, waits for it, and puts back what a lost reply may have claimed.
+    away, waits for it, and puts back the requests that a lost reply may have claimed.
     """
     claimed: list[Claimed] = []
     answers = EncodedResults([], (b"", b""))
@@ -71,9 +74,9 @@ def answer_claimed(
 def _publish_when_back(
     queue: WorkQueue, claimed: list[Claimed], answers: EncodedResults, stop: Callable[[], bool]
 ) -> None:
-    """Once Redis is back: publish what was computed, put back what a lost reply had claimed.
+    """Publish the answers once Redis is back, and put back the requests of a lost reply.
 
-    Answers that Redis refuses while it is there are given up for errors, which it takes.
+    Errors take the place of answers that Redis refuses while it takes other commands.
     """
     refusals = 0
     while True:
@@ -90,7 +93,7 @@ def _publish_when_back(
             refusals += bool(claimed) and _refuses_only_this(queue, error)
             if refusals == MAX_REFUSALS:
                 log.error("Redis does not take %d answers, errors go out: %s", len(claimed), error)
-                answers = refused_answers(claimed)
+                answers = refusal_errors(claimed)
         else:
             log.info("Redis is back")
             return

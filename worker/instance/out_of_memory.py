@@ -1,4 +1,4 @@
-"""Runs a batch in pieces when the device has not enough memory for it at once (stop 5).
+"""Runs a batch in pieces when the device has not enough memory for it at once.
 
 Pieces are cut by rows, whoever the rows belong to, so a client's large batch is cut as well. How
 many rows fitted is kept for a while: the next batches are claimed and run no larger than that.
@@ -22,7 +22,7 @@ from worker.meter import Meter
 log = logging.getLogger(__name__)
 
 FULL_SIZE_AGAIN_SECONDS = 60.0
-"""How long the limit holds before a full batch is tried again."""
+"""Until a full batch is tried again, after one did not fit."""
 
 SIGNS = (
     "out of memory",  # torch.OutOfMemoryError, which TorchScript's interpreter turns into a
@@ -32,7 +32,7 @@ SIGNS = (
     "bad_alloc",  # C++ below ONNX Runtime
     "ALLOC_FAILED",  # cuBLAS and cuDNN
 )
-"""How frameworks say that memory is short when their exception's class does not."""
+"""The texts of frameworks' errors that mean want of memory, where the class does not say it."""
 
 
 class PiecewiseBackend:
@@ -52,8 +52,8 @@ class PiecewiseBackend:
     def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
         """Run one batch as `Backend.forward` does, in as many passes as memory asks for.
 
-        Raises what the model raises; want of memory only for a single row that does not fit. Then
-        nothing is learned: the request at fault is looked for by `worker.instance.batch`.
+        Raises the model's own errors; want of memory only for a single row that does not fit. The
+        limit stays then: `worker.instance.batch` finds the request at fault.
         """
         if self._limit and time.monotonic() >= self._full_size_at:
             log.info("%s: full batches are tried again", self._spec.key)
@@ -73,7 +73,7 @@ class PiecewiseBackend:
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
 
     def close(self) -> None:
-        """Let the model's own backend clean up."""
+        """Close the model's own backend."""
         close(self._backend)
 
     def _chunks(

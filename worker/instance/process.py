@@ -38,9 +38,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
-    """Be the instance: the body of a forked process, which ends when this returns.
+    """Run an instance: the body of a forked process, which ends when this returns.
 
-    Sends `("ready", "")` or `("failed", reason)` to `reports`, and writes what it does into
+    Sends `("ready", "")` or `("failed", reason)` to `reports`, and writes its progress into
     `meter`, which the supervisor reads. SIGTERM finishes the batch in hand; before the first batch
     it ends the process at once.
     """
@@ -106,7 +106,7 @@ def _loaded(job: InstanceJob, reports: Connection, meter: Meter) -> Backend:
 
 
 def warm_backend(job: InstanceJob, meter: Meter) -> Backend:
-    """Return the loaded model once it ran all that it is warmed up with; raises what it raises."""
+    """Return the loaded model once it is warmed up and checked; raises its own errors."""
     backend = load_backend(job)
     if job.spec.batched and not answers_each(backend):
         backend = PiecewiseBackend(backend, job.spec, meter)
@@ -117,9 +117,9 @@ def warm_backend(job: InstanceJob, meter: Meter) -> Backend:
 
 
 def _warm(job: InstanceJob, backend: Backend) -> None:
-    """Warm up; only the operator's own code may refuse what is made up, and is served all the same.
+    """Warm up with made-up inputs; raises the model's own errors.
 
-    Raises what the model raises.
+    The operator's own code may refuse such inputs, and is served all the same.
     """
     try:
         warm_up(job.spec, backend)
@@ -130,7 +130,7 @@ def _warm(job: InstanceJob, backend: Backend) -> None:
 
 
 def load_backend(job: InstanceJob) -> Backend:
-    """Load the model's file with its backend; raises what the framework raises."""
+    """Load the model's file with its backend; raises the framework's own errors."""
     if job.placement.device == "cpu":
         torch.set_num_threads(job.placement.threads)
     spec = backend_spec(job.spec)
@@ -139,10 +139,10 @@ def load_backend(job: InstanceJob) -> Backend:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies, also of SIGKILL.
+    """Ask the kernel to kill this process when its parent dies, also of SIGKILL.
 
-    The forkserver dies with the supervisor so, and the instances with the forkserver. By itself it
-    would not end before its children, which multiprocessing lends the pipe that it watches.
+    So the forkserver dies with the supervisor, and the instances with the forkserver. By itself
+    it would outlive its children, to which multiprocessing lends the pipe that it watches.
     """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     supervisor = parent_process()

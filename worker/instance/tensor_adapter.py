@@ -50,7 +50,7 @@ class TensorAdapter:
     """Stands before a backend: reshapes, and fills in the masks that `stack` did not."""
 
     def __init__(self, backend: Backend, spec: ModelSpec) -> None:
-        """Call `backend` for clients who know `spec`."""
+        """Call `backend`, which was loaded by `backend_spec(spec)`."""
         self._backend = backend
         self._spec = spec
         masks = [mask.tensor for mask in spec.masks]
@@ -62,7 +62,7 @@ class TensorAdapter:
         return self._client_outputs(self._backend.forward(self.model_inputs(inputs), pixels))
 
     def close(self) -> None:
-        """Let the model's own backend clean up."""
+        """Close the model's own backend."""
         close(self._backend)
 
     def model_inputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -102,7 +102,7 @@ class TensorAdapter:
     def _reshaped(
         self, array: Array, known: tuple[int, ...], wanted: tuple[int, ...] | None
     ) -> Array:
-        """Return `array`, of shape `known`, as `wanted`: each -1 is what its counterpart is."""
+        """Return `array`, of shape `known`, as `wanted`: each -1 has its counterpart's size."""
         leading = array.shape[:1] if self._spec.batched else ()
         sizes = array.shape[len(leading) :]
         free = iter([size for size, said in zip(sizes, known, strict=True) if said == -1])

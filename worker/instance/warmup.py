@@ -15,12 +15,12 @@ from worker.instance.batch_parts import check_outputs
 from worker.repository.config.warmup import WarmupInput, WarmupSample
 
 ANY_SIZE = 16
-"""What a dimension of -1 is warmed with."""
+"""The size that a dimension of -1 is warmed with."""
 SAMPLE_SEED = 5
 
 
 def warm_up(spec: ModelSpec, backend: Backend) -> None:
-    """Run every batch size in 1, 2, 4 ... max_batch_size; raises what the model raises."""
+    """Run every batch size in 1, 2, 4 ... max_batch_size; raises the model's own errors."""
     for rows in batch_sizes(spec.batch_rows):
         inputs = {tensor.name: _ones(spec, index, rows) for index, tensor in enumerate(spec.inputs)}
         backend.forward(inputs, frozenset({spec.image.input} if spec.image else ()))
@@ -47,7 +47,7 @@ def _rows_of(sample: WarmupSample, spec: ModelSpec) -> dict[str, Array]:
 
 
 def _row(item: WarmupInput) -> Array:
-    """Return what one row holds: random numbers are from 0 to 1, whole ones 0 or 1, seeded."""
+    """Return the values of one row: random numbers from 0 to 1, whole ones 0 or 1, seeded."""
     if item.file is not None:
         return from_bytes(item.file.read_bytes(), item.datatype, item.dims)
     dtype = NUMPY_TYPES[item.datatype]

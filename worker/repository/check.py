@@ -1,4 +1,4 @@
-"""Looks through a whole model repository without serving it: what the supervisor would refuse."""
+"""Checks a whole model repository without serving it, for all that a supervisor would refuse."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Trial = Callable[[ServedModel], str]
 
 @dataclass
 class CheckReport:
-    """What was found: `problems` keep a version from being served, `notes` do not."""
+    """The findings: `problems` keep a version from being served, `notes` do not."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -122,7 +122,7 @@ def _label_notes(spec: ModelSpec) -> list[str]:
 
 
 def _tokenizer_problem(content: bytes) -> str:
-    """Return what is wrong with a tokenizer file, an empty string for nothing."""
+    """Return the fault of a tokenizer file, an empty string when it has none."""
     try:
         from tokenizers import Tokenizer  # noqa: PLC0415  the API's package, not the worker's
     except ModuleNotFoundError:

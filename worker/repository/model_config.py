@@ -1,7 +1,7 @@
 """Reads one model directory's `config.pbtxt` (Triton's text format) into a `ModelSpec`.
 
-The fields and their defaults are those of Triton's model_config.proto; what pre- and
-post-processing need stands in the config's own `parameters`, described in docs/models.md.
+The fields and their defaults are those of Triton's model_config.proto; pre- and
+post-processing are described by the config's own `parameters`, see docs/models.md.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A config file's content: what the registry gets, and what only the worker needs.
+    """A config file's content: the spec, for the registry, and fields that only the worker needs.
 
     A text model's spec gets its `text` with the tokenizer, from `worker.repository.models`. `notes`
     are sentences on fields that are set without effect.
@@ -55,8 +55,8 @@ class ModelConfig:
 def read_config(path: Path, version: str, override: str | None = None) -> ModelConfig:
     """Parse and check one `config.pbtxt`; raises BadModel naming file, field and value.
 
-    `override` is a configuration as JSON that counts instead. What it leaves out is completed from
-    the model's file, where that says it; the file itself may be missing then.
+    `override` is a configuration as JSON that counts instead. Fields that it leaves out are
+    completed from the model's file, where that tells them; the config file may be missing then.
     """
     with _naming(path, override):
         return _config(_parsed(path, override), path.parent, version)
@@ -77,7 +77,7 @@ def _parsed(path: Path, override: str | None) -> Any:
 
 @contextmanager
 def _naming(path: Path, override: str | None) -> Iterator[None]:
-    """Raise what is wrong with a config as BadModel that names its file."""
+    """Raise errors about a config as BadModel that names its file."""
     try:
         yield
     except (
@@ -126,7 +126,7 @@ def _config(message: Any, directory: Path, version: str) -> ModelConfig:
 
 
 def _completed(message: Any, directory: Path) -> ModelFile:
-    """Return the model's format and file, having filled in what the config leaves out of it."""
+    """Return the model's format and file, once fields left out of the config are filled in."""
     if message.platform == ensemble.PLATFORM:
         return ModelFile(ensemble.FORMAT, "")
     found = find_format(

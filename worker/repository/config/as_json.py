@@ -1,6 +1,6 @@
 """A model's configuration as JSON, with the field names of Triton's model_config.proto.
 
-This is what GET /v2/models/<model>/config answers: the `config.pbtxt` with every default that has
+GET /v2/models/<model>/config answers it: the `config.pbtxt` with every default that has
 an effect filled in, and all else that the proto prints when it is unset. It goes into the spec,
 because the API has no protobuf; `json_format.ParseDict` turns it back into the message.
 """
@@ -17,7 +17,7 @@ from worker.repository.config.formats import BY_BACKEND
 def config_json(message: Any, name: str, backend: str, filename: str) -> dict[str, Any]:
     """Return the configuration of model `name` as served: by `backend`, from the file `filename`.
 
-    Source of what is filled in: NormalizeModelConfig and NormalizeInstanceGroup in
+    Source of the defaults: NormalizeModelConfig and NormalizeInstanceGroup in
     https://github.com/triton-inference-server/core/blob/main/src/model_config_utils.cc.
     A group's kind stays as declared, because each machine decides by its own devices.
     """

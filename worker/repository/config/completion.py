@@ -1,8 +1,8 @@
-"""Fills in what a `config.pbtxt` leaves out, where the model's own file says it.
+"""Fills in the tensors and batch size that a `config.pbtxt` leaves out, from the model's file.
 
 As in Triton ("Auto-Generated Model Configuration" in its model_configuration.md), a model that is
 free in the first dimension of every tensor is taken to have a batch dimension, and gets a
-`max_batch_size` of 4. What the config says is never changed, only what it leaves out.
+`max_batch_size` of 4. A field that the config has is never changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from worker.repository.config.formats import Format
 DEFAULT_MAX_BATCH_SIZE = 4
 """Triton's `default-max-batch-size`."""
 DESCRIBED = {"onnxruntime", "torch_export"}
-"""The formats whose files say what goes in and out."""
+"""The formats whose files name their inputs and outputs."""
 
 
 def complete(
@@ -27,8 +27,8 @@ def complete(
 ) -> None:
     """Fill in inputs, outputs and max_batch_size of a ModelConfig from its model's file.
 
-    Raises ValueError saying what to write where the file does not say it. A max_batch_size of 0, or
-    none, is taken as said when the declared dims have as many dimensions as the file's tensors.
+    Raises ValueError naming the fields to write where the file does not tell them. A max_batch_size
+    of 0, or none, is meant when the declared dims have as many dimensions as the file's tensors.
     """
     missing = [name for name in ("input", "output") if not getattr(message, name)]
     if not missing and message.max_batch_size:

@@ -1,4 +1,4 @@
-"""Says what a model's file takes and gives, as far as the file says it: ONNX, exported programs.
+"""Describes the tensors that a model's file takes and gives: ONNX, exported programs.
 
     python -m worker.repository.config.description FILE
 
@@ -81,7 +81,7 @@ def describe(file: Path) -> Description:
 
 
 def main(file: Path) -> None:
-    """Print what is known of `file`."""
+    """Print the description of `file`."""
     read: Callable[[Path], Description] = _exported if file.suffix == ".pt2" else _onnx
     try:
         print(json.dumps(read(file)._asdict()))
@@ -91,7 +91,7 @@ def main(file: Path) -> None:
 
 
 def _onnx(file: Path) -> Description:
-    """Describe what ONNX Runtime sees in a file, its graph not optimised."""
+    """Describe a file by ONNX Runtime's view of it, its graph not optimised."""
     import onnxruntime  # noqa: PLC0415  only in this process
 
     onnxruntime.disable_telemetry_events()

@@ -102,7 +102,7 @@ def with_models(
 ) -> ModelSpec:
     """Return an ensemble whose steps' models fit, with the levels of priority that they have.
 
-    `read` returns what is known of a step's model, None when that is nothing yet. The levels are
+    `read` returns the spec of a step's model, None when it cannot be read yet. The levels are
     those of the step that has most. Raises BadModel.
     """
     models = [read(number, step) for number, step in enumerate(ensemble.steps, 1)]
@@ -118,7 +118,7 @@ def with_models(
 
 
 class _Seen(NamedTuple):
-    """What one side says of an ensemble's tensor."""
+    """The type and shape that one side gives to an ensemble's tensor."""
 
     by: str
     datatype: str

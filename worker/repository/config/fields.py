@@ -1,4 +1,4 @@
-"""What becomes of every field of Triton's model_config.proto: the one table of it.
+"""The one table of all fields of Triton's model_config.proto: honoured, refused or no effect.
 
 A field whose absence would change answers, or break a promise, is refused; a hint that only costs
 or saves time is taken without effect, and says so in the log. docs/repository.md shows the table.
@@ -94,7 +94,7 @@ _ROWS = {field.path: field for field in CONFIG_FIELDS}
 
 
 def row_of(path: str) -> Field | None:
-    """Return the row that says what becomes of a field: its own, or that of what it is part of."""
+    """Return the row of a field: its own, or that of the message that it is part of."""
     while path:
         if path in _ROWS:
             return _ROWS[path]
@@ -119,7 +119,7 @@ def check_fields(message: Any) -> list[str]:
 
 
 def _set_fields(message: Any, path: str = "", where: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield path, place and value of what is set: of messages that are shared out, their fields.
+    """Yield path, place and value of the fields that are set, those of messages one by one.
 
     The place is the path with the names, keys or numbers of repeated messages.
     """

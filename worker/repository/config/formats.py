@@ -1,4 +1,4 @@
-"""Which framework runs a model's file: what configs call it, and which files it takes.
+"""The formats of model files: their names in configs, and the files that each takes.
 
 `platform` and `backend` are Triton's words where Triton has one. A backend may stand for several
 formats, `pytorch` for three; then the file that is there decides.
@@ -15,8 +15,8 @@ from worker.repository.config.parameters import plain_name
 class Format(NamedTuple):
     """One kind of model file.
 
-    `backend` is what we call it (`worker.backends.loading` has a class for each). `platform` and
-    `triton_backend` are what metadata and the model's configuration show. `files` are the names
+    `backend` is our name (`worker.backends.loading` has a class for each). `platform` and
+    `triton_backend` stand in metadata and the model's configuration. `files` are the names
     looked for when the config names none.
     """
 
@@ -52,7 +52,7 @@ BACKENDS = {
 
 
 class ModelFile(NamedTuple):
-    """What `find_format` found: the format and the file's name in the version's directory."""
+    """The result of `find_format`: the format and the file's name in the version's directory."""
 
     format: Format
     filename: str
@@ -61,7 +61,7 @@ class ModelFile(NamedTuple):
 def find_format(
     platform: str, backend: str, filename: str, has_architecture: bool, directory: Path
 ) -> ModelFile:
-    """Return a model's format and file from its config's fields and what is in `directory`.
+    """Return a model's format and file from its config's fields and the files in `directory`.
 
     `filename` is the config's default_model_filename, `has_architecture` says that its parameters
     name one. Without platform and backend the file that is there decides alone. Of a file that is

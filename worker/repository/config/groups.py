@@ -14,7 +14,7 @@ MAX_COUNT = 256
 
 @dataclass(frozen=True)
 class InstanceGroup:
-    """How many processes on which kind of device: `auto`, `gpu` or `cpu`."""
+    """A number of processes on one kind of device: `auto`, `gpu` or `cpu`."""
 
     kind: str = "auto"
     count: int = 1

@@ -18,7 +18,7 @@ DIRECTORY = "warmup"
 
 @dataclass(frozen=True)
 class WarmupInput:
-    """One input's made-up row: zeros, random values, or what stands in `file`."""
+    """One input's made-up row: zeros, random values, or the content of `file`."""
 
     name: str
     datatype: str
