@@ -9,29 +9,16 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from ferry.commands.models import add_models
 from ferry.commands.samples import DEFAULT_NAMES, NAMES, make_samples
-from ferry.errors import CannotStart, NoRedis
+from ferry.errors import EXIT_BAD_USAGE, EXIT_FAILED, EXIT_INTERRUPTED, CannotStart, NoRedis
 from ferry.up.up import up
 from shared.errors import BadSetting, FerryError
 from shared.settings import Settings
 
-EXIT_FAILED = 1
-EXIT_BAD_USAGE = 2
-EXIT_INTERRUPTED = 130
-
-
-def _from(module: str, name: str) -> Callable[..., int]:
-    """Return a command that is imported when it runs: looking inside needs numpy, starting not."""
-    return lambda *values, **named: int(getattr(import_module(module), name)(*values, **named))
-
-
-workers = _from("ferry.commands.workers", "workers")
-queues = _from("ferry.commands.queues", "queues")
-list_dead, show_dead, replay_dead, drop_dead = (
-    _from("ferry.commands.dead", f"{action}_dead") for action in ("list", "show", "replay", "drop")
-)
+Actions = Any
+"""What `add_subparsers` returns; argparse has no public name for it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_up(commands.add_parser("up", help="start everything on this machine"))
     _add_samples(commands.add_parser("samples", help="make the sample models"))
-    add_models(commands.add_parser("models", help="look at models, choose who takes requests"))
+    _add_models(commands.add_parser("models", help="look at models, choose who takes requests"))
     _add_workers(commands.add_parser("workers", help="show every model instance"))
     _add_queue(commands.add_parser("queue", help="show what waits for each model"))
     _add_dead(commands.add_parser("dead", help="show, replay or drop requests that were given up"))
@@ -87,28 +74,110 @@ def _add_samples(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_samples)
 
 
+def _add_models(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Look at the models, choose which versions take requests, and check a repository."
+    )
+    actions = command.add_subparsers(required=True, metavar="ACTION")
+    for add in (
+        _add_list, _add_show, _add_load, _add_unload, _add_use, _add_split, _add_shadow,
+        _add_compare, _add_check,
+    ):  # fmt: skip
+        add(actions)
+
+
+def _add_check(actions: Actions) -> None:
+    check = actions.add_parser("check", help="validate a repository without serving it")
+    check.description = (
+        "Read every model and version of a repository; exit code 1 when one cannot be served."
+    )
+    check.add_argument("directory", nargs="?", type=Path, metavar="DIR", help="else FERRY_MODELS")
+    check.add_argument(
+        "--load", action="store_true", help="load and warm up each model too, in its own process"
+    )
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    check.set_defaults(
+        run=lambda o: _call("check", "check_models", o.directory, load=o.load, as_json=o.json)
+    )
+
+
+def _add_list(actions: Actions) -> None:
+    action = actions.add_parser("list", help="show every version and which requests it gets")
+    _add_json(action)
+    action.set_defaults(run=lambda o: _call("models", "list_models", as_json=o.json))
+
+
+def _add_show(actions: Actions) -> None:
+    action = _about_one(actions, "show", "show all that is known of a model, as JSON")
+    action.set_defaults(run=lambda o: _call("models", "show_model", o.name))
+
+
+def _add_load(actions: Actions) -> None:
+    action = _about_one(actions, "load", "load a model, or load it again (mode explicit)")
+    action.add_argument("--config", type=Path, metavar="FILE", help="JSON, in config.pbtxt's place")
+    action.set_defaults(run=lambda o: _call("models", "load_model", o.name, o.config))
+
+
+def _add_unload(actions: Actions) -> None:
+    action = _about_one(actions, "unload", "unload a model (mode explicit)")
+    action.set_defaults(run=lambda o: _call("models", "unload_model", o.name))
+
+
+def _add_use(actions: Actions) -> None:
+    action = _about_one(actions, "use", "send the requests that name no version to this one")
+    action.add_argument("version", metavar="VERSION", help="a number, or latest")
+    action.set_defaults(run=lambda o: _call("models", "use_version", o.name, o.version))
+
+
+def _add_split(actions: Actions) -> None:
+    action = _about_one(actions, "split", "share requests out among versions")
+    action.add_argument("shares", nargs="+", metavar="VERSION=WEIGHT", help="or off alone")
+    action.set_defaults(run=lambda o: _call("models", "split_model", o.name, o.shares))
+
+
+def _add_shadow(actions: Actions) -> None:
+    action = _about_one(actions, "shadow", "send a copy of each request to a version and compare")
+    action.add_argument("version", metavar="VERSION", help="a number, or off")
+    action.set_defaults(run=lambda o: _call("models", "shadow_model", o.name, o.version))
+
+
+def _add_compare(actions: Actions) -> None:
+    action = _about_one(actions, "compare", "show how the shadow's answers compare")
+    _add_json(action)
+    action.set_defaults(run=lambda o: _call("models", "compare_model", o.name, as_json=o.json))
+
+
+def _about_one(actions: Actions, name: str, does: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name, help=does, description=does.capitalize() + "."
+    )
+    parser.add_argument("name", metavar="MODEL")
+    return parser
+
+
 def _add_workers(command: argparse.ArgumentParser) -> None:
     command.description = "Show every model instance: where it runs, what it did, if it lives."
     _add_json(command)
-    command.set_defaults(run=lambda options: workers(os.environ, as_json=options.json))
+    command.set_defaults(run=lambda options: _call("workers", "workers", as_json=options.json))
 
 
 def _add_queue(command: argparse.ArgumentParser) -> None:
     command.description = "Show what waits for each model version, and what its instances hold."
     _add_json(command)
-    command.set_defaults(run=lambda options: queues(os.environ, as_json=options.json))
+    command.set_defaults(run=lambda options: _call("queues", "queues", as_json=options.json))
 
 
 def _add_dead(command: argparse.ArgumentParser) -> None:
     command.description = "Requests that were given up: the model's process died under them."
     actions = command.add_subparsers(required=True, metavar="ACTION")
     for name, does, act in (
-        ("list", "show all, newest first", lambda o: list_dead(os.environ, as_json=o.json)),
+        ("list", "show all, newest first", lambda o: _call("dead", "list_dead", as_json=o.json)),
         ("show", "show one and its inputs",
-         lambda o: show_dead(os.environ, o.id, as_json=o.json)),
+         lambda o: _call("dead", "show_dead", o.id, as_json=o.json)),
         ("replay", "push anew, under a new id",
-         lambda o: replay_dead(os.environ, o.ids, as_json=o.json)),
-        ("drop", "forget, with the inputs", lambda o: drop_dead(os.environ, o.ids, as_json=o.json)),
+         lambda o: _call("dead", "replay_dead", o.ids, as_json=o.json)),
+        ("drop", "forget, with the inputs",
+         lambda o: _call("dead", "drop_dead", o.ids, as_json=o.json)),
     ):  # fmt: skip
         action = actions.add_parser(name, help=does, description=does.capitalize() + ".")
         if name == "show":
@@ -121,6 +190,12 @@ def _add_dead(command: argparse.ArgumentParser) -> None:
 
 def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print one JSON list, no table")
+
+
+def _call(module: str, name: str, *values: object, **named: object) -> int:
+    """Run a command that is imported only now: looking inside needs numpy, starting does not."""
+    command = getattr(import_module(f"ferry.commands.{module}"), name)
+    return int(command(os.environ, *values, **named))
 
 
 def _up(options: argparse.Namespace) -> int:

@@ -1,6 +1,10 @@
-"""Why a command ends before it began; a wrong setting is shared.errors.BadSetting."""
+"""Exit codes, and why a command ends before it began (a wrong setting is BadSetting)."""
 
 from __future__ import annotations
+
+EXIT_FAILED = 1
+EXIT_BAD_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 
 class CannotStart(Exception):

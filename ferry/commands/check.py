@@ -7,10 +7,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from ferry.errors import EXIT_FAILED
 from shared.settings import Settings
 from worker.repository.check import CheckReport, check_repository, trial_in_a_process
-
-EXIT_PROBLEMS = 1
 
 
 def check_models(
@@ -31,7 +30,7 @@ def check_models(
     finally:
         log.setLevel(level)
     print(_as_json(report) if as_json else _as_text(report), flush=True)
-    return EXIT_PROBLEMS if report.problems else 0
+    return EXIT_FAILED if report.problems else 0
 
 
 def _as_json(report: CheckReport) -> str:

@@ -10,11 +10,11 @@ from typing import Any
 
 from ferry.commands.inspect_redis import redis_to_inspect
 from ferry.commands.tables import Column, Row, show
+from ferry.errors import EXIT_FAILED
 from shared.errors import FerryError, RedisUnavailable, UnknownRequest
 from shared.messages import Tensor
 from shared.operations.dead_letters import DeadLetter, DeadLetters
 
-EXIT_FAILED = 1
 FIRST_VALUES = 8
 LONGEST_TEXT = 60
 NOTHING = "no request was given up"

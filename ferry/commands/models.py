@@ -1,117 +1,243 @@
-"""`ferry models ...`: the group of commands about the models of a repository.
-
-Each action is one function that adds its parser; what it does is imported when it runs.
-"""
+"""`ferry models`: which versions there are, who gets the requests, and how a shadow compares."""
 
 from __future__ import annotations
 
-import argparse
-import os
-from collections.abc import Callable
-from importlib import import_module
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-Actions = Any
-"""What `add_subparsers` returns; argparse has no public name for it."""
+from ferry.commands.inspect_redis import redis_to_inspect
+from ferry.commands.tables import Column, Row, show
+from ferry.errors import CannotStart
+from shared.errors import BadRequest, LoadFailed, UnknownModel
+from shared.operations.model_control import ModelControl
+from shared.operations.shadow_comparison import Comparison, Comparisons
+from shared.registry.desired_state import Desired
+from shared.registry.desired_store import DesiredStore
+from shared.registry.registry import Registry
+from shared.registry.repository_index import repository_index
+from shared.registry.snapshot import Snapshot
 
-
-def add_models(command: argparse.ArgumentParser) -> None:
-    """Make `command` the group."""
-    command.description = (
-        "Look at the models, choose which versions take requests, and check a repository."
-    )
-    actions = command.add_subparsers(required=True, metavar="ACTION")
-    for add in ADDED:
-        add(actions)
-
-
-def _add_check(actions: Actions) -> None:
-    check = actions.add_parser("check", help="validate a repository without serving it")
-    check.description = (
-        "Read every model and version of a repository; exit code 1 when one cannot be served."
-    )
-    check.add_argument("directory", nargs="?", type=Path, metavar="DIR", help="else FERRY_MODELS")
-    check.add_argument(
-        "--load", action="store_true", help="load and warm up each model too, in its own process"
-    )
-    check.add_argument("--json", action="store_true", help="print one JSON object")
-    check.set_defaults(run=_check)
-
-
-def _check(options: argparse.Namespace) -> int:
-    run = import_module(
-        "ferry.commands.check"
-    ).check_models  # imports the worker: only when it is asked for
-    return int(run(os.environ, options.directory, load=options.load, as_json=options.json))
-
-
-def _add_list(actions: Actions) -> None:
-    action = actions.add_parser("list", help="show every version and which requests it gets")
-    action.add_argument("--json", action="store_true", help="print one JSON list, no table")
-    action.set_defaults(run=lambda o: _views("list_models", as_json=o.json))
+MODEL_COLUMNS = (
+    Column("model", lambda row: row["model"]),
+    Column("version", lambda row: row["version"], is_number=True),
+    Column("state", lambda row: row["state"]),
+    Column("requests", lambda row: row["requests"]),
+    Column("instances", lambda row: row["instance_count"], is_number=True),
+    Column("reason", lambda row: row["reason"]),
+)
+COMPARISON_COLUMNS = (
+    Column("model", lambda row: row["model"]),
+    Column("served", lambda row: row["version"], is_number=True),
+    Column("shadow", lambda row: row["shadow"], is_number=True),
+    Column("requests", lambda row: row["request_count"], is_number=True),
+    Column("failed", lambda row: row["failed_count"], is_number=True),
+    Column("skipped", lambda row: row["skipped_count"], is_number=True),
+    Column("same top-1", lambda row: _percent(row["agreement"]), is_number=True),
+    Column("max abs difference", lambda row: _number(row["max_abs_difference"]), is_number=True),
+    Column("served ms", lambda row: _ms(row["served_seconds"]), is_number=True),
+    Column("shadow ms", lambda row: _ms(row["shadow_seconds"]), is_number=True),
+)
 
 
-def _add_show(actions: Actions) -> None:
-    action = _about_one(actions, "show", "show all that is known of a model, as JSON")
-    action.set_defaults(run=lambda o: _views("show_model", o.name))
+class Models(NamedTuple):
+    """The models as Redis knows them."""
+
+    registry: Registry
+    store: DesiredStore
+    control: ModelControl
+    comparisons: Comparisons
 
 
-def _add_load(actions: Actions) -> None:
-    action = _about_one(actions, "load", "load a model, or load it again (mode explicit)")
-    action.add_argument("--config", type=Path, metavar="FILE", help="JSON, in config.pbtxt's place")
-    action.set_defaults(run=lambda o: _routes("load_model", o.name, o.config))
+def list_models(environ: Mapping[str, str], *, as_json: bool) -> int:
+    """Print every version of every model, and which requests it gets; return the exit code."""
+    with _models(environ) as models:
+        rows = _rows(models)
+    show(rows, MODEL_COLUMNS, as_json=as_json, nothing="no models: no worker runs on this Redis")
+    return 0
 
 
-def _add_unload(actions: Actions) -> None:
-    action = _about_one(actions, "unload", "unload a model (mode explicit)")
-    action.set_defaults(run=lambda o: _routes("unload_model", o.name))
+def show_model(environ: Mapping[str, str], name: str) -> int:
+    """Print all that is known of one model as JSON; raises UnknownModel."""
+    with _models(environ) as models:
+        rows = [row for row in _rows(models) if row["model"] == name]
+        desired = models.store.read().desired.get(name, Desired())
+        specs = models.registry.snapshot().models.get(name, {})
+    if not rows:
+        raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+    shown = {
+        "model": name,
+        "versions": [{key: row[key] for key in row if key != "model"} for row in rows],
+        "desired": desired.model_dump(),
+        "configs": {version: spec.config for version, spec in specs.items()},
+    }
+    print(json.dumps(shown, indent=2))
+    return 0
 
 
-def _add_use(actions: Actions) -> None:
-    action = _about_one(actions, "use", "send the requests that name no version to this one")
-    action.add_argument("version", metavar="VERSION", help="a number, or latest")
-    action.set_defaults(run=lambda o: _routes("use_version", o.name, o.version))
+def compare_model(environ: Mapping[str, str], name: str, *, as_json: bool) -> int:
+    """Print how a model's shadows compared with what was answered; raises LoadFailed for none.
+
+    Those that have ended are shown as well, for a week.
+    """
+    with _models(environ) as models:
+        serving = models.store.read().served.get(name)
+        found = models.comparisons.of_model(name)
+        if serving is not None and serving.shadow:
+            found.setdefault((serving.versions[serving.shadow], serving.default), Comparison())
+    if not found:
+        raise LoadFailed(f"'{name}' has no shadow: ferry models shadow {name} <version>")
+    rows = [_compared(name, *which, comparison) for which, comparison in found.items()]
+    show(rows, COMPARISON_COLUMNS, as_json=as_json, nothing="")
+    return 0
 
 
-def _add_split(actions: Actions) -> None:
-    action = _about_one(actions, "split", "share requests out among versions")
-    action.add_argument("shares", nargs="+", metavar="VERSION=WEIGHT", help="or off alone")
-    action.set_defaults(run=lambda o: _routes("split_model", o.name, o.shares))
+def _compared(name: str, shadow_key: str, version: str, found: Comparison) -> Row:
+    answered = found.request_count - found.failed_count
+    return {
+        "model": name,
+        "version": version,
+        "shadow": shadow_key.partition("/")[2],
+        "request_count": int(found.request_count),
+        "failed_count": int(found.failed_count),
+        "skipped_count": int(found.skipped_count),
+        "row_count": int(found.row_count),
+        "agreement": found.agreed_count / found.row_count if found.row_count else None,
+        "max_abs_difference": _finite(found.max_abs_difference),
+        "served_seconds": found.served_seconds / answered if answered else None,
+        "shadow_seconds": found.shadow_seconds / answered if answered else None,
+    }
 
 
-def _add_shadow(actions: Actions) -> None:
-    action = _about_one(actions, "shadow", "send a copy of each request to a version and compare")
-    action.add_argument("version", metavar="VERSION", help="a number, or off")
-    action.set_defaults(run=lambda o: _routes("shadow_model", o.name, o.version))
+def _rows(models: Models) -> list[Row]:
+    snapshot = models.registry.snapshot()
+    records, alive = models.registry.instances()
+    ready = [r.model_key for r in records if r.state == "ready" and r.supervisor in alive]
+    rows = list[Row]()
+    for entry in repository_index(snapshot):
+        name, version = entry["name"], entry.get("version", "")
+        spec = snapshot.models.get(name, {}).get(version)
+        rows.append(
+            {
+                "model": name,
+                "version": version,
+                "state": entry["state"],
+                "requests": _requests_of(snapshot, name, version),
+                "instance_count": ready.count(spec.key) if spec else 0,
+                "reason": entry["reason"],
+            }
+        )
+    return rows
 
 
-def _add_compare(actions: Actions) -> None:
-    action = _about_one(actions, "compare", "show how the shadow's answers compare")
-    action.add_argument("--json", action="store_true", help="print one JSON list, no table")
-    action.set_defaults(run=lambda o: _views("compare_model", o.name, as_json=o.json))
+def _finite(value: float) -> float | str:
+    return "infinite" if math.isinf(value) else value  # JSON has no infinity
 
 
-def _about_one(actions: Actions, name: str, does: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(
-        name, help=does, description=does.capitalize() + "."
-    )
-    parser.add_argument("name", metavar="MODEL")
-    return parser
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.3g}"
 
 
-def _views(function: str, *values: object, **named: object) -> int:
-    return int(
-        getattr(import_module("ferry.commands.model_views"), function)(os.environ, *values, **named)
-    )
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
 
 
-def _routes(function: str, *values: object) -> int:
-    return int(getattr(import_module("ferry.commands.model_routes"), function)(os.environ, *values))
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1000 * seconds:.2f}"
 
 
-ADDED: tuple[Callable[[Actions], None], ...] = (
-    _add_list, _add_show, _add_load, _add_unload, _add_use, _add_split, _add_shadow, _add_compare,
-    _add_check,
-)  # fmt: skip
-"""What the group has, in the order of its help."""
+def load_model(environ: Mapping[str, str], name: str, config: Path | None) -> int:
+    """Load a model, or load it again; returns when it is ready on every machine."""
+    try:
+        text = config.read_text() if config else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CannotStart(f"{config}: {error}") from error
+    with _models(environ) as models:
+        began = time.monotonic()
+        models.control.load(name, text)
+        _say_where(models, name, began)
+    return 0
+
+
+def unload_model(environ: Mapping[str, str], name: str) -> int:
+    """Unload a model; returns when no request can reach it."""
+    with _models(environ) as models:
+        models.control.unload(name)
+    print(f"{name}: unloaded")
+    return 0
+
+
+def use_version(environ: Mapping[str, str], name: str, version: str) -> int:
+    """Send the requests that name no version to this one, or to the highest (`latest`)."""
+    with _models(environ) as models:
+        began = time.monotonic()
+        models.control.use(name, "" if version == "latest" else version)
+        _say_where(models, name, began)
+    return 0
+
+
+def split_model(environ: Mapping[str, str], name: str, shares: list[str]) -> int:
+    """Share requests out among versions, `VERSION=WEIGHT` each, or no longer (`off`)."""
+    weights = {} if shares == ["off"] else dict(map(_share, shares))
+    with _models(environ) as models:
+        began = time.monotonic()
+        models.control.split(name, weights)
+        _say_where(models, name, began)
+    return 0
+
+
+def shadow_model(environ: Mapping[str, str], name: str, version: str) -> int:
+    """Send a copy of each request to a version, comparing anew, or no longer (`off`)."""
+    with _models(environ) as models:
+        began = time.monotonic()
+        models.control.shadow(name, "" if version == "off" else version)
+        serving = models.store.read().served[name]
+        if serving.shadow:
+            models.comparisons.forget(serving.versions[serving.shadow], serving.default)
+        _say_where(models, name, began)
+    return 0
+
+
+def _share(text: str) -> tuple[str, int]:
+    version, _, weight = text.partition("=")
+    if not weight.isascii() or not weight.isdigit() or int(weight) < 1:
+        raise BadRequest(f"{text!r} must be VERSION=WEIGHT with a weight from 1, or off alone")
+    return version, int(weight)
+
+
+def _say_where(models: Models, name: str, began: float) -> None:
+    seconds, snapshot = time.monotonic() - began, models.registry.snapshot()
+    shares = [
+        f"version {version}: {_requests_of(snapshot, name, version)}"
+        for version in sorted(snapshot.served[name].versions, key=int)
+    ]
+    print(f"{name}: after {seconds:.2f} s requests go to {', '.join(shares)}")
+
+
+@contextmanager
+def _models(environ: Mapping[str, str]) -> Iterator[Models]:
+    """Yield the models; raises BadSetting, and NoRedis when there is none to ask."""
+    with redis_to_inspect(environ) as (settings, client):
+        yield Models(
+            Registry(client, settings.key_prefix),
+            DesiredStore(client, settings.key_prefix),
+            ModelControl(client, settings.key_prefix),
+            Comparisons(client, settings.key_prefix),
+        )
+
+
+def _requests_of(snapshot: Snapshot, name: str, version: str) -> str:
+    """Return which requests a version gets: all, a share, copies, or those that name it."""
+    serving = snapshot.served.get(name)
+    if serving is None or version not in serving.versions:
+        return "none"
+    if serving.split:
+        share = serving.split.get(version, 0) / sum(serving.split.values())
+        return f"{share:.0%}" if share else "named"
+    if version == serving.default:
+        return "all"
+    return "copies" if version == serving.shadow else "named"

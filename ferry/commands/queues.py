@@ -8,7 +8,7 @@ from ferry.commands.inspect_redis import redis_to_inspect
 from ferry.commands.tables import Column, Row, show
 from shared.operations.queue_inspection import QueueState, inspect_queues
 
-COLUMNS = (
+QUEUE_COLUMNS = (
     Column("model", lambda row: f"{row['model']}/{row['version']}"),
     Column("level", lambda row: row["level"], is_number=True),
     Column("waiting", lambda row: row["depth"], is_number=True),
@@ -32,7 +32,9 @@ def queues(environ: Mapping[str, str], *, as_json: bool) -> int:
     with redis_to_inspect(environ) as (settings, client):
         states = inspect_queues(client, settings.key_prefix)
     rows = [_as_json(state) for state in states] if as_json else _lines(states)
-    show(rows, COLUMNS, as_json=as_json, nothing="no queues: no model is served on this Redis")
+    show(
+        rows, QUEUE_COLUMNS, as_json=as_json, nothing="no queues: no model is served on this Redis"
+    )
     return 0
 
 

@@ -9,7 +9,7 @@ from ferry.commands.tables import Column, Row, show
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 
-COLUMNS = (
+INSTANCE_COLUMNS = (
     Column("host", lambda row: row["host"]),
     Column("pid", lambda row: row["pid"] or "", is_number=True),
     Column("device", lambda row: row["device"]),
@@ -33,7 +33,12 @@ def workers(environ: Mapping[str, str], *, as_json: bool) -> int:
         records, alive = Registry(client, settings.key_prefix).instances()
     records.sort(key=lambda record: (record.host, record.model_key, record.pid, record.id))
     rows = [_row(record, alive) for record in records]
-    show(rows, COLUMNS, as_json=as_json, nothing="no instances: no worker runs on this Redis")
+    show(
+        rows,
+        INSTANCE_COLUMNS,
+        as_json=as_json,
+        nothing="no instances: no worker runs on this Redis",
+    )
     return 0
 
 
