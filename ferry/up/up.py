@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 from redis.exceptions import RedisError
 
 from ferry.errors import CannotStart
-from ferry.up import embedded_valkey, state_dir
+from ferry.up import embedded_valkey
 from ferry.up.embedded_valkey import EmbeddedValkey
 from ferry.up.processes import OrderedManager, read_procfile, stop_signals
 from ferry.up.readiness import announce_when_ready
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 # From the beginning of the stop to Valkey's end; see ferry.up.processes for who stops before.
 STOP_SECONDS = 8.5
+# As long as a predecessor's reaper may take; a second `ferry up` is told after this.
+LOCK_TIMEOUT_SECONDS = 2.0
 
 
 def up(environ: Mapping[str, str], procfile: Path = PROJECT_ROOT / "Procfile") -> int:
@@ -116,13 +119,44 @@ def _check_redis(url: str) -> None:
 
 @contextmanager
 def _reaper(directory: Path) -> Iterator[Reaper]:
-    lock = state_dir.lock(directory)
+    lock = _lock(directory)
     reaper = Reaper(lock)
     try:
         yield reaper
     finally:
         reaper.finish()
         os.close(lock)
+
+
+def _lock(directory: Path) -> int:
+    """Make `directory` (mode 700) and lock it; return the descriptor that holds the lock.
+
+    The lock goes when the last process that inherited the descriptor ends, so it cannot go stale.
+    Raises CannotStart when another `ferry up` has it.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+    while not _try_lock(descriptor):
+        if time.monotonic() > deadline:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise CannotStart(
+                f"another ferry up (process {holder}) runs in {directory}; "
+                "stop it, or set FERRY_STATE_DIR to another directory"
+            )
+        time.sleep(0.05)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _start_valkey(directory: Path, reaper: Reaper) -> EmbeddedValkey:
