@@ -39,11 +39,11 @@ def first_line(tree: ast.Module) -> str:
 
 
 def modules(packages: tuple[str, ...] = PACKAGES) -> list[Module]:
-    """Return all modules of the packages, parsed, in the order of their paths."""
-    paths = sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+    """Return all modules of the packages, parsed, folder by folder."""
+    paths = [path for package in packages for path in (ROOT / package).rglob("*.py")]
     return [
         Module(path.relative_to(ROOT), ast.parse(path.read_text(encoding="utf-8")))
-        for path in paths
+        for path in sorted(paths, key=lambda path: (path.parent, path.name))
     ]
 
 
