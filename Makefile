@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help install samples up test check bench chaos soak docs map hooks lock openapi clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 # torch's line comes twice: the CUDA build for Linux brings its libraries as dependencies, which
 # --no-deps leaves out; torch pins them itself. With the CPU build the second line changes nothing.
