@@ -32,6 +32,7 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = placement.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # Threads that spin between two passes would take cores from the API.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = _providers(placement.device, wants_gpu(spec))
         self._session = onnxruntime.InferenceSession(str(file), options, providers)

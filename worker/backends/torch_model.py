@@ -67,6 +67,8 @@ class TorchBackend:
 
         Here the way turns: `worker.instance.batch` splits the outputs, the loop publishes them.
         """
+        # fast: an instance that serves is in `inference_mode` all along (`_run_batches` in
+        # `worker.instance.process`); a block for each pass is for those of its warming up.
         if torch.is_grad_enabled():
             with torch.inference_mode():
                 return self._forward(inputs, pixels)
@@ -110,7 +112,7 @@ class TorchBackend:
             raise BadModelOutput(
                 f"the model returned {len(found)} tensors, its config declares {self._outputs}"
             )
-        return dict(zip(self._outputs, found, strict=False))
+        return dict(zip(self._outputs, found, strict=False))  # undeclared ones are left out
 
 
 def _by_position(names: list[str], arguments: list[str]) -> list[str]:

@@ -110,12 +110,12 @@ class EnsembleScheduler:
             while not self._stopped:
                 self._meter.busy_since = time.monotonic() if self._is_busy else 0.0
                 self._take_events()
-                self._steps.release()
+                self._steps.release()  # what all these events pushed, in one write for each model
                 self._drop_unwanted()
                 self._outbox.publish()
         except Exception:  # a border: the supervisor puts back what is under way here
             log.exception("%s: the ensemble's process ends and is replaced", self._spec.key)
-            os._exit(1)
+            os._exit(1)  # sys.exit would end this thread only
 
     @property
     def _is_busy(self) -> bool:

@@ -94,6 +94,7 @@ def _answer(requests: list[DecodedRequest], context: BatchContext) -> dict[str, 
 def _refuse_oversized(results: dict[str, bytes], spec: ModelSpec) -> set[str]:
     """Put errors in the place of results that cannot be handed out; returns whose they were."""
     refused, taken = set[str](), 0
+    # fast: nearly always they fit together, so each does
     if sum(map(len, results.values())) <= min(MAX_RESULT_BYTES, MAX_RESULTS_BYTES):
         return refused
     for request_id, result in results.items():

@@ -131,16 +131,14 @@ def check_outputs(
 
 
 def split(name: str, array: Array, counts: list[int], *, batched: bool) -> list[Tensor]:
-    """Return one tensor per request of a batch whose requests have `counts` rows each.
-
-    Numbers are turned into bytes once for the whole batch.
-    """
+    """Return one tensor per request of a batch whose requests have `counts` rows each."""
     if not batched or len(counts) == 1:
         return [Tensor.of(name, array)] * len(counts)
     ends = list(accumulate(counts))
-    if array.dtype.kind in "OSU":
+    if array.dtype.kind in "OSU":  # rows of strings differ in their bytes
         parts = zip(ends, counts, strict=True)
         return [Tensor.of(name, array[end - count : end]) for end, count in parts]
+    # fast: numbers become bytes once for the whole batch, each request gets a slice of them
     datatype, shape, data = datatype_of(array), array.shape[1:], to_bytes(array)
     width = len(data) // len(array)
     return [

@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 
 def answers_each(backend: Backend) -> TypeGuard[EachBackend]:
-    """Tell whether the requests of a batch stay apart; for every batch, so no `isinstance`."""
+    """Tell whether the model sees the requests of a batch one by one."""
+    # fast: asked for every batch, and `isinstance` of a protocol looks at each of its members
     return hasattr(backend, "answer_each")
 
 

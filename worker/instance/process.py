@@ -44,7 +44,9 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     `meter`, which the supervisor reads. SIGTERM finishes the batch in hand; before the first batch
     it ends the process at once.
     """
+    # Until a batch is in hand nothing needs finishing, and loading may take minutes.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ctrl-C reaches the whole process group; only the supervisor decides when an instance ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     configure_logging(job.log_level)
@@ -80,7 +82,7 @@ def _run_batches(
         batching=Batching.of(job.spec),
         cache=job.limits.cache,
     )
-    with torch.inference_mode():  # once, not for every batch
+    with torch.inference_mode():  # fast: once, not for every batch
         run(
             queue,
             partial(answer_batch, spec=job.spec, backend=backend, instance=job.id),
