@@ -1,4 +1,4 @@
-"""Exit codes, and why a command ends before it began (a wrong setting is BadSetting)."""
+"""Exit codes, and the errors that end a command early; a wrong setting is a BadSetting."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ EXIT_INTERRUPTED = 130
 
 
 class CannotStart(Exception):
-    """Something outside is in the way: a port, a lock, a server; the message says what to do."""
+    """Raised when a port, a lock or a server is in the way; the message says what to do."""
 
 
 class NoRedis(Exception):
-    """A command that looks into Redis found none that answers; the message says where it looked."""
+    """Raised when no Redis answers that could be looked into; the message says which was asked."""

@@ -1,4 +1,4 @@
-"""GET /openapi.json: what every route takes and answers; GET /docs/: the same to read and to try.
+"""GET /openapi.json: the description of every route; GET /docs/: the same to read and to try.
 
 The document is the file openapi.json, which `make openapi` writes. The pages are Swagger UI's, out
 of the package flask-swagger-ui: nothing is fetched from elsewhere, and the header says to the

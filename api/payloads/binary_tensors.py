@@ -1,4 +1,4 @@
-"""Binary tensor data as it came: checked, and cut where the frame says (v2's extension).
+"""The binary data extension: tensors are cut from the body by their sizes, and checked.
 
 Source: https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 """
@@ -21,11 +21,11 @@ HEADER = "Inference-Header-Content-Length"
 HEADER_VARIABLE = "HTTP_INFERENCE_HEADER_CONTENT_LENGTH"
 MAX_DIGITS = 18
 LENGTH = struct.Struct("<I")
-"""What stands in front of each BYTES element."""
+"""The length in front of each BYTES element."""
 
 
 def header_length(environ: Mapping[str, Any], body_bytes: int) -> int | None:
-    """Return how many bytes of the body are JSON, None without the header; raises BadRequest."""
+    """Return the length of the JSON in bytes, None without the header; raises BadRequest."""
     value = environ.get(HEADER_VARIABLE)
     if value is None:
         return None
@@ -38,10 +38,10 @@ def header_length(environ: Mapping[str, Any], body_bytes: int) -> int | None:
 
 
 class Chunks:
-    """What stands behind the JSON, taken from the front by each binary input in turn."""
+    """The bytes behind the JSON, taken from the front by each binary input in turn."""
 
     def __init__(self, data: memoryview) -> None:
-        """Begin at the first byte."""
+        """Start at the first byte."""
         self._data = data
         self._position = 0
 
@@ -82,7 +82,7 @@ def checked_binary(raw: Buffer, datatype: str, shape: tuple[int, ...], where: st
 
 
 def raw_input(raw: Buffer, spec: ModelSpec) -> Tensor:
-    """Return the body of a raw request, which is nothing but its one input's data, of batch 1.
+    """Return the body of a raw request as the model's only input, with a batch of 1.
 
     A dimension of -1 is what the number of bytes makes it; BYTES are one element, the body itself.
     Raises BadRequest where the model does not allow that.
@@ -106,7 +106,7 @@ def raw_input(raw: Buffer, spec: ModelSpec) -> Tensor:
 
 
 def _fitted(dims: tuple[int, ...], datatype: str, size: int, where: str) -> tuple[int, ...]:
-    """Return `dims` with what the size in bytes makes of its one -1."""
+    """Return `dims` with the one that is -1 computed from the size in bytes."""
     if dims.count(-1) > 1:
         raise BadRequest(f"{where}: a raw request leaves one dimension open, not {list(dims)}")
     known = math.prod(dim for dim in dims if dim != -1) * NUMPY_TYPES[datatype].itemsize
@@ -116,7 +116,7 @@ def _fitted(dims: tuple[int, ...], datatype: str, size: int, where: str) -> tupl
 
 
 def _check_elements(raw: Buffer, count: int, where: str) -> None:
-    """Walk from length to length, making nothing of what stands between them."""
+    """Check that `raw` is `count` BYTES elements, from length to length; decode none of them."""
     end, position, steps = len(raw), 0, 0
     while position + LENGTH.size <= end and steps < count:
         position += LENGTH.size + LENGTH.unpack_from(raw, position)[0]

@@ -1,4 +1,4 @@
-"""One infer request, whatever transport brought it, checked against its model (stop 1).
+"""One infer request, whatever transport brought it, is checked against its model.
 
 HTTP and gRPC take a request apart; here it is decided whether it fits, in the same words for both.
 """
@@ -23,7 +23,7 @@ _ONLY_INTEGERS = frozenset({int})
 
 
 class GivenInput(NamedTuple):
-    """One input as it came: `data` as JSON's lists, or `raw` as binary tensor data.
+    """One input as the client sent it: `data` as JSON's lists, or `raw` as binary tensor data.
 
     Nothing is checked yet but the name, which is a string. Data that may hold booleans is a
     MixedList.
@@ -37,9 +37,9 @@ class GivenInput(NamedTuple):
 
 
 class InferBody(NamedTuple):
-    """A checked request: inputs in the model's order, wanted outputs (empty for all).
+    """A checked request: inputs in the model's order, requested outputs (empty for all).
 
-    `binary` says that outputs are binary unless they are among the wanted ones.
+    `binary` says that outputs are binary unless they are among the requested ones.
     """
 
     id: str | None
@@ -50,7 +50,7 @@ class InferBody(NamedTuple):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Return the outputs that the model is asked for, empty for all."""
+        """Return the names of the requested outputs, empty for all."""
         return tuple([wanted.name for wanted in self.outputs])
 
 
@@ -77,7 +77,7 @@ def check_inputs(given: Sequence[GivenInput], spec: ModelSpec) -> tuple[Tensor, 
 
 
 def check_missing(given: Collection[str], spec: ModelSpec) -> None:
-    """Raise BadRequest when an input is not given that is not optional, or none is."""
+    """Raise BadRequest when a required input is missing, or there is no input at all."""
     declared = spec.inputs_by_name
     missing = [name for name in declared if name not in given and not declared[name].optional]
     if missing:
@@ -130,7 +130,7 @@ def check_shape(shape: tuple[int, ...], declared: TensorSpec, spec: ModelSpec, w
         and shape[0] <= spec.max_batch_size
         and 0 not in shape
     ):
-        return  # nearly always, and at a third of what the following costs
+        return  # fast: nearly every shape fits, and this costs a third of what follows
     wanted = spec.full_shape(declared)
     if len(shape) != len(wanted):
         raise BadRequest(
@@ -149,7 +149,7 @@ def check_shape(shape: tuple[int, ...], declared: TensorSpec, spec: ModelSpec, w
 
 
 def check_row_count(count: int, spec: ModelSpec) -> None:
-    """Raise BadRequest when `count` pictures or texts are more rows than a batch of the model."""
+    """Raise BadRequest when `count` pictures or texts are more than the rows of a batch."""
     if count > spec.batch_rows:
         raise BadRequest(
             f"inference request batch-size must be <= {spec.batch_rows} for '{spec.name}', "
@@ -176,7 +176,7 @@ def check_parameters(parameters: Any, where: str) -> Parameters:
 
 
 def class_count(parameters: Parameters, where: str) -> int:
-    """Return how many best classes an output's parameters want, 0 for the output itself."""
+    """Return the count of best classes that the parameters ask for, 0 for the output itself."""
     count = parameters.get("classification", 0)
     if type(count) is not int or count < 0:
         raise BadRequest(f'{where}: "classification" must be a number from 1, not {count!r}')

@@ -96,8 +96,9 @@ def json_type(value: Any) -> str:
 def _has_strings(data: list[Any]) -> bool:
     """Tell whether there is a string anywhere in nested lists.
 
-    subtle: numpy would give every element the room of the longest string. A sum is the cheapest
-    look at many numbers, a sixth of what numpy then needs for them (2026-11-21).
+    subtle: numpy would give every element the room of the longest string.
+    fast: a sum is the cheapest look at many numbers, a sixth of what numpy then needs for them
+    (2026-11-21).
     """
     level: list[Any] = data
     while level:
@@ -112,7 +113,7 @@ def _has_strings(data: list[Any]) -> bool:
 
 
 def _converted(found: Array, data: list[Any], datatype: str, where: str) -> Array:
-    """Check kind and range of what numpy read, then convert it."""
+    """Convert numpy's reading of `data` to `datatype`, after a check of its kind and range."""
     target = NUMPY_TYPES[datatype]
     if datatype == "BOOL":
         if found.dtype.kind != "b":
@@ -142,7 +143,7 @@ def _floats(found: Array, target: np.dtype[Any], where: str) -> Array:
         return found.astype(target)
     with np.errstate(over="ignore"):
         array = found.astype(target)
-        # The sum meets any infinity, at half the price of isfinite(); it may also overflow itself.
+        # fast: a sum meets any infinity at half the price of isfinite(), but may overflow itself.
         suspicious = not math.isfinite(array.sum())
     if suspicious and not np.isfinite(array).all():
         raise BadRequest(f"{where}: data has numbers too large for {target.name}")

@@ -33,7 +33,7 @@ MANY_PIXELS = 1_000_000
 
 
 def limit_pictures(max_pixels: int) -> None:
-    """Set how many pixels a request's pictures may have, in this process, to be decoded.
+    """Limit the pixels that a request's pictures may have together, in this process.
 
     subtle: the filter stands for good, since `warnings.catch_warnings` is not safe among threads.
     """
@@ -60,6 +60,7 @@ def picture_batch(pictures: list[bytes], spec: ModelSpec) -> Tensor:
         if total > limit:
             raise BadRequest(f"the pictures have more than {limit} pixels together")
         opened.append(picture)
+    # Only under gevent is there an event loop that a large picture would hold up.
     if total > MANY_PIXELS and is_module_patched("socket"):
         rows = get_hub().threadpool.apply(_decode_all, (opened, image, where))
     else:
@@ -70,7 +71,7 @@ def picture_batch(pictures: list[bytes], spec: ModelSpec) -> Tensor:
 
 
 def _open(data: bytes, where: str) -> Image.Image:
-    """Return a picture of which no more than the header has been read."""
+    """Open a picture; no more than its header is read."""
     if not data:
         raise BadRequest(f"{where} is empty")
     with _readable(where):
@@ -96,7 +97,7 @@ def _resized(picture: Image.Image, image: ImageInput, where: str) -> tuple[int, 
 
 
 def _decode_all(opened: list[Image.Image], image: ImageInput, where: str) -> Array | BadRequest:
-    """Return the rows, or the error: gevent prints the trace of what a thread raises."""
+    """Return the rows, or the error: gevent would print the traceback of one that is raised."""
     try:
         rows = [_decode(picture, image, where.format(n)) for n, picture in enumerate(opened)]
     except BadRequest as error:
@@ -115,7 +116,7 @@ def _decode(opened: Image.Image, image: ImageInput, where: str) -> Array:
 
 @contextmanager
 def _readable(where: str) -> Iterator[None]:
-    """Raise BadRequest for what Pillow raises."""
+    """Raise BadRequest in the place of Pillow's errors."""
     try:
         yield
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

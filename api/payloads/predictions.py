@@ -1,4 +1,4 @@
-"""From a model's output rows to what people read: class, label, confidence."""
+"""Output rows described for people: class, label, confidence."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from shared.model_spec import ModelSpec, TensorSpec
 
 Form = Literal["predictions", "outputs"]
 FORMS: dict[str, Form] = {"instances": "predictions", "inputs": "outputs"}
-"""What a request is asked with, and what it is answered with."""
+"""The key of the answer for the key of the request."""
 SIGNATURE = "serving_default"
 BYTES_SUFFIX = "_bytes"
 """Outputs whose names end so are base64 whatever is in them."""
@@ -33,7 +33,7 @@ BYTES_SUFFIX = "_bytes"
 def parse_predict(
     raw: bytes, spec: ModelSpec, tokenizers: TokenizerCache
 ) -> tuple[Form, tuple[Tensor, ...]]:
-    """Check a body against the model; return how it is to be answered, and the model's inputs.
+    """Check a body against the model; return the form of the answer and the model's inputs.
 
     Raises BadRequest saying what and where.
     """
@@ -201,7 +201,7 @@ def _values(tensor: Tensor) -> Any:
 
 
 def _shown(item: bytes, *, as_binary: bool) -> str | dict[str, str]:
-    """Return one element of BYTES; what is no UTF-8 is base64."""
+    """Return one element of BYTES as text, or as base64 where it is no UTF-8."""
     if not as_binary:
         try:
             return item.decode()

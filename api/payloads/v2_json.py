@@ -64,7 +64,7 @@ def load_object(raw: bytes, tensor_keys: Collection[str] = TENSOR_KEYS) -> dict[
         raise BadRequest(f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise BadRequest(f"the body must be a JSON object, not {json_type(body)}")
-    # The brackets bound the depth: nearly every body is cleared by counting them.
+    # fast: the number of brackets bounds the depth, and nearly every body has few.
     if raw.count(b"[") + raw.count(b"{") > MAX_NESTING:
         _check_nesting(body, tensor_keys)
     return body

@@ -1,4 +1,4 @@
-"""`ferry models check`: looks through a model repository and says what is wrong with it, for CI."""
+"""`ferry models check`: prints the problems of a model repository, for CI."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _for_each(
     *,
     as_json: bool,
 ) -> int:
-    """Act on each, print what was done, and say of each failure why."""
+    """Act on each request, print the rows, and the reason of each failure."""
     rows: list[Row] = []
     with redis_to_inspect(environ) as (settings, client):
         dead = DeadLetters(client, settings)
@@ -145,7 +145,7 @@ def _input(tensor: Tensor) -> Row:
 
 
 def _value(value: object) -> object:
-    """Return what JSON can carry: bytes as text, cut, and the floats that it lacks as words."""
+    """Return a value for JSON: bytes as text, cut, and the floats that it lacks as words."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")[:LONGEST_TEXT]
     if isinstance(value, float) and not isfinite(value):

@@ -80,7 +80,7 @@ def show_model(environ: Mapping[str, str], name: str) -> int:
 
 
 def compare_model(environ: Mapping[str, str], name: str, *, as_json: bool) -> int:
-    """Print how a model's shadows compared with what was answered; raises LoadFailed for none.
+    """Print how a model's shadows compare with the served version; raises LoadFailed for none.
 
     Those that have ended are shown as well, for a week.
     """
@@ -231,7 +231,7 @@ def _models(environ: Mapping[str, str]) -> Iterator[Models]:
 
 
 def _requests_of(snapshot: Snapshot, name: str, version: str) -> str:
-    """Return which requests a version gets: all, a share, copies, or those that name it."""
+    """Return a version's part of the requests: all, a share, copies, or those that name it."""
     serving = snapshot.served.get(name)
     if serving is None or version not in serving.versions:
         return "none"

@@ -1,4 +1,4 @@
-"""`ferry queue`: what waits for each model version and what its instances hold."""
+"""`ferry queue`: the requests that wait for each model version or are with its instances."""
 
 from __future__ import annotations
 

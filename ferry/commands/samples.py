@@ -38,7 +38,7 @@ def make_samples(
 
 
 def is_finished(directory: Path) -> bool:
-    """Say whether a model file stands in version 1, and its making was not cut short.
+    """Tell whether a model file stands in version 1, and its making was not cut short.
 
     An ensemble has none: its configuration is enough.
     """

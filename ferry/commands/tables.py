@@ -1,4 +1,4 @@
-"""Prints what a command found: a table for people, one JSON list for programs."""
+"""Prints the rows that a command found: a table for people, one JSON list for programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 Row = Mapping[str, Any]
-"""What JSON shows of one thing: complete, with the unit in each name."""
+"""One thing as JSON shows it: complete, with the unit in each name."""
 
 PIPE_WIDTH = 1000
 """How wide a line may be where there is no terminal to fit."""
@@ -23,7 +23,7 @@ GAP_WIDTH = 2
 
 
 class Column(NamedTuple):
-    """One column of a table: its heading, and what it shows of a row; numbers stand right."""
+    """One column of a table: its heading, and its cell of a row; numbers stand right."""
 
     heading: str
     content: Callable[[Row], object]

@@ -44,7 +44,7 @@ class EmbeddedValkey:
 
     @property
     def url(self) -> str:
-        """What goes into REDIS_URL."""
+        """Return the value of REDIS_URL."""
         return f"unix://{quote(str(self.socket))}"
 
     def stop(
@@ -52,7 +52,7 @@ class EmbeddedValkey:
         timeout_seconds: float = STOP_TIMEOUT_SECONDS,
         hurry: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Have it write its data and end; killed after the time, or as soon as `hurry` says so."""
+        """Stop it, its data written; kill it after the time, or once `hurry()` is true."""
         self.process.terminate()
         deadline = time.monotonic() + timeout_seconds
         while self.process.poll() is None and time.monotonic() < deadline and not hurry():
@@ -65,7 +65,7 @@ class EmbeddedValkey:
 
 
 def socket_path(state_dir: Path) -> Path:
-    """Return where the socket goes: `state_dir`, or a new private directory when that is too deep.
+    """Return the socket's path, in `state_dir` or, when that is too deep, in a new private one.
 
     A directory outside `state_dir` is the caller's to remove.
     """
@@ -80,7 +80,7 @@ def socket_path(state_dir: Path) -> Path:
 
 
 def find_socket(state_dir: Path) -> Path:
-    """Return where the socket of a server that runs with `state_dir` is; it may have ended."""
+    """Return the path of the socket of a server with this `state_dir`; it may have ended."""
     path = state_dir / "valkey.sock"
     return path if _fits(path) else (state_dir / SOCKET_LINK).resolve()
 

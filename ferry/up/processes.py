@@ -42,7 +42,7 @@ def read_procfile(path: Path) -> dict[str, str]:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Return what stops us: SIGINT, SIGTERM, and SIGHUP unless `nohup` had it ignored."""
+    """Return the signals that stop us: SIGINT, SIGTERM and, unless `nohup` ignores it, SIGHUP."""
     hung_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGINT, signal.SIGTERM, *hung_up]
 
@@ -70,7 +70,7 @@ class ManagedProcess(Process):  # type: ignore[misc]
 
 
 class _SessionLeader(Popen):  # type: ignore[misc]
-    """A process with which its whole session ends."""
+    """A process whose end kills what is left of its session."""
 
     def __init__(self, command: str, **options: Any) -> None:
         super().__init__(command, **options)
@@ -90,7 +90,7 @@ class _SessionLeader(Popen):  # type: ignore[misc]
 
 
 class OrderedManager(Manager):  # type: ignore[misc]
-    """honcho's manager, except in how it stops.
+    """honcho's manager with an ordered stop: the APIs, then the worker, then the rest.
 
     `stop_signals` and the death of any process begin the stop; `failed` says afterwards whether a
     death did. A second SIGINT makes `hurry` true and kills what is left.
@@ -196,7 +196,7 @@ class OrderedManager(Manager):  # type: ignore[misc]
 
 
 class _Output:
-    """stdout, whose loss (the terminal or the pipe was closed) begins the stop, not a traceback."""
+    """stdout; a closed terminal or pipe begins the stop instead of raising."""
 
     def __init__(self, on_loss: Callable[[], None]) -> None:
         self._on_loss = on_loss

@@ -1,4 +1,4 @@
-"""Watching the API until it is ready, and telling the operator where it is."""
+"""Waits until the API is ready, and prints the addresses of all that can be called."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
 class Console(Protocol):
-    """What is told here, and whether there is still anyone to tell."""
+    """Prints lines for the operator, until everything is `stopping`."""
 
     stopping: bool
 
@@ -29,7 +29,7 @@ class Console(Protocol):
 
 
 def announce_when_ready(settings: Settings, console: Console, start: float) -> None:
-    """Print the URLs once all models are ready; until then, what is missing, less and less often.
+    """Print the addresses once all models are ready; before, the missing ones, ever less often.
 
     `start` is the time.monotonic() that "ready in" counts from. Returns early when all is stopping.
     """
@@ -70,7 +70,7 @@ def addresses(settings: Settings) -> Iterator[str]:
 
 
 def missing(settings: Settings) -> str:
-    """Say what is not ready: the API itself, or which models."""
+    """Name the missing parts: the API itself, or some models."""
     url = api_url(settings)
     if not answers(f"{url}/v2/health/live"):
         return f"the API does not answer at {url}"
@@ -86,7 +86,7 @@ def models(settings: Settings) -> list[str]:
 
 
 def answers(url: str) -> bool:
-    """Say whether GET `url` is answered with a 2xx within PROBE_TIMEOUT_SECONDS."""
+    """Tell whether GET `url` is answered with a 2xx within PROBE_TIMEOUT_SECONDS."""
     try:
         with urlopen(url, timeout=PROBE_TIMEOUT_SECONDS):
             return True

@@ -24,7 +24,7 @@ EXIT_TIMEOUT_SECONDS = 6.0
 
 
 class Reaper:
-    """The handle that `ferry up` keeps, and that the processes it forks inherit."""
+    """The handle on the child; `ferry up` keeps it, and the processes it forks inherit it."""
 
     def __init__(self, lock: int) -> None:
         """Start the child; `lock` is the descriptor of the locked file that it holds on to."""
@@ -37,7 +37,7 @@ class Reaper:
         )
 
     def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-        """As subprocess.Popen, in a session of its own that is watched from its first instruction.
+        """Start as subprocess.Popen does, in a session that is watched from its first instruction.
 
         Were it watched by us once it runs, a kill -9 in between would leave it behind.
         """
@@ -50,24 +50,24 @@ class Reaper:
         )
 
     def watch_session(self, leader: int) -> None:
-        """Have what is left of the session of `leader` killed when we end, in whatever way."""
+        """Kill what is left of the session of `leader` when we end, in whatever way."""
         self._write(f"session {leader}")
 
     def watch_process(self, process: int) -> None:
-        """Have this one process killed when we end."""
+        """Kill this one process when we end."""
         self._write(f"process {process}")
 
     def watch_path(self, path: Path) -> None:
-        """Have this file or directory removed when we end."""
+        """Remove this file or directory when we end."""
         self._write(f"path {path}")
 
     def leave(self) -> None:
-        """Let go of the pipe in a forked process: it must not seem as if `ferry up` lived."""
+        """Close the pipe in a forked process, which would hold it open as if `ferry up` lived."""
         assert self._child.stdin is not None
         self._child.stdin.close()
 
     def finish(self) -> None:
-        """Have the child end what is left, which after an orderly stop is nothing, and itself."""
+        """End the child; it first ends what is left, after an orderly stop nothing."""
         self.leave()
         self._child.wait(EXIT_TIMEOUT_SECONDS)
 
@@ -99,7 +99,7 @@ def _remove(path: Path) -> None:
 
 
 def main() -> None:
-    """Be the child: deaf to what is meant for `ferry up`, it ends when the pipe does."""
+    """Run as the child: ignore the signals that `ferry up` gets, end when the pipe does."""
     for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signal_number, signal.SIG_IGN)
     reap(sys.stdin)

@@ -61,7 +61,7 @@ def up(environ: Mapping[str, str], procfile: Path = PROJECT_ROOT / "Procfile") -
 
 
 def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what the processes see: `environ`, with every setting spelled out."""
+    """Return the environment of the processes: `environ`, with every setting spelled out."""
     spelled_out = {
         setting.metadata["variable"]: str(getattr(settings, setting.name))
         for setting in fields(settings)

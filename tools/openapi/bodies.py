@@ -11,7 +11,7 @@ from pydantic.json_schema import GenerateJsonSchema
 JSON, BYTES, PICTURE = "application/json", "application/octet-stream", "image/*"
 FORM = "multipart/form-data"
 Content = Mapping[str, tuple[Any, ...]]
-"""By media type what a body may be: any one of these types; none of them stands for bytes."""
+"""The types that a body may have, by media type; no types stand for bytes."""
 ANY_BYTES = {"type": "string", "format": "binary"}
 
 
@@ -50,7 +50,7 @@ class Bodies(NamedTuple):
 
 
 class _WithoutFieldTitles(GenerateJsonSchema):
-    """A field's title would be its name once more."""
+    """Leaves out the titles of fields, which would be their names once more."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""The document of every route, what it takes and answers, as OpenAPI 3.1.
+"""Describes every route of the application as OpenAPI 3.1.
 
 Paths, methods and path parameters are the application's own routes; errors are those of
 shared/errors.py; examples were recorded from the sample models. The document only describes: the
@@ -21,11 +21,11 @@ from shared.errors import FerryError, UnknownModel
 from shared.settings import Settings
 from tools.openapi.bodies import JSON, Bodies
 from tools.openapi.examples import Example, examples
-from tools.openapi.extensions import EXTENSIONS
-from tools.openapi.operations import PROTOCOL, Operation
+from tools.openapi.extensions import EXTENSION_VIEWS
+from tools.openapi.operations import PROTOCOL_VIEWS, Operation
 from tools.openapi.parameters import HEADERS, PARAMETERS, PATH_PARAMETERS
 
-OPERATIONS = {**PROTOCOL, **EXTENSIONS}
+OPERATIONS = {**PROTOCOL_VIEWS, **EXTENSION_VIEWS}
 UNKNOWN = Operation("other", "Not described yet", {200: {JSON: (dict,)}})
 PAGES = {"static", "swagger_ui.show"}
 """Endpoints for people, not for programs."""
@@ -42,7 +42,7 @@ answers HEAD. No `Content-Type` is needed but for forms. Bodies may come with th
 
 
 def text() -> str:
-    """Return what stands in api/openapi/openapi.json."""
+    """Return the content of api/openapi/openapi.json."""
     app = create_app(Settings(redis_url="redis://nowhere.invalid"))  # opens no connection
     return json.dumps(describe(app), indent=1, ensure_ascii=False) + "\n"
 
@@ -82,7 +82,7 @@ def describe(app: Flask) -> dict[str, Any]:
 
 
 def described_routes(app: Flask) -> Iterator[tuple[Rule, str]]:
-    """Yield what the document must hold: each rule with each of its methods."""
+    """Yield each rule with each of its methods, but for the pages."""
     for rule in sorted(app.url_map.iter_rules(), key=lambda rule: rule.rule):
         if rule.endpoint not in PAGES:
             for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
@@ -142,7 +142,7 @@ def _responses(
 
 
 def _can_have(rule: Rule, error: type[FerryError]) -> bool:
-    """A route that names no model cannot name an unknown one."""
+    """Tell whether a route can end with an error; one that names no model names no unknown one."""
     return error is not UnknownModel or "name" in rule.arguments
 
 

@@ -27,7 +27,7 @@ class Example(NamedTuple):
 
     @property
     def media_type(self) -> str:
-        """Return what the request's body is."""
+        """Return the media type of the request's body."""
         return "image/*" if self.picture else "application/json"
 
     def of(self, method: str, path: str) -> bool:

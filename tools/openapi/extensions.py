@@ -1,4 +1,4 @@
-"""The operations of the protocol's extensions and of version 1, for /openapi.json."""
+"""The views of the protocol's extensions and of version 1, described."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ LOGGED = {200: as_json(schemas.LogSettings)}
 OTHER_VERB = Operation(
     "version 1", "The verbs that are not offered", {}, (errors.Unsupported, errors.UnknownRoute)
 )
-SHARED_MEMORY = Operation("extensions", "Not offered: shared memory", {}, (errors.Unsupported,))
-TRACE = Operation("extensions", "Not offered: traces", {}, (errors.Unsupported,))
+NO_SHARED_MEMORY = Operation("extensions", "Not offered: shared memory", {}, (errors.Unsupported,))
+NO_TRACES = Operation("extensions", "Not offered: traces", {}, (errors.Unsupported,))
 
-EXTENSIONS: Mapping[tuple[str, str], Operation] = {
+EXTENSION_VIEWS: Mapping[tuple[str, str], Operation] = {
     ("v2.repository", "POST"): Operation(
         "extensions",
         "All models with their states",
@@ -74,8 +74,8 @@ EXTENSIONS: Mapping[tuple[str, str], Operation] = {
         (*BODY_ERRORS, errors.RedisUnavailable),
         as_json(schemas.ChangeLogging),
     ),
-    **{("v2.shared_memory", method): SHARED_MEMORY for method in ("GET", "POST")},
-    **{("v2.trace", method): TRACE for method in ("GET", "POST")},
+    **{("v2.shared_memory", method): NO_SHARED_MEMORY for method in ("GET", "POST")},
+    **{("v2.trace", method): NO_TRACES for method in ("GET", "POST")},
     ("v1.models", "GET"): Operation(
         "version 1",
         "The names of all models",

@@ -1,4 +1,4 @@
-"""What every view takes and answers, for /openapi.json; paths and methods come from the routes.
+"""The views of v2 and `/predict`, described; their paths and methods come from the routes.
 
 An operation is found by its endpoint and method. Its errors are the classes of shared/errors.py: a
 status and its codes stand in the document because they stand here.
@@ -16,11 +16,11 @@ from tools.openapi import predict_schemas as predicting
 from tools.openapi import schemas
 from tools.openapi.bodies import BYTES, FORM, JSON, PICTURE, Content
 
-NOTHING: Content = MappingProxyType({})
+NO_BODY: Content = MappingProxyType({})
 
 
 class Operation(NamedTuple):
-    """What one view takes and answers.
+    """The description of one view: its body, answers and errors.
 
     `body` and `answers` (by status) are by media type, any one of the types each; none: bytes.
 
@@ -31,7 +31,7 @@ class Operation(NamedTuple):
     summary: str
     answers: Mapping[int, Content]
     errors: tuple[type[FerryError], ...] = ()
-    body: Content = NOTHING
+    body: Content = NO_BODY
     parameters: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
     description: str = ""
@@ -82,7 +82,7 @@ PREDICTED = as_json(
 )
 INFERRED = {JSON: (schemas.InferAnswer,), BYTES: ()}
 
-PROTOCOL: Mapping[tuple[str, str], Operation] = {
+PROTOCOL_VIEWS: Mapping[tuple[str, str], Operation] = {
     ("v2.server", "GET"): Operation(
         "server", "The server's name, version and extensions", {200: as_json(schemas.Server)}
     ),
