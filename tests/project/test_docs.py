@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from api.app import create_app
+from chaos.scenarios import SCENARIOS
 from shared.errors import all_errors
 from shared.settings import Settings
 from tools import settings_table
@@ -136,6 +137,12 @@ def test_every_error_stands_in_its_page_with_its_status_and_none_besides() -> No
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", text("docs/errors.md"), re.MULTILINE)
 
     assert sorted(rows) == sorted((error.code, str(error.status)) for error in all_errors())
+
+
+def test_every_scenario_of_the_crash_programme_stands_in_its_page_and_none_besides() -> None:
+    rows = re.findall(r"^\| (`[^|]+) \|", text("docs/chaos.md"), re.MULTILINE)
+
+    assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row)} == set(SCENARIOS)
 
 
 def test_the_readme_has_a_line_for_every_room_its_docstring() -> None:
