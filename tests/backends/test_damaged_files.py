@@ -95,7 +95,7 @@ def test_a_damaged_file_makes_its_model_unready_for_a_reason_that_names_it(
         reasons[:] = [record.reason for record in bad.records() if record.reason]
         return bool(reasons)
 
-    wait_until(failed, 60, "a reason")
+    wait_until(failed, 120, "a reason")
 
     assert reasons[0].startswith(f"failed to load 'bad_{kind}', {repository / f'bad_{kind}'}/1/")
     assert bad.ready() == []

@@ -152,15 +152,32 @@ def frames(draw: some.DrawFn) -> tuple[Any, bytes, bytes]:
 
 def bounded(check: Callable[..., Any], raw: bytes, *rest: Any) -> None:
     """Run a parser; fail for anything but a 4xx, and for memory out of all proportion."""
+
+    def run() -> None:
+        try:
+            check(raw, *rest)
+        except FerryError as error:
+            assert 400 <= error.status < 500 or error.code == "unsupported", repr(error)
+
+    assert takes_less_than(2**21 + 64 * len(raw), run)
+
+
+def takes_less_than(limit: int, run: Callable[[], Any]) -> bool:
+    """Tell whether what runs takes fewer bytes at its peak.
+
+    All threads of the process are measured, and other tests' may wake up in between: what takes
+    more is measured again.
+    """
+    return any(peak_bytes(run) < limit for _ in range(3))
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
     tracemalloc.start()
     try:
-        check(raw, *rest)
-    except FerryError as error:
-        assert 400 <= error.status < 500 or error.code == "unsupported", repr(error)
+        run()
+        return tracemalloc.get_traced_memory()[1]
     finally:
-        peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert peak < 2**21 + 64 * len(raw)
 
 
 # The parsers, by generated input.
@@ -378,12 +395,7 @@ def test_any_type_of_any_body_is_refused(
 def test_a_form_that_is_mostly_dividers_or_headers_is_refused(
     client: FlaskClient, body: bytes
 ) -> None:
-    tracemalloc.start()
-    refused(client, body)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-
-    assert peak < 8 * 2**20
+    assert takes_less_than(8 * 2**20, lambda: refused(client, body))
 
 
 def test_thousands_of_parts_are_refused_as_such(client: FlaskClient) -> None:

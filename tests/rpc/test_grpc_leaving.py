@@ -127,7 +127,7 @@ def test_a_client_that_is_killed_takes_its_request_off_the_queue(
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/helpers"},
     )
     try:
-        wait_until(lambda: model.depth() == 1, 30, "it waits")
+        wait_until(lambda: model.depth() == 1, 60, "it waits")
     finally:
         killed.kill()
         killed.wait()

@@ -78,7 +78,7 @@ def test_a_huge_content_length_is_refused_before_any_of_the_body(
     connection.sendall(head(path, "Content-Length: 10000000000"))
 
     assert refused(connection) == f"the body is 10000000000 bytes, at most {LIMIT} bytes are taken"
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5.0
 
 
 def test_a_huge_multipart_upload_is_refused_before_any_of_it(connection: socket.socket) -> None:

@@ -174,6 +174,6 @@ def test_a_bomb_is_refused_quickly_and_in_bounded_memory(server: Server, total: 
     response = post(server.port, PREDICT, packed, {"Content-Encoding": "gzip"})
 
     assert refusal(response, 413, "payload_too_large")
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 6.0
     grown = memory_bytes(server.pid, "VmHWM") - before
     assert grown < 2 * len(packed) + 3 * LIMIT, f"{grown / 2**20:.0f} MiB"

@@ -69,7 +69,7 @@ def test_a_stop_does_not_wait_for_idle_connections(
         gunicorn.wait(timeout=60)
 
         # gunicorn's own worker takes 31 s, until graceful_timeout.
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 15.0
         assert client.recv(4096) == b""
         assert "rror" not in (tmp_path / "log").read_text()
 

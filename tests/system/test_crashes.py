@@ -17,7 +17,7 @@ from chaos.system import System, running_system
 from chaos.verdict import Row
 from shared.settings import Settings
 
-HEARTBEAT_SECONDS = 0.5
+HEARTBEAT_SECONDS = 1.0
 BLOWS = {"instance": 5, "instances": 5}
 
 
@@ -74,7 +74,7 @@ def test_another_supervisor_takes_over_a_dead_host_within_three_heartbeats(
     assert_all_answered(row)
     assert row.again_count > 0
     assert row.measured_seconds is not None
-    assert row.measured_seconds < 3 * HEARTBEAT_SECONDS + 0.2
+    assert row.measured_seconds < 3 * HEARTBEAT_SECONDS + 0.5
 
 
 def test_an_instance_that_dies_beside_others_leaves_no_gap(

