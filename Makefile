@@ -4,10 +4,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Most tests wait for processes, so there are more lanes than two cores.
+LANES ?= 4
+PYTEST := python -m pytest --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install samples up test check bench chaos soak docs map hooks lock openapi clean
+.PHONY: help install samples up test test-quick check bench chaos soak docs map hooks lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -29,8 +32,11 @@ samples: $(INSTALLED) ## Make the sample models that models/ does not hold yet
 up: samples ## Install, make the sample models once, start Ferry
 	$(BIN)/ferry up
 
-test: $(INSTALLED) ## Run the whole test suite
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## Run the whole test suite, LANES files at a time
+	$(BIN)/$(PYTEST) --numprocesses $(LANES)
+
+test-quick: $(INSTALLED) ## Run the tests of files that start no processes
+	$(BIN)/$(PYTEST) --numprocesses 2 -m quick
 
 check: $(INSTALLED) ## Run ruff and mypy
 	$(BIN)/ruff check .
@@ -43,8 +49,9 @@ bench: samples ## Run the load benchmarks
 soak: samples ## Ten minutes at twice the capacity: nothing may fail, no memory may grow
 	$(BIN)/python -m chaos.soak 10
 
-chaos: samples ## Kill Ferry's processes under load and check every answer, ten minutes at most
+chaos: samples ## Kill Ferry's processes and swap versions under load, check every answer
 	$(BIN)/python -m chaos
+	SWAPS=20 $(BIN)/python -m pytest -k swaps tests/supervisor/test_swap.py
 
 docs: $(INSTALLED) ## Write the pages that are made from the code
 	$(BIN)/python -m tools.settings_table

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
+import lanes
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -117,3 +119,13 @@ def ends(settings: Settings) -> Iterator[TwoEnds]:
     ends = TwoEnds(settings)
     yield ends
     ends.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    lanes.sort(items)
+    lanes.mark_quick(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return lanes.scheduler(config, log)

@@ -1,0 +1,89 @@
+"""The lanes of `make test`: files run side by side, each whole in one process, the longest first.
+
+A file's tests share what its fixtures start once per module. The files over the session's one
+worker are one lane, so that it is started once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from _pytest.nodeid import NodeId
+
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadFileScheduling
+
+LONGEST = (
+    "tests/system/test_crashes.py",
+    "tests/backends/test_damaged_files.py",
+    "tests/cli/test_ferry_up.py",
+    "tests/ensembles/test_ensemble_crashes.py",
+    "tests/supervisor/test_mishaps.py",
+    "tests/supervisor/test_swap.py",
+    "tests/supervisor/test_two_machines.py",
+    "tests/supervisor/test_worker_process.py",
+    "tests/routes/test_model_control.py",
+    "tests/cache/test_cache_crash.py",
+    "tests/request_queue/test_queue_model.py",
+    "tests/samples/test_sample_sentiment.py",
+    "tests/samples/test_sample_ensembles.py",
+    "tests/payloads/test_hostile_input.py",
+    "tests/routes/test_tritonclient_http.py",
+)
+"""The files that take longest, as measured, so that nothing long begins last."""
+
+SERVED = (
+    "tests/openapi/test_openapi_examples.py",
+    "tests/payloads/test_pictures.py",
+    "tests/payloads/test_predict_tensors.py",
+    "tests/payloads/test_preprocessing_arithmetic.py",
+    "tests/routes/test_async_requests.py",
+    "tests/routes/test_model_configuration.py",
+    "tests/routes/test_predict.py",
+    "tests/samples/test_sample_digits.py",
+    "tests/server/test_compressed_requests.py",
+    "tests/server/test_direct.py",
+)
+"""The files that use the fixture `served`; one that is missing here costs a start of its worker."""
+
+STARTERS = frozenset(
+    {
+        "OwnValkey", "doubling_server", "running_gunicorn", "running_grpc", "running_system",
+        "running_worker", "spawn", "starter", "subprocess",
+    }
+)  # fmt: skip
+"""What test modules import to start processes."""
+
+
+def scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Return xdist's `--dist loadfile`, but with one lane for the files that share a worker."""
+    from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415 - absent without xdist
+
+    class Lanes(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "served" if file in SERVED else file
+
+    return Lanes(config, log)
+
+
+def sort(items: list[pytest.Item]) -> None:
+    """Sort tests as their files are to begin, and give each an id of its own.
+
+    Schemathesis gives all its tests one id, and xdist runs what has one id once.
+    """
+    places = {file: place for place, file in enumerate((*LONGEST, *SERVED))}
+    items.sort(key=lambda item: places.get(item.id.path, len(places)))
+    for item in items:
+        parameters = item.name.removeprefix(item.originalname)
+        item._id = NodeId.parse(item.nodeid.partition("[")[0] + parameters)
+    assert len({item.nodeid for item in items}) == len(items), "tests of one id run once"
+
+
+def mark_quick(items: list[pytest.Item]) -> None:
+    """Mark the tests of files that are short and start nothing."""
+    for item in items:
+        starts = not STARTERS.isdisjoint(vars(item.module)) or "served" in item.fixturenames
+        if not starts and item.id.path not in (*LONGEST, *SERVED):
+            item.add_marker(pytest.mark.quick)
