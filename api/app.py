@@ -11,8 +11,7 @@ from api.routes.errors import register_error_handlers
 from api.routes.flask_side import EXTENSION, HttpServices, OrjsonProvider
 from api.server.body import BoundedReads
 from api.server.compression import Compressed
-from api.server.direct import DirectInference
-from api.server.fast_path import Shortcut
+from api.server.fast_path import FastPath
 from shared.settings import Settings
 
 
@@ -29,9 +28,8 @@ def create_app(settings: Settings) -> Flask:
         app.register_blueprint(module.blueprint)
     app.register_blueprint(openapi.make_pages())
     register_error_handlers(app)
-    plain = DirectInference(app.wsgi_app, services.inference, settings.max_body_bytes)
-    app.extensions["shortcut"] = Shortcut(plain, settings.request_timeout_seconds)
+    app.extensions["fast_path"] = FastPath(services.inference, settings)
     app.wsgi_app = BoundedReads(  # type: ignore[method-assign]
-        Compressed(plain), settings.request_timeout_seconds
+        Compressed(app.wsgi_app), settings.request_timeout_seconds
     )
     return app

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response, request
 
 from api.routes.flask_side import response_of, services
-from api.server.body import read_body
+from api.server.body import read_tensors
 
 blueprint = Blueprint("inference", __name__)
 
@@ -18,4 +18,4 @@ def infer(name: str, version: str | None = None) -> Response:
     Most requests get there without Flask, see `api.server.fast_path`.
     """
     inference = services().inference
-    return response_of(inference.infer(name, version, read_body(), request.environ))
+    return response_of(inference.infer(name, version, read_tensors(), request.environ))

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 from flask import request
 from werkzeug.datastructures import FileStorage, MultiDict
 
+from api.payloads.binary_tensors import HEADER_VARIABLE
 from api.server.compression import decompress
 from api.server.large_bodies import read_into_one
 from shared.errors import BadRequest, PayloadTooLarge, RequestTimeout
@@ -25,7 +26,7 @@ class BoundedReads:
     """WSGI middleware: reads from gunicorn's socket raise TimeoutError after a silence.
 
     It costs 0.5 us (2026-11-21). An answer is written when the application has returned it, under
-    no time-out: clients may be slow to read a large one.
+    no time-out: clients may be slow to read a large one. Offers of another protocol are ignored.
     """
 
     def __init__(self, next_app: WSGIApplication, timeout_seconds: float) -> None:
@@ -35,6 +36,8 @@ class BoundedReads:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
+        # subtle: werkzeug would look for a websocket's route (RFC 9110, 7.8: it may be ignored).
+        environ.pop("HTTP_UPGRADE", None)
         client = environ.get("gunicorn.socket")
         if client is None:
             return self._next_app(environ, start_response)
@@ -60,6 +63,15 @@ def read_body() -> bytes:
     else:
         raw = read_declared(request.environ["wsgi.input"], length, limit)
     return raw if encoding is None else decompress(raw, encoding, limit)
+
+
+def read_tensors() -> Buffer:
+    """Read as `read_body`, a large body of binary tensor data without copying it."""
+    environ, length, limit = request.environ, request.content_length, request.max_content_length
+    if length is None or HEADER_VARIABLE not in environ or "HTTP_CONTENT_ENCODING" in environ:
+        return read_body()
+    assert limit is not None, "create_app sets it"
+    return read_binary(environ["wsgi.input"], length, limit)
 
 
 def read_form() -> tuple[MultiDict[str, str], MultiDict[str, FileStorage]]:

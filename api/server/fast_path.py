@@ -1,14 +1,16 @@
-"""Answers plain infer requests between gunicorn's parser and its socket, in one write.
+"""Answers plain infer requests between gunicorn's parser and its socket: skip me at first.
 
-Building WSGI's environment and gunicorn's response, checking headers that are our own, and writing
-head and body one after the other cost as much as all that Ferry does with a small tensor
+fast: the same functions answer as from Flask's route, so nothing depends on this module but speed.
+Flask's request and response, WSGI's environment, checks of headers that are our own and a write for
+the head and one for the body cost several times what Ferry itself does with a small tensor
 (docs/performance.md). So does parsing the same head again: clients send the same bytes with every
 request, and what gunicorn's parser once made of them holds for the next. All other requests take
-the usual way through WSGI.
+the usual way, through WSGI and Flask.
 """
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from http import HTTPStatus
@@ -20,48 +22,63 @@ from gunicorn.http.unreader import IterUnreader
 from gunicorn.util import http_date
 
 from api.infer.answer import HttpAnswer
+from api.infer.inference import IDEMPOTENCY_KEY, PREFER, Inference
+from api.infer.options import TIMEOUT_HEADER
+from api.infer.public_errors import error_answer
+from api.payloads.binary_tensors import HEADER_VARIABLE
+from api.server.body import read_binary, read_declared
 from api.server.compression import Coding, chosen, is_to_be_packed, packed
-from api.server.direct import (
-    LOOKED_AT,
-    STATUS_LINES,
-    DirectInference,
-    PlainHead,
-    header_list,
-    plain_head,
-)
 from shared.messages import LARGE_BYTES
+from shared.settings import Settings
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
 PATHS = "/v2/models/"
+ROUTE = re.compile(r"/v2/models/([\w.-]+)(?:/versions/(\d+))?/infer", re.ASCII)
 START = f"POST {PATHS}".encode()
 HEAD_END = b"\r\n\r\n"
+LOOKED_AT = ("PATH_INFO", HEADER_VARIABLE, TIMEOUT_HEADER)
+"""The part of WSGI's environment that the answer depends on, besides the body."""
+LEFT_TO_FLASK = ("HTTP_CONTENT_ENCODING", PREFER, IDEMPOTENCY_KEY)
+"""Headers of requests that are not plain."""
+STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+STATUS_LINES[499] = "499 Client Closed Request"
 MAX_HEAD_BYTES = 2048
 MAX_HEADS = 1024
 """The longest take 3 MB together. What stands in them (tokens, cookies) stays in memory as long."""
 
 
-class Plain(NamedTuple):
-    """What is known of a request: `environ` is as much of WSGI's as its answer looks at."""
+class LastAnswer(StopIteration):
+    """A request was answered before its whole body was read: gunicorn ends the connection."""
 
-    head: PlainHead
+
+class PlainRequest(NamedTuple):
+    """A plain infer request's head: a model, a body of `length` bytes, the answer's coding.
+
+    `environ` is as much of WSGI's as its answer looks at.
+    """
+
+    model: str
+    version: str | None
+    length: int
     environ: WSGIEnvironment
     coding: Coding | None
 
 
-class Shortcut:
-    """What gunicorn's worker asks before it hands a request to the application."""
+class FastPath:
+    """Gunicorn's worker tries it before it hands a request to the application."""
 
-    def __init__(self, direct: DirectInference, read_timeout_seconds: float) -> None:
-        """Answer by `direct`; a body of which nothing comes for so long is given up."""
-        self._direct = direct
-        self._read_timeout_seconds = read_timeout_seconds
-        self._heads: dict[bytes, Plain | None] = {}
+    def __init__(self, inference: Inference, settings: Settings) -> None:
+        """Answer by `inference`; a body of which nothing comes for the time-out is given up."""
+        self._inference = inference
+        self._max_body_bytes = settings.max_body_bytes
+        self._read_timeout_seconds = settings.request_timeout_seconds
+        self._heads: dict[bytes, PlainRequest | None] = {}
         self._second = 0
         self._common = ""
 
-    def takes(self, request: Any, client: socket.socket) -> bool:
+    def try_answer(self, request: Any, client: socket.socket) -> bool:
         """Answer gunicorn's `request` on `client`, or return False with nothing read or written.
 
         Raises OSError when the client is gone.
@@ -72,30 +89,30 @@ class Shortcut:
         self._answer_reading(plain, request.body, client)
         return True
 
-    def takes_next(self, data: bytes, last: Any, client: socket.socket) -> bool:
+    def try_answer_next(self, data: bytes, last: Any, client: socket.socket) -> bool:
         """Answer the request that `data` begins with, if its head is known or can be.
 
         `last` is the connection's last request that gunicorn parsed. What stands behind the request
-        goes back to the unreader. Returns False with nothing read or written. Raises StopIteration
-        when no other request can follow, OSError when the client is gone.
+        goes back to the unreader. Returns False with nothing read or written. Raises LastAnswer,
+        and OSError when the client is gone.
         """
         end = data.find(HEAD_END) + len(HEAD_END)
         head = data[:end]  # where there is no end, too short to be known
         plain = self._heads[head] if head in self._heads else self._learned(head, last)
         if plain is None:
             return False
-        body, length = data[end:], plain.head.length
-        if len(body) == length:
+        body = data[end:]
+        if len(body) == plain.length:
             self._write(self._answer(plain, BytesIO(body), client), client, plain.coding)
             return True
         last.unreader.unread(body)
-        rest = Body(LengthReader(last.unreader, length))
+        rest = Body(LengthReader(last.unreader, plain.length))
         self._answer_reading(plain, rest, client)
         if rest.reader.length:
-            raise StopIteration
+            raise LastAnswer
         return True
 
-    def _learned(self, head: bytes, last: Any) -> Plain | None:
+    def _learned(self, head: bytes, last: Any) -> PlainRequest | None:
         """Have gunicorn parse a head, and remember what it found: None for one that is not plain.
 
         It parses by its settings and, only if those trust some peers and not others, by the peer.
@@ -109,18 +126,24 @@ class Shortcut:
         except Exception:  # a border: it is parsed again, and answered with what is wrong with it
             return None
         plain = None if request.unreader.take_buffered() else _plain(request)
-        if plain and plain.head.length > min(LARGE_BYTES, self._direct.max_body_bytes):
+        if plain and plain.length > min(LARGE_BYTES, self._max_body_bytes):
             plain = None
         if len(self._heads) >= MAX_HEADS:
             self._heads.clear()
         self._heads[head] = plain
         return plain
 
-    def _answer(self, plain: Plain, body: Any, client: socket.socket) -> HttpAnswer:
-        environ = {**plain.environ, "wsgi.input": body, "gunicorn.socket": client}
-        return self._direct.respond(plain.head, environ)
+    def _answer(self, plain: PlainRequest, body: Any, client: socket.socket) -> HttpAnswer:
+        """Return the answer to a plain request, errors included."""
+        environ = {**plain.environ, "gunicorn.socket": client}
+        try:
+            read = read_binary if HEADER_VARIABLE in environ else read_declared
+            raw = read(body, plain.length, self._max_body_bytes)
+            return self._inference.infer(plain.model, plain.version, raw, environ)
+        except Exception as error:  # a border, as Flask's own error handlers are
+            return error_answer(error, f"POST {environ['PATH_INFO']}")
 
-    def _answer_reading(self, plain: Plain, body: Any, client: socket.socket) -> None:
+    def _answer_reading(self, plain: PlainRequest, body: Any, client: socket.socket) -> None:
         """Answer a request whose body is still to be read, or a part of it."""
         client.settimeout(self._read_timeout_seconds)
         try:
@@ -136,7 +159,7 @@ class Shortcut:
                 f"Server: gunicorn\r\nDate: {http_date(now)}\r\nConnection: keep-alive\r\n"
             )
             self._second = now
-        fields, body = header_list(answer), answer.body
+        fields, body = _header_list(answer), answer.body
         if coding and is_to_be_packed(coding, len(body), is_good=answer.status == HTTPStatus.OK):
             fields, body = packed(fields, body, coding)
         headers = "".join([f"{name}: {value}\r\n" for name, value in fields])
@@ -149,12 +172,20 @@ class Shortcut:
             return
         data = head + body
         sent = client.send(data)
-        if sent < len(data):  # rare, and gevent's sendall costs twice its send
+        if sent < len(data):  # fast: rare, and gevent's sendall costs twice its send
             client.sendall(data[sent:])
 
 
-def _plain(request: Any) -> Plain | None:
-    """Return what gunicorn's request asks for, None for one that takes the usual way."""
+def _header_list(answer: HttpAnswer) -> list[tuple[str, str]]:
+    return [
+        ("Content-Type", answer.content_type),
+        ("Content-Length", str(len(answer.body))),
+        *answer.headers,
+    ]
+
+
+def _plain(request: Any) -> PlainRequest | None:
+    """Return the head of gunicorn's request, None for one that takes the usual way."""
     if (
         request.method != "POST"
         or not request.path.startswith(PATHS)
@@ -162,21 +193,25 @@ def _plain(request: Any) -> Plain | None:
         or request.should_close()
     ):
         return None
-    environ = _environment(request)
-    head = None if environ is None else plain_head(environ)
-    if environ is None or head is None:
+    route, environ = ROUTE.fullmatch(request.path), _environment(request)
+    if route is None or environ is None or any(name in environ for name in LEFT_TO_FLASK):
+        return None
+    length = environ.get("CONTENT_LENGTH", "")
+    if not length.isdecimal():
         return None
     accept = environ.get("HTTP_ACCEPT_ENCODING")
     kept = {name: environ[name] for name in LOOKED_AT if name in environ}
-    return Plain(head, kept, None if accept is None else chosen(accept))
+    return PlainRequest(
+        route[1], route[2], int(length), kept, None if accept is None else chosen(accept)
+    )
 
 
 def _environment(request: Any) -> WSGIEnvironment | None:
-    """Return as much of WSGI's environment as `plain_head` looks at.
+    """Return the path and the headers as WSGI has them.
 
     None when a header is there twice, or wants another answer first, or another protocol.
     """
-    environ = {"REQUEST_METHOD": request.method, "PATH_INFO": request.path}
+    environ = {"PATH_INFO": request.path}
     for name, value in request.headers:
         key = "CONTENT_LENGTH" if name == "CONTENT-LENGTH" else "HTTP_" + name.replace("-", "_")
         if key in environ or key in ("HTTP_EXPECT", "HTTP_UPGRADE"):

@@ -24,7 +24,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 if TYPE_CHECKING:
     # subtle: at run time it would bind the standard library's locks before gevent replaces them.
-    from api.server.fast_path import Shortcut
+    from api.server.fast_path import FastPath
 
 LOOK_SECONDS = 0.1
 DRAIN_LOOK_SECONDS = 0.02
@@ -50,7 +50,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         super().__init__(*arguments, **options)
         self._idle: set[socket.socket] = set()
         self._told_to_stop = False
-        self._shortcut: Shortcut | None = None
+        self._fast_path: FastPath | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Note SIGTERM.
@@ -64,7 +64,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         """Serve until told to stop; then answer what has come, up to `graceful_timeout`."""
         gevent.get_hub().threadpool_size = DECODING_THREADS
         if self.cfg.keepalive and not _logs_requests(self.cfg):
-            self._shortcut = getattr(self.wsgi, "extensions", {}).get("shortcut")
+            self._fast_path = getattr(self.wsgi, "extensions", {}).get("fast_path")
         servers = [self._serve(listener) for listener in self.sockets]
         while self.alive and not self._told_to_stop:
             self.notify()
@@ -96,29 +96,31 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         """Answer one request of a connection, and those behind it whose heads are known."""
         self._idle.discard(sock)
         try:
-            if not self._is_taken(lambda shortcut: shortcut.takes(req, sock)):
+            fast_path = self._fast_path
+            if fast_path is None or not self._answered_by(fast_path.try_answer, req, sock):
                 return super().handle_request(listener_name, req, sock, addr)
             while data := self._read_next(req, sock):
-                if not self._is_taken(lambda shortcut: shortcut.takes_next(data, req, sock)):
+                if not self._answered_by(fast_path.try_answer_next, data, req, sock):
                     req.unreader.unread(data)
                     break
             return True
         finally:
             self._idle.add(sock)
 
-    def _is_taken(self, take: Callable[[Shortcut], bool]) -> bool:
-        """Have `api.server.fast_path` answer, unless this is to be the last of the connection.
+    def _answered_by(self, attempt: Callable[..., bool], *request: Any) -> bool:
+        """Return whether `attempt`, the fast path's, answered the request.
 
-        Raises StopIteration when no other request can follow.
+        The last request of a connection is left to gunicorn, which says that it closes. Raises
+        StopIteration, at which gunicorn ends a connection, when no other request can follow.
         """
-        if self._shortcut is None or not self.alive or self.nr + 1 >= self.max_requests:
+        if not self.alive or self.nr + 1 >= self.max_requests:
             return False
         try:
-            taken = take(self._shortcut)
+            answered = attempt(*request)
         except (gevent.GreenletExit, SystemExit):  # killed, perhaps in the middle of a body
             raise StopIteration from None
-        self.nr += taken
-        return taken
+        self.nr += answered
+        return answered
 
     def _read_next(self, last: Any, sock: socket.socket) -> bytes:
         """Return what comes behind an answer, nothing where gunicorn has to skip a body first.

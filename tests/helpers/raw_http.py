@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 
@@ -25,7 +26,7 @@ class Reply(NamedTuple):
         return dict(self.headers).get(name)
 
     def comparable(self) -> tuple[Any, ...]:
-        """Return all but what differs from one request to the next: times and their digits."""
+        """Return all but the reason, the order of headers, and times and their digits."""
         kept = [
             (name, value if name in ("Connection", "Content-Type", "Retry-After") else None)
             for name, value in self.headers
@@ -35,7 +36,7 @@ class Reply(NamedTuple):
         end = len(body) if length is None else int(length)
         answered = json.loads(body[:end])
         answered.pop("timings", None)
-        return self.line, kept, answered, body[end:]
+        return self.status, sorted(kept, key=itemgetter(0)), answered, body[end:]
 
 
 class Connection:

@@ -21,7 +21,7 @@ from raw_http import connected, message
 from test_usual_way import NOT_PLAIN, PLAIN
 
 from api.app import create_app
-from api.server.fast_path import MAX_HEAD_BYTES, MAX_HEADS, Shortcut
+from api.server.fast_path import MAX_HEAD_BYTES, MAX_HEADS, FastPath
 from api.server.gunicorn_worker import PromptGeventWorker
 from shared.messages import LARGE_BYTES
 from shared.settings import Settings
@@ -51,11 +51,11 @@ UNKNOWN = {
 
 
 @pytest.fixture
-def shortcut(settings: Settings) -> Shortcut:
+def fast_path(settings: Settings) -> FastPath:
     """No model is served: the answer is that it is not known."""
     app = create_app(replace(settings, max_body_bytes=LIMIT, request_timeout_seconds=0.2))
-    found = app.extensions["shortcut"]
-    assert isinstance(found, Shortcut)
+    found = app.extensions["fast_path"]
+    assert isinstance(found, FastPath)
     return found
 
 
@@ -74,9 +74,9 @@ class Server:
         self.client.close()
         self.socket.close()
 
-    def answer_to(self, shortcut: Shortcut, sent: bytes) -> dict[str, Any] | None:
-        """Return the JSON of the shortcut's answer to what is read next, None without any."""
-        taken = shortcut.takes_next(sent, self.last, self.socket)
+    def answer_to(self, fast_path: FastPath, sent: bytes) -> dict[str, Any] | None:
+        """Return the JSON of the fast path's answer to what is read next, None without any."""
+        taken = fast_path.try_answer_next(sent, self.last, self.socket)
         self.socket.send(b"end")
         said = self.client.recv(65536)
         assert taken is (said != b"end")
@@ -85,23 +85,23 @@ class Server:
 
 @pytest.mark.parametrize("case", sorted(PLAIN.keys() - {"absolute"}))
 def test_a_plain_request_is_answered_the_first_and_every_other_time(
-    shortcut: Shortcut, case: str
+    fast_path: FastPath, case: str
 ) -> None:
     with closing(Server()) as server:
         for _ in range(3):
-            answer = server.answer_to(shortcut, PLAIN[case])
+            answer = server.answer_to(fast_path, PLAIN[case])
             assert answer is not None and answer["code"] == "unknown_model"
 
 
 @pytest.mark.parametrize("case", UNKNOWN)
-def test_any_other_is_left_to_gunicorn(shortcut: Shortcut, case: str) -> None:
+def test_any_other_is_left_to_gunicorn(fast_path: FastPath, case: str) -> None:
     with closing(Server()) as server:
         for _ in range(3):
-            assert server.answer_to(shortcut, UNKNOWN[case]) is None
+            assert server.answer_to(fast_path, UNKNOWN[case]) is None
         assert server.last.unreader.take_buffered() == b""
 
 
-def test_a_head_is_parsed_once(shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_is_parsed_once(fast_path: FastPath, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = []
     parse = Request.parse
     monkeypatch.setattr(Request, "parse", lambda *a: (parsed.append(1), parse(*a))[1])
@@ -109,32 +109,32 @@ def test_a_head_is_parsed_once(shortcut: Shortcut, monkeypatch: pytest.MonkeyPat
         before = len(parsed)
         for sent in (PLAIN["plain"], NOT_PLAIN["idempotent"]):
             for _ in range(3):
-                server.answer_to(shortcut, sent)
+                server.answer_to(fast_path, sent)
 
     assert len(parsed) - before == 2
 
 
 def test_a_large_body_is_left_to_gunicorn(settings: Settings) -> None:
     """It is read there without being copied."""
-    shortcut = create_app(settings).extensions["shortcut"]
+    fast_path = create_app(settings).extensions["fast_path"]
     with closing(Server()) as server:
         sent = message("/v2/models/nothing/infer", bytes(LARGE_BYTES + 1))
-        assert server.answer_to(shortcut, sent) is None
+        assert server.answer_to(fast_path, sent) is None
 
 
-def test_a_connection_ends_with_a_request_that_is_killed(shortcut: Shortcut) -> None:
+def test_a_connection_ends_with_a_request_that_is_killed(fast_path: FastPath) -> None:
     """Nobody knows how much of its body has been read."""
 
-    def kill(_: Shortcut) -> bool:
+    def kill() -> bool:
         raise gevent.GreenletExit
 
     class Worker(PromptGeventWorker):
         def __init__(self) -> None:
             self.alive, self.nr, self.max_requests = True, 0, 10
-            self._shortcut = shortcut
+            self._fast_path = fast_path
 
     with pytest.raises(StopIteration):
-        Worker()._is_taken(kill)
+        Worker()._answered_by(kill)
 
 
 def test_the_last_request_of_a_process_says_that_it_closes(
@@ -150,31 +150,31 @@ def test_the_last_request_of_a_process_says_that_it_closes(
         assert connection.read() is None
 
 
-def test_nothing_is_known_of_heads_that_depend_on_who_sent_them(shortcut: Shortcut) -> None:
+def test_nothing_is_known_of_heads_that_depend_on_who_sent_them(fast_path: FastPath) -> None:
     with closing(Server(trusted="10.1.2.3")) as server:
-        assert server.answer_to(shortcut, PLAIN["plain"]) is None
+        assert server.answer_to(fast_path, PLAIN["plain"]) is None
 
 
-def test_the_number_of_known_heads_is_bounded(shortcut: Shortcut) -> None:
+def test_the_number_of_known_heads_is_bounded(fast_path: FastPath) -> None:
     with closing(Server()) as server:
         for number in range(2 * MAX_HEADS + 10):
             sent = message("/v2/models/nothing/infer", b"{}", f"X-Request-Id: {number}")
-            assert server.answer_to(shortcut, sent) is not None
+            assert server.answer_to(fast_path, sent) is not None
 
-    assert len(shortcut._heads) <= MAX_HEADS
+    assert len(fast_path._heads) <= MAX_HEADS
 
 
-def test_what_follows_is_left_for_the_next_time(shortcut: Shortcut) -> None:
+def test_what_follows_is_left_for_the_next_time(fast_path: FastPath) -> None:
     with closing(Server()) as server:
-        assert server.answer_to(shortcut, SMALL + SMALL[:70]) is not None
+        assert server.answer_to(fast_path, SMALL + SMALL[:70]) is not None
         assert server.last.unreader.take_buffered() == SMALL[:70]
 
 
-def test_a_connection_ends_where_a_body_stops_to_come(shortcut: Shortcut) -> None:
+def test_a_connection_ends_where_a_body_stops_to_come(fast_path: FastPath) -> None:
     """Nobody knows where the next request would begin."""
     with closing(Server()) as server:
         with pytest.raises(StopIteration):
-            shortcut.takes_next(SMALL[:-1], server.last, server.socket)
+            fast_path.try_answer_next(SMALL[:-1], server.last, server.socket)
         assert server.client.recv(65536).startswith(b"HTTP/1.1 408 ")
 
 

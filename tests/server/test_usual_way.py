@@ -1,4 +1,4 @@
-"""What takes the shortcut past WSGI, and that all else is answered right the usual way."""
+"""What takes the fast path past WSGI, and that all else is answered right the usual way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from raw_http import Connection, connected, message
 from waiting import wait_until
 
 from api.app import create_app
-from api.server.fast_path import Shortcut
+from api.server.fast_path import FastPath
 from shared.settings import Settings
 
 BODY = json.dumps(BODIES[INFER]).encode()
@@ -65,9 +65,9 @@ def connection(port: int) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def shortcut(settings: Settings) -> Shortcut:
-    found = create_app(settings).extensions["shortcut"]
-    assert isinstance(found, Shortcut)
+def fast_path(settings: Settings) -> FastPath:
+    found = create_app(settings).extensions["fast_path"]
+    assert isinstance(found, FastPath)
     return found
 
 
@@ -83,13 +83,13 @@ def parsed(server: socket.socket) -> Any:
     return next(get_parser(Config(), server, ("127.0.0.1", 1)))
 
 
-def is_taken(shortcut: Shortcut, sent: bytes) -> bool:
-    """Ask the shortcut about a request."""
+def is_answered(fast_path: FastPath, sent: bytes) -> bool:
+    """Ask the fast path about a request."""
     client, server = socket.socketpair()
     with closing(client), closing(server):
         client.sendall(sent)
         request = parsed(server)
-        taken = shortcut.takes(request, server)
+        taken = fast_path.try_answer(request, server)
         server.shutdown(socket.SHUT_WR)
         assert bool(client.recv(1)) is taken
         if not taken:
@@ -98,18 +98,18 @@ def is_taken(shortcut: Shortcut, sent: bytes) -> bool:
 
 
 @pytest.mark.parametrize("case", PLAIN | NOT_PLAIN)
-def test_only_plain_requests_are_taken(shortcut: Shortcut, case: str) -> None:
+def test_only_plain_requests_are_taken(fast_path: FastPath, case: str) -> None:
     """No model is served here: the answer is that it is not known."""
-    assert is_taken(shortcut, (PLAIN | NOT_PLAIN)[case]) is (case in PLAIN)
+    assert is_answered(fast_path, (PLAIN | NOT_PLAIN)[case]) is (case in PLAIN)
 
 
-def test_an_answer_that_is_taken_in_part_is_sent_to_its_end(shortcut: Shortcut) -> None:
+def test_an_answer_that_is_taken_in_part_is_sent_to_its_end(fast_path: FastPath) -> None:
     client, other = socket.socketpair()
     with closing(client), Partial(fileno=other.detach()) as server:
         client.settimeout(10)
         client.sendall(PLAIN["plain"])
 
-        assert shortcut.takes(parsed(server), server)
+        assert fast_path.try_answer(parsed(server), server)
         reply = Connection(client).read()
 
     assert reply is not None
