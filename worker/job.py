@@ -16,7 +16,10 @@ from worker.repository.config.warmup import WarmupSample
 
 @dataclass(frozen=True)
 class InstanceJob:
-    """Everything an instance needs to know; travels to the forked process."""
+    """The whole order, which travels to the forked process.
+
+    `limits.cache` holds for its own queue, all of `limits` for those of an ensemble's steps.
+    """
 
     id: str
     spec: ModelSpec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -23,7 +24,9 @@ from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
 from shared.wire.client import connect
 from shared.wire.wire import open_wire
+from worker.devices import Placement
 from worker.ensembles.process import run_ensemble
+from worker.job import InstanceJob
 from worker.meter import Meter
 
 TIMEOUT_SECONDS = 30.0
@@ -139,16 +142,11 @@ def hand_driven(
     """Run `ensemble` for as long as the block; its steps' models are registered and do nothing."""
     register(settings, ensemble, *(models if register_models else ()))
     driven, stopped = HandDriven(settings, ensemble, list(models)), Event()
-    thread = Thread(
-        target=run_ensemble,
-        args=(ensemble, "scheduler", stopped.is_set, driven.meter),
-        kwargs={
-            "redis_url": settings.redis_url,
-            "key_prefix": settings.key_prefix,
-            "limits": Limits(),
-            "result_ttl_seconds": 60.0,
-        },
-    )
+    job = InstanceJob(
+        "scheduler", ensemble, "ensemble", Path(), Placement("cpu"),
+        settings.redis_url, settings.key_prefix, 60.0, settings.log_level,
+    )  # fmt: skip
+    thread = Thread(target=run_ensemble, args=(job, stopped.is_set, driven.meter))
     thread.start()
     try:
         yield driven

@@ -11,7 +11,7 @@ from shared.request_queue.api_end import PendingRequest
 from shared.request_queue.claimed import MAX_RESULT_BYTES, Claimed, EncodedResults
 from shared.request_queue.model_statistics import Pass, encode_costs
 from worker.ensembles.ensemble_queue import Finished
-from worker.ensembles.graph import Ready, Steps, ready_steps
+from worker.ensembles.graph import ReadyStep, Steps, ready_steps
 from worker.ensembles.step_tensors import ensemble_outputs
 
 
@@ -41,7 +41,7 @@ class EnsembleRequest:
             declared.name: given.get(declared.name) for declared in spec.inputs
         }
 
-    def next_steps(self) -> list[Ready]:
+    def next_steps(self) -> list[ReadyStep]:
         """Return the steps whose inputs are all there now, each once."""
         ready = ready_steps(self._spec, sorted(self._pending), self.tensors)
         self._pending -= {each.number for each in ready}

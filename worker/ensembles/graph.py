@@ -47,7 +47,7 @@ class Graph:
         return {number: _asked(self.spec.steps[number], wanted) for number in sorted(numbers)}
 
 
-class Ready(NamedTuple):
+class ReadyStep(NamedTuple):
     """A step whose inputs are all there: its number and itself."""
 
     number: int
@@ -56,9 +56,9 @@ class Ready(NamedTuple):
 
 def ready_steps(
     spec: ModelSpec, pending: Iterable[int], known: Mapping[str, object]
-) -> list[Ready]:
+) -> list[ReadyStep]:
     """Return those of the pending steps whose inputs are all known."""
-    steps = [Ready(number, spec.steps[number]) for number in pending]
+    steps = [ReadyStep(number, spec.steps[number]) for number in pending]
     return [each for each in steps if known.keys() >= set(each.step.input_map.values())]
 
 

@@ -6,20 +6,20 @@ import logging
 import time
 from collections.abc import Callable
 
+import redis
 from redis.exceptions import RedisError
 
-from shared.model_spec import ModelSpec
 from shared.registry.catalog import Catalog
 from shared.registry.registry import Registry
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.keys import QueueKeys
-from shared.request_queue.limits import Limits
 from shared.request_queue.refusals import RETRY_SECONDS
 from shared.wire.client import connect
 from shared.wire.wire import open_wire
 from worker.ensembles.ensemble_queue import EnsembleQueue, RowBudget
 from worker.ensembles.scheduler import EnsembleScheduler
 from worker.ensembles.step_queues import StepQueues
+from worker.job import InstanceJob
 from worker.meter import Meter
 
 log = logging.getLogger(__name__)
@@ -33,39 +33,19 @@ FINISH_SECONDS = 1.0
 """Given to requests under way after SIGTERM; then they go back to the queue."""
 
 
-def run_ensemble(  # noqa: PLR0913  what the process is told
-    spec: ModelSpec,
-    instance: str,
-    stop: Callable[[], bool],
-    meter: Meter,
-    *,
-    redis_url: str,
-    key_prefix: str,
-    limits: Limits,
-    result_ttl_seconds: float,
-) -> None:
+def run_ensemble(job: InstanceJob, stop: Callable[[], bool], meter: Meter) -> None:
     """Serve an ensemble until `stop` returns true, then finish or put back the requests under way.
 
-    `limits` are those of a step's queue. The supervisor sees in `meter` when the scheduler does not
-    move any more while requests are under way, and kills the process; that its steps take long is
-    no reason, they have limits of their own.
+    The supervisor sees in `meter` when the scheduler does not move any more while requests are
+    under way, and kills the process; that its steps take long is no reason, they have limits of
+    their own.
     """
-    client = connect(redis_url)
-    keys = QueueKeys.of(spec, key_prefix)
-    queue, answers = (
-        EnsembleQueue(
-            open_wire(client),
-            keys,
-            instance,
-            result_ttl_seconds=result_ttl_seconds,
-            cache=limits.cache,
-        )
-        for _ in range(2)
-    )
+    spec, client = job.spec, connect(job.redis_url)
+    queue, answers = _queue(job, client), _queue(job, client)  # one for each of the two threads
     budget = RowBudget(max(MAX_ROWS_UNDER_WAY, MAX_BATCHES_UNDER_WAY * spec.batch_rows))
-    catalog = Catalog(Registry(client, key_prefix))
-    steps = StepQueues(client, key_prefix, limits, catalog)
-    scheduler = EnsembleScheduler(spec, answers, steps, budget, meter, instance)
+    catalog = Catalog(Registry(client, job.key_prefix))
+    steps = StepQueues(client, job.key_prefix, job.limits, catalog)
+    scheduler = EnsembleScheduler(spec, answers, steps, budget, meter, job.id)
     scheduler.start()
     while not stop():
         free = budget.wait_free(WAIT_SECONDS)
@@ -74,6 +54,16 @@ def run_ensemble(  # noqa: PLR0913  what the process is told
     if not budget.wait_empty(FINISH_SECONDS):
         _put_back(queue)
     scheduler.stop()
+
+
+def _queue(job: InstanceJob, client: redis.Redis) -> EnsembleQueue:
+    return EnsembleQueue(
+        open_wire(client),
+        QueueKeys.of(job.spec, job.key_prefix),
+        job.id,
+        result_ttl_seconds=job.result_ttl_seconds,
+        cache=job.limits.cache,
+    )
 
 
 def _claim(

@@ -62,11 +62,7 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
         return bool(stopping)
 
     if backend is None:
-        run_ensemble(
-            job.spec, job.id, stop, meter,
-            redis_url=job.redis_url, key_prefix=job.key_prefix, limits=job.limits,
-            result_ttl_seconds=job.result_ttl_seconds,
-        )  # fmt: skip
+        run_ensemble(job, stop, meter)
     else:
         _run_batches(job, backend, stop, meter)
 
