@@ -8,42 +8,38 @@ import time
 
 import pytest
 from redis import Redis
-from registered import register, spec
+from registered import SUPERVISOR, register, spec
 from waiting import wait_until
 
 from shared.registry import catalog as catalog_module
-from shared.registry.catalog import FRESH_SECONDS, Catalog
+from shared.registry.catalog import CHANGES_LOOK_SECONDS, FRESH_SECONDS, Catalog
 from shared.registry.desired_state import Serving
 from shared.registry.desired_store import DesiredStore
 from shared.registry.keys import RegistryKeys
 from shared.registry.registry import Registry
-from shared.registry.snapshot import Snapshot
+from shared.registry.snapshot import InstanceRecord, Snapshot
 from shared.settings import Settings
 from shared.wire.client import connect
 
 
 class CountingRegistry(Registry):
-    """Counts by thread what is asked of Redis, and the copies that were read."""
+    """Counts by thread who reads it, and the copies that were read."""
 
     def __init__(self, client: Redis, prefix: str) -> None:
         super().__init__(client, prefix)
-        self.askers: list[int] = []
+        self.readers: list[int] = []
         self.copies = 0
 
-    def changes(self) -> int:
-        self.askers.append(threading.get_ident())
-        return super().changes()
-
     def snapshot(self) -> Snapshot:
-        self.askers.append(threading.get_ident())
+        self.readers.append(threading.get_ident())
         found = super().snapshot()
         self.copies += 1
         return found
 
     @property
     def own(self) -> int:
-        """How often this thread asked."""
-        return self.askers.count(threading.get_ident())
+        """How often this thread read."""
+        return self.readers.count(threading.get_ident())
 
 
 def refreshers() -> set[threading.Thread]:
@@ -87,24 +83,70 @@ def test_what_is_no_inference_starts_no_thread(registry: CountingRegistry) -> No
     assert refreshers() <= before
 
 
-def test_a_change_is_seen_without_a_request(
+def test_who_is_told_of_a_change_finds_it(
     registry: CountingRegistry, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whatever the refresher reads: after a pause each request looks whether something changed."""
     catalog = Catalog(registry)
-    catalog.serving("m")
-    # From here on nothing is read because it is old.
-    monkeypatch.setattr(catalog_module, "FRESH_SECONDS", 600.0)
-    monkeypatch.setattr(catalog_module, "REFRESH_SECONDS", 600.0)
     second = spec("m").model_copy(update={"version": "2"})
     registry.add_model(second)
-    copies = registry.copies
+    registry.put_instance(
+        InstanceRecord(id="m-1", supervisor=SUPERVISOR, model="m", version="2", state="ready")
+    )
+    monkeypatch.setattr(catalog_module, "FRESH_SECONDS", 600.0)
+    catalog.serving("m")
 
     with connect(settings.redis_url) as redis:
-        serving = Serving(versions={"2": second.key}, default="2")
-        DesiredStore(redis, settings.key_prefix).serve("m", serving)
+        store = DesiredStore(redis, settings.key_prefix)
+        for version, key in (("1", "m/1"), ("2", second.key), ("1", "m/1"), ("2", second.key)):
+            paused_at = time.monotonic()
+            wait_until(lambda at=paused_at: time.monotonic() - at > CHANGES_LOOK_SECONDS, 10, "it")  # type: ignore[misc]
+            store.serve("m", Serving(versions={version: key}, default=version))
+            assert catalog.serving("m").version == version
 
-    wait_until(lambda: registry.copies > copies, 5, "the refresher read the registry")
-    assert catalog.snapshot().default_version("m") == "2"
+
+def test_what_no_change_announces_is_seen_without_a_request(registry: CountingRegistry) -> None:
+    catalog = Catalog(registry)
+    catalog.serving("m")
+    registry.add_model(spec("m2"))
+    copies = registry.copies
+
+    wait_until(lambda: registry.copies >= copies + 2, 10, "the refresher read after it")
+
+    own = registry.own
+    assert "m2" in catalog.snapshot().models
+    assert registry.own == own
+
+
+def test_a_copy_that_was_begun_before_a_change_is_not_used_after_it(
+    registry: CountingRegistry, settings: Settings
+) -> None:
+    """As after a load: the refresher reads when supervisors report, just before requests move."""
+    catalog = Catalog(registry)
+    catalog.specs()
+    has_read, may_go_on = threading.Event(), threading.Event()
+
+    def read_slowly() -> Snapshot:
+        found = Registry.snapshot(registry)
+        has_read.set()
+        assert may_go_on.wait(10)
+        return found
+
+    registry.snapshot = read_slowly  # type: ignore[method-assign]
+    catalog.refresh()
+    early = threading.Thread(target=catalog.snapshot)
+    early.start()
+    assert has_read.wait(10)
+    registry.add_model(spec("m2"))
+    catalog.refresh()
+    del registry.snapshot
+    late = threading.Thread(target=lambda: found.append(catalog.snapshot()))
+    found: list[Snapshot] = []
+    late.start()
+    may_go_on.set()
+    late.join(10)
+
+    assert "m2" in found[0].models
 
 
 def test_nobody_reads_for_a_process_that_is_not_asked(
