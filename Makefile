@@ -32,10 +32,10 @@ samples: $(INSTALLED) ## Make the sample models that models/ does not hold yet
 up: samples ## Install, make the sample models once, start Ferry
 	$(BIN)/ferry up
 
-test: $(INSTALLED) ## Run the whole test suite, LANES files at a time
+test: samples ## Run the whole test suite, LANES files at a time
 	$(BIN)/$(PYTEST) --numprocesses $(LANES)
 
-test-quick: $(INSTALLED) ## Run the tests of files that start no processes
+test-quick: samples ## Run the tests of files that start no processes
 	$(BIN)/$(PYTEST) --numprocesses 2 -m quick
 
 check: $(INSTALLED) ## Run ruff and mypy

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -17,18 +12,13 @@ import lanes
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from processes import ROOT, SAMPLES, running_worker
 from two_ends import TwoEnds
-from waiting import wait_until
 
 from api.app import create_app
 from ferry.commands.samples import make_samples
 from ferry.up.embedded_valkey import running
-from shared.registry.registry import Registry
 from shared.settings import Settings
-from shared.wire.client import connect
-
-ROOT = Path(__file__).resolve().parent.parent
-SAMPLES = ["digits", "sentiment", "resnet18", "tiny"]
 
 
 @pytest.fixture(scope="session")
@@ -51,41 +41,6 @@ def sample_models() -> Path:
     """The repository with the sample models, made once and kept in models/."""
     make_samples(SAMPLES, ROOT / "models", force=False, weights=None)
     return ROOT / "models"
-
-
-@contextmanager
-def running_worker(
-    settings: Settings, *, wait_ready: bool = True, log_file: Path | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `python -m worker` with `settings` until the block ends; SIGTERM ends it.
-
-    Waits until every model of the repository is ready. The test fails if it does not stop. Its log
-    goes to `log_file`, or to the test's own standard error.
-    """
-    with open(log_file or os.devnull, "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "worker"],
-            env=os.environ | environment(settings),
-            cwd=ROOT,
-            stderr=log if log_file else None,
-        )
-    registry = Registry(connect(settings.redis_url), settings.key_prefix)
-    try:
-        if wait_ready:
-            wait_until(lambda: registry.snapshot().all_ready(), 60, "all models ready")
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """Return the variables that `Settings.from_env` reads `settings` from."""
-    return {
-        field.metadata["variable"]: str(getattr(settings, name))
-        for name, field in Settings.__dataclass_fields__.items()
-        if getattr(settings, name) != field.default
-    }
 
 
 @pytest.fixture(scope="session")

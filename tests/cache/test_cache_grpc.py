@@ -7,7 +7,7 @@ from dataclasses import replace
 from answers import answer
 from counting_model import counting_model, v2
 from grpc_process import grpc_client, row, running_grpc
-from gunicorn_process import free_port
+from processes import free_port
 
 from api.app import create_app
 from shared.settings import Settings

@@ -11,9 +11,9 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-from conftest import running_worker
 from ensemble_models import PlusOne, Slowly, add_ensemble, add_small, infer_body, x_to_y
 from flask import Flask
+from processes import running_worker
 from waiting import wait_until
 from worker_processes import Served, runs, seen
 

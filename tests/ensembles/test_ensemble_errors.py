@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import running_worker
 from ensemble_models import (
     PlusOne,
     Slowly,
@@ -23,6 +22,7 @@ from ensemble_models import (
 )  # fmt: skip
 from flask import Flask
 from flask.testing import FlaskClient
+from processes import running_worker
 from waiting import wait_until
 from worker_processes import seen
 

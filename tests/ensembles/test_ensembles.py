@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import running_worker
 from ensemble_models import (
     Both,
     PlusOne,
@@ -24,6 +23,7 @@ from ensemble_models import (
 )
 from flask.testing import FlaskClient
 from PIL import Image
+from processes import running_worker
 from scripted_models import write_model
 from worker_processes import seen
 

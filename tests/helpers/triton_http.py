@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gunicorn_process import free_port, running_gunicorn
+from processes import free_port, running_gunicorn
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from echo_models import Identity, config, tensors
+from processes import ROOT
 from scripted_models import Deadly
 from stand_ins import text_model, torchscript
 

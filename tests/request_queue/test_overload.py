@@ -16,7 +16,7 @@ import pytest
 from answers import answer, refusal
 from counting_model import CountingModel, counting_model, tensor, v2
 from flask import Flask
-from gunicorn_process import free_port, running_gunicorn
+from processes import free_port, running_gunicorn
 from registered import SUPERVISOR
 from waiting import wait_until
 from werkzeug.test import TestResponse

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from counting_model import CountingModel, counting_model, v2
-from gunicorn_process import free_port, running_gunicorn
+from processes import free_port, running_gunicorn
 from waiting import wait_until
 
 from shared.settings import Settings

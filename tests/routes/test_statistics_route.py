@@ -12,7 +12,7 @@ from answers import answer, refusal
 from counting_model import POISON, CountingModel, counting_model, v2
 from flask.testing import FlaskClient
 from grpc_process import grpc_client, refused, running_grpc
-from gunicorn_process import free_port, running_gunicorn
+from processes import free_port, running_gunicorn
 from registered import register, spec
 from tritonclient import http
 

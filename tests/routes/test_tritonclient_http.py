@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from conftest import running_worker
 from echo_models import Identity, add_arithmetic, add_echo, config, tensors
-from gunicorn_process import free_port, running_gunicorn
 from ml_dtypes import bfloat16
+from processes import free_port, running_gunicorn, running_worker
 from scripted_models import Slow, add_model
 from stand_ins import torchscript
 from tritonclient.http.auth import BasicAuth

@@ -14,7 +14,7 @@ from counting_model import POISON, CountingModel, counting_model
 from flask.testing import FlaskClient
 from google.protobuf import text_format
 from grpc_process import address, grpc_client, refused, row, running_grpc
-from gunicorn_process import free_port
+from processes import free_port
 from registered import register, spec
 from tritonclient.grpc import InferenceServerClient, model_config_pb2, service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from counting_model import CountingModel, counting_model
 from grpc_process import address, grpc_client, refused, row, running_grpc
-from gunicorn_process import free_port
+from processes import free_port
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException

@@ -11,10 +11,9 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from counting_model import CountingModel, counting_model
 from grpc_process import address, grpc_client, refused, row, running_grpc
-from gunicorn_process import free_port
+from processes import ROOT, free_port
 from tritonclient.grpc import InferenceServerClient
 from waiting import wait_until
 
@@ -124,7 +123,7 @@ def test_a_client_that_is_killed_takes_its_request_off_the_queue(
     )
     killed = subprocess.Popen(
         [sys.executable, "-c", ask],
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/helpers"},
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests/helpers"},
     )
     try:
         wait_until(lambda: model.depth() == 1, 60, "it waits")

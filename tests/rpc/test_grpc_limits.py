@@ -17,10 +17,9 @@ from queue import SimpleQueue
 import grpc
 import numpy as np
 import pytest
-from conftest import ROOT, environment
 from counting_model import CountingModel, counting_model
 from grpc_process import address, grpc_client, refused, row, running_grpc, tensor
-from gunicorn_process import free_port
+from processes import ROOT, environment, free_port
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from waiting import wait_until

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from counting_model import POISON, CountingModel, counting_model
 from grpc_process import address, grpc_client, row, running_grpc
-from gunicorn_process import free_port
+from processes import free_port
 from tritonclient.grpc import InferenceServerClient, aio, service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException

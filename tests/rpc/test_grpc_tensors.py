@@ -9,12 +9,11 @@ import echo_models
 import grpc
 import numpy as np
 import pytest
-from conftest import running_worker
 from echo_models import add_arithmetic, add_echo
 from flask.testing import FlaskClient
 from grpc_process import address, grpc_client, refused, running_grpc, tensor
-from gunicorn_process import free_port
 from ml_dtypes import bfloat16
+from processes import free_port, running_worker
 from tritonclient.grpc import InferenceServerClient, InferRequestedOutput, service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import deserialize_bytes_tensor

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from answers import refusal
 from flask.testing import FlaskClient
-from gunicorn_process import free_port, running_gunicorn
+from processes import free_port, running_gunicorn
 from registered import register, spec
 
 from api.app import create_app

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import running_worker
 from echo_models import add_echo
-from gunicorn_process import free_port, running_gunicorn
+from processes import free_port, running_gunicorn, running_worker
 from raw_http import Connection, Reply, connected, message
 from registered import register, spec
 

@@ -16,7 +16,7 @@ from counting_model import counting_model, v2
 from gunicorn.config import Config
 from gunicorn.http import get_parser
 from gunicorn.http.message import Request
-from gunicorn_process import free_port, running_gunicorn
+from processes import free_port, running_gunicorn
 from raw_http import connected, message
 from test_usual_way import NOT_PLAIN, PLAIN
 

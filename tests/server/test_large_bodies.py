@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import running_worker
 from echo_models import add_echo
 from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.unreader import SocketUnreader
-from gunicorn_process import free_port, running_gunicorn
 from own_valkey import OwnValkey
+from processes import free_port, running_gunicorn, running_worker
 from registered import spec
 from waiting import wait_until
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from gunicorn_process import free_port, running_gunicorn
+from processes import free_port, running_gunicorn
 from registered import register, spec
 
 from shared.model_spec import TensorSpec

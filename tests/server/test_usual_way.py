@@ -17,7 +17,7 @@ from counting_model import counting_model, v2
 from doubling_server import BODIES, DOUBLED, INFER, doubling_server, numbers
 from gunicorn.config import Config
 from gunicorn.http import get_parser
-from gunicorn_process import ROOT, free_port, running_gunicorn
+from processes import ROOT, free_port, running_gunicorn
 from raw_http import Connection, connected, message
 from waiting import wait_until
 
