@@ -16,7 +16,7 @@ from shared.errors import BadModel, BadModelOutput, BadRequest, FerryError, Mode
 from shared.model_spec import ModelSpec
 from worker.backends.base import RequestTensors
 from worker.backends.preprocessing import PixelArrays, own_arrays
-from worker.backends.triton_requests import (
+from worker.backends.triton_python_backend_utils import (
     InferenceRequest,
     InferenceResponse,
     TritonError,
