@@ -3,6 +3,6 @@
 import os
 
 from api.app import create_app
-from api.start import start
+from shared.settings import start
 
 app = create_app(start(os.environ))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -9,6 +10,8 @@ from typing import Any
 
 from shared import setting_checks as check
 from shared.errors import BadSetting
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
 
 
 def _setting(default: Any, variable: str, effect: str, check: Callable[[str], Any]) -> Any:
@@ -208,6 +211,15 @@ def _refuse_unknown(environ: Mapping[str, str], known: set[str]) -> None:
     unknown = {name for name in environ if name.startswith("FERRY_")} - known
     if unknown:
         raise BadSetting(f"unknown settings: {', '.join(sorted(unknown))}")
+
+
+def start(environ: Mapping[str, str]) -> Settings:
+    """Read the settings of a process that serves, and log as they say; raises BadSetting."""
+    settings = Settings.from_env(environ)
+    if not settings.redis_url:
+        raise BadSetting("REDIS_URL is not set: `ferry up` sets it, or name a Redis server")
+    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
+    return settings
 
 
 def default_cores() -> int:

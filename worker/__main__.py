@@ -6,18 +6,14 @@ import os
 import sys
 
 from shared.errors import BadModel, BadSetting
-from shared.settings import Settings
-from worker.logs import configure_logging
+from shared.settings import start
 from worker.supervisor.supervisor import Supervisor
 
 
 def main() -> int:
     """Supervise until told to stop; 2 for a bad setting or repository."""
     try:
-        settings = Settings.from_env(os.environ)
-        if not settings.redis_url:
-            raise BadSetting("REDIS_URL is not set: `ferry up` sets it, or name a Redis server")
-        configure_logging(settings.log_level)
+        settings = start(os.environ)
         # OpenMP's threads would otherwise spin after each forward pass, on cores the API needs:
         # twice the CPU for a small model. Read when torch loads, in the processes started later.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

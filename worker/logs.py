@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 
 from shared.registry.log_settings import LogLevel
+from shared.settings import LOG_FORMAT
 from worker.meter import Meter
 
 
 def configure_logging(level: str) -> None:
     """Log at `level` and above, with time, process and module."""
-    logging.basicConfig(
-        level=level,
-        format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s",
-        force=True,
-    )
+    logging.basicConfig(level=level, format=LOG_FORMAT, force=True)
 
 
 def follow_level(level: LogLevel, meter: Meter) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from api.rpc.server import Server
-from api.start import start
 from shared.errors import BadSetting
+from shared.settings import start
 
 
 def main() -> int:
