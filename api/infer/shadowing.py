@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Push = Callable[[Question], PendingRequest]
 
-MAX_UNDER_WAY = 64
+MAX_COPIES = 64
 """Copies that one process has under way; with more, the shadow is too slow for the load."""
 
 
@@ -51,7 +51,7 @@ class Shadowing:
     def copy(self, question: Question, version: str, answer: InferResult) -> None:
         """Ask a shadow the `question` that `version` answered; never fails, and never waits."""
         shadow_key = question.spec.key
-        if len(self._copies) >= MAX_UNDER_WAY:
+        if len(self._copies) >= MAX_COPIES:
             key = (shadow_key, version)
             self._skipped[key] = self._skipped.get(key, 0) + 1
             return

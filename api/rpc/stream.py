@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2 as proto
 from api.infer.public_errors import public_error
 from api.rpc.inference import Asked, InferCalls
 
-MAX_UNDER_WAY = 64
+MAX_STREAM_REQUESTS = 64
 """Requests of one stream; what the client sends beyond them stays unread."""
 FINAL = "triton_final_response"
 """Clients of models that answer more than once look for this; here every answer is the last."""
@@ -39,7 +39,7 @@ class Stream:
         self._context = context
         self._under_way: deque[Asked] = deque()
         self._entries: SimpleQueue[Entry | None] = SimpleQueue()
-        self._places = Semaphore(MAX_UNDER_WAY)
+        self._places = Semaphore(MAX_STREAM_REQUESTS)
         self._all_read = False
         self._ended = False
         self.cut = False

@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 from waiting import wait_until
 
 from api.rpc.service import STOPPING
-from api.rpc.stream import MAX_UNDER_WAY
+from api.rpc.stream import MAX_STREAM_REQUESTS
 from shared.settings import Settings
 
 CLIENTS = 64
@@ -139,22 +139,22 @@ def test_a_stream_says_that_it_was_cut_when_not_all_was_read(
     found: SimpleQueue[Any] = SimpleQueue()
     with running_grpc(settings) as server, grpc_client(settings) as client:
         client.start_stream(lambda result, error: found.put(error or result))
-        for number in range(3 * MAX_UNDER_WAY):
+        for number in range(3 * MAX_STREAM_REQUESTS):
             client.async_stream_infer("fake", [row(number, 0)])
-        wait_until(lambda: model.depth() == MAX_UNDER_WAY - 1, 10, "as many wait as may")
+        wait_until(lambda: model.depth() == MAX_STREAM_REQUESTS - 1, 10, "as many wait as may")
 
         server.terminate()
         wait_until(lambda: _refuses(client), 10, "it is stopping")
         model.gate.set()
 
-        results = [found.get(timeout=20) for _ in range(MAX_UNDER_WAY + 1)]
+        results = [found.get(timeout=20) for _ in range(MAX_STREAM_REQUESTS + 1)]
         assert server.wait(10) == 0
         client.stop_stream()
     assert [each.as_numpy("y")[0, 0] for each in results[:-1]] == [
-        2.0 * number for number in range(MAX_UNDER_WAY)
+        2.0 * number for number in range(MAX_STREAM_REQUESTS)
     ]
     assert results[-1].message() == STOPPING
-    assert len(model.computed) == MAX_UNDER_WAY
+    assert len(model.computed) == MAX_STREAM_REQUESTS
 
 
 def test_a_stream_that_the_client_has_ended_is_answered_and_ends_well(

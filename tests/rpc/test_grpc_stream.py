@@ -20,7 +20,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 from waiting import wait_until
 
-from api.rpc.stream import FINAL, MAX_UNDER_WAY
+from api.rpc.stream import FINAL, MAX_STREAM_REQUESTS
 from shared.settings import Settings
 
 Request = service_pb2.ModelInferRequest
@@ -103,15 +103,15 @@ def test_the_requests_of_a_stream_wait_side_by_side_up_to_a_limit(
 ) -> None:
     model.gate.clear()
     with streaming(settings) as (client, found):
-        for number in range(3 * MAX_UNDER_WAY):
+        for number in range(3 * MAX_STREAM_REQUESTS):
             client.async_stream_infer("fake", [row(number, 0)])
         # One is being computed; the client's others stay unread.
-        wait_until(lambda: model.depth() == MAX_UNDER_WAY - 1, 10, "as many wait as may")
+        wait_until(lambda: model.depth() == MAX_STREAM_REQUESTS - 1, 10, "as many wait as may")
         assert found.empty()
         model.gate.set()
-        take(found, 3 * MAX_UNDER_WAY)
+        take(found, 3 * MAX_STREAM_REQUESTS)
 
-    assert model.computed == [float(number) for number in range(3 * MAX_UNDER_WAY)]
+    assert model.computed == [float(number) for number in range(3 * MAX_STREAM_REQUESTS)]
 
 
 def test_an_error_answers_its_own_request_and_the_stream_goes_on(
@@ -235,9 +235,9 @@ def leave_a_stream(settings: Settings, model: CountingModel) -> None:
     """Ask for more than may be under way and cancel the whole."""
     model.gate.clear()
     with streaming(settings) as (client, _):
-        for number in range(2 * MAX_UNDER_WAY):
+        for number in range(2 * MAX_STREAM_REQUESTS):
             client.async_stream_infer("fake", [row(number, 0)])
-        wait_until(lambda: model.depth() == MAX_UNDER_WAY - 1, 10, "as many wait as may")
+        wait_until(lambda: model.depth() == MAX_STREAM_REQUESTS - 1, 10, "as many wait as may")
         client.stop_stream(cancel_requests=True)
     wait_until(lambda: model.depth() == 0, 10, "they are off the queue")
     model.gate.set()
