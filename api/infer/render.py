@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from api.infer.answer import Headers, HttpAnswer, json_answer
-from api.infer.outputs import shown_outputs
-from api.infer.timings import server_timing, timings_json
+from api.infer.outputs import server_timing, shown_outputs, timings_json
 from api.payloads.binary_tensors import HEADER
 from api.payloads.predictions import describe_rows
 from api.payloads.v1_json import FORMS, v1_values

@@ -1,5 +1,6 @@
 """A tensor's elements in protobuf's typed fields, `InferTensorContents`, as raw tensor data.
 
+Apart from `requests`: a subject of its own, of one tensor and no request.
 Source: https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/open_inference_grpc.proto
 """
 
@@ -30,13 +31,13 @@ FIELDS = {
 }
 """Where each datatype's elements stand; FP16 and BF16 have no field."""
 WIDE_TYPES = {"uint_contents": np.dtype(np.uint32), "int_contents": np.dtype(np.int32)}
-"""What fields that several datatypes share are read as."""
+"""The types at which fields of several datatypes are read."""
 
 
 def typed_data(tensor: proto.ModelInferRequest.InferInputTensor, where: str) -> bytes:
     """Return an input's typed contents as raw data; raises BadRequest.
 
-    Nothing is said here of a datatype that does not exist: whoever knows the model's will.
+    A datatype that does not exist is refused later, by `check_inputs`.
     """
     datatype, shape = tensor.datatype, list(tensor.shape)
     if datatype not in NUMPY_TYPES:

@@ -7,12 +7,13 @@ from typing import NamedTuple
 from tritonclient.grpc import service_pb2 as proto
 
 from api.infer.options import options_of
+from api.infer.outputs import shown_outputs, timings_json
 from api.infer.question import Question
 from api.infer.queues import Answered, Queues
-from api.rpc.answers import fill
 from api.rpc.requests import read_request
 from shared.errors import RequestExpired, VersionRetired
-from shared.messages import AnswerForm
+from shared.messages import AnswerForm, InferResult
+from shared.model_spec import ModelSpec
 from shared.registry.catalog import Catalog
 from shared.request_queue.api_end import PendingRequest
 
@@ -57,7 +58,7 @@ class InferCalls:
             answered = Answered(asked.question.spec, result)
         except VersionRetired:  # it left before it took the request
             answered = self._queues.ask(asked.question)
-        fill(response, answered.spec, answered.result, asked.question.form)
+        _fill(response, answered.spec, answered.result, asked.question.form)
 
     def _bounded(self, question: Question, remaining_seconds: float) -> Question:
         """Return the question with a time-out of its own `timeout` and the call's deadline."""
@@ -65,3 +66,26 @@ class InferCalls:
         wish = question.options.queue_timeout_seconds if question.spec.queue_policies else 0.0
         bounded = question.options._replace(timeout_seconds=seconds, queue_timeout_seconds=wish)
         return question._replace(options=bounded)
+
+
+def _fill(
+    response: proto.ModelInferResponse, spec: ModelSpec, result: InferResult, form: AnswerForm
+) -> None:
+    """Write the answer into an empty message, which may be part of another: no copy is made of it.
+
+    What HTTP calls `timings` are parameters of the same names.
+    """
+    response.model_name, response.model_version, response.id = spec.name, spec.version, form.id
+    for name, value in timings_json(result.timings).items():
+        parameter = response.parameters[name]
+        if isinstance(value, bool):
+            parameter.bool_param = value
+        elif isinstance(value, str):
+            parameter.string_param = value
+        elif isinstance(value, int):
+            parameter.int64_param = value
+        else:
+            parameter.double_param = value
+    for tensor, _ in shown_outputs(spec, result, form):
+        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        response.raw_output_contents.append(bytes(tensor.data))  # bytes of bytes is no copy

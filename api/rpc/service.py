@@ -5,7 +5,7 @@ Source: https://github.com/triton-inference-server/common/blob/main/protobuf/grp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from threading import BoundedSemaphore
@@ -21,10 +21,9 @@ from api.infer.model_control import load_by_request, unload_by_request
 from api.payloads.infer_request import SHARED_MEMORY
 from api.rpc.errors import refuse
 from api.rpc.inference import InferCalls
-from api.rpc.log_settings import changes_in, log_settings_response
 from api.rpc.stream import Stream
 from api.services import Services
-from shared.errors import QueueFull, UnknownModel, Unsupported
+from shared.errors import BadRequest, QueueFull, UnknownModel, Unsupported
 from shared.messages import Parameters
 from shared.registry.repository_index import repository_index
 from shared.request_queue.model_statistics import of_triton
@@ -144,7 +143,7 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
     @answering
     def LogSettings(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Set what the request names, if anything, and answer all log settings."""
-        return log_settings_response(self._services.log_settings.change(changes_in(request)))
+        return _log_settings_response(self._services.log_settings.change(_log_changes(request)))
 
     @answering
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
@@ -201,6 +200,31 @@ def _parameters(request: Any) -> Parameters:
         kind = parameter.WhichOneof("parameter_choice")
         found[name] = "" if kind in (None, "bytes_param") else getattr(parameter, kind)
     return found
+
+
+def _log_changes(request: proto.LogSettingsRequest) -> dict[str, Any]:
+    """Return what is to be set, as HTTP's body has it; raises BadRequest."""
+    found = {}
+    for name, value in request.settings.items():
+        choice = value.WhichOneof("parameter_choice")
+        if choice is None:
+            raise BadRequest(f"log setting {name!r} has no value")
+        found[name] = getattr(value, choice)
+    return found
+
+
+def _log_settings_response(settings: Mapping[str, Any]) -> proto.LogSettingsResponse:
+    """Return all settings."""
+    response = proto.LogSettingsResponse()
+    for name, value in settings.items():
+        setting = response.settings[name]
+        if isinstance(value, bool):
+            setting.bool_param = value
+        elif isinstance(value, int):
+            setting.uint32_param = value
+        else:
+            setting.string_param = value
+    return response
 
 
 for _name in ("Status", "Register", "Unregister"):
