@@ -13,12 +13,13 @@ from versioned_models import add_model
 
 from api.app import create_app
 from api.infer.question import Question
-from api.infer.queues import Queues
+from api.infer.queues import MAX_SUCCESSORS, Queues
 from shared.errors import UnknownModel, VersionRetired
-from shared.messages import Tensor
+from shared.messages import InferResult, Tensor
 from shared.model_spec import ModelSpec
 from shared.registry.desired_store import DesiredStore
 from shared.registry.snapshot import Snapshot
+from shared.request_queue.api_end import PendingRequest
 from shared.request_queue.async_requests import new_id
 from shared.settings import Settings
 from shared.wire.client import connect
@@ -73,6 +74,25 @@ def test_a_successor_with_other_inputs_is_not_asked(queues: Queues, left: ModelS
 
     with pytest.raises(VersionRetired):
         queues.ask(Question(other, (X,)))
+
+
+def test_the_last_attempt_too_is_copied_to_the_shadow(
+    queues: Queues, left: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_to_fail, wait, copied = [VersionRetired.default()] * MAX_SUCCESSORS, queues.wait, []
+
+    def wait_or_fail(spec: ModelSpec, pending: PendingRequest) -> InferResult:
+        result = wait(spec, pending)
+        if left_to_fail:
+            raise left_to_fail.pop()
+        return result
+
+    monkeypatch.setattr(queues, "wait", wait_or_fail)
+    monkeypatch.setattr(queues, "copy_to_shadow", lambda asked, _: copied.append(asked.spec.key))
+
+    queues.ask(Question(left.model_copy(update={"version": "2"}), (X,)))
+
+    assert copied == ["m/2"]
 
 
 def test_nothing_waits_on_a_queue_that_is_closed(
