@@ -1,4 +1,4 @@
-"""Answers that are asked for later, by id or by key.
+"""Asynchronous requests: stored at once, answered later by id or by `Idempotency-Key`.
 
 `shared/request_queue/async_records.py` has the schema.
 """
@@ -66,7 +66,7 @@ class AsyncAnswers:
         return _accepted(request_id, State("waiting"))
 
     def once(self, key: str, path: str, question: Question, *, wait: bool) -> HttpAnswer:
-        """Answer what the first request with this key, path and body was, or will be, answered.
+        """Give the answer of the first request with this key, path and body, once it is there.
 
         Raises IdempotencyConflict when the first was another, RequestExpired when the answer is
         not there by this request's deadline; the same key may then come again.
@@ -103,7 +103,7 @@ class AsyncAnswers:
         """Take back a request that waits; raises RequestStarted, UnknownRequest or RequestGone."""
         requests = self._queues.async_requests(self._records.find(request_id)[0])
         what = requests.cancel(request_id)
-        if what == "gone":
+        if what == "gone":  # off the queue: only its state tells an answer from an expiry
             what = requests.state(request_id).what
         if what in {"running", "done"}:
             raise RequestStarted(f"request {request_id} is {what} and cannot be cancelled")
@@ -112,13 +112,13 @@ class AsyncAnswers:
         return json_answer({"id": request_id, "status": "cancelled"})
 
     def _submit(self, request_id: str, question: Question, keep_seconds: float) -> ModelSpec:
-        """Push first: a request that is refused leaves nothing behind. Returns who was asked."""
+        """Push, then save the record: a refused request leaves none. Returns the version asked."""
         taken = self._queues.submit(request_id, question)
         spec, life_seconds = taken.spec, self._queues.timeout_seconds(taken) + keep_seconds
         durable = self._settings.durable
         try:
             self._records.save(request_id, spec, taken.form, life_seconds, durable=durable)
-        except RedisUnavailable:
+        except RedisUnavailable:  # without a record nobody could ask for the answer
             self._queues.async_requests(spec).cancel(request_id)
             raise
         return spec
@@ -128,19 +128,20 @@ class AsyncAnswers:
         try:
             return self._submit(request_id, question, IDEMPOTENT_RESULT_SECONDS)
         except FerryError:
+            # The same key may have come again meanwhile and pushed the request under this id.
             if self._queues.async_requests(question.spec).state(request_id).what == "gone":
                 self._records.forget_key(question.spec.name, key)
             raise
 
     def _joined(self, request_id: str, question: Question) -> ModelSpec:
-        """Return the model that an earlier request asked; see to it that it is under way.
+        """Return the model version that an earlier request asked, and push it again if it is gone.
 
         It may have expired on the queue, or not be pushed yet, by a process that may have died:
         pushing is idempotent, so whoever comes does it.
         """
         try:
             spec = self._records.find(request_id)[0]  # another version may serve by now
-        except UnknownRequest:
+        except UnknownRequest:  # the process that came first has not saved its record yet
             spec = question.spec
         if self._queues.async_requests(spec).state(request_id).what != "gone":
             return spec
@@ -150,9 +151,9 @@ class AsyncAnswers:
     def _wait(
         self, request_id: str, spec: ModelSpec, seconds: float, client: socket.socket | None
     ) -> State:
-        """Return what became of a request as soon as it is closed, or after some seconds.
+        """Return a request's state as soon as it is closed, or after some seconds.
 
-        Raises ClientLeft when nobody waits for the answer any more, which the request outlives, and
+        Raises ClientLeft when the client hangs up, which the request outlives, and
         QueueFull when too many wait in this process.
         """
         requests = self._queues.async_requests(spec)
@@ -202,7 +203,7 @@ def _gone(request_id: str) -> RequestGone:
 
 
 def _digest(path: str, question: Question) -> bytes:
-    """Return a hash of what was asked, tensors included."""
+    """Return a hash of path, tensors, outputs, parameters and form."""
     _, inputs, outputs, options, form, _ = question
     asked = [path, inputs, outputs, dict(options.parameters), form]
     return sha256(msgpack.packb(asked)).digest()

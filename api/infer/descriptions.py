@@ -1,4 +1,4 @@
-"""What the server and a model say of themselves, for HTTP and gRPC alike (v2's metadata)."""
+"""Descriptions of the server and of its models (v2's metadata), for HTTP and gRPC alike."""
 
 from __future__ import annotations
 

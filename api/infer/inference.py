@@ -51,6 +51,7 @@ class Inference:
         `Prefer: respond-async` is answered with 202 at once, an `Idempotency-Key` as it was before.
         """
         key = environ.get(IDEMPOTENCY_KEY)
+        # fast: nearly all requests have neither header.
         prefer = environ.get(PREFER)
         wants_async = prefer is not None and "respond-async" in _preferences(prefer)
         if key is not None:

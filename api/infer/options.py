@@ -1,4 +1,4 @@
-"""How long, how urgently and for whom a request waits."""
+"""A request's options: its time-out, its priority, its client, its parameters for the model."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The parts of an answer that HTTP and gRPC share: v2's outputs, and what the answer cost.
+"""The parts of an answer that HTTP and gRPC share: v2's outputs, and the timings.
 
-Apart from `render`, which brings along what only HTTP needs.
+Apart from `render`, whose formats are HTTP's alone.
 """
 
 from __future__ import annotations

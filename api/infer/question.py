@@ -1,4 +1,4 @@
-"""A checked question: what is asked of which model version, and the form of its answer."""
+"""A checked request, its model version, and the form of its answer, in one piece."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from shared.settings import Settings
 
 LONGEST_RETRY_AFTER_SECONDS = 60
 MAX_SUCCESSORS = 3
-"""How often a request is sent elsewhere because the version that it went to left."""
+"""Attempts at a successor, each after the version that a request went to has left."""
 SUCCESSOR_SECONDS = 0.05
 
 Taken = TypeVar("Taken")
@@ -98,7 +98,7 @@ class Queues:
     def _until_taken(
         self, question: Question, attempt: Callable[[Question], Taken]
     ) -> tuple[Question, Taken]:
-        """Return the question as it was taken, and what `attempt` made of it.
+        """Return the question as it was taken, and the result of its `attempt`.
 
         When its version leaves, the next attempt is its successor's.
         """
@@ -110,7 +110,7 @@ class Queues:
         return question, attempt(question)
 
     def _successor(self, question: Question) -> ModelSpec:
-        """Return what serves in the place of a version that left.
+        """Return the version that serves in the place of one that left.
 
         Raises VersionRetired when that takes other inputs than the request was checked for, and
         UnknownModel when nothing serves in its place.
@@ -141,7 +141,7 @@ class Queues:
         return options.deadline_seconds(question.spec, default_seconds)
 
     def _with_retry_after(self, spec: ModelSpec, error: QueueFull) -> QueueFull:
-        """Say when half of what waits will be gone, at the rate the model is answering now."""
+        """Return the error with `retry_after_seconds`, when half of the queue will be answered."""
         rate = self._catalog.drain_rate(spec.key)
         if rate > 0:
             seconds = math.ceil(error.waiting / rate / 2)
@@ -159,7 +159,7 @@ class Queues:
         queue = self._queues.get(name)
         if queue is None:
             with self._making:
-                queue = self._queues.get(name)
+                queue = self._queues.get(name)  # another thread may have made it meanwhile
                 if queue is None:
                     queue = RequestQueue(self._client, self._keys(spec), self._limits(spec))
                     self._queues[name] = queue

@@ -1,4 +1,4 @@
-"""From a result to the JSON of the route that was asked, at once or much later."""
+"""Results to HTTP answers, in the form that the request asked for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shared.model_spec import ModelSpec
 
 
 def render(spec: ModelSpec, result: InferResult, form: AnswerForm) -> HttpAnswer:
-    """Return the answer; raises BadRequest for an output that JSON cannot carry."""
+    """Return a result's answer; raises BadRequest for an output that JSON cannot carry."""
     if form.kind == "infer":
         return _inferred(spec, result, form)
     if form.kind in FORMS.values():

@@ -1,4 +1,4 @@
-"""Sends copies of answered requests to a shadow version and has the answers compared.
+"""Sends copies of answered requests to a shadow version and compares the answers.
 
 Nobody waits for a shadow: its copy is pushed once the request is answered, at the lowest priority,
 and when too many are under way no further one is.

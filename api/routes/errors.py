@@ -52,7 +52,7 @@ def _http_error(error: HTTPException) -> Response:
 
 
 def _body_error(error: ParseException) -> Response:
-    """Refuse what gunicorn could not read: chunks that are none, trailers that are too long."""
+    """Refuse a body that gunicorn cannot read: malformed chunks, trailers that are too long."""
     return _any_error(BadRequest(f"the body cannot be read: {error}"))
 
 

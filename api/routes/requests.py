@@ -1,4 +1,4 @@
-"""/v2/requests/<id>: what became of a request that was accepted with 202."""
+"""/v2/requests/<id>: the answers of requests that were accepted with 202."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def respond(request_id: str) -> Response:
 
 @blueprint.delete("/v2/requests/<request_id>")
 def cancel(request_id: str) -> Response:
-    """Take back what does not run yet."""
+    """Cancel a request that does not run yet."""
     return response_of(services().async_answers.cancel(_known(request_id)))
 
 

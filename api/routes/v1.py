@@ -32,7 +32,7 @@ def model(name: str) -> Response:
     """Answer 200 when an instance serves the model; raises ModelNotReady (503), as KServe does."""
     catalog = services().catalog
     if not catalog.is_ready(name):
-        catalog.serving(name)  # it says why, if there is more to say
+        catalog.serving(name)  # raises the reason, if there is more to say than the next line
         raise ModelNotReady(f"model '{name}' is not ready")
     return json_response({"name": name, "ready": True})
 

@@ -1,6 +1,6 @@
 """The v2 protocol beside its inference: health, descriptions, statistics, repository, logging.
 
-What is not offered of it is refused with 501, for Triton's clients call that too.
+Its parts that are not offered are refused with 501, for Triton's clients call those too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shared.registry.repository_index import repository_index
 
 blueprint = Blueprint("v2", __name__)
 METHODS = ["GET", "POST"]
-"""Of the parts that are refused."""
+"""Methods of the routes that are refused."""
 
 
 @blueprint.get("/")
@@ -119,7 +119,7 @@ def log_settings() -> Response:
 
 @blueprint.post("/v2/logging")
 def change_log_settings() -> Response:
-    """Set what the body names, leave the others, and answer all; 400 sets nothing."""
+    """Set the log settings that the body names, and answer all; 400 sets nothing."""
     return json_response(services().log_settings.change(load_object(read_body())))
 
 

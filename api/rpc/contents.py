@@ -29,7 +29,7 @@ FIELDS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-"""Where each datatype's elements stand; FP16 and BF16 have no field."""
+"""The field of each datatype's elements; FP16 and BF16 have none."""
 WIDE_TYPES = {"uint_contents": np.dtype(np.uint32), "int_contents": np.dtype(np.int32)}
 """The types at which fields of several datatypes are read."""
 

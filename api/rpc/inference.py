@@ -26,7 +26,7 @@ class Asked(NamedTuple):
 
 
 class InferCalls:
-    """What ModelInfer and ModelStreamInfer do with one request."""
+    """One request of ModelInfer or ModelStreamInfer: checked and pushed, waited for, answered."""
 
     def __init__(self, catalog: Catalog, queues: Queues) -> None:
         """Serve the catalog's models through the queues."""

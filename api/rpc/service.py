@@ -1,4 +1,4 @@
-"""The methods of `inference.GRPCInferenceService`, answered by what HTTP is answered by.
+"""The methods of `inference.GRPCInferenceService`, answered by the same services as HTTP.
 
 Source: https://github.com/triton-inference-server/common/blob/main/protobuf/grpc_service.proto
 """
@@ -60,7 +60,7 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Every method of the service; each call has a thread."""
 
     def __init__(self, services: Services) -> None:
-        """Let `grpc_threads` infer calls, of which a stream is one, be under way at a time."""
+        """Answer by `services`, at most `grpc_threads` infer calls at a time; a stream is one."""
         self._services = services
         self._catalog = services.catalog
         self._calls = InferCalls(services.catalog, services.queues)
@@ -142,7 +142,7 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     @answering
     def LogSettings(self, request: Any, _context: grpc.ServicerContext) -> Any:
-        """Set what the request names, if anything, and answer all log settings."""
+        """Set the log settings that the request names, if any, and answer all."""
         return _log_settings_response(self._services.log_settings.change(_log_changes(request)))
 
     @answering
@@ -203,7 +203,7 @@ def _parameters(request: Any) -> Parameters:
 
 
 def _log_changes(request: proto.LogSettingsRequest) -> dict[str, Any]:
-    """Return what is to be set, as HTTP's body has it; raises BadRequest."""
+    """Return the wanted changes, as HTTP's body has them; raises BadRequest."""
     found = {}
     for name, value in request.settings.items():
         choice = value.WhichOneof("parameter_choice")

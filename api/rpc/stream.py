@@ -14,11 +14,11 @@ from api.infer.public_errors import public_error
 from api.rpc.inference import Asked, InferCalls
 
 MAX_STREAM_REQUESTS = 64
-"""Requests of one stream; what the client sends beyond them stays unread."""
+"""Requests of one stream under way at a time; those beyond stay unread."""
 FINAL = "triton_final_response"
 """Clients of models that answer more than once look for this; here every answer is the last."""
 Entry = tuple[str, Asked | Exception]
-"""A request's id, and what became of pushing it."""
+"""A request's id, and the pushed request or the error of its push."""
 
 
 class Stream:
@@ -98,7 +98,7 @@ class Stream:
         return response
 
     def _leave(self) -> None:
-        """Take back what is under way: the call is over, in whatever way."""
+        """Cancel the requests under way: the call is over, in whatever way."""
         self._ended = True
         for asked in list(self._under_way):
             asked.pending.cancel()

@@ -32,7 +32,7 @@ class BoundedReads:
     """
 
     def __init__(self, next_app: WSGIApplication, timeout_seconds: float) -> None:
-        """Let `next_app` wait `timeout_seconds` for the next piece of a body, at most."""
+        """Bound the silence between two pieces of a body to `timeout_seconds` for `next_app`."""
         self._next_app = next_app
         self._timeout_seconds = timeout_seconds
 

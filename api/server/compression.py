@@ -1,4 +1,4 @@
-"""Compressed bodies: requests are opened in bounded memory, answers packed for who asks for it.
+"""Compressed bodies: opens requests in bounded memory, packs answers for clients that ask.
 
 Sources: RFC 9110, 8.4 (content codings) and 12.5.3 (Accept-Encoding); RFC 1950 to 1952.
 """
@@ -27,13 +27,13 @@ SMALLEST_BYTES = 1024
 LEFT_PLAIN = re.compile(r"/v2(?:/(?!requests/|.*/infer$).*)?")
 """Descriptions: Triton's asyncio client asks for packed ones and cannot open them."""
 SLICE_BYTES = 256 * 1024
-"""What is worked on without a break, for a few milliseconds."""
+"""The size of one step, a few milliseconds, between which other requests have their turn."""
 _WEIGHT = re.compile(r"\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*", re.ASCII)
 _Head = tuple[str, list[tuple[str, str]]]
 
 
 class Coding(NamedTuple):
-    """What a client wants; `only` says that it does not take an answer as it is."""
+    """A content coding that a client accepts; `only` says that it takes no plain answer."""
 
     name: str
     only: bool
@@ -65,7 +65,7 @@ def decompress(raw: bytes, encoding: str, limit: int) -> bytes:
 
 @lru_cache(maxsize=256)
 def chosen(accept: str) -> Coding | None:
-    """Return what the header `Accept-Encoding` wants most of what there is, None for no coding.
+    """Return the best coding for the header `Accept-Encoding`, None for a plain answer.
 
     None also for a client that takes nothing there is: it gets the answer as it is, which RFC 9110
     leaves to the server.
@@ -81,7 +81,7 @@ def chosen(accept: str) -> Coding | None:
 
 
 class Compressed:
-    """WSGI middleware that packs bodies above 1 KiB whose length is known, for who asks for it.
+    """WSGI middleware: packs bodies above 1 KiB of a known length, for clients that ask.
 
     v2's descriptions and all errors stay as they are unless the client takes nothing else.
     """
@@ -105,7 +105,7 @@ class Compressed:
 
 
 class _Held:
-    """Stands in for `start_response`: passes on what stays as it is, holds what is to be packed."""
+    """A `start_response` that passes plain answers on and holds those that are to be packed."""
 
     def __init__(self, start_response: StartResponse, coding: Coding) -> None:
         self._start_response = start_response
@@ -149,7 +149,7 @@ def packed(
 
 
 def is_to_be_packed(coding: Coding, length: int, *, is_good: bool) -> bool:
-    """Tell whether an answer of that length is packed for who wants `coding`."""
+    """Tell whether an answer of that length is packed for a client that accepts `coding`."""
     return (is_good and length > SMALLEST_BYTES) or (length > 0 and coding.only)
 
 
@@ -204,7 +204,7 @@ def _weights(accept: str) -> dict[str, float]:
 
 
 def _packable_bytes(headers: list[tuple[str, str]]) -> int:
-    """Return the declared length; 0 without one, and of what is packed or a part already."""
+    """Return the declared length, 0 without one and for a packed or partial body."""
     found = {name.lower(): value for name, value in headers}
     if "content-encoding" in found or "content-range" in found:
         return 0

@@ -4,7 +4,7 @@ fast: the same functions answer as from Flask's route, so nothing depends on thi
 Flask's request and response, WSGI's environment, checks of headers that are our own and a write for
 the head and one for the body cost several times what Ferry itself does with a small tensor
 (docs/performance.md). So does parsing the same head again: clients send the same bytes with every
-request, and what gunicorn's parser once made of them holds for the next. All other requests take
+request, and the parser's result holds for the next. All other requests take
 the usual way, through WSGI and Flask.
 """
 
@@ -113,9 +113,10 @@ class FastPath:
         return True
 
     def _learned(self, head: bytes, last: Any) -> PlainRequest | None:
-        """Have gunicorn parse a head, and remember what it found: None for one that is not plain.
+        """Parse a head by gunicorn and remember the result, None for one that is not plain.
 
-        It parses by its settings and, only if those trust some peers and not others, by the peer.
+        Gunicorn parses by its settings and, only if those trust some peers and not others, by the
+        peer.
         """
         if not head.startswith(START) or len(head) > MAX_HEAD_BYTES:
             return None

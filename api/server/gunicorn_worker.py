@@ -31,7 +31,7 @@ DRAIN_LOOK_SECONDS = 0.02
 DECODING_THREADS = 2
 """Each may hold FERRY_MAX_IMAGE_PIXELS several times over."""
 LINGER_SECONDS = 0.5
-"""How long connections may be idle once a stop has begun.
+"""The time in which connections may be idle once a stop has begun.
 
 A client that asks again meanwhile is answered, with `Connection: close`: closing at once would
 meet requests that are on their way.
@@ -53,7 +53,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         self._fast_path: FastPath | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Note SIGTERM.
+        """Remember SIGTERM for `run`.
 
         subtle: gunicorn's own ends `alive` here. Clients told to close would connect anew while
         there is still a listener, and some of them be reset with it.
@@ -61,7 +61,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         self._told_to_stop = True
 
     def run(self) -> None:
-        """Serve until told to stop; then answer what has come, up to `graceful_timeout`."""
+        """Serve until SIGTERM; then answer what has arrived, for up to `graceful_timeout`."""
         gevent.get_hub().threadpool_size = DECODING_THREADS
         if self.cfg.keepalive and not _logs_requests(self.cfg):
             self._fast_path = getattr(self.wsgi, "extensions", {}).get("fast_path")
@@ -123,7 +123,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         return answered
 
     def _read_next(self, last: Any, sock: socket.socket) -> bytes:
-        """Return what comes behind an answer, nothing where gunicorn has to skip a body first.
+        """Return the bytes behind an answer, none where gunicorn has to skip a body first.
 
         `last` is the last request that gunicorn parsed. Raises StopIteration when nothing comes.
         """
@@ -139,7 +139,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         return data
 
     def _end_idle_connections(self) -> None:
-        """Let requests that have arrived be read, and behind them the end of the connection."""
+        """Half-close idle connections: requests that have arrived are read, then the end."""
         for connection in self._idle:
             with contextlib.suppress(OSError):
                 _end_reading(connection)
@@ -165,7 +165,7 @@ def _logs_requests(config: Any) -> bool:
 
 
 def _end_reading(connection: socket.socket) -> None:
-    """Have who reads from a connection find its end behind what has arrived.
+    """Half-close the connection: its reader gets what has arrived, then the end.
 
     subtle: gevent's own `shutdown` raises an error in who is reading, and a TLS socket's forgets
     its keys.
