@@ -75,6 +75,7 @@ class TorchBackend:
         return self._forward(inputs, pixels)
 
     def _forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
+        """Turn arrays into tensors, call the model, turn its tensors into arrays."""
         tensors = {
             name: self._tensor(inputs[name], name in pixels)
             for name in self._inputs
@@ -82,7 +83,7 @@ class TorchBackend:
         }
         if self._positional and len(tensors) == len(self._inputs):
             answer = self._call(*tensors.values())
-        else:
+        else:  # an input is absent, or stands behind an argument that is left to its default
             answer = self._call(**self._keywords(tensors))
         return {name: to_numpy(tensor) for name, tensor in self._named(answer).items()}
 
@@ -95,6 +96,7 @@ class TorchBackend:
         }
 
     def _tensor(self, array: Array, is_pixels: bool) -> torch.Tensor:
+        """Return an input as a tensor on the model's device, pictures normalised."""
         if is_pixels:
             assert self._normaliser is not None, "pixels are made for image models only"
             return self._normaliser(array)
@@ -102,6 +104,7 @@ class TorchBackend:
         return tensor if self._on_cpu else tensor.to(self._device, non_blocking=True)
 
     def _named(self, answer: Any) -> dict[str, torch.Tensor]:
+        """Return the declared outputs of the model's answer; raises BadModelOutput without one."""
         if isinstance(answer, dict):
             missing = [name for name in self._outputs if name not in answer]
             if missing:

@@ -72,7 +72,7 @@ def _answer(requests: list[DecodedRequest], context: BatchContext) -> dict[str, 
         if answers_each(context.backend):
             return run_each(requests, context.backend, context)
         return _run(requests, context)
-    except BadModelOutput as error:
+    except BadModelOutput as error:  # the model's fault, no request's: halves are no help
         log.error("%s: %s; the batch of %d is answered so", context.spec.key, error, len(requests))
         result = InferResult(error=error).encode()
         return {one.claimed.id: result for one in requests}
@@ -89,35 +89,6 @@ def _answer(requests: list[DecodedRequest], context: BatchContext) -> dict[str, 
         return {requests[0].claimed.id: InferResult(error=failure).encode()}
     middle = len(requests) // 2
     return _answer(requests[:middle], context) | _answer(requests[middle:], context)
-
-
-def _refuse_oversized(results: dict[str, bytes], spec: ModelSpec) -> set[str]:
-    """Put errors in the place of results that cannot be handed out; returns whose they were."""
-    refused, taken = set[str](), 0
-    # fast: nearly always they fit together, so each does
-    if sum(map(len, results.values())) <= min(MAX_RESULT_BYTES, MAX_RESULTS_BYTES):
-        return refused
-    for request_id, result in results.items():
-        size, limit = len(result), min(MAX_RESULT_BYTES, MAX_RESULTS_BYTES - taken)
-        if size <= limit:
-            taken += size
-            continue
-        said = f"the answer has {size} bytes, at most {MAX_RESULT_BYTES} can be handed out"
-        if size <= MAX_RESULT_BYTES:
-            said += f", and {MAX_RESULTS_BYTES} with its batch, whose others have {taken}"
-        log.error("%s: request %s: %s; it is answered so", spec.key, request_id, said)
-        results[request_id] = InferResult(error=BadModelOutput(said)).encode()
-        refused.add(request_id)
-    return refused
-
-
-def _without(refused: set[str], passes: list[Pass]) -> list[Pass]:
-    """Leave requests out of their passes, so that they are counted as failed."""
-    left = [
-        one._replace(claimed=[item for item in one.claimed if item.id not in refused])
-        for one in passes
-    ]
-    return [one for one in left if one.claimed]
 
 
 def _run(requests: list[DecodedRequest], context: BatchContext) -> dict[str, bytes]:
@@ -144,3 +115,32 @@ def _run(requests: list[DecodedRequest], context: BatchContext) -> dict[str, byt
         results[item.id] = answer.encode()
     context.add_pass([one.claimed for one in requests], rows, began, started, computed)
     return results
+
+
+def _refuse_oversized(results: dict[str, bytes], spec: ModelSpec) -> set[str]:
+    """Put errors in the place of results too large for Redis; returns the ids of their requests."""
+    refused, taken = set[str](), 0
+    # fast: nearly always they fit together, so each does
+    if sum(map(len, results.values())) <= min(MAX_RESULT_BYTES, MAX_RESULTS_BYTES):
+        return refused
+    for request_id, result in results.items():
+        size, limit = len(result), min(MAX_RESULT_BYTES, MAX_RESULTS_BYTES - taken)
+        if size <= limit:
+            taken += size
+            continue
+        said = f"the answer has {size} bytes, at most {MAX_RESULT_BYTES} can be handed out"
+        if size <= MAX_RESULT_BYTES:
+            said += f", and {MAX_RESULTS_BYTES} with its batch, whose others have {taken}"
+        log.error("%s: request %s: %s; it is answered so", spec.key, request_id, said)
+        results[request_id] = InferResult(error=BadModelOutput(said)).encode()
+        refused.add(request_id)
+    return refused
+
+
+def _without(refused: set[str], passes: list[Pass]) -> list[Pass]:
+    """Leave requests out of their passes, so that they are counted as failed."""
+    left = [
+        one._replace(claimed=[item for item in one.claimed if item.id not in refused])
+        for one in passes
+    ]
+    return [one for one in left if one.claimed]
