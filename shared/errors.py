@@ -26,7 +26,7 @@ class FerryError(Exception):
 
     @property
     def message(self) -> str:
-        """What was wrong, what was expected, and where."""
+        """The mistake, the expectation and the place, for the client."""
         return str(self)
 
 
@@ -119,7 +119,7 @@ class QueueFull(FerryError):
     status = 503
     retry_after_seconds = 1
     waiting = 0
-    """How many requests were waiting."""
+    """The number of requests that were waiting."""
 
     @classmethod
     def with_waiting(cls, count: int) -> QueueFull:

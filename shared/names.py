@@ -1,4 +1,7 @@
-"""What models and versions may be called: their names become paths and keys."""
+"""Patterns of the names of models and versions, which become paths and keys.
+
+A module of its own: settings check names too, and load nothing else of the vocabulary.
+"""
 
 from __future__ import annotations
 

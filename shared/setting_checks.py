@@ -1,4 +1,4 @@
-"""What the values of settings may be: each check returns the value, or raises ValueError."""
+"""Checks of settings' values: each returns the value, or raises ValueError."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def seconds_or_none(value: str) -> float:
 
 
 def control_mode(value: str) -> str:
-    """Return how models come and go."""
+    """Return a model control mode."""
     if value not in {"none", "explicit", "poll"}:
         raise ValueError("must be none, explicit or poll")
     return value
@@ -69,7 +69,7 @@ def redis_url(value: str) -> str:
 
 
 def flag(value: str) -> bool:
-    """Return what is on or off."""
+    """Return a switch, on or off."""
     if value.lower() not in {"0", "1", "false", "true"}:
         raise ValueError("must be 0 or 1")
     return value.lower() in {"1", "true"}

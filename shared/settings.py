@@ -21,7 +21,7 @@ def _setting(default: Any, variable: str, effect: str, check: Callable[[str], An
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be set; every field has its variable, its default and its effect."""
+    """All settings; every field has its variable, its default, its effect and its check."""
 
     redis_url: str = _setting(
         "",

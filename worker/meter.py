@@ -1,4 +1,4 @@
-"""What an instance tells its supervisor while it serves, through shared memory."""
+"""An instance's figures for its supervisor while it serves, in shared memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import time
 
 WEIGHT_OF_LATEST = 0.5
-"""What the latest heartbeat's rate counts for in the mean."""
+"""The latest heartbeat's share in the mean rate."""
 NEGLIGIBLE_RATE = 0.01
 
 

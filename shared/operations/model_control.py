@@ -17,9 +17,9 @@ from shared.registry.registry import Registry
 LONGEST_CHANGE_SECONDS = 600.0
 PROGRESS_LOOK_SECONDS = 0.03
 MISSING_STEP_SECONDS = 2.0
-"""How long a step is missing before it is a failure: it may be about to be loaded too."""
+"""Time until a missing step is a failure: it may be about to be loaded too."""
 NOBODY_SECONDS = 3.0
-"""How long no worker may be seen: one may have to tell a Redis that forgot everything."""
+"""Time without any worker until it fails: one may have to tell a Redis that forgot everything."""
 CONTROL_REFUSED = (
     "explicit model load / unload is not allowed if polling is enabled, nor in the mode none: "
     "the control mode of this server is {mode}, set FERRY_MODEL_CONTROL_MODE=explicit to allow it"
@@ -29,7 +29,7 @@ IsDone = Callable[[Serving | None, list[ModelReport], Desired], bool]
 
 
 class ModelControl:
-    """What operators can have done; every method returns when it is true on every machine.
+    """Operators' changes of models; every method returns when its change is done on every machine.
 
     Raises LoadFailed saying why it cannot be, ModelNotReady when nobody is there to do it or it
     takes more than ten minutes, and RedisUnavailable.
@@ -45,7 +45,7 @@ class ModelControl:
         self._mode = mode
 
     def load(self, name: str, config: str | None = None) -> None:
-        """Have a model read anew from the repository, by `config` (JSON) instead of its own file.
+        """Load a model anew from the repository, by `config` (JSON) instead of its own file.
 
         A version whose content did not change goes on as it is. Raises BadRequest unless the mode
         is `explicit`.
@@ -60,7 +60,7 @@ class ModelControl:
         self._wait_for_steps(name)
 
     def unload(self, name: str) -> None:
-        """Have a model leave, and forget which version of it was to be used.
+        """Unload a model, and forget which version of it was to be used.
 
         Raises BadRequest unless the mode is `explicit`.
         """
@@ -115,7 +115,7 @@ class ModelControl:
         self._route(name, [version] if version else [], update)
 
     def _route(self, name: str, versions: list[str], update: Update) -> None:
-        """Change where requests go; what is not possible is undone again."""
+        """Change where requests go; undo the change when it cannot be."""
         _check_name(name)
         for version in versions:
             if not VERSION.fullmatch(version):
@@ -125,7 +125,7 @@ class ModelControl:
     def _change(
         self, name: str, update: Update, is_done: IsDone, versions: list[str] | None = None
     ) -> None:
-        """Change what is desired, and wait until it is so; what cannot be is undone again.
+        """Change the desired state and wait until it is reached; undo the change when it cannot be.
 
         The failures of `versions` alone matter, None for all.
         """
@@ -185,7 +185,7 @@ class ModelControl:
         return False
 
     def _wait_for_steps(self, name: str) -> None:
-        """Return once what is served is ready: an ensemble waits for its steps."""
+        """Return once the model is ready to serve: an ensemble waits for its steps."""
         deadline, failed_at = time.monotonic() + LONGEST_CHANGE_SECONDS, math.inf
         while (now := time.monotonic()) < deadline:
             snapshot = self._registry.snapshot()
@@ -214,13 +214,13 @@ class ModelControl:
 
 
 def _check_name(name: str) -> None:
-    """Raise BadRequest for what is no model's name."""
+    """Raise BadRequest unless a model may be called `name`."""
     if not MODEL_NAME.fullmatch(name):
         raise BadRequest(f"model name {name!r} must match {MODEL_NAME.pattern}")
 
 
 def _reports_of(name: str, generation: int, state: ControlState) -> list[ModelReport]:
-    """Return what every living supervisor says of a model, nothing while one is not so far."""
+    """Return the reports of all living supervisors, none until each has seen `generation`."""
     found = [report.models.get(name) for report in state.reports.values()]
     up_to_date = [each for each in found if each is not None and each.generation >= generation]
     return up_to_date if len(up_to_date) == len(found) else []

@@ -1,4 +1,4 @@
-"""How a shadow's answers compare with those of the version that serves, counted in Redis."""
+"""Comparison of a shadow's answers with the serving version's, counted in Redis."""
 
 from __future__ import annotations
 

@@ -17,20 +17,20 @@ from shared.registry.snapshot import Snapshot
 log = logging.getLogger(__name__)
 
 FRESH_SECONDS = 0.5
-"""How old the copy may be that a request uses; one that finds it older reads anew by itself."""
+"""Age at which the copy serves no request: the one that finds it older reads anew by itself."""
 REFRESH_SECONDS = 0.35
-"""How often the refresher reads, so that no request finds it older; costs Redis 0.2 ms a time."""
+"""Time between two reads of the refresher, of 0.2 ms each: no request finds its copy too old."""
 CHANGES_LOOK_SECONDS = 0.1
-"""How often requests ask whether they are to go elsewhere: a rollback waits no longer.
+"""Time between two looks of requests, whether they are to go elsewhere: a rollback's delay.
 
 The request asks by itself, one GET: who is told that a change is done finds it done.
 """
 UNASKED_SECONDS = 60.0
 """After so long without a request nobody reads ahead, and the next request reads by itself."""
 REFUSAL_FRESH_SECONDS = 0.05
-"""How old the copy may be when a request is refused because of it."""
+"""Age at which the copy is no reason to refuse a request: it is read anew before."""
 RESTART_GRACE_SECONDS = 15.0
-"""How long a model that was ready still takes requests while no instance of it lives.
+"""Time that a model which was ready still takes requests while no instance of it lives.
 
 Its instances may be restarting; what is accepted waits on the queue until its own deadline.
 """

@@ -1,4 +1,4 @@
-"""Which versions of each model are wanted, which are there, and which take requests.
+"""The desired versions of each model, those that are there, and those that take requests.
 
 Every supervisor follows `desired` and says in its report how far it is. One of them, the living one
 with the lowest id, decides by `promoted` where requests go; API processes follow `served`.
@@ -19,7 +19,7 @@ class _Frozen(BaseModel):
 
 
 class Desired(_Frozen):
-    """What was asked for one model.
+    """Operators' wishes for one model.
 
     `generation` is raised by every change. `loaded` None leaves it to the control mode, `config` is
     a whole configuration as JSON instead of the repository's. `use` is the version that takes
@@ -43,7 +43,7 @@ class Desired(_Frozen):
 
 
 class VersionReport(_Frozen):
-    """How far one supervisor is with one version; `key` names its content (`ModelSpec.key`)."""
+    """One supervisor's progress with one version; `key` names its content (`ModelSpec.key`)."""
 
     key: str
     state: VersionState
@@ -51,7 +51,7 @@ class VersionReport(_Frozen):
 
 
 class ModelReport(_Frozen):
-    """How far one supervisor is with one model.
+    """One supervisor's progress with one model.
 
     It has seen the desired state of `generation`; the model `exists` in its repository or not.
     `versions` are those that it wants to serve, none for a model that is not wanted; `reason` says
@@ -84,7 +84,7 @@ class ModelReport(_Frozen):
 
 
 class SupervisorReport(_Frozen):
-    """What one supervisor says of every model in its repository; `mode` is its control mode.
+    """One supervisor's progress with every model in its repository; `mode` is its control mode.
 
     It is `complete` once it has read every model for the first time. `running` are the contents
     (`ModelSpec.key`) that could answer, wanted or not.

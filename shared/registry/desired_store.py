@@ -31,7 +31,7 @@ class ControlState:
 
 
 class Content(NamedTuple):
-    """What a version is made of: the digest of its files and its configuration."""
+    """A version's content: the digest of its files and its configuration."""
 
     name: str
     version: str
@@ -111,7 +111,7 @@ class DesiredStore:
         return wanted
 
     def forget(self, name: str) -> None:
-        """Desire nothing of a model."""
+        """Remove a model's desired state."""
         self._write("hdel", self._keys.desired, name)
 
     def restore(self, known: ControlState) -> None:
@@ -122,7 +122,7 @@ class DesiredStore:
             self._write("hsetnx", self._keys.served, name, serving.model_dump_json())
 
     def put_report(self, supervisor: str, report: SupervisorReport) -> None:
-        """Say how far a supervisor is."""
+        """Write a supervisor's report."""
         self._write("hset", self._keys.reports, supervisor, report.model_dump_json())
 
     def drop_report(self, supervisor: str) -> None:
@@ -176,7 +176,7 @@ class DesiredStore:
         self._write("hset", self._keys.revisions, name, str(max(last, number)))
 
     def open(self, model_key: str) -> None:
-        """Have a version take requests again, before its instances start."""
+        """Open a version's queue for requests, before its instances start."""
         keys = QueueKeys(self._prefix, model_key)
 
         def run() -> None:
@@ -190,7 +190,7 @@ class DesiredStore:
         asking(run)
 
     def close(self, model_key: str, levels: int, instances: Iterable[str]) -> bool:
-        """Have a version take no more requests; False, and no change, while it has work."""
+        """Close a version's queue to requests; False, and no change, while it has work."""
         keys = QueueKeys(self._prefix, model_key, levels)
         inflight = [keys.inflight + instance for instance in instances]
         kept = [keys.stats, keys.counts, keys.dead]

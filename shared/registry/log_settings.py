@@ -1,4 +1,4 @@
-"""How much every process logs, set over the protocol (Triton's logging extension).
+"""Log settings of all processes, set over the protocol (Triton's logging extension).
 
 What was set is kept in the registry, a number for each setting. API processes, supervisors and
 instances follow it; a setting that nobody set is what the process's FERRY_LOG_LEVEL makes of it.
@@ -78,7 +78,7 @@ class LogLevel:
 
 
 class LogSettings:
-    """What was set for all processes, as the API shows and changes it.
+    """The log settings of all processes, as the API shows and changes them.
 
     Its own process follows at once, the others when they look into the registry next. Every method
     raises RedisUnavailable.

@@ -1,4 +1,4 @@
-"""What is served, and by whom: written by supervisors, read by every API process."""
+"""Models, instances and signs of life: written by supervisors, read by every API process."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ class Registry:
         asking(lambda: self._client.hdel(self._keys.instances, instance_id))
 
     def beat(self, supervisor_id: str, ttl_seconds: float) -> None:
-        """Say that a supervisor lives, for `ttl_seconds`."""
+        """Renew a supervisor's sign of life, for `ttl_seconds`."""
         key, ttl_ms = self._keys.supervisors + supervisor_id, int(1000 * ttl_seconds)
         asking(lambda: self._client.set(key, "1", px=ttl_ms))
 
     def stop_beating(self, supervisor_id: str) -> None:
-        """Say that a supervisor is gone, at its orderly end."""
+        """Remove a supervisor's sign of life, at its orderly end."""
         asking(lambda: self._client.delete(self._keys.supervisors + supervisor_id))
 
     def log_changes(self) -> dict[str, int]:

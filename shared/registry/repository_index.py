@@ -1,4 +1,4 @@
-"""What the model repository index lists."""
+"""The model repository index: every model version with its state."""
 
 from __future__ import annotations
 

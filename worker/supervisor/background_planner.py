@@ -1,4 +1,4 @@
-"""Has models read when what is desired of them, or their files, changed; on a thread of its own."""
+"""Plans models anew, on a thread of its own, when their desired state or their files changed."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class BackgroundPlanner:
         return plans
 
     def acknowledge(self, plans: list[Plan]) -> None:
-        """Note that these were acted upon; until then they are returned again."""
+        """Take these plans off `new`: they were acted upon."""
         for plan in plans:
             del self._making[plan.name]
 
     def plan_again(self, name: str) -> None:
-        """Have a model read at the next `follow`, whatever is desired."""
+        """Plan a model anew at the next `follow`, whatever is desired."""
         self.made.pop(name, None)
 
     def follow(self, desired: Mapping[str, Desired], deployed: Iterable[str]) -> None:
-        """Have every model read of which something else is desired than was planned for.
+        """Plan every model anew whose desired generation changed.
 
         The repository's models are listed once: later ones come by what is desired, or by `poll`.
         Models that do not exist and are neither desired nor `deployed` are forgotten.
@@ -73,7 +73,7 @@ class BackgroundPlanner:
                 self._make(name, wanted)
 
     def poll(self, desired: Mapping[str, Desired], *, is_due: bool) -> None:
-        """Have every model read whose files changed since, and not since the last poll.
+        """Plan every model anew whose files changed, and stayed as they are for one poll.
 
         So are models that could not be read and ensembles of which a step changed: what they
         lacked may be there. The files are looked at by the other thread, when it `is_due`; call

@@ -31,7 +31,7 @@ class Deployment:
 
     @property
     def report(self) -> VersionReport:
-        """Return how far it is: ready once all instances were, whatever became of them since."""
+        """Return its progress: ready once all instances were, whatever became of them since."""
         self._was_ready = self._was_ready or all(slot.state == "ready" for slot in self.slots)
         if self.leaving:
             return VersionReport(key=self.key, state="loading")
@@ -45,7 +45,7 @@ class Deployment:
         self.retired_at = 0.0
 
     def retire_after(self, seconds: float) -> None:
-        """Let it go so long after it was last wanted."""
+        """Set how long after it was last wanted it is to leave."""
         assert self.retired_at, "it is retired before"
         self._leave_at = self.retired_at + seconds
 
@@ -55,7 +55,7 @@ class Deployment:
         return bool(self.retired_at) and not self.leaving and time.monotonic() >= self._leave_at
 
     def leave(self, longest_batch_seconds: float) -> None:
-        """Have all instances finish their batch and end; nothing is started any more."""
+        """Begin to end all instances, each after its batch; nothing is started any more."""
         self.leaving = True
         self._kill_at = time.monotonic() + longest_batch_seconds
 

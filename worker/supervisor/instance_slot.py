@@ -53,7 +53,7 @@ class InstanceSlot:
 
     @property
     def state(self) -> State:
-        """Return what the process said of itself last."""
+        """Return the state that the process reported last."""
         return self._state
 
     @property
@@ -95,7 +95,7 @@ class InstanceSlot:
         log.info("%s: starting %s on %s", self.model.spec.key, self.instance_id, self._placement)
 
     def _fail(self, reason: str) -> None:
-        """Say why there is no instance, and have it tried again after a growing pause."""
+        """Note why there is no instance, and when to try again, after a growing pause."""
         self._failures_in_a_row += 1
         pause = min(LONGEST_PAUSE_SECONDS, 2.0**self._failures_in_a_row)
         self._state, self._reason = "failed", reason
@@ -103,7 +103,7 @@ class InstanceSlot:
         log.error("%s: %s; next start in %.0f s", self.model.spec.key, reason, pause)
 
     def read_reports(self) -> bool:
-        """Take in what the process said of itself; tell whether the state changed."""
+        """Take in the process's report, if there is one; tell whether the state changed."""
         if self.reports is None or not self.reports.poll():
             return False
         try:
@@ -166,7 +166,7 @@ class InstanceSlot:
             self.process.terminate()
 
     def log_at(self, level: int) -> None:
-        """Have this slot's processes log at `level`, a number of logging's."""
+        """Set the level at which this slot's processes log, a number of logging's."""
         self._meter.log_level = level
 
     def measure(self) -> None:

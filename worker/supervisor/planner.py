@@ -42,7 +42,7 @@ class PlannedVersion:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be served of one model, as of `generation` of what is desired.
+    """The versions of one model to be served, as of `generation` of its desired state.
 
     `failures` are versions that are wanted and cannot be loaded, `reason` says why it is not known
     which ones are wanted. Without `exists` the repository has no such model.
@@ -87,7 +87,7 @@ class Planner:
         return bool({name, "*"} & at_start)
 
     def signature(self, name: str) -> Signature:
-        """Return what changes when any file of a model does: path, inode, size and time.
+        """Return path, inode, size and time of all files of a model: one changes when a file does.
 
         Directories are in it by their paths alone, links by what they lead to.
         """
@@ -108,7 +108,7 @@ class Planner:
         return tuple(sorted(found))
 
     def plan(self, name: str, desired: Desired) -> Plan:
-        """Read what is to be served of a model; never raises for what is in the repository."""
+        """Read a model's versions to be served; never raises for what is in the repository."""
         if not MODEL_NAME.fullmatch(name):
             return Plan(name, desired.generation, exists=False)
         try:

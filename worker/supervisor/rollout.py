@@ -24,9 +24,9 @@ from worker.supervisor.traffic import Traffic
 log = logging.getLogger(__name__)
 
 DESIRED_LOOK_SECONDS = 0.1
-"""How often a change of what is desired is looked for; costs one GET."""
+"""Time between two looks for a change of the desired state; each costs one GET."""
 GRACE_SECONDS = 1.5
-"""How long a version that takes no more requests stays: API processes may look half a second late.
+"""Time that a version which takes no more requests stays: API processes may look late.
 
 Longer than that nothing breaks: a late request is refused atomically and sent to the new version.
 """
@@ -101,7 +101,7 @@ class Rollout:
                 self._next_poll = now + self._settings.poll_seconds
 
     def _follow(self, changes: int) -> None:
-        """Act upon what is desired, reported and served, as of `changes` of it."""
+        """Act upon the desired, reported and served state, whose counter stands at `changes`."""
         state = self._store.read()
         self._planner.follow(state.desired, filter(self._wanted_keys.get, self._wanted_keys))
         # Noted before anything is done about it: what changes from here on is for the next look.
@@ -118,7 +118,7 @@ class Rollout:
         self._retire(state)
 
     def _restore(self) -> None:
-        """Tell a Redis that came back empty what was desired and served, and what runs here."""
+        """Write desired, served and running versions into a Redis that came back empty."""
         log.warning("Redis forgot where requests go, telling it")
         self._store.restore(self._last_state)
         for deployment in self.deployments.values():
@@ -136,7 +136,7 @@ class Rollout:
         )
 
     def _apply_plans(self, state: ControlState) -> None:
-        """Start what finished plans want and is not there yet."""
+        """Deploy the versions of finished plans that are not there yet."""
         plans = self._planner.new()
         new = [model for plan in plans for model in self._apply(plan, state)]
         kept = [d.model for d in self.deployments.values() if not d.retired_at]
@@ -147,7 +147,7 @@ class Rollout:
             self._must_look_again = True  # something else may be desired since they were begun
 
     def _apply(self, plan: Plan, state: ControlState) -> list[ServedModel]:
-        """Note what a plan wants; returns the models that are not there yet."""
+        """Take over a plan's versions; return the models that are not deployed yet."""
         reasons = [reason for reason in (plan.reason, *plan.failures.values()) if reason]
         for reason in reasons:
             if reason not in self._logged_reasons.get(plan.name, ()):
@@ -166,13 +166,13 @@ class Rollout:
         return [model for model in models if model.spec.key not in self.deployments]
 
     def _want_steps(self, names: set[str], state: ControlState) -> None:
-        """Have the models of an ensemble's steps loaded too, as Triton does in mode explicit."""
+        """Desire the models of an ensemble's steps too, as Triton does in mode explicit."""
         for name in names:
             if not self._planner.planner.is_wanted(name, state.desired.get(name, Desired())):
                 self._store.change(name, lambda now, _: now.model_copy(update={"loaded": True}))
 
     def _with_revision(self, planned: PlannedVersion, state: ControlState) -> ServedModel:
-        """Give a version's content its name: another one if it replaces what runs somewhere."""
+        """Number a version's content: anew if it replaces other content that runs somewhere."""
         spec = planned.model.spec
         ours = {(d.model.spec.name, d.model.spec.version) for d in self.deployments.values()}
         running = {key for report in state.reports.values() for key in report.running}
@@ -197,7 +197,7 @@ class Rollout:
         self.deployments[deployment.key] = deployment
 
     def _report(self) -> None:
-        """Say how far everything is, if that changed."""
+        """Write this supervisor's report, if it changed."""
         self._has_read_all = self._has_read_all or not self._planner.is_making
         report = self._model_reports()
         if report != self._last_report:
@@ -230,7 +230,7 @@ class Rollout:
         )  # fmt: skip
 
     def _retire(self, state: ControlState) -> None:
-        """Let go what is neither wanted here nor takes requests."""
+        """Retire the deployments that are neither wanted here nor take requests."""
         wanted = {key for versions in self._wanted_keys.values() for key in versions.values()}
         serving = {key for each in state.served.values() for key in each.versions.values()}
         elsewhere = {
@@ -268,7 +268,7 @@ class Rollout:
         return max(GRACE_SECONDS, self._settings.standby_seconds)
 
     def forget(self, deployment: Deployment) -> None:
-        """Forget what has left; what is wanted again since is started anew."""
+        """Remove a deployment that has left; plan it anew if it is wanted again since."""
         del self.deployments[deployment.key]
         self._contents.pop(deployment.key, None)
         name = deployment.model.spec.name

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 LOOKS_PER_HEARTBEAT = 4
 BEAT_TERM = 3 - 1 / LOOKS_PER_HEARTBEAT
-"""How many heartbeats a sign of life lasts: a loss is seen, and taken over, within three."""
+"""Heartbeats that a sign of life lasts: a loss is seen, and taken over, within three."""
 DRAIN_TICK_SECONDS = 0.2
 
 
@@ -95,7 +95,7 @@ class Supervisor:
         return deployment
 
     def _clean_registry(self) -> None:
-        """Forget what an earlier run left in the registry, once it is known what is served."""
+        """Remove an earlier run's models from the registry, once it is known what is served."""
         for key in self._registry.model_keys() - set(self._rollout.deployments):
             self._forget(key)
         self._has_cleaned_registry = True
@@ -183,7 +183,7 @@ class Supervisor:
             slot.recorded = True
 
     def _beat(self) -> None:
-        """Say that we live, and keep the registry filled, which Redis may have lost."""
+        """Renew our sign of life, and fill the registry again, which Redis may have lost."""
         heartbeat = self._settings.heartbeat_seconds
         self._registry.beat(self.id, BEAT_TERM * heartbeat)
         for deployment in self._rollout.deployments.values():
@@ -222,7 +222,7 @@ class Supervisor:
         return max(0.01, min(due) - time.monotonic())
 
     def _drain(self) -> None:
-        """Let every instance finish its batch, then leave the registry.
+        """Stop every instance after its batch, then leave the registry.
 
         One that is just being forked does not hear SIGTERM yet, so it is sent again; and we still
         beat, or others would take over what is being finished here.

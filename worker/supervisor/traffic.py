@@ -11,7 +11,7 @@ from shared.registry.desired_store import ControlState, DesiredStore
 log = logging.getLogger(__name__)
 
 UNNAMED_SECONDS = 15.0
-"""How long a model serves that nobody reports any more: its only machine may be restarting."""
+"""Time that a model serves on which nobody reports: its only machine may be restarting."""
 
 
 class Traffic:
@@ -28,7 +28,7 @@ class Traffic:
         return self._supervisor == min(state.reports, default=self._supervisor)
 
     def promote(self, state: ControlState) -> None:
-        """Send every model's requests where they belong by now; raises RedisUnavailable."""
+        """Write where every model's requests go by now; raises RedisUnavailable."""
         all_reports = list(state.reports.values())
         is_complete = all(report.complete for report in all_reports)
         running = {key for report in all_reports for key in report.running}
