@@ -227,7 +227,7 @@ def by_code(code: str, message: str) -> FerryError:
 
 
 def all_errors() -> list[type[FerryError]]:
-    """Return every error class, for the table in the README."""
+    """Return every error class, each with a code of its own."""
     return list(_CLASSES.values())
 
 

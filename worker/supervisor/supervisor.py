@@ -39,6 +39,7 @@ LOOKS_PER_HEARTBEAT = 4
 BEAT_TERM = 3 - 1 / LOOKS_PER_HEARTBEAT
 """Heartbeats that a sign of life lasts: a loss is seen, and taken over, within three."""
 DRAIN_TICK_SECONDS = 0.2
+OUTAGE_PAUSE_SECONDS = 0.1
 
 
 class Supervisor:
@@ -132,7 +133,7 @@ class Supervisor:
             self._next_beat = 0.0  # it may come back empty
             # subtle: after an outage all signs of life have run out; who lives beats again first.
             self._next_takeover = time.monotonic() + BEAT_TERM * self._settings.heartbeat_seconds
-            time.sleep(0.1)
+            time.sleep(OUTAGE_PAUSE_SECONDS)
 
     def _serve(self, deployment: Deployment) -> None:
         """Start and restart a version's instances, or have them leave when its time is up."""
