@@ -3,7 +3,7 @@
 fast: the same functions answer as from Flask's route, so nothing depends on this module but speed.
 Flask's request and response, WSGI's environment, checks of headers that are our own and a write for
 the head and one for the body cost several times what Ferry itself does with a small tensor
-(docs/performance.md). So does parsing the same head again: clients send the same bytes with every
+(docs/measurements.md). So does parsing the same head again: clients send the same bytes with every
 request, and the parser's result holds for the next. All other requests take
 the usual way, through WSGI and Flask.
 """

@@ -2,7 +2,7 @@
 
 fast: system calls and the switches between processes are what a small request costs most, so nobody
 makes their own: requests leave together, and one reader takes all answers that are there. Measured
-2026-11-21, see docs/performance.md.
+2026-11-21, see docs/measurements.md.
 """
 
 from __future__ import annotations

@@ -182,6 +182,8 @@ def test_every_file_and_dotted_name_that_the_code_mentions_exists(room: str) -> 
             )
         for dotted in re.findall(DOTTED, text(file)):
             assert is_there(dotted), (file, dotted)
+        for page in re.findall(r"(?<![\w/])docs/[\w/]+\.md", text(file)):
+            assert (ROOT / page).is_file(), (file, page)
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=name_of)
