@@ -9,7 +9,7 @@ import torch
 
 from shared.datatypes import Array
 from shared.model_spec import ImageInput, ModelSpec
-from worker.backends.tensors import to_torch, torch_type
+from worker.backends.torch_arrays import to_torch, torch_type
 
 
 class Normaliser:

@@ -15,7 +15,7 @@ from shared.datatypes import Array
 from shared.errors import BadModel, BadModelOutput
 from shared.model_spec import ModelSpec
 from worker.backends.preprocessing import Normaliser
-from worker.backends.tensors import to_numpy, to_torch, torch_type
+from worker.backends.torch_arrays import to_numpy, to_torch, torch_type
 
 INDEXED = re.compile(r"__(\d+)$")
 

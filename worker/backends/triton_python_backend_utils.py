@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from shared.datatypes import NUMPY_TYPES, Array, datatype_of
-from worker.backends.tensors import to_numpy, to_torch
+from worker.backends.torch_arrays import to_numpy, to_torch
 
 __all__ = [
     "TRITONSERVER_REQUEST_FLAG_SEQUENCE_END",
