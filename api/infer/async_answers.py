@@ -145,8 +145,7 @@ class AsyncAnswers:
             spec = question.spec
         if self._queues.async_requests(spec).state(request_id).what != "gone":
             return spec
-        self._submit(request_id, question, IDEMPOTENT_RESULT_SECONDS)
-        return question.spec
+        return self._submit(request_id, question, IDEMPOTENT_RESULT_SECONDS)
 
     def _wait(
         self, request_id: str, spec: ModelSpec, seconds: float, client: socket.socket | None

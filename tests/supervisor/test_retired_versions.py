@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -61,6 +62,22 @@ def test_its_successor_answers(queues: Queues, left: ModelSpec) -> None:
 
 def test_its_successor_answers_later(queues: Queues, left: ModelSpec) -> None:
     assert queues.submit(new_id(), Question(left, (X,))).spec.version == "2"
+
+
+def test_its_successor_answers_a_request_that_comes_again(
+    app: Flask, left: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that it came to first died before it pushed."""
+    answers, question = app.extensions["ferry"].async_answers, Question(left, (X,))
+    with monkeypatch.context() as dying:
+        dying.setattr(answers, "_submit_first", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            answers.once("key", "/", question, wait=True)
+
+    answered = answers.once("key", "/", question, wait=True)
+
+    assert answered.status == 200
+    assert json.loads(answered.body)["model_version"] == "2"
 
 
 def test_nobody_else_answers_for_a_version_that_was_named(queues: Queues, left: ModelSpec) -> None:
