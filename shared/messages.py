@@ -2,7 +2,7 @@
 
 Both are msgpack with the tensors' raw bytes inside; nothing in them can run code. What the queue's
 scripts must read without decoding (rows, signature, times, attempts) is the ticket's, see
-`request_queue/keys.py`.
+`ticket.py`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from shared.courier.event_loop import LoopReader
+from shared.ticket import ID_BYTES
 from shared.wire.client import COMMAND_TIMEOUT_SECONDS
 from shared.wire.wire import Wire
 
@@ -20,7 +21,6 @@ QUIET_SECONDS = 0.5
 """After so long without a word Redis is asked for one."""
 POLL_SECONDS = 0.02
 _LENGTH = struct.Struct("<I")
-_ID_BYTES = 32
 Take = Callable[[bytes], None]
 
 
@@ -106,7 +106,7 @@ def answers_in(said: bytes) -> Iterator[tuple[str, bytes]]:
     """Return the ids and results that `publish.lua` put into one message."""
     position = 0
     while position < len(said):
-        begin = position + _ID_BYTES + _LENGTH.size
-        (size,) = _LENGTH.unpack_from(said, position + _ID_BYTES)
-        yield said[position : position + _ID_BYTES].decode(), said[begin : begin + size]
+        begin = position + ID_BYTES + _LENGTH.size
+        (size,) = _LENGTH.unpack_from(said, position + ID_BYTES)
+        yield said[position : position + ID_BYTES].decode(), said[begin : begin + size]
         position = begin + size

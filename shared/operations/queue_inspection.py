@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from typing import Any, NamedTuple
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 from redis import Redis
 
 from shared.registry.registry import Registry
-from shared.request_queue.keys import TICKET, QueueKeys
+from shared.request_queue.keys import QueueKeys
+from shared.ticket import ID_BYTES, TICKET, TICKET_VERSION
 
 COUNTED = ("expired", "cancelled", "rejected", "dead")
 
@@ -48,9 +50,12 @@ class Ticket(NamedTuple):
 
     @classmethod
     def read(cls, raw: bytes) -> Ticket:
-        """Take a ticket apart."""
-        _, attempts, level, _, _, enqueued, *_, body_bytes = TICKET.unpack_from(raw)
-        return cls(raw[TICKET.size :].decode(), attempts, level, enqueued, body_bytes)
+        """Take a ticket apart; when one of another version was pushed is not known."""
+        version, attempts, level, _, _, enqueued, *_ = TICKET.unpack_from(raw)
+        if version != TICKET_VERSION:
+            enqueued = math.inf
+        body_bytes = int.from_bytes(raw[-ID_BYTES - 4 : -ID_BYTES], "little")
+        return cls(raw[-ID_BYTES:].decode(), attempts, level, enqueued, body_bytes)
 
 
 def inspect_queues(client: Redis, prefix: str) -> list[QueueState]:

@@ -11,8 +11,9 @@ from redis.exceptions import NoScriptError
 from shared.errors import QueueFull, VersionRetired
 from shared.messages import InferRequest, InferResult
 from shared.request_queue.commands import as_push, cancel_command, push_command
-from shared.request_queue.keys import ASYNCHRONOUS, IDEMPOTENT, QueueKeys
+from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
+from shared.ticket import ASYNCHRONOUS, IDEMPOTENT
 from shared.wire.client import asking
 from shared.wire.scripts import script_digest, script_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from shared.messages import InferRequest, Timings
-from shared.request_queue.keys import TICKET
+from shared.ticket import TICKET
 
 MAX_RESULT_BYTES = 256 * 2**20
 """Of one encoded result: Redis hangs up on an argument above half a gigabyte."""

@@ -13,8 +13,9 @@ from shared.errors import ModelCrashed, RequestExpired
 from shared.messages import InferRequest, InferResult
 from shared.model_spec import QueuePolicy
 from shared.request_queue.claimed import Claimed, EncodedResults
-from shared.request_queue.keys import DELAY, REJECT, QueueKeys
+from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import IDEMPOTENT_RESULT_SECONDS, InstanceEnd, Limits
+from shared.ticket import DELAY, REJECT
 from shared.wire.client import milliseconds
 from shared.wire.packing import PackedPrefix, PrefixedCommand
 from shared.wire.scripts import script_digest

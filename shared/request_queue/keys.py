@@ -1,4 +1,4 @@
-"""The keys that a request passes through in Redis, and the ticket that stands on the queue.
+"""The keys that a request passes through in Redis; its ticket is `shared/ticket.py`.
 
 Keys of one model version m/v share a hash tag, so each script runs in one slot and a cluster
 shards by model. `ferry` is FERRY_KEY_PREFIX.
@@ -34,18 +34,6 @@ shards by model. `ferry` is FERRY_KEY_PREFIX.
 `answered:<process>` is also a channel, to which that process listens: small results are said there
 and not stored, and an empty message has it take what is stored.
 
-A ticket is 44 bytes that the scripts read without decoding anything else, then the id:
-
-    B version   B attempts   B level   B on time-out   I4 rows   d enqueued   d deadline
-    d queue deadline   8 bytes signature   I4 body bytes   id
-
-`on time-out` says what happens when it still waits at its queue deadline, the queue policy's: 0
-nothing, 1 it is rejected, 2 it is delayed, once. Once claimed it has none any more.
-
-An id is 32 hex digits. The first 8 are the <process> that waits for it, drawn by an API process for
-each model version that it asks, or ASYNCHRONOUS or IDEMPOTENT when none does. Level 1 is served
-first.
-
 Times are Redis's own clock, so no host's clock matters. A request is open while its body exists:
 whoever removes the body (the first answer, expiry, a cancel) closes it, so an answer is given once
 however often a request is run.
@@ -53,20 +41,12 @@ however often a request is run.
 
 from __future__ import annotations
 
-import struct
 from functools import cached_property
 
 from shared.model_spec import ModelSpec
 
-TICKET = struct.Struct("<BBBBIddd8sI")
-TICKET_VERSION = 4
-REJECT, DELAY = 1, 2
 RETIRED_COUNTS_SECONDS = 7 * 86_400.0
 """How long the counts of a version are kept after it has left."""
-ASYNCHRONOUS = "00000000"
-"""Begins the id of a request for whose answer no API process waits; it is asked for later."""
-IDEMPOTENT = "00000001"
-"""As ASYNCHRONOUS, with an Idempotency-Key, which may come again: the answer lives for an hour."""
 
 
 class QueueKeys:

@@ -57,9 +57,17 @@ class WorkQueue:
             self._wire.send(("UNLINK", *self._stale))
             self._wire.reply()
             self._stale = []
+        batch, wait_seconds = self.claim_now(max_rows, max_delay_seconds)
+        return batch or self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
+
+    def claim_now(self, max_rows: int, max_delay_seconds: float) -> tuple[list[Claimed], float]:
+        """Take the batch that may leave at once; without one, return how long to wait for it.
+
+        Below zero: until something is pushed.
+        """
         self._wire.send(self._claim(max_rows, max_delay_seconds))
         batch, wait_seconds, _ = self._read_batch()
-        return batch or self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
+        return batch, wait_seconds
 
     def publish_and_claim(
         self,

@@ -1,5 +1,5 @@
--- The response cache and those who ask the same at the same time. Included by the scripts that open and close
--- requests; a model without a cache has an empty `tag` (the beginning of its keys' names) and calls nothing of this.
+-- The response cache and those who ask the same at the same time. Included, behind ticket and tell, by the scripts
+-- that open and close requests; a model without a cache has an empty `tag` (the beginning of its keys' names) and calls nothing of this.
 -- `asked:<digest>` has the tickets of open requests that ask the same. The first one leads: its ticket is on a queue
 -- or in flight as well. The others follow, they wait for its answer. Whoever ends a leader without an answer has the
 -- next one lead, so `digest:<id>` of a leader lives as long as its list.
@@ -11,10 +11,13 @@ local function response_cache(tag, ttl, idempotent_ttl)
   local clock, began = redis.call('TIME'), os.clock()
   local now = clock[1] + clock[2] / 1e6
 
-  -- A ticket ends with I4 body bytes and an id of 32 signs; its third byte is its level.
-  local function id_of(ticket) return string.sub(ticket, -32) end
-  local function level_of(ticket) return string.byte(ticket, 3) end
-  local function size_of(ticket) return (struct.unpack('<I4', string.sub(ticket, -36, -33))) end
+  local function id_of(ticket) return string.sub(ticket, ID) end
+  local function level_of(ticket) return string.byte(ticket, LEVEL) end
+  local function size_of(ticket) return (struct.unpack('<I4', string.sub(ticket, SIZE, ID - 1))) end
+  -- Of another version's ticket no time is known: it waits, as if it had come just now.
+  local function is_ours(ticket) return string.byte(ticket) == TICKET_VERSION end
+  local function enqueued_of(ticket) return is_ours(ticket) and struct.unpack('<d', ticket, ENQUEUED) or now end
+  local function deadline_of(ticket) return is_ours(ticket) and struct.unpack('<d', ticket, DEADLINE) or math.huge end
 
   local function add_followed(bytes)
     if redis.call('INCRBY', followed, bytes) <= 0 then redis.call('DEL', followed) end
@@ -54,7 +57,7 @@ local function response_cache(tag, ttl, idempotent_ttl)
   end
 
   local function give(id, result)
-    redis.call('SET', tag .. 'result:' .. id, result, 'PX', string.sub(id, 1, 8) == '00000001' and idempotent_ttl or ttl)
+    redis.call('SET', tag .. 'result:' .. id, result, 'PX', string.sub(id, 1, 8) == IDEMPOTENT and idempotent_ttl or ttl)
     tell(tag .. 'answered:', id, ttl)
   end
 
@@ -78,7 +81,7 @@ local function response_cache(tag, ttl, idempotent_ttl)
   function cache.is_late(id)
     local asked = tag .. 'asked:' .. redis.call('GET', tag .. 'digest:' .. id)
     for _, ticket in ipairs(redis.call('LRANGE', asked, 0, -1)) do
-      if id_of(ticket) == id then return struct.unpack('<d', ticket, 17) <= now end
+      if id_of(ticket) == id then return deadline_of(ticket) <= now end
     end
   end
 
@@ -158,7 +161,7 @@ local function response_cache(tag, ttl, idempotent_ttl)
       local other = id_of(ticket)
       redis.call('DEL', tag .. 'digest:' .. other)
       if other ~= id and redis.call('UNLINK', tag .. 'body:' .. other) == 1 then
-        local waited = math.max(0, now - struct.unpack('<d', ticket, 9))
+        local waited = math.max(0, now - enqueued_of(ticket))
         give(other, failed and result or struct.pack('<Bd', 0xc1, waited) .. result)
         count, seconds = count + 1, seconds + waited
       end

@@ -1,8 +1,9 @@
--- Included by the scripts that give answers. Has the API process that waits for `id`, whose result is stored, collect
--- it: `answered` with the process's name is both its list of such ids and the channel that it listens to. Nobody waits
--- for 00000000 (ASYNCHRONOUS) and 00000001 (IDEMPOTENT), whose answers are asked for later.
-local function waits(process) return process ~= '00000000' and process ~= '00000001' end
+-- Included by the scripts that give answers, behind ticket. An id's first 8 signs name the API process that waits for
+-- it; nobody does for asynchronous and idempotent requests, whose answers are asked for later.
+local function waits(process) return process ~= ASYNCHRONOUS and process ~= IDEMPOTENT end
 
+-- Has the process collect the stored result: `answered` with its name is both its list of such ids and the channel
+-- that it listens to.
 local function tell(answered, id, ttl)
   local process = string.sub(id, 1, 8)
   if not waits(process) then return end

@@ -7,6 +7,7 @@
 -- Returns {now, wait, ticket, body, ticket, body, ...}, times in microseconds; without tickets, wait says
 -- how long the pending ones may still wait for company (-1: nothing is pending). `now` is negative when the instance
 -- has something in flight besides what it claims.
+-- include ticket
 -- include tell
 -- include hand_out
 -- include cache
@@ -16,7 +17,7 @@ local first_list = 7
 local max_rows, max_delay, prefix = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local delayed_prefix, result_prefix, answered_prefix, ttl, idempotent_ttl, rejection = unpack(ARGV, 7, 12)
 local max_tickets = 2000 -- Lua's unpack has a limit near 8000
-local expire, reject, delay = 0, 1, 2
+local expire = 0
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
 
@@ -27,10 +28,11 @@ for size in string.gmatch(ARGV[4], '%d+') do
   preferred[largest] = true
 end
 
--- The pending batch is a run of tickets from the head, level 1 first, without the closed and those whose time
--- is over. It cannot grow any more (`why`) when it is full, before a request of another signature, and around a
--- request that has been in a crash, which travels alone. `mark` is where it had a size at which it may leave.
-local reply, tickets, over = {now * 1e6, 0}, {}, {}
+-- The pending batch is a run of tickets from the head, level 1 first, without the closed, those whose time is over
+-- and those of another version, which wait for an instance that knows them. It cannot grow any more (`why`) when it is
+-- full, before a request of another signature, and around a request that has been in a crash, which travels alone.
+-- `mark` is where it had a size at which it may leave.
+local reply, tickets, over, strange = {now * 1e6, 0}, {}, {}, {}
 local rows, oldest, nearest, first_signature, why, mark = 0, now, math.huge, nil, nil, nil
 local seen, seen_bytes, look = {}, 0, max_delay > 0 and 'EXISTS' or 'GET'
 local last_list = first_list
@@ -45,19 +47,27 @@ for list = first_list, #KEYS do
   repeat
     chunk = redis.call('LRANGE', KEYS[list], position, position + max_rows - 1)
     for _, ticket in ipairs(chunk) do
-      local _, attempts, level, on_timeout, ticket_rows, enqueued, deadline, queue_deadline, signature, body_bytes, next_byte =
-        struct.unpack('<BBBBI4dddc8I4', ticket)
+      local version, attempts, level, on_timeout, ticket_rows, enqueued, deadline, queue_deadline, signature, body_bytes, next_byte =
+        struct.unpack(ticket_format, ticket)
       local body = prefix .. string.sub(ticket, next_byte)
-      if deadline <= now or (on_timeout ~= 0 and queue_deadline <= now) then
-        local fate = (deadline <= now and (on_timeout ~= reject or queue_deadline > now)) and expire or on_timeout
+      if version ~= TICKET_VERSION then
+        body, body_bytes = prefix .. string.sub(ticket, ID), struct.unpack('<I4', string.sub(ticket, SIZE, ID - 1))
+        if redis.call('EXISTS', body) == 0 then
+          over[#over + 1] = {ticket, body, expire, list, position, body_bytes}
+        else
+          strange[#strange + 1] = {ticket, list, position}
+          body_bytes = 0 -- it goes on waiting
+        end
+      elseif deadline <= now or (on_timeout ~= 0 and queue_deadline <= now) then
+        local fate = (deadline <= now and (on_timeout ~= REJECT or queue_deadline > now)) and expire or on_timeout
         over[#over + 1] = {ticket, body, fate, list, position, body_bytes}
-        if fate == delay then
-          local again = string.sub(ticket, 1, 3) .. '\0' .. string.sub(ticket, 5)
+        if fate == DELAY then
+          local again = string.sub(ticket, 1, ON_TIMEOUT - 1) .. '\0' .. string.sub(ticket, ON_TIMEOUT + 1)
           redis.call('RPUSH', delayed_prefix .. level, again)
           body_bytes = 0 -- it goes on waiting
         end
       elseif rows > 0 and (rows + ticket_rows > max_rows or signature ~= first_signature or attempts > 0) then
-        -- A boundary, unless it was cancelled or answered: such a one is no passenger and takes no seat.
+        -- A boundary, unless it was cancelled or answered: such a one adds no rows.
         if redis.call('EXISTS', body) == 1 then
           why = attempts > 0 and 'retry' or signature ~= first_signature and 'shape' or 'full'
           break
@@ -108,8 +118,15 @@ if leaving then
     if list == leaving.list then position = leaving.position end
     if position > 0 and list <= leaving.list then redis.call('LTRIM', KEYS[list], position, -1) end
   end
+  -- Tickets of another version stay at the head, for an instance that knows them.
+  for i = #strange, 1, -1 do
+    local ticket, list, position = unpack(strange[i])
+    if list < leaving.list or (list == leaving.list and position < leaving.position) then
+      redis.call('LPUSH', KEYS[list], ticket)
+    end
+  end
   left = 0
-  if why or leaving == mark then
+  if why or leaving == mark or #strange > 0 then
     for list = first_list, #KEYS do left = left + redis.call('LLEN', KEYS[list]) end
   end
 end
@@ -119,12 +136,13 @@ for _, one in ipairs(over) do
   local ticket, body, fate, list, position, body_bytes = unpack(one)
   if not leaving or list > leaving.list or (list == leaving.list and position >= leaving.position) then
     redis.call('LREM', KEYS[list], 1, ticket)
-    if fate ~= delay then gone_bytes = gone_bytes + body_bytes end
+    if fate ~= DELAY then gone_bytes = gone_bytes + body_bytes end
   end
-  if fate ~= delay and redis.call('UNLINK', body) == 1 then
-    if fate == reject then
-      local id = string.sub(ticket, 45)
-      redis.call('SET', result_prefix .. id, rejection, 'PX', string.sub(id, 1, 8) == '00000001' and idempotent_ttl or ttl)
+  if fate ~= DELAY and redis.call('UNLINK', body) == 1 then
+    if fate == REJECT then
+      local id = string.sub(ticket, ID)
+      local long = string.sub(id, 1, 8) == IDEMPOTENT
+      redis.call('SET', result_prefix .. id, rejection, 'PX', long and idempotent_ttl or ttl)
       tell(answered_prefix, id, ttl)
       rejected = rejected + 1
     else
@@ -144,7 +162,7 @@ end
 if ARGV[6] ~= '' and #over > 0 then
   local cache = response_cache(ARGV[6])
   for _, one in ipairs(over) do
-    if one[3] ~= delay then cache.pass_on(string.sub(one[1], 45)) end
+    if one[3] ~= DELAY then cache.pass_on(string.sub(one[1], ID)) end
   end
   cache.count()
 end
@@ -154,11 +172,11 @@ if not leaving or rows == 0 then
 end
 for i = 2 * leaving.count + 3, #reply do reply[i] = nil end
 if max_delay > 0 then
-  for i = 1, leaving.count do reply[2 * i + 2] = redis.call('GET', prefix .. string.sub(tickets[i], 45)) end
+  for i = 1, leaving.count do reply[2 * i + 2] = redis.call('GET', prefix .. string.sub(tickets[i], ID)) end
 end
 if ARGV[5] == '1' then
   for i = 1, leaving.count do
-    local id = string.sub(tickets[i], 45)
+    local id = string.sub(tickets[i], ID)
     -- What was put back has its place already.
     if not redis.call('LPOS', order, id) then redis.call('RPUSH', order, id) end
   end

@@ -1,4 +1,4 @@
-"""The texts of the scripts that Redis runs for us, see shared/scripts/."""
+"""The texts of the scripts in shared/scripts/, with what they include, and their digests."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from functools import cache
 from hashlib import sha1
 from importlib.resources import files
 
+from shared.ticket import filled_in
+
 SCRIPTS = ("push", "collect", "claim", "publish", "recover", "cancel")
-"""Those that every wire loads."""
+"""The scripts that every wire loads."""
 
 
 @cache
 def script_text(name: str) -> str:
     """Return the text of shared/scripts/<name>.lua; `-- include part` is that of _part.lua."""
     text = files("shared").joinpath("scripts", f"{name}.lua").read_text()
-    return re.sub(r"(?m)^-- include (\w+)$", lambda found: script_text(f"_{found[1]}"), text)
+    whole = re.sub(r"(?m)^-- include (\w+)$", lambda found: script_text(f"_{found[1]}"), text)
+    return filled_in(whole)
 
 
 @cache
 def script_digest(name: str) -> str:
-    """Return what EVALSHA calls the script by."""
+    """Return the digest that EVALSHA calls the script by."""
     return sha1(script_text(name).encode(), usedforsecurity=False).hexdigest()

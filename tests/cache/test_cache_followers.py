@@ -10,9 +10,9 @@ from redis import Redis
 
 from shared.errors import ModelCrashed, ModelFailed
 from shared.request_queue.async_requests import AsyncRequests, new_id
-from shared.request_queue.keys import ASYNCHRONOUS, IDEMPOTENT
 from shared.request_queue.limits import Limits
 from shared.settings import Settings
+from shared.ticket import ASYNCHRONOUS, IDEMPOTENT
 from shared.wire.client import connect
 
 

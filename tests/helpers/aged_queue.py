@@ -12,11 +12,12 @@ from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.commands import as_push, cancel_command, push_command
-from shared.request_queue.keys import ASYNCHRONOUS, IDEMPOTENT, TICKET, QueueKeys
+from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Batching, Limits
 from shared.request_queue.model_statistics import model_statistics
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
+from shared.ticket import ASYNCHRONOUS, ID_BYTES, IDEMPOTENT, TICKET
 from shared.wire.scripts import script_digest
 from shared.wire.wire import open_wire
 
@@ -84,14 +85,13 @@ class AgedQueue:
         """Let time pass for what waits, or for some of it."""
         for key in self.keys.lists:
             for position, ticket in enumerate(self.redis.lrange(key, 0, -1)):
-                if not names or name_of(ticket[TICKET.size :]) in names:
+                if not names or name_of(ticket[-ID_BYTES:]) in names:
                     self.redis.lset(key, position, _older(ticket, seconds))
 
     def claim(self, end: int = 0, max_rows: int = 0) -> list[Claimed] | float:
         """Claim once; return the batch, or for how long to wait (below 0: nothing waits)."""
         rows = max_rows or self.spec.batch_rows
-        self.wire.send(self.ends[end]._claim(rows, self.spec.max_queue_delay_seconds))
-        batch, wait_seconds, _ = self.ends[end]._read_batch()
+        batch, wait_seconds = self.ends[end].claim_now(rows, self.spec.max_queue_delay_seconds)
         return batch or wait_seconds
 
     def take(self, end: int = 0, max_rows: int = 0) -> list[Claimed]:
@@ -140,7 +140,7 @@ class AgedQueue:
         """Return who stands on a level's queue, and who is delayed there."""
         lists = (f"{self.keys.queue}{level}", f"{self.keys.delayed}{level}")
         found = [self.redis.lrange(key, 0, -1) for key in lists]
-        first, second = ("".join(name_of(raw[TICKET.size :]) for raw in each) for each in found)
+        first, second = ("".join(name_of(raw[-ID_BYTES:]) for raw in each) for each in found)
         return first, second
 
     def reasons(self) -> dict[str, int]:

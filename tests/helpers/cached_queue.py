@@ -71,8 +71,7 @@ class CachedQueue:
         """Claim what is there, without waiting for the bell."""
         work = self.work(instance)
         self.client.delete(self.keys.bell)
-        self.wire.send(work._claim(max_rows, 0.0))
-        return work._read_batch()[0]
+        return work.claim_now(max_rows, 0.0)[0]
 
     def publish(
         self, batch: list[Claimed], instance: str = "i", error: FerryError | None = None,

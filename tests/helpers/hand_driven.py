@@ -18,10 +18,11 @@ from shared.messages import InferRequest, InferResult, Tensor
 from shared.model_spec import EnsembleStep, ModelSpec, TensorSpec
 from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.claimed import Claimed
-from shared.request_queue.keys import TICKET, QueueKeys
+from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
 from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
+from shared.ticket import TICKET
 from shared.wire.client import connect
 from shared.wire.wire import open_wire
 from worker.devices import Placement

@@ -16,9 +16,10 @@ from redis import Redis
 from shared.courier.pending import PushArguments
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.commands import MAX_ATTEMPTS, cancel_command, push_command
-from shared.request_queue.keys import ASYNCHRONOUS, DELAY, REJECT, QueueKeys
+from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Batching, Limits
 from shared.request_queue.worker_end import WorkQueue, recover
+from shared.ticket import ASYNCHRONOUS, DELAY, REJECT
 from shared.wire.scripts import script_digest
 from shared.wire.wire import open_wire
 
@@ -131,8 +132,7 @@ class QueueModel:
         work, queued = self.work(slot), self.queue(1) + self.queue(2)
         dropped = Counter(ticket.id for ticket in queued)
         rejected = {ticket.id for ticket in queued if ticket.overdue == REJECT}
-        self.wire.send(work._claim(max_rows, delay_seconds))
-        batch = work._read_batch()[0]
+        batch = work.claim_now(max_rows, delay_seconds)[0]
         dropped.subtract(item.id for item in batch)
         dropped.subtract(ticket.id for ticket in self.queue(1) + self.queue(2))
         for asked in (self.asked[request_id] for request_id in dropped.elements()):

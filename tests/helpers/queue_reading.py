@@ -12,8 +12,9 @@ from redis import Redis
 from shared.courier.pending import PushArguments
 from shared.request_queue import keys as queue_keys
 from shared.request_queue.claimed import Claimed, EncodedResults
-from shared.request_queue.keys import TICKET, QueueKeys
+from shared.request_queue.keys import QueueKeys
 from shared.request_queue.model_statistics import Pass, encode_costs, model_statistics
+from shared.ticket import TICKET
 
 DOCUMENTED = [
     (re.sub("<[a-z]+>", "[^:]+", name.replace("ferry:{m/v}", "model:\\{m/1\\}")), expires)

@@ -12,6 +12,7 @@ VOCABULARY = (
     "errors",
     "datatypes",
     "names",
+    "ticket",
     "messages",
     "model_spec",
     "setting_checks",

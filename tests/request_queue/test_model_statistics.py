@@ -17,7 +17,7 @@ from shared.courier.pending import PushArguments
 from shared.datatypes import Array
 from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.commands import cancel_command, push_command
-from shared.request_queue.keys import ASYNCHRONOUS, QueueKeys
+from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
 from shared.request_queue.model_statistics import (
     REASONS,
@@ -28,6 +28,7 @@ from shared.request_queue.model_statistics import (
 )
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
+from shared.ticket import ASYNCHRONOUS
 from shared.wire.client import connect
 from shared.wire.wire import open_wire
 from worker.backends.base import Backend
@@ -59,8 +60,7 @@ class Queue:
             push = PushArguments(name, rows, 1, bytes(8), timeout, 10_000, body)
             self.wire.send(push_command(self.keys, Limits(), [push]))
             assert self.wire.reply() == [b"queued"]
-        self.wire.send(self.work._claim(32, 0.0))
-        return self.work._read_batch()[0]
+        return self.work.claim_now(32, 0.0)[0]
 
     def answer(self, batch: list[Claimed], backend: Backend) -> None:
         """Answer a batch as a worker does."""

@@ -25,8 +25,8 @@ from queue_model import QueueModel
 from queue_reading import DOCUMENTED, FAILING_SIZE, Seen, lifetimes
 
 from shared.request_queue.commands import MAX_ATTEMPTS
-from shared.request_queue.keys import DELAY, REJECT
 from shared.request_queue.limits import Batching
+from shared.ticket import DELAY, REJECT
 from shared.wire.client import connect
 
 EXAMPLES = int(os.environ.get("STATE_EXAMPLES", "50"))
