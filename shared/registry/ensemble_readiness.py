@@ -1,4 +1,7 @@
-"""Which ensembles can answer now: those whose steps' models all do."""
+"""Finds the ensembles that cannot answer now, because a step's model cannot.
+
+Apart from the snapshot: a walk over steps that knows neither instances nor reports.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Puts back the work of instances that died, our own and those of machines that are gone."""
+"""Puts back the work of instances that died, our own and those of machines that are gone.
+
+Apart from the supervisor, which knows processes: this knows the queues that they left.
+"""
 
 from __future__ import annotations
 

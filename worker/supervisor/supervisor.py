@@ -43,7 +43,19 @@ OUTAGE_PAUSE_SECONDS = 0.1
 
 
 class Supervisor:
-    """All instances of one machine."""
+    """All instances of one machine.
+
+    It has one thread, which waits for processes to end or report and then runs a `_tick`:
+
+        slot.reap                 sees who died, Redis or not
+        Recovery.recover_noted    puts back their requests
+        _beat                     each heartbeat: sign of life, models and instances in the registry
+        _take_over                four times as often: puts back what lost machines held
+        Rollout.look              makes deployments, moves traffic, retires what is not wanted
+        _serve                    starts, restarts or ends each deployment's instances
+
+    What takes long is elsewhere: BackgroundPlanner's thread reads files, instances load models.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Open nothing yet."""

@@ -1,4 +1,7 @@
-"""Decides where requests go, when this supervisor is the one that decides."""
+"""Decides where requests go, when this supervisor is the one that decides.
+
+Apart from the rollout, which every supervisor has of its own: this is for all machines.
+"""
 
 from __future__ import annotations
 
