@@ -39,8 +39,12 @@ Its instances may be restarting; what is accepted waits on the queue until its o
 class Catalog:
     """A copy of the registry, at most half a second old, shared by the process's threads.
 
-    The first request reads the registry. From then on a thread of the catalog's own keeps the copy
-    fresh while requests come, so that none of them waits for it.
+    The first request reads the registry. From then on, while requests come,
+
+        every 0.35 s  a thread of the catalog's own reads it: no request waits for that
+        every 0.1 s   a request asks for the counter of changes, and reads it if that is another one
+
+    `refresh` is for who knows of a change: no copy of before is used any more.
     """
 
     def __init__(self, registry: Registry, log_level: LogLevel | None = None) -> None:
