@@ -86,7 +86,7 @@ def test_a_request_under_way_is_answered_before_the_end(serving: Serving) -> Non
         model.gate.set()
 
         assert is_answered(asker)
-        gunicorn.wait(timeout=5)
+        gunicorn.wait(timeout=15)
 
 
 def test_a_request_that_arrives_during_the_stop_is_answered(serving: Serving) -> None:
@@ -102,7 +102,7 @@ def test_a_request_that_arrives_during_the_stop_is_answered(serving: Serving) ->
 
         assert is_answered(first)
         assert is_answered(second)
-        gunicorn.wait(timeout=5)
+        gunicorn.wait(timeout=15)
 
 
 def test_a_connection_that_nobody_had_accepted_yet_is_served(serving: Serving) -> None:
