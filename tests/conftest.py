@@ -10,9 +10,9 @@ from typing import Any
 
 import lanes
 import pytest
+from ferry_processes import ROOT, SAMPLES, running_worker
 from flask import Flask
 from flask.testing import FlaskClient
-from processes import ROOT, SAMPLES, running_worker
 from two_ends import TwoEnds
 
 from api.app import create_app

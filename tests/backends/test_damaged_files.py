@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from ferry_processes import running_worker
 from formats_repository import CONFIGS, add_format
 from loaded import PLAIN, floats, load, load_repository, own_imports
-from processes import running_worker
 from waiting import wait_until
 from worker_processes import Served, numbers, seen
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ferry_processes import running_worker
 from formats_repository import PARAMETER, add_format
 from loaded import PLAIN, floats, load, own_imports, spec, tensor, texts
-from processes import running_worker
 from worker_processes import numbers, seen
 
 from shared.errors import BadModel, BadModelOutput

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from answers import answer, refusal
+from ferry_processes import running_worker
 from flask.testing import FlaskClient
-from processes import running_worker
 from scripted_models import Deadly, Slow, add_model, save_scripted
 from waiting import wait_until
 from worker_processes import Served, seen

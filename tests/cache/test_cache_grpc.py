@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from answers import answer
 from counting_model import counting_model, v2
+from ferry_processes import free_port
 from grpc_process import grpc_client, row, running_grpc
-from processes import free_port
 
 from api.app import create_app
 from shared.settings import Settings

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from fake_backend import answered
-from processes import environment
+from ferry_processes import environment
 from redis import Redis
 from registered import register, spec
 

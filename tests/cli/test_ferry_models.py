@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from answers import answer
+from ferry_processes import running_worker
 from flask.testing import FlaskClient
-from processes import running_worker
 from versioned_models import add_broken, add_model, add_version
 from waiting import wait_until
 

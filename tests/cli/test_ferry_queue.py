@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from processes import environment
+from ferry_processes import environment
 from redis import Redis
 from registered import register, spec
 from waiting import wait_until

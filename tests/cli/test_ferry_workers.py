@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import ROOT, environment
+from ferry_processes import ROOT, environment
 from registered import SUPERVISOR, register
 
 from ferry.cli import main

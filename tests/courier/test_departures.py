@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from counting_model import CountingModel, counting_model, v2
-from processes import free_port, running_gunicorn
+from ferry_processes import free_port, running_gunicorn
 from waiting import wait_until
 
 from shared.courier.departures import has_left

@@ -13,12 +13,11 @@ from shared.courier.event_loop import LoopReader
 from shared.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-HELPERS = ROOT / "tests" / "helpers"
 SETUP = """
 import sys
 from gevent import monkey
 monkey.patch_all()
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 import logging
 import time
 import gevent
@@ -55,7 +54,14 @@ def say(*said):
 def run(settings: Settings, scenario: str) -> str:
     """Run the scenario where gevent has patched everything; return what it printed."""
     done = subprocess.run(
-        [sys.executable, "-c", SETUP + scenario, HELPERS, settings.redis_url, settings.key_prefix],
+        [
+            sys.executable,
+            "-c",
+            SETUP + scenario,
+            ":".join(sys.path),
+            settings.redis_url,
+            settings.key_prefix,
+        ],
         capture_output=True,
         text=True,
         timeout=60,

@@ -12,8 +12,8 @@ from threading import Event, Thread
 
 import pytest
 from ensemble_models import PlusOne, Slowly, add_ensemble, add_small, infer_body, x_to_y
+from ferry_processes import running_worker
 from flask import Flask
-from processes import running_worker
 from waiting import wait_until
 from worker_processes import Served, runs, seen
 

@@ -20,9 +20,9 @@ from ensemble_models import (
     infer_body,
     x_to_y,
 )  # fmt: skip
+from ferry_processes import running_worker
 from flask import Flask
 from flask.testing import FlaskClient
-from processes import running_worker
 from waiting import wait_until
 from worker_processes import seen
 

@@ -21,9 +21,9 @@ from ensemble_models import (
     tensors,
     x_to_y,
 )
+from ferry_processes import running_worker
 from flask.testing import FlaskClient
 from PIL import Image
-from processes import running_worker
 from scripted_models import write_model
 from worker_processes import seen
 

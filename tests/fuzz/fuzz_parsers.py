@@ -20,7 +20,8 @@ from pathlib import Path
 import atheris
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT)]
+HELPERS = ROOT / "tests" / "helpers"
+sys.path[:0] = [str(HELPERS), str(HELPERS / "models"), str(ROOT)]
 with atheris.instrument_imports(include=["api", "shared"], enable_loader_override=False):
     from hostile import MODELS, check_form, check_frame, check_v1, check_v2
 

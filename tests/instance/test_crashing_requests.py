@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import running_worker
+from ferry_processes import running_worker
 from scripted_models import Deadly, Slow, add_model
 from waiting import wait_until
 from worker_processes import numbers, seen

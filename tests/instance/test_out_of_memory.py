@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fake_backend import FakeBackend, claimed, doubled, fake_spec
-from processes import running_worker
+from ferry_processes import running_worker
 from scripted_models import add_model
 from waiting import wait_until
 from worker_processes import Served, numbers, seen

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import schemathesis
+from ferry_processes import free_port, running_gunicorn, running_worker
 from openapi_document import document
-from processes import free_port, running_gunicorn, running_worker
 from schemathesis.specs.openapi.checks import allow_header_conformance
 
 from shared.settings import Settings

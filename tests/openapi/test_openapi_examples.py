@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from ferry_processes import SAMPLES
 from flask.testing import FlaskClient
 from openapi_document import check_answer, document, operations
-from processes import SAMPLES
 
 from tools.openapi.examples import Example, examples
 

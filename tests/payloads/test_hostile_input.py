@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ferry_processes import free_port, running_gunicorn
 from flask.testing import FlaskClient
 from hostile import LIMIT, MODELS, app_that_refuses_what_fits, check_frame, check_v1, check_v2
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as some
 from PIL import Image
-from processes import free_port, running_gunicorn
 from registered import register
 
 from api.payloads.binary_tensors import HEADER

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from answers import answer, refusal
+from ferry_processes import running_worker
 from flask import Flask
 from flask.testing import FlaskClient
-from processes import running_worker
 from stand_ins import text_model
 
 from api.app import create_app

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from processes import environment
+from ferry_processes import environment
 
 from shared.errors import BadSetting
 from shared.settings import Settings

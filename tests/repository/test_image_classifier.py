@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from answers import answer
+from ferry_processes import running_worker
 from flask.testing import FlaskClient
 from onnxruntime import get_available_providers
-from processes import running_worker
 from waiting import wait_until
 from worker_processes import seen
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from echo_models import Identity, config, tensors
-from processes import ROOT
+from ferry_processes import ROOT
 from scripted_models import Deadly
 from stand_ins import text_model, torchscript
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from answers import answer, refusal
 from echo_models import config, tensors
+from ferry_processes import running_worker
 from flask import Flask
 from flask.testing import FlaskClient
-from processes import running_worker
 from stand_ins import torchscript
 from test_completion import FLOAT, Scores, write_exported, write_onnx
 from waiting import wait_until

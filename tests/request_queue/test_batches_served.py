@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from answers import answer
+from ferry_processes import running_worker
 from flask.testing import FlaskClient
-from processes import running_worker
 from redis import Redis
 from scripted_models import Slow, write_model
 from waiting import wait_until

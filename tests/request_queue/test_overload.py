@@ -15,8 +15,8 @@ from threading import local
 import pytest
 from answers import answer, refusal
 from counting_model import CountingModel, counting_model, tensor, v2
+from ferry_processes import free_port, running_gunicorn
 from flask import Flask
-from processes import free_port, running_gunicorn
 from registered import SUPERVISOR
 from waiting import wait_until
 from werkzeug.test import TestResponse

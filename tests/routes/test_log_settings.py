@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from answers import answer, refusal
+from ferry_processes import running_worker
 from flask.testing import FlaskClient
-from processes import running_worker
 from registered import register, spec
 from scripted_models import Slow, add_model
 from triton_http import refused, triton_client

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from answers import answer, refusal
+from ferry_processes import running_worker
 from flask.testing import FlaskClient
-from processes import running_worker
 from versioned_models import add_broken, add_model, add_version, remove_version, write_model
 from waiting import wait_until
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from answers import answer, refusal
 from counting_model import POISON, CountingModel, counting_model, v2
+from ferry_processes import free_port, running_gunicorn
 from flask.testing import FlaskClient
 from grpc_process import grpc_client, refused, running_grpc
-from processes import free_port, running_gunicorn
 from registered import register, spec
 from tritonclient import http
 

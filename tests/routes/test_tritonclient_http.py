@@ -18,8 +18,8 @@ import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from echo_models import Identity, add_arithmetic, add_echo, config, tensors
+from ferry_processes import free_port, running_gunicorn, running_worker
 from ml_dtypes import bfloat16
-from processes import free_port, running_gunicorn, running_worker
 from scripted_models import Slow, add_model
 from stand_ins import torchscript
 from tritonclient.http.auth import BasicAuth

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from answers import answer, refusal
+from ferry_processes import free_port, running_gunicorn, running_worker
 from onnx import TensorProto, helper
 from PIL import Image
-from processes import free_port, running_gunicorn, running_worker
 from registered import register, spec
 from stand_ins import onnx_graph, text_model, torchscript
 from werkzeug.test import TestResponse

@@ -11,9 +11,9 @@ import pytest
 import torch
 from answers import answer, refusal
 from echo_models import VALUES, Identity, add_arithmetic, add_echo, config, tensors
+from ferry_processes import running_worker
 from flask import Flask
 from flask.testing import FlaskClient
-from processes import running_worker
 from stand_ins import torchscript
 
 from api.app import create_app

@@ -11,10 +11,10 @@ from typing import Any
 import grpc
 import pytest
 from counting_model import POISON, CountingModel, counting_model
+from ferry_processes import free_port
 from flask.testing import FlaskClient
 from google.protobuf import text_format
 from grpc_process import address, grpc_client, refused, row, running_grpc
-from processes import free_port
 from registered import register, spec
 from tritonclient.grpc import InferenceServerClient, model_config_pb2, service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import pytest
 from counting_model import CountingModel, counting_model
+from ferry_processes import free_port
 from grpc_process import address, grpc_client, refused, row, running_grpc
-from processes import free_port
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException

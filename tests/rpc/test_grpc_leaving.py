@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from counting_model import CountingModel, counting_model
+from ferry_processes import free_port
 from grpc_process import address, grpc_client, refused, row, running_grpc
-from processes import ROOT, free_port
 from tritonclient.grpc import InferenceServerClient
 from waiting import wait_until
 
@@ -123,7 +123,7 @@ def test_a_client_that_is_killed_takes_its_request_off_the_queue(
     )
     killed = subprocess.Popen(
         [sys.executable, "-c", ask],
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests/helpers"},
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
     )
     try:
         wait_until(lambda: model.depth() == 1, 60, "it waits")

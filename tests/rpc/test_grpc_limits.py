@@ -18,8 +18,8 @@ import grpc
 import numpy as np
 import pytest
 from counting_model import CountingModel, counting_model
+from ferry_processes import ROOT, environment, free_port
 from grpc_process import address, grpc_client, refused, row, running_grpc, tensor
-from processes import ROOT, environment, free_port
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from waiting import wait_until

@@ -13,8 +13,8 @@ import grpc
 import numpy as np
 import pytest
 from counting_model import POISON, CountingModel, counting_model
+from ferry_processes import free_port
 from grpc_process import address, grpc_client, row, running_grpc
-from processes import free_port
 from tritonclient.grpc import InferenceServerClient, aio, service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException

@@ -10,10 +10,10 @@ import grpc
 import numpy as np
 import pytest
 from echo_models import add_arithmetic, add_echo
+from ferry_processes import free_port, running_worker
 from flask.testing import FlaskClient
 from grpc_process import address, grpc_client, refused, running_grpc, tensor
 from ml_dtypes import bfloat16
-from processes import free_port, running_worker
 from tritonclient.grpc import InferenceServerClient, InferRequestedOutput, service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import deserialize_bytes_tensor

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ferry_processes import running_worker
 from flask.testing import FlaskClient
 from PIL import Image
-from processes import running_worker
 
 from api.app import create_app
 from ferry.commands.samples import is_finished, make_samples

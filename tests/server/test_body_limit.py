@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 from answers import refusal
+from ferry_processes import free_port, running_gunicorn
 from flask.testing import FlaskClient
-from processes import free_port, running_gunicorn
 from registered import register, spec
 
 from api.app import create_app

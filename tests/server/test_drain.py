@@ -15,7 +15,7 @@ from subprocess import Popen
 
 import pytest
 from counting_model import CountingModel, counting_model, v2
-from processes import free_port, running_gunicorn
+from ferry_processes import free_port, running_gunicorn
 from waiting import wait_until
 
 from shared.settings import Settings

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from echo_models import add_echo
-from processes import free_port, running_gunicorn, running_worker
+from ferry_processes import free_port, running_gunicorn, running_worker
 from raw_http import Connection, Reply, connected, message
 from registered import register, spec
 

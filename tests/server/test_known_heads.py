@@ -13,10 +13,10 @@ from typing import Any
 import gevent
 import pytest
 from counting_model import counting_model, v2
+from ferry_processes import free_port, running_gunicorn
 from gunicorn.config import Config
 from gunicorn.http import get_parser
 from gunicorn.http.message import Request
-from processes import free_port, running_gunicorn
 from raw_http import connected, message
 from test_usual_way import NOT_PLAIN, PLAIN
 

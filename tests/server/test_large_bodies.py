@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from echo_models import add_echo
+from ferry_processes import free_port, running_gunicorn, running_worker
 from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.unreader import SocketUnreader
 from own_valkey import OwnValkey
-from processes import free_port, running_gunicorn, running_worker
 from registered import spec
 from waiting import wait_until
 

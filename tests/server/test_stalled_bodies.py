@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from processes import free_port, running_gunicorn
+from ferry_processes import free_port, running_gunicorn
 from registered import register, spec
 
 from shared.model_spec import TensorSpec

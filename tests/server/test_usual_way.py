@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from counting_model import counting_model, v2
 from doubling_server import BODIES, DOUBLED, INFER, doubling_server, numbers
+from ferry_processes import ROOT, free_port, running_gunicorn
 from gunicorn.config import Config
 from gunicorn.http import get_parser
-from processes import ROOT, free_port, running_gunicorn
 from raw_http import Connection, connected, message
 from waiting import wait_until
 

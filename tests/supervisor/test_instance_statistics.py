@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import running_worker
+from ferry_processes import running_worker
 from registered import register, spec
 from scripted_models import add_model
 from waiting import wait_until

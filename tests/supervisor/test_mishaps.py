@@ -12,7 +12,7 @@ from secrets import token_hex
 
 import numpy as np
 import pytest
-from processes import running_worker
+from ferry_processes import running_worker
 from redis import Redis
 from versioned_models import add_broken, add_model, add_version, remove_version, write_model
 from waiting import wait_until

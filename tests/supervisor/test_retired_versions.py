@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ferry_processes import running_worker
 from flask import Flask
-from processes import running_worker
 from versioned_models import add_model
 
 from api.app import create_app

@@ -14,7 +14,7 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
-from processes import free_port, running_gunicorn, running_worker
+from ferry_processes import free_port, running_gunicorn, running_worker
 from versioned_models import add_broken, add_model, add_version, remove_version, write_model
 from waiting import wait_until
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from secrets import token_hex
 
 import pytest
-from processes import running_worker
+from ferry_processes import running_worker
 from versioned_models import add_broken, add_model, add_version
 from waiting import wait_until
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import ROOT, environment, running_worker
+from ferry_processes import ROOT, environment, running_worker
 from scripted_models import Slow, Sluggish, add_model
 from waiting import wait_until
 from worker_processes import Served, descendants, numbers, runs, seen

@@ -12,7 +12,7 @@ from http.client import HTTPConnection
 from typing import Any, NamedTuple
 
 import pytest
-from processes import free_port, running_gunicorn, running_worker
+from ferry_processes import free_port, running_gunicorn, running_worker
 from scripted_models import Slow, add_model
 from waiting import wait_until
 from worker_processes import Served, descendants, runs, seen

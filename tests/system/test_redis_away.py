@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from answers import answer, refusal
+from ferry_processes import running_worker
 from flask import Flask
 from flask.testing import FlaskClient
 from own_valkey import OwnValkey
-from processes import running_worker
 from waiting import wait_until
 from werkzeug.test import TestResponse
 

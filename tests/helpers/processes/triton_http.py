@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import free_port, running_gunicorn
+from ferry_processes import free_port, running_gunicorn
 from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 

@@ -8,7 +8,7 @@ from secrets import token_hex
 from typing import Any, NamedTuple
 
 from counting_model import counting_model
-from processes import free_port, running_gunicorn
+from ferry_processes import free_port, running_gunicorn
 from worker_processes import descendants
 
 from shared.model_spec import TensorSpec

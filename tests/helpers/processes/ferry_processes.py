@@ -18,7 +18,7 @@ from shared.registry.registry import Registry
 from shared.settings import Settings
 from shared.wire.client import connect
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = ["digits", "sentiment", "resnet18", "tiny"]
 """The sample models that the session's worker serves."""
 
