@@ -12,7 +12,7 @@ from shared.model_spec import MaskInput, ModelSpec, TensorSpec
 from worker.backends.base import RequestTensors
 from worker.instance.batch_parts import stack
 from worker.instance.tensor_adapter import EachTensorAdapter, TensorAdapter, adapted, backend_spec
-from worker.repository.config.ragged import take_masks
+from worker.repository.config.tensors import take_masks
 
 TOKENS = TensorSpec(name="tokens", datatype="FP32", dims=(-1, 2), ragged=True)
 SEEN = TensorSpec(name="seen", datatype="INT64", dims=(-1,))

@@ -26,8 +26,7 @@ from worker.repository.config.fields import check_fields
 from worker.repository.config.formats import ModelFile, find_format
 from worker.repository.config.groups import InstanceGroup, read_groups
 from worker.repository.config.image import read_image
-from worker.repository.config.ragged import take_masks
-from worker.repository.config.tensors import check_tensors, read_tensor
+from worker.repository.config.tensors import check_tensors, read_tensor, take_masks
 from worker.repository.config.versions import VersionPolicy, read_version_policy
 from worker.repository.config.warmup import WarmupSample, read_warmup
 
