@@ -51,9 +51,10 @@ class Queues:
         self._making = Lock()
 
     def ask(self, question: Question) -> Answered:
-        """Push one request and wait for its answer; raises what either raises.
+        """Push one request and wait for its answer (stop 3); raises what either raises.
 
         Should the version leave meanwhile, its successor is asked, unless the version was named.
+        Next stop: `RequestQueue.push`.
         """
         taken, result = self._until_taken(
             question, lambda asked: self.wait(asked.spec, self.push(asked))
@@ -95,6 +96,15 @@ class Queues:
         copied = question._replace(spec=shadow, options=lowest)
         self._shadowing.copy(copied, question.spec.version, result)
 
+    def async_requests(self, spec: ModelSpec) -> AsyncRequests:
+        """Return the model's requests that nobody waits for."""
+        return AsyncRequests(self._client, self._keys(spec), self._limits(spec))
+
+    def timeout_seconds(self, question: Question) -> float:
+        """Return how long the request may take from its push to the start of its batch."""
+        options, default_seconds = question.options, self._settings.request_timeout_seconds
+        return options.deadline_seconds(question.spec, default_seconds)
+
     def _until_taken(
         self, question: Question, attempt: Callable[[Question], Taken]
     ) -> tuple[Question, Taken]:
@@ -130,15 +140,6 @@ class Queues:
             self.async_requests(question.spec).submit(request)
         except QueueFull as error:
             raise self._with_retry_after(question.spec, error) from None
-
-    def async_requests(self, spec: ModelSpec) -> AsyncRequests:
-        """Return the model's requests that nobody waits for."""
-        return AsyncRequests(self._client, self._keys(spec), self._limits(spec))
-
-    def timeout_seconds(self, question: Question) -> float:
-        """Return how long the request may take from its push to the start of its batch."""
-        options, default_seconds = question.options, self._settings.request_timeout_seconds
-        return options.deadline_seconds(question.spec, default_seconds)
 
     def _with_retry_after(self, spec: ModelSpec, error: QueueFull) -> QueueFull:
         """Return the error with `retry_after_seconds`, when half of the queue will be answered."""
