@@ -1,5 +1,5 @@
--- The response cache and those who ask the same at the same time. Included, behind ticket and tell, by the scripts
--- that open and close requests; a model without a cache has an empty `tag` (the beginning of its keys' names) and calls nothing of this.
+-- The response cache and those who ask the same at the same time. Included, behind tell, by the scripts that
+-- open and close requests; a model without a cache has an empty `tag` (the beginning of its keys' names) and calls nothing of this.
 -- `asked:<digest>` has the tickets of open requests that ask the same. The first one leads: its ticket is on a queue
 -- or in flight as well. The others follow, they wait for its answer. Whoever ends a leader without an answer has the
 -- next one lead, so `digest:<id>` of a leader lives as long as its list.
@@ -11,13 +11,13 @@ local function response_cache(tag, ttl, idempotent_ttl)
   local clock, began = redis.call('TIME'), os.clock()
   local now = clock[1] + clock[2] / 1e6
 
-  local function id_of(ticket) return string.sub(ticket, ID) end
-  local function level_of(ticket) return string.byte(ticket, LEVEL) end
-  local function size_of(ticket) return (struct.unpack('<I4', string.sub(ticket, SIZE, ID - 1))) end
+  local function id_of(ticket) return string.sub(ticket, @ID@) end
+  local function level_of(ticket) return string.byte(ticket, @LEVEL@) end
+  local function size_of(ticket) return (struct.unpack('<I4', string.sub(ticket, @SIZE@, @ID@ - 1))) end
   -- Of another version's ticket no time is known: it waits, as if it had come just now.
-  local function is_ours(ticket) return string.byte(ticket) == TICKET_VERSION end
-  local function enqueued_of(ticket) return is_ours(ticket) and struct.unpack('<d', ticket, ENQUEUED) or now end
-  local function deadline_of(ticket) return is_ours(ticket) and struct.unpack('<d', ticket, DEADLINE) or math.huge end
+  local function is_ours(ticket) return string.byte(ticket) == @TICKET_VERSION@ end
+  local function enqueued_of(ticket) return is_ours(ticket) and struct.unpack('<d', ticket, @ENQUEUED@) or now end
+  local function deadline_of(ticket) return is_ours(ticket) and struct.unpack('<d', ticket, @DEADLINE@) or math.huge end
 
   local function add_followed(bytes)
     if redis.call('INCRBY', followed, bytes) <= 0 then redis.call('DEL', followed) end
@@ -57,7 +57,7 @@ local function response_cache(tag, ttl, idempotent_ttl)
   end
 
   local function give(id, result)
-    redis.call('SET', tag .. 'result:' .. id, result, 'PX', string.sub(id, 1, 8) == IDEMPOTENT and idempotent_ttl or ttl)
+    redis.call('SET', tag .. 'result:' .. id, result, 'PX', string.sub(id, 1, 8) == '@IDEMPOTENT@' and idempotent_ttl or ttl)
     tell(tag .. 'answered:', id, ttl)
   end
 

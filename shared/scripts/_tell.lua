@@ -1,6 +1,6 @@
--- Included by the scripts that give answers, behind ticket. An id's first 8 signs name the API process that waits for
+-- Included by the scripts that give answers. An id's first 8 signs name the API process that waits for
 -- it; nobody does for asynchronous and idempotent requests, whose answers are asked for later.
-local function waits(process) return process ~= ASYNCHRONOUS and process ~= IDEMPOTENT end
+local function waits(process) return process ~= '@ASYNCHRONOUS@' and process ~= '@IDEMPOTENT@' end
 
 -- Has the process collect the stored result: `answered` with its name is both its list of such ids and the channel
 -- that it listens to.

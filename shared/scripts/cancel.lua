@@ -6,7 +6,6 @@
 -- Walks each queue once, however many ids there are. Returns for each id: 'waiting' (it will not run),
 -- 'running' (its answer is thrown away, unless it was left alone) or 'gone'. What is to be 'rejected' for its queue
 -- policy's sake is left alone as well when it has been claimed before, and was put back.
--- include ticket
 -- include tell
 -- include hand_out
 -- include cache
@@ -25,11 +24,11 @@ end
 local function take_off(queue)
   local kept, first, bytes = {}, nil, 0
   for position, ticket in ipairs(redis.call('LRANGE', queue, 0, -1)) do
-    local id = string.sub(ticket, ID)
-    local is_rejected = string.byte(ticket) == TICKET_VERSION and string.byte(ticket, ON_TIMEOUT) == REJECT
+    local id = string.sub(ticket, @ID@)
+    local is_rejected = string.byte(ticket) == @TICKET_VERSION@ and string.byte(ticket, @ON_TIMEOUT@) == @REJECT@
     if wanted[id] and (field ~= 'rejected' or is_rejected) then
       first = first or position
-      bytes = bytes + struct.unpack('<I4', string.sub(ticket, SIZE, ID - 1))
+      bytes = bytes + struct.unpack('<I4', string.sub(ticket, @SIZE@, @ID@ - 1))
       states[id], wanted[id] = 'waiting', nil
     elseif first then
       kept[#kept + 1] = ticket

@@ -7,7 +7,6 @@
 -- Returns {now, wait, ticket, body, ticket, body, ...}, times in microseconds; without tickets, wait says
 -- how long the pending ones may still wait for company (-1: nothing is pending). `now` is negative when the instance
 -- has something in flight besides what it claims.
--- include ticket
 -- include tell
 -- include hand_out
 -- include cache
@@ -48,10 +47,10 @@ for list = first_list, #KEYS do
     chunk = redis.call('LRANGE', KEYS[list], position, position + max_rows - 1)
     for _, ticket in ipairs(chunk) do
       local version, attempts, level, on_timeout, ticket_rows, enqueued, deadline, queue_deadline, signature, body_bytes, next_byte =
-        struct.unpack(ticket_format, ticket)
+        struct.unpack('@TICKET@', ticket)
       local body = prefix .. string.sub(ticket, next_byte)
-      if version ~= TICKET_VERSION then
-        body, body_bytes = prefix .. string.sub(ticket, ID), struct.unpack('<I4', string.sub(ticket, SIZE, ID - 1))
+      if version ~= @TICKET_VERSION@ then
+        body, body_bytes = prefix .. string.sub(ticket, @ID@), struct.unpack('<I4', string.sub(ticket, @SIZE@, @ID@ - 1))
         if redis.call('EXISTS', body) == 0 then
           over[#over + 1] = {ticket, body, expire, list, position, body_bytes}
         else
@@ -59,10 +58,10 @@ for list = first_list, #KEYS do
           body_bytes = 0 -- it goes on waiting
         end
       elseif deadline <= now or (on_timeout ~= 0 and queue_deadline <= now) then
-        local fate = (deadline <= now and (on_timeout ~= REJECT or queue_deadline > now)) and expire or on_timeout
+        local fate = (deadline <= now and (on_timeout ~= @REJECT@ or queue_deadline > now)) and expire or on_timeout
         over[#over + 1] = {ticket, body, fate, list, position, body_bytes}
-        if fate == DELAY then
-          local again = string.sub(ticket, 1, ON_TIMEOUT - 1) .. '\0' .. string.sub(ticket, ON_TIMEOUT + 1)
+        if fate == @DELAY@ then
+          local again = string.sub(ticket, 1, @ON_TIMEOUT@ - 1) .. '\0' .. string.sub(ticket, @ON_TIMEOUT@ + 1)
           redis.call('RPUSH', delayed_prefix .. level, again)
           body_bytes = 0 -- it goes on waiting
         end
@@ -136,12 +135,12 @@ for _, one in ipairs(over) do
   local ticket, body, fate, list, position, body_bytes = unpack(one)
   if not leaving or list > leaving.list or (list == leaving.list and position >= leaving.position) then
     redis.call('LREM', KEYS[list], 1, ticket)
-    if fate ~= DELAY then gone_bytes = gone_bytes + body_bytes end
+    if fate ~= @DELAY@ then gone_bytes = gone_bytes + body_bytes end
   end
-  if fate ~= DELAY and redis.call('UNLINK', body) == 1 then
-    if fate == REJECT then
-      local id = string.sub(ticket, ID)
-      local long = string.sub(id, 1, 8) == IDEMPOTENT
+  if fate ~= @DELAY@ and redis.call('UNLINK', body) == 1 then
+    if fate == @REJECT@ then
+      local id = string.sub(ticket, @ID@)
+      local long = string.sub(id, 1, 8) == '@IDEMPOTENT@'
       redis.call('SET', result_prefix .. id, rejection, 'PX', long and idempotent_ttl or ttl)
       tell(answered_prefix, id, ttl)
       rejected = rejected + 1
@@ -162,7 +161,7 @@ end
 if ARGV[6] ~= '' and #over > 0 then
   local cache = response_cache(ARGV[6])
   for _, one in ipairs(over) do
-    if one[3] ~= DELAY then cache.pass_on(string.sub(one[1], ID)) end
+    if one[3] ~= @DELAY@ then cache.pass_on(string.sub(one[1], @ID@)) end
   end
   cache.count()
 end
@@ -172,11 +171,11 @@ if not leaving or rows == 0 then
 end
 for i = 2 * leaving.count + 3, #reply do reply[i] = nil end
 if max_delay > 0 then
-  for i = 1, leaving.count do reply[2 * i + 2] = redis.call('GET', prefix .. string.sub(tickets[i], ID)) end
+  for i = 1, leaving.count do reply[2 * i + 2] = redis.call('GET', prefix .. string.sub(tickets[i], @ID@)) end
 end
 if ARGV[5] == '1' then
   for i = 1, leaving.count do
-    local id = string.sub(tickets[i], ID)
+    local id = string.sub(tickets[i], @ID@)
     -- What was put back has its place already.
     if not redis.call('LPOS', order, id) then redis.call('RPUSH', order, id) end
   end

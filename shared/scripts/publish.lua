@@ -7,7 +7,6 @@
 -- as id, I4 length and result, those of a batch in one message; a large one, or one that nobody is there to hear, is
 -- stored to be collected (see _tell.lua). What is said and lost with a connection is asked for anew, and run again.
 -- Returns how many answers were the first.
--- include ticket
 -- include tell
 -- include hand_out
 -- include cache
@@ -21,7 +20,7 @@ local max_said, max_message, sizes = 8192, 262144, {}
 local said, first, closed = {}, 0, {}
 
 local function store(i, keeps_order)
-  local long = keeps_order or string.sub(ARGV[i], 1, 8) == IDEMPOTENT
+  local long = keeps_order or string.sub(ARGV[i], 1, 8) == '@IDEMPOTENT@'
   redis.call('SET', result_prefix .. ARGV[i], ARGV[i + 1], 'PX', long and idempotent_ttl or ttl)
   if not keeps_order then tell(answered_prefix, ARGV[i], ttl) end
 end

@@ -6,7 +6,6 @@
 -- Returns for each: 'queued', 'known' (this id is stored or answered already: a push sent again after a
 -- lost connection changes nothing), 'full <waiting>' (refused) or 'closed' (refused: this version is leaving); of
 -- a model with a cache also 'hit' (answered already) or 'followed' (it waits for another's answer).
--- include ticket
 -- include tell
 -- include cache
 
@@ -32,7 +31,7 @@ for i = 1, (#ARGV - 8) / 9 do
   if max_level > 0 then
     on_level = redis.call('LLEN', queue) + redis.call('LLEN', KEYS[place + 1]) + #(tickets[queue] or {})
   end
-  local ticket = struct.pack(ticket_format, TICKET_VERSION, 0, level, on_timeout, rows,
+  local ticket = struct.pack('@TICKET@', @TICKET_VERSION@, 0, level, on_timeout, rows,
     now, now + timeout, now + queue_timeout, signature, #payload) .. id
   -- Nearly always there is none of them: one question is enough.
   local unusual = redis.call('EXISTS', KEYS[3], body, result) > 0

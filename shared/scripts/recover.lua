@@ -6,7 +6,6 @@
 -- A request whose attempts are used up is answered with the error result instead, and kept among the dead. One
 -- that goes back has had its time on the queue: the time-out of its queue policy is over.
 -- Atomic, so two supervisors that recover the same instance do it once. Returns {put back, given up}.
--- include ticket
 -- include tell
 -- include hand_out
 -- include cache
@@ -20,7 +19,7 @@ local now = clock[1] + clock[2] / 1e6
 
 local function give_up(id, body, attempts, level, rows, enqueued, signature)
   local keeps_order = redis.call('LPOS', order, id)
-  local long = keeps_order or string.sub(id, 1, 8) == IDEMPOTENT
+  local long = keeps_order or string.sub(id, 1, 8) == '@IDEMPOTENT@'
   redis.call('RENAME', body, dead_prefix .. id)
   redis.call('PEXPIRE', dead_prefix .. id, dead_ttl)
   redis.call('LPUSH', dead, cmsgpack.pack({id, rows, level, attempts, enqueued, now, instance, signature}))
@@ -35,21 +34,21 @@ local tickets = redis.call('LRANGE', inflight, 0, -1)
 redis.call('LTRIM', inflight, 0, -1)
 local back, given_up, bytes = 0, 0, 0
 for i = #tickets, 1, -1 do
-  local version, attempts, level, _, rows, enqueued, _, _, signature = struct.unpack(ticket_format, tickets[i])
-  local id = string.sub(tickets[i], ID)
+  local version, attempts, level, _, rows, enqueued, _, _, signature = struct.unpack('@TICKET@', tickets[i])
+  local id = string.sub(tickets[i], @ID@)
   local body = body_prefix .. id
   attempts = attempts + crashed
   if redis.call('EXISTS', body) == 1 then
     -- One of another version is given up by those who know what to write down of it.
-    if attempts >= tonumber(max_attempts) and version == TICKET_VERSION then
+    if attempts >= tonumber(max_attempts) and version == @TICKET_VERSION@ then
       give_up(id, body, attempts, level, rows, enqueued, signature)
       given_up = given_up + 1
     else
       -- Of another version's no time-out is known, it keeps the one that it may have.
-      local on_timeout = version == TICKET_VERSION and '\0' or string.sub(tickets[i], ON_TIMEOUT, ON_TIMEOUT)
+      local on_timeout = version == @TICKET_VERSION@ and '\0' or string.sub(tickets[i], @ON_TIMEOUT@, @ON_TIMEOUT@)
       local again = string.char(version, math.min(attempts, 255), level) .. on_timeout
-      redis.call('LPUSH', queue_prefix .. level, again .. string.sub(tickets[i], ON_TIMEOUT + 1))
-      bytes = bytes + struct.unpack('<I4', string.sub(tickets[i], SIZE, ID - 1))
+      redis.call('LPUSH', queue_prefix .. level, again .. string.sub(tickets[i], @ON_TIMEOUT@ + 1))
+      bytes = bytes + struct.unpack('<I4', string.sub(tickets[i], @SIZE@, @ID@ - 1))
       back = back + 1
     end
   else

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from redis import Redis
 from shared.operations.queue_inspection import inspect_queues
 from shared.request_queue.async_requests import AsyncRequests
 from shared.settings import Settings
-from shared.ticket import TICKET_VERSION
+from shared.ticket import TICKET, TICKET_VERSION, filled_in
 from shared.wire.client import connect
 
 
@@ -50,6 +51,22 @@ def standing(queue: AgedQueue) -> str:
     return "".join(
         chr(int(raw[-24:], 16)) for raw in queue.redis.lrange(queue.keys.queues[0], 0, -1)
     )
+
+
+def test_the_scripts_know_where_everything_stands_in_a_ticket(queue: AgedQueue) -> None:
+    queue.push(Asked("a", rows=3, level=1))
+    ticket = queue.redis.lindex(queue.keys.queues[0], 0)
+    known = ["LEVEL", "ON_TIMEOUT", "ENQUEUED", "DEADLINE", "SIZE", "ID"]
+    places = [int(filled_in(f"@{name}@")) for name in known]
+
+    assert struct.calcsize(filled_in("@TICKET@").replace("I4", "I").replace("c8", "8s")) == 44
+    version, _, level, on_timeout, _, enqueued, deadline, *_, size = TICKET.unpack_from(ticket)
+    assert version == TICKET_VERSION
+    read = [ticket[place - 1 :] if place > 0 else ticket[place:] for place in places]
+    assert [read[0][0], read[1][0]] == [level, on_timeout]
+    assert struct.unpack("<dd", read[2][:8] + read[3][:8]) == (enqueued, deadline)
+    assert struct.unpack("<I", read[4][:4]) == (size,)
+    assert read[5].decode() == Asked("a").id
 
 
 def test_it_is_left_at_the_head_and_stops_none_behind_it(queue: AgedQueue) -> None:
