@@ -1,6 +1,6 @@
 """Asynchronous requests: stored at once, answered later by id or by `Idempotency-Key`.
 
-`shared/request_queue/async_records.py` has the schema.
+`shared/request_queue/keys.py` has the schema.
 """
 
 from __future__ import annotations

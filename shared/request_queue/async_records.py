@@ -1,13 +1,7 @@
-"""What is kept of a request that is answered later, beside its tensors and its answer.
+"""The records of asynchronous requests, beside their tensors and answers: how to answer them.
 
-key                      type    holds                                                 expires
-ferry:request:<id>       string  Record: how to answer, digest of the model's spec     (see 1)
-ferry:spec:<digest>      string  the ModelSpec that its requests were checked against  after them
-ferry:once:<hash>        string  FirstUse: what came first under an Idempotency-Key       an hour
-
-1: ten minutes after the answer. Until then it is known that there was such a request.
-
-Specs are kept once for all requests: one with a thousand labels is larger than most requests.
+The keys stand in `keys.py`. Specs are kept once for all requests: one with a thousand labels is
+larger than most requests.
 """
 
 from __future__ import annotations
@@ -22,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from shared.errors import RedisUnavailable, UnknownRequest
 from shared.messages import AnswerForm
 from shared.model_spec import ModelSpec
+from shared.request_queue.keys import AsyncKeys
 from shared.request_queue.limits import IDEMPOTENT_RESULT_SECONDS, Limits
 from shared.wire.client import asking, milliseconds
 
@@ -59,9 +54,7 @@ class AsyncRecords:
     ) -> None:
         """No request with its answer lives longer than `longest_life_seconds`, and this grace."""
         self._client = client
-        self._requests = f"{prefix}:request:"
-        self._specs = f"{prefix}:spec:"
-        self._once = f"{prefix}:once:"
+        self._keys = AsyncKeys(prefix)
         self._grace_seconds = grace_seconds + MEMORY_SECONDS
         self._spec_ms = milliseconds(longest_life_seconds + self._grace_seconds)
         self._known_specs: dict[str, ModelSpec] = {}
@@ -82,12 +75,15 @@ class AsyncRecords:
         """
         text = spec.model_dump_json().encode()
         digest = sha256(text).hexdigest()
-        name = self._specs + digest
+        name = self._keys.spec + digest
         # It may be gone: expired, or with the memory of a Redis that came back empty.
         if not asking(lambda: self._client.pexpire(name, self._spec_ms)):
             asking(lambda: self._client.set(name, text, px=self._spec_ms))
         record = Record(spec=digest, how=how).model_dump_json().encode()
-        key, ttl_ms = self._requests + request_id, milliseconds(life_seconds + self._grace_seconds)
+        key, ttl_ms = (
+            self._keys.request + request_id,
+            milliseconds(life_seconds + self._grace_seconds),
+        )
         with self._client.pipeline(transaction=False) as opened:
             pipeline: Any = opened  # its execute_command has no types
             pipeline.set(key, record, px=ttl_ms)
@@ -99,12 +95,12 @@ class AsyncRecords:
 
     def find(self, request_id: str) -> tuple[ModelSpec, AnswerForm]:
         """Return a request's model, as it was then, and how to answer it; raises UnknownRequest."""
-        found = asking(lambda: self._client.get(self._requests + request_id))
+        found = asking(lambda: self._client.get(self._keys.request + request_id))
         if found is None:
             raise UnknownRequest(f"no request {request_id!r}")
         record = Record.model_validate_json(found)
         if record.spec not in self._known_specs:
-            text = asking(lambda: self._client.get(self._specs + record.spec))
+            text = asking(lambda: self._client.get(self._keys.spec + record.spec))
             if text is None:
                 raise UnknownRequest(f"no request {request_id!r}: its model is forgotten")
             self._known_specs[record.spec] = ModelSpec.model_validate_json(text)
@@ -128,4 +124,4 @@ class AsyncRecords:
         asking(lambda: self._client.delete(self._once_key(model, key)))
 
     def _once_key(self, model: str, key: str) -> str:
-        return self._once + sha256(f"{model}\0{key}".encode()).hexdigest()
+        return self._keys.once + sha256(f"{model}\0{key}".encode()).hexdigest()

@@ -34,6 +34,14 @@ shards by model. `ferry` is FERRY_KEY_PREFIX.
 `answered:<process>` is also a channel, to which that process listens: small results are said there
 and not stored, and an empty message has it take what is stored.
 
+Of asynchronous requests there are records as well, of all models together:
+
+    ferry:request:<id>       string  Record: how to answer, digest of the model's spec     (see 5)
+    ferry:spec:<digest>      string  the ModelSpec that they were checked against        after them
+    ferry:once:<hash>        string  FirstUse: what came first under an Idempotency-Key    an hour
+
+    5: ten minutes after the answer. Until then it is known that there was such a request.
+
 Times are Redis's own clock, so no host's clock matters. A request is open while its body exists:
 whoever removes the body (the first answer, expiry, a cancel) closes it, so an answer is given once
 however often a request is run.
@@ -98,3 +106,13 @@ class QueueKeys:
         """Where a request may wait, as it is served: each level's queue, then its delayed."""
         levels = range(1, self.levels + 1)
         return [f"{prefix}{level}" for level in levels for prefix in (self.queue, self.delayed)]
+
+
+class AsyncKeys:
+    """The names of the keys of asynchronous requests, of all models."""
+
+    def __init__(self, prefix: str) -> None:
+        """Name them under `prefix`: each begins so, and ends with an id, digest or hash."""
+        self.request = f"{prefix}:request:"
+        self.spec = f"{prefix}:spec:"
+        self.once = f"{prefix}:once:"
