@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from loaded import PLAIN, floats, load, spec, tensor
+from loaded import PLAIN, floats, load, session_of, spec, tensor
 from onnx import TensorProto, helper
 from scripted_models import save_scripted
 
@@ -111,7 +111,7 @@ def test_an_onnx_file_without_a_declared_output_is_refused(onnx_file: Path) -> N
 def test_the_whole_graph_is_optimised_and_takes_the_threads_it_was_given(onnx_file: Path) -> None:
     backend = onnxruntime.OnnxRuntimeBackend(spec([X], [Y]), onnx_file, Placement("cpu", 3))
 
-    options = backend._session.get_session_options()
+    options = session_of(backend).get_session_options()
 
     assert options.intra_op_num_threads == 3
     assert options.graph_optimization_level.name == "ORT_ENABLE_ALL"
@@ -130,7 +130,7 @@ def test_the_config_s_level_of_optimisation_is_taken(
 
     backend = onnxruntime.OnnxRuntimeBackend(described, onnx_file, Placement("cpu"))
 
-    options = backend._session.get_session_options()
+    options = session_of(backend).get_session_options()
     assert options.graph_optimization_level.name == name
 
 
@@ -147,7 +147,7 @@ def test_without_its_provider_a_gpu_that_was_asked_for_is_an_error(
             onnxruntime.OnnxRuntimeBackend(described, onnx_file, Placement("cuda:0"))
     else:
         backend = onnxruntime.OnnxRuntimeBackend(described, onnx_file, Placement("cuda:0"))
-        assert backend._session.get_providers() == only_cpu
+        assert session_of(backend).get_providers() == only_cpu
 
 
 def test_with_its_provider_a_gpu_is_used_first(monkeypatch: pytest.MonkeyPatch) -> None:

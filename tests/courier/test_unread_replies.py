@@ -30,7 +30,7 @@ class Counted:
         self.reads = 0
         self.writes: list[list[str]] = []
         self.wire = open_wire(ends.redis)
-        self._really_reply: Callable[[], Any] = self.wire.reply
+        self.really_reply: Callable[[], Any] = self.wire.reply
         self.wire.reply = self._reply  # type: ignore[method-assign]
         self._push_command = partial(push_command, ends.keys, limits)
         self.sender = Sender(self.wire, self._command, self._refuse)
@@ -55,7 +55,7 @@ class Counted:
 
     def _reply(self) -> Any:
         self.reads += 1
-        return self._really_reply()
+        return self.really_reply()
 
     def _refuse(self, request: PendingRequest, error: FerryError) -> None:
         self.refused[request.id] = error
@@ -149,7 +149,7 @@ def test_what_is_open_goes_before_a_write_that_finds_the_connection_closed(
 
 def test_what_was_accepted_and_is_refused_when_pushed_again_is_retried(counted: Counted) -> None:
     replies: list[Any] = [ResponseError("OOM command not allowed")] * 2
-    counted._really_reply = lambda: raised(replies.pop(0)) if replies else [b"queued"]
+    counted.really_reply = lambda: raised(replies.pop(0)) if replies else [b"queued"]
     (accepted,) = requests = [new_request()]
     accepted.accepted = True
     counted.sender.send_again(requests)
@@ -168,7 +168,7 @@ def test_what_was_accepted_and_is_refused_when_pushed_again_is_retried(counted: 
 
 
 def test_what_was_accepted_and_finds_the_queue_full_again_is_retried(counted: Counted) -> None:
-    counted._really_reply = lambda: [b"full 4"]
+    counted.really_reply = lambda: [b"full 4"]
     (accepted,) = requests = [new_request()]
     accepted.accepted = True
     counted.sender.send_again(requests)
@@ -209,7 +209,7 @@ def test_so_many_replies_are_read_at_the_latest(
 
 def test_what_redis_refuses_is_refused_and_stops_none_behind_it(counted: Counted) -> None:
     replies: list[Any] = [ResponseError("OOM command not allowed"), [b"queued"]]
-    counted._really_reply = lambda: raised(replies.pop(0))
+    counted.really_reply = lambda: raised(replies.pop(0))
     (refused,) = counted.push()
     answer([refused])
     (behind,) = counted.push()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import text_format
+from loaded import session_of
 from test_completion import FLOAT, write_onnx
 from tritonclient.grpc import model_config_pb2
 
@@ -146,7 +147,7 @@ def test_onnx_graphs_are_optimised_as_far_as_the_level_says(
 
     backend = OnnxRuntimeBackend(model.spec, model.file, Placement("cpu"))
 
-    options = backend._session.get_session_options()
+    options = session_of(backend).get_session_options()
     assert options.graph_optimization_level.name.endswith(name)
 
 

@@ -41,14 +41,14 @@ class Crowd:
     """Clients that wait while the model holds the first one's request."""
 
     def __init__(self, app: Flask, model: CountingModel, pool: ThreadPoolExecutor) -> None:
-        self._app, self._model, self._pool = app, model, pool
+        self._app, self._model, self.pool = app, model, pool
         self.asked: list[Future[TestResponse]] = []
 
     def ask(self, body: object, count: int) -> None:
         """Add `count` clients, one after the other."""
         for _ in range(count):
             depth = self._model.depth() + 1
-            self.asked.append(self._pool.submit(self._app.test_client().post, PREDICT, json=body))
+            self.asked.append(self.pool.submit(self._app.test_client().post, PREDICT, json=body))
             wait_until(lambda: self._model.depth() == depth, 5, f"{depth} wait")  # noqa: B023
 
 
@@ -136,7 +136,7 @@ def test_a_process_has_so_many_requests_under_way(settings: Settings) -> None:
         refused(app.test_client().post(PREDICT, json=tensor(2.0)))
 
         assert model.depth() == 2
-        elsewhere = Crowd(other_process, model, waiting._pool)
+        elsewhere = Crowd(other_process, model, waiting.pool)
         elsewhere.ask(tensor(3.0), 1)
         waiting.asked += elsewhere.asked
 

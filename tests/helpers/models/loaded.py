@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,11 @@ def tensor(name: str, datatype: str = "FP32", *dims: int, optional: bool = False
 def load(backend: str, described: ModelSpec, file: Path, *, allow_pickle: bool = False) -> Backend:
     """Load `file` on the CPU with one thread."""
     return load_file(backend, described, file, Placement("cpu"), allow_pickle=allow_pickle)
+
+
+def session_of(backend: Backend) -> Any:
+    """Return ONNX Runtime's own session, which knows how the file was really opened."""
+    return backend._session
 
 
 def load_repository(repository: Path, name: str, *, allow_pickle: bool = False) -> Backend:
