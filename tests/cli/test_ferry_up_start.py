@@ -112,10 +112,12 @@ def test_it_says_where_everything_is_once_the_api_is_ready(start, tmp_path):
     ports = {"FERRY_PORT": (port := free_port()), "FERRY_GRPC_PORT": (grpc_port := free_port())}
     ferry = start(ports, api="http")
 
-    wait_until(lambda: "digits" in ferry.text(), START_SECONDS, ferry.text)
+    address = f"http://127.0.0.1:{port}/predict/digits"
+    wait_until(lambda: address in ferry.text(), START_SECONDS, ferry.text)
     assert "ready in " in ferry.text()
-    assert f"http://127.0.0.1:{port}/predict/digits" in ferry.text()
-    assert f"gRPC       127.0.0.1:{grpc_port}\n" in ferry.text()
+    wait_until(
+        lambda: f"gRPC       127.0.0.1:{grpc_port}\n" in ferry.text(), START_SECONDS, ferry.text
+    )
 
 
 class Console:

@@ -7,7 +7,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from threading import Event, Thread
@@ -32,8 +32,9 @@ Answer = tuple[int, str, float]
 class Load:
     """Clients that ask without a pause; `answers` are (status, version, factor)."""
 
-    def __init__(self, port: int, clients: int = CLIENTS) -> None:
+    def __init__(self, port: int, model: str, clients: int = CLIENTS) -> None:
         self._port = port
+        self._path = f"/v2/models/{model}/infer"
         self._stop = Event()
         self.answers: list[Answer] = []
         self.wrong: list[str] = []
@@ -47,7 +48,7 @@ class Load:
         while not self._stop.is_set():
             x = float(values.randint(1, 1000))
             body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [x, -x]}]}
-            connection.request("POST", "/v2/models/m/infer", json.dumps(body))
+            connection.request("POST", self._path, json.dumps(body))
             response = connection.getresponse()
             self._note(response.status, response.read(), x)
         connection.close()
@@ -82,41 +83,61 @@ class Load:
             thread.join()
 
 
-@contextmanager
-def asked(port: int, clients: int = CLIENTS) -> Iterator[Load]:
-    load = Load(port, clients)
-    try:
-        wait_until(lambda: len(load.answers) > clients, 30, "the clients are answered")
-        yield load
-    finally:
-        load.finish()
-
-
-@contextmanager
-def served(settings: Settings, repository: Path, **more: Any) -> Iterator[tuple[int, ModelControl]]:
+@dataclass(frozen=True)
+class Server:
     """A worker and an API over `repository`: the API's port, and control of the models."""
-    settings = replace(
-        settings, models=str(repository), port=free_port(), model_control_mode="explicit",
-        load_models="*", **more,
+
+    repository: Path
+    port: int
+    control: ModelControl
+
+    def serve(self, name: str, version: int = 1) -> Path:
+        """Load a model of a test's own; return its directory."""
+        directory = add_model(self.repository, name, version)
+        self.control.load(name)
+        return directory
+
+    @contextmanager
+    def asked(self, name: str, clients: int = CLIENTS) -> Iterator[Load]:
+        """Have clients ask a model for as long as the block."""
+        load = Load(self.port, name, clients)
+        try:
+            wait_until(lambda: len(load.answers) > clients, 30, "the clients are answered")
+            yield load
+        finally:
+            load.finish()
+
+
+@pytest.fixture(scope="module")
+def server(
+    request: pytest.FixtureRequest, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server whose retired versions stand by for so many seconds."""
+    repository = tmp_path_factory.mktemp("models")
+    add_model(repository, "there", 1)
+    settings = Settings(
+        redis_url=redis_url, key_prefix=f"swap-{request.param}", models=str(repository),
+        port=free_port(), model_control_mode="explicit", load_models="there",
+        standby_seconds=request.param,
     )  # fmt: skip
     with connect(settings.redis_url) as redis, running_worker(settings), running_gunicorn(settings):
-        yield settings.port, ModelControl(redis, settings.key_prefix, "explicit")
+        control = ModelControl(redis, settings.key_prefix, "explicit")
+        yield Server(repository, settings.port, control)
 
 
-@pytest.mark.parametrize("standby_seconds", [60.0, 0.0])
-def test_swaps_under_load_lose_and_mix_nothing(
-    settings: Settings, tmp_path: Path, standby_seconds: float
-) -> None:
-    add_model(tmp_path, "m", 1)
+standing_by = pytest.mark.parametrize("server", [60.0], indirect=True)
+"""Retired versions stay for a while, as they do by default."""
 
-    with (
-        served(settings, tmp_path, standby_seconds=standby_seconds) as (port, control),
-        asked(port) as load,
-    ):
+
+@pytest.mark.parametrize("server", [60.0, 0.0], indirect=True)
+def test_swaps_under_load_lose_and_mix_nothing(server: Server) -> None:
+    server.serve("swapped")
+
+    with server.asked("swapped") as load:
         for version in range(2, SWAPS + 2):
-            add_version(tmp_path, "m", version)
-            remove_version(tmp_path, "m", version - 1)
-            control.load("m")
+            add_version(server.repository, "swapped", version)
+            remove_version(server.repository, "swapped", version - 1)
+            server.control.load("swapped")
             load.wait_until_all_are((str(version), float(version)))
 
     assert load.wrong == []
@@ -124,30 +145,27 @@ def test_swaps_under_load_lose_and_mix_nothing(
     assert all(factor == float(version) for _, version, factor in load.answers)
 
 
-def test_content_replaced_within_a_version_mixes_nothing(
-    settings: Settings, tmp_path: Path
-) -> None:
-    directory = add_model(tmp_path, "m", 1)
+@pytest.mark.parametrize("server", [0.0], indirect=True)
+def test_content_replaced_within_a_version_mixes_nothing(server: Server) -> None:
+    directory = server.serve("replaced")
 
-    with (
-        served(settings, tmp_path, standby_seconds=0.0) as (port, control),
-        asked(port) as load,
-    ):
+    with server.asked("replaced") as load:
         for factor in (2.0, 3.0, 1.0):
             write_model(directory / "1" / "model.onnx", factor)
-            control.load("m")
+            server.control.load("replaced")
             load.wait_until_all_are(("1", factor))
 
     assert load.wrong == []
 
 
-def test_a_broken_version_takes_no_request(settings: Settings, tmp_path: Path) -> None:
-    add_model(tmp_path, "m", 1)
+@standing_by
+def test_a_broken_version_takes_no_request(server: Server) -> None:
+    server.serve("broken")
 
-    with served(settings, tmp_path) as (port, control), asked(port) as load:
-        add_broken(tmp_path, "m", 2)
+    with server.asked("broken") as load:
+        add_broken(server.repository, "broken", 2)
         with pytest.raises(LoadFailed, match=r"model\.onnx"):
-            control.load("m")
+            server.control.load("broken")
         before = len(load.answers)
         wait_until(lambda: len(load.answers) > before + CLIENTS, 30, "answers go on")
 
@@ -155,31 +173,33 @@ def test_a_broken_version_takes_no_request(settings: Settings, tmp_path: Path) -
     assert {version for _, version, _ in load.answers} == {"1"}
 
 
-def test_a_rollback_brings_the_version_before_back(settings: Settings, tmp_path: Path) -> None:
-    add_model(tmp_path, "m", 1)
+@standing_by
+def test_a_rollback_brings_the_version_before_back(server: Server) -> None:
+    server.serve("rolled")
 
-    with served(settings, tmp_path) as (port, control), asked(port) as load:
-        add_version(tmp_path, "m", 2)
-        control.load("m")
-        control.use("m", "1")
+    with server.asked("rolled") as load:
+        add_version(server.repository, "rolled", 2)
+        server.control.load("rolled")
+        server.control.use("rolled", "1")
         load.wait_until_all_are(("1", 1.0))
-        control.use("m", "")
+        server.control.use("rolled", "")
         load.wait_until_all_are(("2", 2.0))
 
     assert load.wrong == []
 
 
-def test_a_split_shares_requests_out_by_its_weights(settings: Settings, tmp_path: Path) -> None:
-    add_model(tmp_path, "m", 2)
+@standing_by
+def test_a_split_shares_requests_out_by_its_weights(server: Server) -> None:
+    server.serve("split", 2)
 
-    with served(settings, tmp_path) as (port, control), asked(port, 8) as load:
-        add_version(tmp_path, "m", 3)
-        control.split("m", {"2": 90, "3": 10})
+    with server.asked("split", 8) as load:
+        add_version(server.repository, "split", 3)
+        server.control.split("split", {"2": 90, "3": 10})
         before = len(load.answers) + 100
         wait_until(lambda: len(load.answers) > before + 2000, 60, "answers come")
         versions = [version for _, version, _ in load.answers[before:]]
         assert 0.05 < versions.count("3") / len(versions) < 0.15
-        control.split("m", {})
+        server.control.split("split", {})
         load.wait_until_all_are(("2", 2.0), count=300)
 
     assert load.wrong == []
