@@ -12,12 +12,12 @@ from functools import partial
 from redis import Redis
 
 from api.infer.queues import Queues
+from api.infer.triton_statistics import model_statistics
 from shared.model_spec import ModelSpec
 from shared.operations.model_control import ModelControl
 from shared.registry.catalog import Catalog
 from shared.registry.log_settings import LogLevel, LogSettings
 from shared.registry.registry import Registry
-from shared.request_queue.model_statistics import model_statistics
 from shared.settings import Settings
 from shared.wire.client import connect
 

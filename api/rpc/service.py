@@ -18,6 +18,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
 
 from api.infer.descriptions import TRACE, model_description, server_description
 from api.infer.model_control import load_by_request, unload_by_request
+from api.infer.triton_statistics import of_triton
 from api.payloads.infer_request import SHARED_MEMORY
 from api.rpc.errors import refuse
 from api.rpc.inference import InferCalls
@@ -26,7 +27,6 @@ from api.services import Services
 from shared.errors import BadRequest, QueueFull, UnknownModel, Unsupported
 from shared.messages import Parameters
 from shared.registry.repository_index import repository_index
-from shared.request_queue.model_statistics import of_triton
 
 Reply = TypeVar("Reply")
 Method = Callable[[Any, Any, grpc.ServicerContext], Reply]

@@ -1,4 +1,4 @@
-"""What the requests of each model version cost so far: counted by publish.lua, read by any process.
+"""The costs of each model version's requests: counted by publish.lua, read by any process.
 
 The hash `stats` has one field per batch size, named by its rows: what has been added up over all
 passes of this size, as little-endian doubles in the order of `Totals`. So a publish reads and
@@ -16,7 +16,7 @@ any more when it was published, and what was answered before, is not counted.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from redis import Redis
@@ -121,15 +121,30 @@ def _record(one: Pass, seconds: float) -> bytes:
     return _PASS.pack(rows, len(claimed), queue_seconds, claimed[0].claimed_at, seconds, *phases)
 
 
-def model_statistics(
-    client: Redis, prefix: str, specs: Iterable[ModelSpec]
-) -> list[dict[str, object]]:
-    """Return Triton's `model_stats` of these model versions, zeros for what was never asked.
+class ModelCosts(NamedTuple):
+    """All that is counted of one model version: its passes by their rows, and the rest."""
 
-    Beside Triton's members, `batches_left` counts the batches by why they left the queue. What a
-    client has been answered is in it. Raises RedisUnavailable.
-    """
-    specs = list(specs)
+    by_size: dict[int, Totals]
+    cache: Hits
+    failed_count: int
+    failed_seconds: float
+    left: dict[str, int]
+
+    @classmethod
+    def of(cls, stats: dict[bytes, bytes], counts: dict[bytes, bytes]) -> ModelCosts:
+        """Read them from the hashes of these names."""
+        unanswered = sum(int(counts.get(name, 0)) for name in ENDED_UNANSWERED)
+        return cls(
+            {int(k): Totals(*_TOTALS.unpack(v)) for k, v in stats.items() if k.isdigit()},
+            Hits.of(stats),
+            int(stats.get(b"failed", 0)) + unanswered,
+            float(stats.get(b"failed_seconds", 0)),
+            {why: int(stats.get(b"left_" + why.encode(), 0)) for why in REASONS},
+        )
+
+
+def read_costs(client: Redis, prefix: str, specs: Sequence[ModelSpec]) -> list[ModelCosts]:
+    """Return the costs of each version, zeros for what was never asked; raises RedisUnavailable."""
     with client.pipeline(transaction=False) as opened:
         pipeline: Any = opened
         for spec in specs:
@@ -137,63 +152,5 @@ def model_statistics(
             pipeline.hgetall(keys.stats).hgetall(keys.counts)
         found = asking(pipeline.execute)
     return [
-        _described(spec, stats, counts)
-        for spec, stats, counts in zip(specs, found[::2], found[1::2], strict=True)
+        ModelCosts.of(stats, counts) for stats, counts in zip(found[::2], found[1::2], strict=True)
     ]
-
-
-def of_triton(statistics: dict[str, object]) -> dict[str, object]:
-    """Leave out what Triton's message of statistics has no field for."""
-    return {name: value for name, value in statistics.items() if name != "batches_left"}
-
-
-def _described(
-    spec: ModelSpec, stats: dict[bytes, bytes], counts: dict[bytes, bytes]
-) -> dict[str, object]:
-    sizes = {
-        int(name): Totals(*_TOTALS.unpack(packed))
-        for name, packed in stats.items()
-        if name.isdigit()
-    }
-    total = Totals(*(sum(column) for column in zip(Totals(), *sizes.values(), strict=True)))
-    cache = Hits.of(stats)
-    last_inference = max((each.last_inference for each in sizes.values()), default=0.0)
-    failed = int(stats.get(b"failed", 0)) + sum(int(counts.get(k, 0)) for k in ENDED_UNANSWERED)
-    return {
-        "name": spec.name,
-        "version": spec.version,
-        "last_inference": int(1000 * last_inference),
-        "inference_count": int(total.row_count),
-        "execution_count": int(total.execution_count),
-        "inference_stats": {
-            "success": _duration(
-                total.request_count + cache.hits, total.request_seconds + cache.hit_seconds
-            ),
-            "fail": _duration(failed, float(stats.get(b"failed_seconds", 0))),
-            "queue": _duration(
-                total.request_count + cache.hits, total.queue_seconds + cache.hit_seconds
-            ),
-            "compute_input": _duration(total.request_count, total.request_input_seconds),
-            "compute_infer": _duration(total.request_count, total.request_infer_seconds),
-            "compute_output": _duration(total.request_count, total.request_output_seconds),
-            "cache_hit": _duration(cache.hits, cache.hit_lookup_seconds),
-            "cache_miss": _duration(cache.misses, cache.miss_lookup_seconds),
-        },
-        "batch_stats": [_batch_size(rows, sizes[rows]) for rows in sorted(sizes)],
-        "memory_usage": [],
-        "response_stats": {},
-        "batches_left": {why: int(stats.get(b"left_" + why.encode(), 0)) for why in REASONS},
-    }
-
-
-def _batch_size(rows: int, total: Totals) -> dict[str, object]:
-    return {
-        "batch_size": rows,
-        "compute_input": _duration(total.execution_count, total.input_seconds),
-        "compute_infer": _duration(total.execution_count, total.infer_seconds),
-        "compute_output": _duration(total.execution_count, total.output_seconds),
-    }
-
-
-def _duration(count: float, seconds: float) -> dict[str, int]:
-    return {"count": int(count), "ns": round(1e9 * seconds)}

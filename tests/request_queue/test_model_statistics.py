@@ -13,19 +13,14 @@ from google.protobuf import json_format
 from redis import Redis
 from tritonclient.grpc import service_pb2
 
+from api.infer.triton_statistics import model_statistics, of_triton
 from shared.courier.pending import PushArguments
 from shared.datatypes import Array
 from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.commands import cancel_command, push_command
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
-from shared.request_queue.model_statistics import (
-    REASONS,
-    Pass,
-    encode_costs,
-    model_statistics,
-    of_triton,
-)
+from shared.request_queue.model_statistics import REASONS, Pass, encode_costs
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
 from shared.ticket import ASYNCHRONOUS

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 from fake_backend import answered, fake_spec
 from redis import Redis
 
+from api.infer.triton_statistics import model_statistics
 from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.commands import as_push, cancel_command, push_command
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Batching, Limits
-from shared.request_queue.model_statistics import model_statistics
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
 from shared.ticket import ASYNCHRONOUS, ID_BYTES, IDEMPOTENT, TICKET

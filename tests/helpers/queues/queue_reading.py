@@ -9,11 +9,12 @@ from typing import NamedTuple
 from fake_backend import fake_spec
 from redis import Redis
 
+from api.infer.triton_statistics import model_statistics
 from shared.courier.pending import PushArguments
 from shared.request_queue import keys as queue_keys
 from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.keys import QueueKeys
-from shared.request_queue.model_statistics import Pass, encode_costs, model_statistics
+from shared.request_queue.model_statistics import Pass, encode_costs
 from shared.ticket import TICKET
 
 DOCUMENTED = [
