@@ -15,21 +15,25 @@ if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
 
 LONGEST = (
+    "tests/supervisor/test_mishaps.py",
     "tests/system/test_crashes.py",
+    "tests/ensembles/test_ensemble_crashes.py",
+    "tests/supervisor/test_worker_process.py",
     "tests/backends/test_damaged_files.py",
     "tests/cli/test_ferry_up.py",
-    "tests/ensembles/test_ensemble_crashes.py",
-    "tests/supervisor/test_mishaps.py",
-    "tests/supervisor/test_swap.py",
-    "tests/supervisor/test_two_machines.py",
-    "tests/supervisor/test_worker_process.py",
     "tests/routes/test_model_control.py",
-    "tests/cache/test_cache_crash.py",
     "tests/request_queue/test_queue_model.py",
-    "tests/samples/test_sample_sentiment.py",
+    "tests/openapi/test_contract.py",
+    "tests/supervisor/test_two_machines.py",
+    "tests/supervisor/test_swap.py",
     "tests/samples/test_sample_ensembles.py",
-    "tests/payloads/test_hostile_input.py",
+    "tests/cli/test_ferry_up_start.py",
+    "tests/routes/test_log_settings.py",
     "tests/routes/test_tritonclient_http.py",
+    "tests/cache/test_cache_crash.py",
+    "tests/samples/test_sample_sentiment.py",
+    "tests/repository/test_image_classifier.py",
+    "tests/payloads/test_hostile_input.py",
 )
 """The files that take longest, as measured, so that nothing long begins last."""
 
@@ -42,10 +46,10 @@ SERVED = (
     "tests/routes/test_model_configuration.py",
     "tests/routes/test_predict.py",
     "tests/samples/test_sample_digits.py",
+    "tests/server/test_both_ways.py",
     "tests/server/test_compressed_requests.py",
-    "tests/server/test_direct.py",
 )
-"""The files that use the fixture `served`; one that is missing here costs a start of its worker."""
+"""The files over the session's one worker: together the longest lane."""
 
 STARTERS = frozenset(
     {
@@ -73,7 +77,7 @@ def sort(items: list[pytest.Item]) -> None:
 
     Schemathesis gives all its tests one id, and xdist runs what has one id once.
     """
-    places = {file: place for place, file in enumerate((*LONGEST, *SERVED))}
+    places = {file: place for place, file in enumerate((*SERVED, *LONGEST))}
     items.sort(key=lambda item: places.get(item.id.path, len(places)))
     for item in items:
         parameters = item.name.removeprefix(item.originalname)
