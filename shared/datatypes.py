@@ -57,7 +57,7 @@ def to_bytes(array: Array) -> bytes:
 
 
 def from_bytes(data: bytes | memoryview, datatype: str, shape: tuple[int, ...]) -> Array:
-    """Decode what `to_bytes` made into a read-only array; BYTES into an object array of bytes.
+    """Decode `to_bytes`' bytes into a read-only array; BYTES into an object array of bytes.
 
     Raises BadMessage when data and shape do not fit each other.
     """

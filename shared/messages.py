@@ -59,7 +59,7 @@ class Tensor(NamedTuple):
 
 
 class InferRequest(NamedTuple):
-    """What one client asks: every input has `rows` rows (1 for models without a batch dimension).
+    """One client's request: every input has `rows` rows (1 for models without a batch dimension).
 
     `outputs` names the wanted outputs, empty for all. `signature` is 8 bytes that are equal for
     requests that can share a batch (`ModelSpec.signature` makes it). `parameters` are the client's,
@@ -126,7 +126,7 @@ class InferRequest(NamedTuple):
 
 
 class Timings(NamedTuple):
-    """What one answer cost, in seconds, and where it was made.
+    """The costs of one answer in seconds, and the instance that made it.
 
     `queue_seconds` runs from push to claim, `batch_wait_seconds` from claim to the start of the
     forward pass (decoding, stacking, padding), `compute_seconds` is the forward pass itself.
@@ -143,7 +143,7 @@ class Timings(NamedTuple):
 
 
 class InferResult(NamedTuple):
-    """The answer to one request: outputs, or an error, and what it cost."""
+    """The answer to one request: outputs, or an error, and its costs."""
 
     outputs: tuple[Tensor, ...] = ()
     timings: Timings = Timings()
@@ -157,7 +157,7 @@ class InferResult(NamedTuple):
 
     @classmethod
     def decode(cls, body: bytes) -> InferResult:
-        """Rebuild a result; raises BadMessage. One from the cache cost what its request waited."""
+        """Rebuild a result; raises BadMessage. One from the cache costs its request's wait."""
         if body[:1] == _CACHE_SIGN and len(body) > _FROM_CACHE.size:
             waited = _FROM_CACHE.unpack_from(body)[1]
             made = cls.decode(body[_FROM_CACHE.size :])

@@ -29,7 +29,7 @@ ID_BYTES = 32
 TICKET_VERSION = 4
 REJECT, DELAY = 1, 2
 ASYNCHRONOUS = "00000000"
-"""Begins the id of a request for whose answer no API process waits; it is asked for later."""
+"""The beginning of an asynchronous request's id: no process waits for its answer."""
 IDEMPOTENT = "00000001"
 """As ASYNCHRONOUS, with an Idempotency-Key, which may come again: the answer lives for an hour."""
 

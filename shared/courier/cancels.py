@@ -17,7 +17,7 @@ from shared.wire.wire import Wire
 log = logging.getLogger(__name__)
 
 CANCEL_PAUSES = 20
-"""How many times longer than a cancel, which walks the queue, the time to the next one is."""
+"""The time to the next cancel, in times of the last: each walks the queue."""
 
 
 class Cancels:

@@ -14,7 +14,7 @@ from shared.wire.wire import Wire
 
 
 class Collector:
-    """One subscription, and a connection beside it for what is stored; for one thread."""
+    """One subscription, and a connection beside it for stored answers; for one thread."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Collector:
         self._wire.close()
 
     def _listen(self) -> None:
-        """Listen, and push again soon what was pushed before and is not answered by then.
+        """Open the subscription, and push again soon the requests that stay unanswered.
 
         It may be gone, or its answer: it is stored, and run, again; a known id is left as it is.
         """

@@ -25,7 +25,7 @@ from shared.wire.wire import Wire
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.02
-"""How often deadlines are looked at, unread replies read and cancels sent."""
+"""The interval at which deadlines are checked, unread replies read and cancels sent."""
 PUSH_AGAIN_SECONDS = 0.1
 RECONNECT_SECONDS = 0.1
 IDLE_SECONDS = 300.0
@@ -98,7 +98,7 @@ class Courier:
             self.sender.send(request)
 
     def release(self) -> None:
-        """Push what was held, in one write."""
+        """Push the requests that are held, in one write."""
         self.sender.release()
 
     def cancel(self, request: PendingRequest) -> None:
@@ -130,7 +130,7 @@ class Courier:
                 Thread(target=work, args=(self._generation,), name=name, daemon=True).start()
 
     def _check_forever(self, generation: int) -> None:
-        """Fail what is late or unwanted, and rest when nothing has been under way for long."""
+        """Fail late and unwanted requests, and rest when none was under way for long."""
         busy_at = time.monotonic()
         while generation == self._generation:
             time.sleep(CHECK_SECONDS)
@@ -143,7 +143,7 @@ class Courier:
             self._deadlines.check(now)
 
     def _cancel_forever(self, generation: int) -> None:
-        """Read the replies to pushes that nobody read, and take off the queue what is closed.
+        """Read the replies to pushes, retry pushes, and take closed requests off the queue.
 
         A thread of its own: it waits for Redis, and deadlines must not.
         """

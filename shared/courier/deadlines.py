@@ -10,7 +10,7 @@ from shared.courier.pending import PendingRequest
 from shared.errors import ClientLeft, RequestExpired
 
 DEPARTURES_SECONDS = 0.2
-"""How often each client's connection is looked at, which is a system call."""
+"""The interval at which each client's connection is looked at, which is a system call."""
 
 
 class Deadlines:
@@ -20,7 +20,7 @@ class Deadlines:
     """
 
     def __init__(self, waiting: dict[str, PendingRequest], cancels: Cancels) -> None:
-        """Look at those `waiting`, by id; `cancels` gets what is found."""
+        """Look at those `waiting`, by id; `cancels` gets those that are found."""
         self._waiting = waiting
         self._cancels = cancels
         self._with_policy: dict[str, PendingRequest] = {}

@@ -14,7 +14,7 @@ Pass = Callable[[Any], bool]
 
 
 class LoopReader:
-    """Passes on what a wire's server says by itself, as it comes. One thread waits for the rest."""
+    """Passes on a wire's unasked messages as they come. One thread waits for the rest."""
 
     def __init__(self, wire: Wire, watcher: Any) -> None:
         """Read `wire`, which has no replies outstanding, whenever `watcher` says that it can be."""

@@ -74,7 +74,7 @@ class Sender:
         return bool(self._sending_token) and not self.outbox and not self.unconfirmed
 
     def start(self) -> None:
-        """Start the thread that sends what comes while another is sending."""
+        """Start the thread that sends the requests which came while another was sending."""
         self._generation += 1
         Thread(
             target=self._send_waiting, args=(self._generation,), name="ferry-send", daemon=True
@@ -100,7 +100,7 @@ class Sender:
         self.outbox.append(request)
 
     def release(self) -> None:
-        """Push what is held, now or soon."""
+        """Push the requests that are held, now or soon."""
         self._with_token(self._send_some)
 
     def send_again(self, requests: Iterable[PendingRequest]) -> None:
@@ -126,7 +126,7 @@ class Sender:
             self._with_token(self._send_some)
 
     def _with_token(self, work: Callable[[], None]) -> None:
-        """Do the work, unless another thread has the token: that one does what there is to do.
+        """Run `work`, unless another thread has the token: that one does it as well.
 
         subtle: whoever had it looks at the outbox again after giving it back, since another may
         have put something there and found no token meanwhile.
@@ -176,7 +176,7 @@ class Sender:
             self._wire.send_behind(command)
 
     def _confirm(self) -> None:
-        """Read what became of the writes so far; what a lost connection leaves open goes again."""
+        """Read the replies to all writes so far; push open requests of lost ones again."""
         while self.unconfirmed:
             requests = self.unconfirmed.popleft()
             try:
@@ -188,7 +188,7 @@ class Sender:
                 return
 
     def _push_again(self, requests: list[PendingRequest]) -> None:
-        """Write what is open of these once more, once, and wait for the reply."""
+        """Write the open ones of these requests once more, once, and wait for the reply."""
         self.unconfirmed.clear()
         # Of what was answered since, Redis no longer knows that it had it.
         requests = [request for request in requests if request.is_open]

@@ -37,7 +37,7 @@ class Subscription:
 
     @property
     def is_open(self) -> bool:
-        """Tell whether it listens; what is said while it does not is not heard."""
+        """Tell whether it listens; messages meanwhile are lost when it does not."""
         return self._wire.is_open
 
     def open(self) -> None:

@@ -66,7 +66,7 @@ class RequestQueue:
         return self._carry(request, then=then)
 
     def release(self) -> None:
-        """Send what is held, in one write."""
+        """Send the requests that are held, in one write."""
         self._courier.release()
 
     def _carry(

@@ -21,7 +21,7 @@ from shared.request_queue.limits import IDEMPOTENT_RESULT_SECONDS, Limits
 from shared.wire.client import asking, milliseconds
 
 MEMORY_SECONDS = 600.0
-"""How long it is known that a request existed after its answer has expired."""
+"""The time for which a request is known after its answer has expired."""
 FLUSH_MS = 2000
 
 
@@ -35,7 +35,7 @@ class Record(BaseModel):
 
 
 class FirstUse(NamedTuple):
-    """The request that an Idempotency-Key came with first, and a hash of what it asked."""
+    """The request that an Idempotency-Key came with first, and a hash of its content."""
 
     request_id: str
     asked: bytes
@@ -107,7 +107,7 @@ class AsyncRecords:
         return self._known_specs[record.spec], record.how
 
     def first(self, model: str, key: str, ours: FirstUse) -> FirstUse:
-        """Return what came first under an Idempotency-Key of a model's: `ours`, or an earlier one.
+        """Return the first use of an Idempotency-Key of a model's: `ours`, or an earlier one.
 
         subtle: `SET NX GET` in one command needs Redis 7.
         """
@@ -120,7 +120,7 @@ class AsyncRecords:
         return ours
 
     def forget_key(self, model: str, key: str) -> None:
-        """Let an Idempotency-Key come again with another request."""
+        """Forget an Idempotency-Key: it may come again with another request."""
         asking(lambda: self._client.delete(self._once_key(model, key)))
 
     def _once_key(self, model: str, key: str) -> str:

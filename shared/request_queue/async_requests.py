@@ -21,7 +21,7 @@ What = Literal["done", "waiting", "running", "gone"]
 
 
 class State(NamedTuple):
-    """What became of a request; `ahead` are in front of it on the queue, None when not known."""
+    """The state of a request; `ahead` are in front of it on the queue, None when not known."""
 
     what: What
     ahead: int | None = None
@@ -57,7 +57,7 @@ class AsyncRequests:
         return bool(asking(lambda: self._client.exists(self._keys.body + request_id)))
 
     def state(self, request_id: str) -> State:
-        """Return what became of a request; of one whose answer has expired, `gone`."""
+        """Return the state of a request; of one whose answer has expired, `gone`."""
         keys = self._keys
         command = (
             "EVALSHA", "state", 2 * keys.levels, *keys.lists,
@@ -70,7 +70,7 @@ class AsyncRequests:
         return State(name, detail[0] if detail else None)
 
     def cancel(self, request_id: str) -> What:
-        """Take a request back unless it is running; returns what it was."""
+        """Cancel a request unless it is running; returns its state before."""
         command = cancel_command(self._keys, "cancelled", [request_id], only_waiting=True)
         answer: What = self._run("cancel", command)[0].decode()
         return answer

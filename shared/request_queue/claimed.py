@@ -1,4 +1,4 @@
-"""A batch on the worker's side: what was claimed, and what is answered."""
+"""A batch on the worker's side: its claimed requests, its encoded results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Claimed(NamedTuple):
 
     @classmethod
     def of(cls, ticket: bytes, body: bytes, now: float) -> Claimed:
-        """Take apart what `claim.lua` returns of one request."""
+        """Take apart one request of `claim.lua`'s reply."""
         _, attempts, level, _, rows, enqueued, deadline, *_ = TICKET.unpack_from(ticket)
         request_id, waited = ticket[TICKET.size :].decode(), max(0.0, now - enqueued)
         return cls(request_id, rows, attempts + 1, waited, body, now, level, deadline, ticket)
@@ -45,7 +45,7 @@ class Claimed(NamedTuple):
 
 
 class EncodedResults(NamedTuple):
-    """One encoded result per request of a batch, and what they cost (`encode_costs` makes it)."""
+    """One encoded result per request of a batch, and their costs (of `encode_costs`)."""
 
     results: list[bytes]
     costs: tuple[bytes, bytes]

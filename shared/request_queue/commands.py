@@ -148,7 +148,7 @@ def publisher(end: InstanceEnd) -> Callable[[list[Claimed], EncodedResults, int]
 
 
 def recover_command(end: InstanceEnd, *, crashed: bool) -> tuple[Any, ...]:
-    """Return the command that puts back what an instance holds; it replies how many, and given up.
+    """Return the command that puts an instance's requests back; it replies how many, and given up.
 
     Whatever they were claimed by: every queue is recovered in the same way.
     """

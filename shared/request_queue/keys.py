@@ -54,7 +54,7 @@ from functools import cached_property
 from shared.model_spec import ModelSpec
 
 RETIRED_COUNTS_SECONDS = 7 * 86_400.0
-"""How long the counts of a version are kept after it has left."""
+"""The life of a version's counts after it has left."""
 
 
 class QueueKeys:

@@ -22,7 +22,7 @@ class CacheLimits(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The limits of what waits for one model version: requests, and bytes of their bodies.
+    """The limits of one model version's queue: requests, and bytes of their bodies.
 
     `policies` are those of its levels, level 1 first, or none. An answer that was in the cache is
     kept for `result_ttl_seconds`, until it is read.

@@ -35,7 +35,7 @@ _TOTALS = struct.Struct("<12d")
 
 
 class Hits(NamedTuple):
-    """What `_cache.lua` counted of a version's requests.
+    """The cache's share of a version's requests, as `_cache.lua` counts it.
 
     `hit_seconds` is how long they had waited for the answer to another that asked the same.
     """
@@ -69,7 +69,7 @@ class Pass(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What was added up over the passes of one size; `last_inference` is the latest claim (s).
+    """The sums over all passes of one size; `last_inference` is the latest claim (s).
 
     Request seconds run from push to publish. The first three phases are added once per request, the
     last three once per execution.
@@ -90,7 +90,7 @@ class Totals(NamedTuple):
 
 
 def encode_costs(claimed: list[Claimed], passes: list[Pass], seconds: float) -> tuple[bytes, bytes]:
-    """Return what publish.lua counts of a batch that took `seconds` from claim to answers.
+    """Return the costs, for publish.lua, of a batch that took `seconds` from claim to answers.
 
     The first part are the passes, eight doubles each, behind them the requests that failed as a
     pass of -1 rows. The second are columns over all requests: number of the pass, rows, seconds in
@@ -144,7 +144,7 @@ class ModelCosts(NamedTuple):
 
 
 def read_costs(client: Redis, prefix: str, specs: Sequence[ModelSpec]) -> list[ModelCosts]:
-    """Return the costs of each version, zeros for what was never asked; raises RedisUnavailable."""
+    """Return the costs of each version, zeros for one never asked; raises RedisUnavailable."""
     with client.pipeline(transaction=False) as opened:
         pipeline: Any = opened
         for spec in specs:

@@ -17,7 +17,7 @@ from shared.wire.wire import LONGEST_BLOCK_SECONDS, NO_REPLY, Wire
 log = logging.getLogger(__name__)
 
 SHORT_WAIT_SECONDS = 0.002
-"""A wait of this length is slept through, which is more exact than waiting for the bell."""
+"""The longest wait that is slept through, which is more exact than waiting for the bell."""
 
 
 class AnswersNotTaken(RedisError):
@@ -78,10 +78,10 @@ class WorkQueue:
     ) -> list[Claimed]:
         """Publish a batch and take the next one, in one write: as `publish`, then `claim`.
 
-        The bell is waited for at once: a claim that leaves work behind, and every push, rings it.
-        A reply to the publish would wake this process for nothing, while others hand the answers
-        on; should it have failed, the claim finds what it did not drop, and AnswersNotTaken is
-        raised.
+        fast: the bell is waited for at once: a claim that leaves work behind, and every push, rings
+        it. A reply to the publish would wake this process for nothing, while others hand the
+        answers on; should it have failed, the claim finds what it did not drop, and AnswersNotTaken
+        is raised.
         """
         claim = self._claim(max_rows, max_delay_seconds)
         publish = self._publish(claimed, answers, len(claimed))
@@ -112,7 +112,7 @@ class WorkQueue:
         self._wire.reply()
 
     def put_back(self) -> tuple[int, int]:
-        """Return what this instance holds to the queue, after a lost connection."""
+        """Return this instance's requests to the queue, after a lost connection."""
         return _recover(self._wire, self._end, crashed=False)
 
     def _claim(self, max_rows: int, max_delay_seconds: float) -> PackedCommand:

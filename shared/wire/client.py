@@ -46,7 +46,7 @@ def asking(command: Callable[[], Any]) -> Any:
 
 
 def unavailable(error: RedisError) -> RedisUnavailable:
-    """Return what a client is told when Redis fails: why, and of nothing inside our network."""
+    """Return the error for a client when Redis fails: why, and nothing about our network."""
     if isinstance(error, BusyLoadingError):
         return RedisUnavailable("Redis is loading its data")
     if isinstance(error, ResponseError):

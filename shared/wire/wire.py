@@ -24,7 +24,7 @@ from shared.wire.packing import Command, PackedCommand, pack
 from shared.wire.scripts import SCRIPTS, script_text
 
 LONGEST_BLOCK_SECONDS = 0.5
-"""How long a blocking command on a wire may wait."""
+"""The longest that a blocking command on a wire may wait."""
 READ_BYTES = 1 << 16
 
 NO_REPLY = PackedCommand.of("CLIENT", "REPLY", "SKIP")
@@ -36,9 +36,9 @@ class Wire:
     """One connection with our scripts loaded. Not for use by two threads at once.
 
     redis-py opens it, with all that its URL asks for (TLS, users, unix sockets); the commands go
-    past redis-py, which spends more on one than Redis does. A lost connection closes the wire and
-    raises redis.RedisError; the next `send` opens it anew. An error reply of one command is raised
-    as redis.ResponseError and leaves it open.
+    past redis-py (fast: it spends more on one than Redis does). A lost connection closes the wire
+    and raises redis.RedisError; the next `send` opens it anew. An error reply of one command is
+    raised as redis.ResponseError and leaves it open.
     """
 
     def __init__(self, make_connection: Callable[[], Any]) -> None:
@@ -66,7 +66,7 @@ class Wire:
             opened = self._socket or self._connect()
             for data in buffers:
                 sent = opened.send(data)
-                if sent < len(data):  # rare, and gevent's sendall costs twice its send
+                if sent < len(data):  # rare; fast: gevent's sendall costs twice its send
                     opened.sendall(memoryview(data)[sent:])
             self._unread += len(commands) - 2 * commands.count(NO_REPLY)
         except (RedisError, OSError) as error:
@@ -165,10 +165,11 @@ def open_wire(client: redis.Redis) -> Wire:
 
 
 def _set_timeout(opened: socket.socket, seconds: float) -> None:
-    """Have reads and writes raise OSError after so long.
+    """Set the time after which reads and writes raise OSError.
 
-    Python would ask `poll` before each of them; the kernel's own time-outs cost nothing. They are
-    not for sockets that do not block by themselves (gevent's), or have layers of their own (TLS).
+    fast: Python would ask `poll` before each of them; the kernel's own time-outs cost nothing. They
+    are not for sockets that do not block by themselves (gevent's), or have layers of their own
+    (TLS).
     """
     if type(opened) is not socket.socket or type(opened).__module__ != "socket":
         opened.settimeout(seconds)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from aged_queue import AgedQueue, Asked
 from redis.exceptions import ResponseError
 
 from shared.settings import Settings
 from shared.wire.client import connect
+from shared.wire.wire import Wire
 
 TRIES = 5
 
@@ -39,12 +42,15 @@ def test_a_redis_that_does_not_let_itself_be_woken_only_prolongs_it(
 ) -> None:
     with connect(settings.redis_url) as redis:
         queue = AgedQueue(settings, redis)
-        monkeypatch.setattr(queue.ends[0]._waker, "send", _refuse)
+        really_send = Wire.send
+
+        def send(wire: Wire, *commands: Any) -> None:
+            if commands[0][:2] == ("CLIENT", "UNBLOCK"):
+                raise ResponseError("NOPERM this user has no permissions to run 'client'")
+            really_send(wire, *commands)
+
+        monkeypatch.setattr(Wire, "send", send)
 
         assert waited(queue, 0.05) < 5.0
 
         queue.close()
-
-
-def _refuse(*_commands: object) -> None:
-    raise ResponseError("NOPERM this user has no permissions to run the 'client' command")

@@ -378,7 +378,8 @@ def test_a_second_answer_to_a_request_is_not_delivered(
     (waiter,) = push_many(queue, 1)
     slow = work.claim(32, 0.0)
     crash(wire, keys)  # taken for dead while it is only slow
-    second = worker_end(open_wire(redis), keys, "j")
+    other_wire = open_wire(redis)
+    second = worker_end(other_wire, keys, "j")
     fast = second.claim(32, 0.0)
     first = answered(fast, [InferResult(error=ModelFailed("the first")).encode()])
 
@@ -387,7 +388,7 @@ def test_a_second_answer_to_a_request_is_not_delivered(
     assert published == (1, 0)
     with pytest.raises(ModelFailed, match="the first"):
         waiter.wait()
-    second._wire.close()
+    other_wire.close()
     assert not redis.exists(keys.result + waiter.id)
 
 

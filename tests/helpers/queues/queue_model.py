@@ -78,7 +78,7 @@ class QueueModel:
                     self.waiting[push.id] = asked
 
     def resume(self) -> None:
-        """As `Courier._resume`: take every answer, then push again what is not answered."""
+        """As the courier does: take every answer, then push again what is not answered."""
         self.collect(list(self.waiting))
         again = list(self.waiting.values())
         for asked, status in zip(again, self.send_push([each.push for each in again]), strict=True):
