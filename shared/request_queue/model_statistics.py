@@ -97,7 +97,7 @@ def encode_costs(claimed: list[Claimed], passes: list[Pass], seconds: float) -> 
     the queue. They are for the rare request that was closed before: it is taken off its pass.
     """
     count = len(claimed)
-    if len(passes) == 1 and len(passes[0].claimed) == count:  # nearly always
+    if len(passes) == 1 and len(passes[0].claimed) == count:  # fast: nearly always
         numbers = [1] * count
     else:
         passes, numbers = _with_failures(claimed, passes)

@@ -44,7 +44,7 @@ class WorkQueue:
         self._end = InstanceEnd(keys, instance, result_ttl_seconds, batching, cache)
         self._bell = PackedCommand.of("BLPOP", keys.bell, LONGEST_BLOCK_SECONDS)
         self._publish = publisher(self._end)
-        self._claims: dict[tuple[int, float], PackedCommand] = {}
+        self._claims: dict[tuple[int, float], PackedCommand] = {}  # fast: each packed once
         self._stale = keys.answers if keys.cache else []
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:

@@ -35,7 +35,7 @@ local function take_off(queue)
     end
   end
   if not first then return end
-  -- What stands behind the first is written anew: LREM would walk the list once for each.
+  -- fast: what stands behind the first is written anew, LREM would walk the list once for each.
   if first == 1 then redis.call('DEL', queue) else redis.call('LTRIM', queue, 0, first - 2) end
   for i = 1, #kept, 1000 do redis.call('RPUSH', queue, unpack(kept, i, math.min(i + 999, #kept))) end
   if redis.call('DECRBY', bytes_key, bytes) <= 0 then redis.call('DEL', bytes_key) end

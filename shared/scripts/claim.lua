@@ -72,7 +72,7 @@ for list = first_list, #KEYS do
           break
         end
       else
-        -- Who waits for company is looked at again and again: its body is read only when it leaves.
+        -- fast: what waits for company is looked at again and again, so its body is read only when it leaves.
         local payload = redis.call(look, body)
         if payload and payload ~= 0 then
           if rows > 0 and not mark and rows + ticket_rows > largest then

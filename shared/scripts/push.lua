@@ -33,7 +33,7 @@ for i = 1, (#ARGV - 8) / 9 do
   end
   local ticket = struct.pack('@TICKET@', @TICKET_VERSION@, 0, level, on_timeout, rows,
     now, now + timeout, now + queue_timeout, signature, #payload) .. id
-  -- Nearly always there is none of them: one question is enough.
+  -- fast: nearly always there is none of them, and one question is enough.
   local unusual = redis.call('EXISTS', KEYS[3], body, result) > 0
   local closed = unusual and redis.call('EXISTS', KEYS[3]) == 1
   local known = unusual and redis.call('EXISTS', body, result) > 0
