@@ -1,5 +1,6 @@
--- The response cache and those who ask the same at the same time. Included, behind tell, by the scripts that
--- open and close requests; a model without a cache has an empty `tag` (the beginning of its keys' names) and calls nothing of this.
+-- The response cache and those who ask the same at the same time. Included, behind tell, by the scripts that open and
+-- close requests; a model without a cache has an empty `tag` (the beginning of its keys' names) and calls nothing of
+-- this.
 -- `asked:<digest>` has the tickets of open requests that ask the same. The first one leads: its ticket is on a queue
 -- or in flight as well. The others follow, they wait for its answer. Whoever ends a leader without an answer has the
 -- next one lead, so `digest:<id>` of a leader lives as long as its list.
@@ -57,7 +58,8 @@ local function response_cache(tag, ttl, idempotent_ttl)
   end
 
   local function give(id, result)
-    redis.call('SET', tag .. 'result:' .. id, result, 'PX', string.sub(id, 1, 8) == '@IDEMPOTENT@' and idempotent_ttl or ttl)
+    local long = string.sub(id, 1, 8) == '@IDEMPOTENT@'
+    redis.call('SET', tag .. 'result:' .. id, result, 'PX', long and idempotent_ttl or ttl)
     tell(tag .. 'answered:', id, ttl)
   end
 

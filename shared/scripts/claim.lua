@@ -46,11 +46,11 @@ for list = first_list, #KEYS do
   repeat
     chunk = redis.call('LRANGE', KEYS[list], position, position + max_rows - 1)
     for _, ticket in ipairs(chunk) do
-      local version, attempts, level, on_timeout, ticket_rows, enqueued, deadline, queue_deadline, signature, body_bytes, next_byte =
-        struct.unpack('@TICKET@', ticket)
-      local body = prefix .. string.sub(ticket, next_byte)
+      local version, attempts, level, on_timeout, ticket_rows, enqueued, deadline, queue_deadline, signature,
+        body_bytes = struct.unpack('@TICKET@', ticket)
+      local body = prefix .. string.sub(ticket, @ID@)
       if version ~= @TICKET_VERSION@ then
-        body, body_bytes = prefix .. string.sub(ticket, @ID@), struct.unpack('<I4', string.sub(ticket, @SIZE@, @ID@ - 1))
+        body_bytes = struct.unpack('<I4', string.sub(ticket, @SIZE@, @ID@ - 1))
         if redis.call('EXISTS', body) == 0 then
           over[#over + 1] = {ticket, body, expire, list, position, body_bytes}
         else

@@ -1,5 +1,6 @@
 -- collect: take the answers that are there for one API process. Run by Collector.
--- KEYS: answered (and the channel of that name)   ARGV: result key prefix, id, id, ... (ids to look at besides the announced ones)
+-- KEYS: answered (and the channel of that name)
+-- ARGV: result key prefix, id, id, ... (ids to look at besides the announced ones)
 -- Returns {id, result, id, result, ...}.
 local ids = redis.call('LPOP', KEYS[1], 1000) or {}
 for i = 2, #ARGV do ids[#ids + 1] = ARGV[i] end

@@ -1,7 +1,7 @@
 -- publish: hand out a batch's answers, drop it from the instance's in-flight work and count what it cost, in one step.
 -- KEYS: inflight, stats, and order if answers are to be told of in the order in which requests were claimed
--- ARGV: result_ttl_ms, idempotent_ttl_ms, body, result and answered key prefix, cache (see _cache.lua), its max_bytes and
---       ttl_ms, ticket count, passes and requests (see encode_costs), id, result, id, result, ...
+-- ARGV: result_ttl_ms, idempotent_ttl_ms, body, result and answered key prefix, cache (see _cache.lua), its
+--       max_bytes and ttl_ms, ticket count, passes and requests (see encode_costs), id, result, id, result, ...
 -- A request is open as long as its body exists, so the first answer for an id wins, and only first ones are
 -- counted. The id's first 8 signs name the API process that waits for it. A small result is said to it on its channel,
 -- as id, I4 length and result, those of a batch in one message; a large one, or one that nobody is there to hear, is
