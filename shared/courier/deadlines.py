@@ -1,4 +1,7 @@
-"""Finds the requests of one process whose time is over, and those whose client has left."""
+"""Finds the requests of one process whose time is over, and those whose client has left.
+
+Apart from the courier, as it works while Redis hangs and the courier's other parts wait for it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reads a wire in gevent's event loop. fast: no switch to a thread of its own and back."""
+"""Reads a wire in gevent's event loop. fast: no switch to a thread of its own and back.
+
+Apart from the subscription, which works without gevent as well.
+"""
 
 from __future__ import annotations
 
