@@ -1,13 +1,13 @@
-"""Every error Ferry answers with, each belonging to one stop of a request's walk.
+"""Every error Ferry answers with, each belonging to a stop of a request's walk.
 
-    1 api reads the body     BadRequest, PayloadTooLarge, RequestTimeout, UnsupportedEncoding,
+    1-2 body, checks         BadRequest, PayloadTooLarge, RequestTimeout, UnsupportedEncoding,
                              UnknownRoute, MethodNotAllowed, UnknownModel, ModelNotReady,
                              Unsupported, LoadFailed (of who asks to load a model)
-    2 push                   QueueFull, RedisUnavailable, VersionRetired
-    3 claim                  RequestExpired
-    4-6 the worker's batch   ModelFailed (it raised), BadModelOutput (wrong rows or names)
-    7 publish, recovery      ModelCrashed (the process died under it, three times)
-    8 wait                   RequestExpired, RedisUnavailable
+    3-4 push                 QueueFull, RedisUnavailable, VersionRetired
+    5 claim                  RequestExpired
+    6-8 the worker's batch   ModelFailed (it raised), BadModelOutput (wrong rows or names)
+    recovery                 ModelCrashed (the process died under it, three times)
+    and back: wait           RequestExpired, RedisUnavailable, ClientLeft
 
 An error raised on the worker's side crosses Redis as (code, message) and is raised again by `wait`.
 """

@@ -32,7 +32,7 @@ class RequestOptions(NamedTuple):
     queue_timeout_seconds: float = 0.0
 
     def deadline_seconds(self, spec: ModelSpec, default_seconds: float) -> float:
-        """Return how long the request may take from its push to the start of its batch."""
+        """Return the time from its push to its answer; to its batch, where nobody waits for it."""
         wish = 0.0 if spec.queue_policies else self.queue_timeout_seconds
         return wish or self.timeout_seconds or default_seconds
 

@@ -101,7 +101,7 @@ class Queues:
         return AsyncRequests(self._client, self._keys(spec), self._limits(spec))
 
     def timeout_seconds(self, question: Question) -> float:
-        """Return how long the request may take from its push to the start of its batch."""
+        """Return the request's deadline in seconds from its push, see `deadline_seconds`."""
         options, default_seconds = question.options, self._settings.request_timeout_seconds
         return options.deadline_seconds(question.spec, default_seconds)
 

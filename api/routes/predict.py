@@ -1,4 +1,4 @@
-"""POST /predict: a picture, a sentence or a few numbers, for people with curl (stop 1)."""
+"""POST /predict: a picture, a sentence or a few numbers, for people with curl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Version 1 of the inference protocol, as KServe and TensorFlow Serving speak it (stop 1).
+"""Version 1 of the inference protocol, as KServe and TensorFlow Serving speak it.
 
 Sources: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol and
 https://github.com/tensorflow/serving/blob/master/tensorflow_serving/g3doc/api_rest.md

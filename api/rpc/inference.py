@@ -1,4 +1,4 @@
-"""One infer call's way to the queue and back (stops 1 and 8), by itself or in a stream."""
+"""One infer call's way to the queue and back, by itself or in a stream."""
 
 from __future__ import annotations
 

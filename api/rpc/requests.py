@@ -1,4 +1,4 @@
-"""From a ModelInferRequest to the checked request that HTTP makes of its body (stop 1)."""
+"""From a ModelInferRequest to the checked request that HTTP makes of its body."""
 
 from __future__ import annotations
 

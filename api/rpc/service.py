@@ -147,7 +147,7 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     @answering
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
-        """Answer one request (stops 1 and 8). A client that leaves takes it off the queue."""
+        """Answer one request. A client that leaves takes it off the queue."""
         with self._place():
             asked = self._calls.push(request, context.time_remaining())
             if not context.add_callback(asked.pending.cancel):

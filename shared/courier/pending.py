@@ -79,11 +79,12 @@ class PendingRequest:
         return self.result is None and self.error is None
 
     def wait(self) -> InferResult:
-        """Block until the answer is there (stop 8) and return it, or raise the error it carries.
+        """Block until the answer is there and return it, or raise the error it carries.
 
-        Raises QueueFull or RedisUnavailable when the request was not accepted, RequestExpired soon
-        after the deadline. An accepted request survives a Redis that goes away: the courier pushes
-        it again, under the same id, until the deadline.
+        Raises QueueFull, VersionRetired or RedisUnavailable when the request was not accepted,
+        RequestExpired soon after the deadline, ClientLeft once it is cancelled. An accepted request
+        survives a Redis that goes away: the courier pushes it again, under the same id, until the
+        deadline.
         """
         self.done.wait()
         if self.error is not None:

@@ -54,10 +54,10 @@ class RequestQueue:
         return f"{self._process}{self._salt}{next(self._numbers):012x}"
 
     def push(self, request: InferRequest, client: socket.socket | None = None) -> PendingRequest:
-        """Send the request to Redis, together with others of this process (stop 2).
+        """Send the request to Redis, together with others of this process (stop 4).
 
         Whether it was accepted is said by `wait`. When the peer of `client` hangs up, the request
-        is cancelled. Next stop: `worker.instance.loop.run`, which claims it.
+        is cancelled. Next stop: `WorkQueue.claim`, in an instance's process.
         """
         return self._carry(request, client=client)
 

@@ -48,10 +48,10 @@ class WorkQueue:
         self._stale = keys.answers if keys.cache else []
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
-        """Take one batch, waiting up to half a second for work (stop 3); empty when there is none.
+        """Take one batch, waiting up to half a second for work (stop 5); empty when there is none.
 
         The batch is recorded as this instance's in-flight work in the same step. Raises RedisError.
-        Next stop: `worker.instance.batch.answer_batch`.
+        Next stop: `worker.instance.loop.answer_claimed`.
         """
         if self._stale:  # the model's file may have been another one when these were filled
             self._wire.send(("UNLINK", *self._stale))
@@ -81,7 +81,7 @@ class WorkQueue:
         fast: the bell is waited for at once: a claim that leaves work behind, and every push, rings
         it. A reply to the publish would wake this process for nothing, while others hand the
         answers on; should it have failed, the claim finds what it did not drop, and AnswersNotTaken
-        is raised.
+        is raised. Next on the way back: `Collector`, in the API process that pushed.
         """
         claim = self._claim(max_rows, max_delay_seconds)
         publish = self._publish(claimed, answers, len(claimed))
@@ -95,12 +95,11 @@ class WorkQueue:
         return self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
 
     def publish(self, claimed: list[Claimed], answers: EncodedResults, *, drop: bool = True) -> int:
-        """Hand out a batch's answers, drop it from the in-flight work and count it (stop 7).
+        """Hand out a batch's answers, drop it from the in-flight work and count it.
 
         All in one step. Returns how many were the first answer to their request; only these are
         counted. After a RedisError call it again without `drop`, since the first call may have been
         done and followed by a claim; then `put_back` what is left.
-        Next stop: `PendingRequest.wait`.
         """
         self._wire.send(self._publish(claimed, answers, len(claimed) if drop else 0))
         first: int = self._wire.reply()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from registered import register
-from rooms import ROOT
+from rooms import ROOT, product_modules
 from waiting import wait_until
 
 from api.app import create_app
@@ -34,6 +34,7 @@ from worker.meter import Meter
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 WALK = re.findall(r"^\d\. `([\w/]+\.py):([\w.]+)`", README, re.MULTILINE)
+STOP = re.compile(r"\bstop (\d)")
 MAX_LINES = 250
 SPEC = ModelSpec(
     name="doubled",
@@ -109,6 +110,18 @@ def test_a_request_enters_the_eight_functions_of_the_walk_in_order(settings: Set
 
 def test_the_walk_has_eight_files() -> None:
     assert len({file for file, _ in WALK}) == len(WALK) == 8
+
+
+def test_files_that_name_their_stop_count_as_the_readme_does() -> None:
+    own = {file: stop for stop, (file, _) in enumerate(WALK, 1)}
+    named = {
+        (file.relative_to(ROOT).as_posix(), int(stop))
+        for file in product_modules().values()
+        for stop in STOP.findall(file.read_text(encoding="utf-8"))
+    }
+
+    assert {file for file, _ in named} >= own.keys()
+    assert {(file, stop) for file, stop in named if own.get(file, stop) != stop} == set()
 
 
 @pytest.mark.parametrize("file", [file for file, _ in WALK])

@@ -34,7 +34,7 @@ def answer_batch(
     Never raises for anything a request or the model does: a body that cannot be decoded, or a
     request on which the model raises, is answered with its own error while its neighbours get
     their rows. So is one whose result is too large for Redis. Next stop: the `forward` of its
-    backend, `worker.backends.torch_model` for torch; then back to `WorkQueue.publish`.
+    backend, through `PiecewiseBackend`: `worker.backends.torch_model` for torch.
     """
     claimed_at = time.monotonic()
     results: dict[str, bytes] = {}
