@@ -131,7 +131,7 @@ class Settings:
     request_timeout_seconds: float = _setting(
         30.0,
         "FERRY_REQUEST_TIMEOUT_SECONDS",
-        "deadline of a request, from its arrival; and the longest silence within a body",
+        "deadline of a request, from its push; and the longest silence within a body",
         check.seconds,
     )
     result_ttl_seconds: float = _setting(

@@ -1,7 +1,7 @@
 """The keys that a request passes through in Redis; its ticket is `shared/ticket.py`.
 
-Keys of one model version m/v share a hash tag, so each script runs in one slot and a cluster
-shards by model. `ferry` is FERRY_KEY_PREFIX.
+Keys of one model version m/v share a hash tag, so each script would run in one slot of a
+cluster. `ferry` is FERRY_KEY_PREFIX.
 
     key                             type    holds                                          expires
     ferry:{m/v}:queue:<level>       list    tickets of waiting requests, oldest first     no
@@ -40,7 +40,7 @@ Of asynchronous requests there are records as well, of all models together:
     ferry:spec:<digest>      string  the ModelSpec that they were checked against        after them
     ferry:once:<hash>        string  FirstUse: what came first under an Idempotency-Key    an hour
 
-    5: ten minutes after the answer. Until then it is known that there was such a request.
+    5: ten minutes after the answer expired. Until then it is known that it was asked for.
 
 Times are Redis's own clock, so no host's clock matters. A request is open while its body exists:
 whoever removes the body (the first answer, expiry, a cancel) closes it, so an answer is given once

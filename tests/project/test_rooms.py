@@ -84,6 +84,14 @@ def test_a_module_imports_only_rooms_below_its_own(module: str) -> None:
     assert not [target for target in sorted(ARROWS[module]) if not may_import(module, target)]
 
 
+@pytest.mark.parametrize("package", FLOORS)
+def test_the_page_of_the_architecture_has_the_same_floors(package: str) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    floors = " < ".join(", ".join(floor.split()) for floor in FLOORS[package])
+
+    assert f"    {package:<9} {floors}\n" in page
+
+
 def test_no_file_is_in_a_circle() -> None:
     assert not circle(ARROWS)
 

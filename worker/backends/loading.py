@@ -56,6 +56,6 @@ def _joblib(spec: ModelSpec, file: Path, placement: Placement, *, allow_pickle: 
     except ModuleNotFoundError as missing:
         raise BadModel(
             f"a joblib file needs {missing.name}, which is not installed: "
-            "pip install 'ferry[sklearn]'"
+            "install Ferry with its extra [sklearn]"
         ) from missing
     return JoblibBackend(spec, file, placement)
