@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 from onnx import TensorProto, helper
+from scripted_models import write_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -20,11 +20,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "food", "the
 
 def torchscript(repository: Path, name: str, module: torch.nn.Module, config: str) -> None:
     """Write `module`, scripted, as version 1 of a model."""
-    directory = _directory(repository, name, 'platform: "pytorch_libtorch"\n' + config)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        scripted: Any = torch.jit.script(module)
-        scripted.save(str(directory / "1" / "model.pt"))
+    write_model(repository, name, 'platform: "pytorch_libtorch"\n' + config, module)
 
 
 def onnx_graph(
@@ -36,7 +32,9 @@ def onnx_graph(
     outputs: list[Any],
 ) -> None:
     """Write an ONNX graph as version 1 of a model."""
-    directory = _directory(repository, name, 'platform: "onnxruntime_onnx"\n' + config)
+    directory = repository / name
+    (directory / "1").mkdir(parents=True)
+    (directory / "config.pbtxt").write_text('platform: "onnxruntime_onnx"\n' + config)
     graph = helper.make_graph(nodes, name, inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
@@ -89,10 +87,3 @@ def tokenizer() -> Tokenizer:
 def _constant(name: str, values: list[int]) -> Any:
     tensor = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
     return helper.make_node("Constant", [], [name], value=tensor)
-
-
-def _directory(repository: Path, name: str, config: str) -> Path:
-    directory = repository / name
-    (directory / "1").mkdir(parents=True)
-    (directory / "config.pbtxt").write_text(config)
-    return directory
