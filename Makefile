@@ -32,6 +32,9 @@ samples: $(INSTALLED) ## Make the sample models that models/ does not hold yet
 up: samples ## Install, make the sample models once, start Ferry
 	$(BIN)/ferry up
 
+# fast: without bytecode each of some 300 processes would compile our modules anew.
+test test-quick: export PYTHONDONTWRITEBYTECODE =
+
 test: samples ## Run the whole test suite, LANES files at a time
 	$(BIN)/$(PYTEST) --numprocesses $(LANES)
 
