@@ -38,7 +38,7 @@ class Courier:
     Its threads, besides those that ask and wait:
 
         asker -- carry --> Sender.outbox -- whoever has the token: asker, send --> wire 1: push
-                                            confirm and cancel: replies nobody read --^
+                                            ferry-cancel: unread replies --^
         ferry-send      sends what came while another thread was sending
         ferry-check     every 20 ms, without Redis: deadlines, clients that left --> Cancels
         ferry-cancel    every 20 ms: reads replies (wire 1), retries, sends Cancels --> wire 2
@@ -46,7 +46,7 @@ class Courier:
                         stored ones on wire 4 --> PendingRequest.answer, which wakes the asker
 
     A request's states; it is in `_waiting` from `carry` until it is done, and whoever takes it out
-    of there ends it, once:
+    of there ends it, once. An answer may come before the reply that says `accepted`:
 
         held, in the outbox --> sent --> accepted --------- an answer ----------------> done
           |                      |          |   ^
