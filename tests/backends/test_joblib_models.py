@@ -161,5 +161,5 @@ def test_without_scikit_learn_the_reason_says_what_to_install(
 
     monkeypatch.setattr(builtins, "__import__", without)
 
-    with pytest.raises(BadModel, match=r"needs joblib, .* pip install 'ferry\[sklearn\]'"):
+    with pytest.raises(BadModel, match=r"needs joblib, .* with its extra \[sklearn\]"):
         allowed(spec([tensor("x")], [LABEL]), flowers)

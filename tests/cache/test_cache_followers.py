@@ -24,6 +24,13 @@ def redis(settings: Settings) -> Iterator[Redis]:
 
 
 @pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give Redis a minute for a command: what moves 100 MiB takes seconds on a slow machine."""
+    for module in ("client", "wire"):
+        monkeypatch.setattr(f"shared.wire.{module}.COMMAND_TIMEOUT_SECONDS", 60.0)
+
+
+@pytest.fixture
 def queue(redis: Redis, settings: Settings) -> CachedQueue:
     return CachedQueue(redis, settings.key_prefix, levels=2)
 
@@ -269,6 +276,7 @@ def test_nobody_follows_where_no_digest_is_given(queue: CachedQueue) -> None:
     assert queue.hits().hits == 0
 
 
+@pytest.mark.usefixtures("patience")
 def test_more_than_64_mib_of_answers_are_handed_out_in_several_steps(queue: CachedQueue) -> None:
     ids = [queue.ask("a") for _ in range(5)]
     large = bytes(33 * 2**20)
