@@ -14,9 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench import wrk
+from bench.children.queue_loader import requests_in_flight
 from bench.limits import bare_limits
 from bench.measurements import Measurement, Row, summarize
-from bench.queue_loader import requests_in_flight
 from bench.scaling import simulated_devices
 from bench.scenarios import Scenario
 from bench.servers import constant, ferry, single_model_repository

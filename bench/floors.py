@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.children.simulated_device import BATCH_ROWS, BATCH_SECONDS
 from bench.comparison import SAME_BODY, SIMULATED, instances
 from bench.edge import AT_LEAST, EDGE, PARSE
 from bench.measurements import Row
 from bench.scaling import INSTANCE_COUNTS
-from bench.simulated_device import BATCH_ROWS, BATCH_SECONDS
 
 MOST_SPREAD = 0.15
 FEWEST_ANSWERS_PER_CLIENT = 10

@@ -1,4 +1,4 @@
-"""Runs the bare limits of a model: starts the children of bench/bare.py and asks them in turn."""
+"""Runs the bare limits of a model: starts bench/children/bare.py and asks it in turn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def bare_limits(
     and one single-threaded process per core; the better of them is the limit.
     """
     cores = default_cores()
-    command = [sys.executable, "-m", "bench.bare", model, repository]
+    command = [sys.executable, "-m", "bench.children.bare", model, repository]
     with ExitStack() as stack:
 
         def start(threads: int, number: int) -> Child:

@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from bench.children.simulated_device import model_name
 from bench.measurements import Measurement
 from bench.processes import Child, running
-from bench.simulated_device import model_name
 from ferry.up import embedded_valkey
 
 INSTANCE_COUNTS = (1, 2, 4)
@@ -41,8 +41,8 @@ def simulated_devices(directory: Path) -> Iterator[dict[int, Callable[[float], M
         for count in INSTANCE_COUNTS:
             for number in range(count):
                 name = f"{model_name(count)}-{number}"
-                start("bench.simulated_device", name, model_name(count), name)
-        loader = start("bench.queue_loader", "loader", piped=True)
+                start("bench.children.simulated_device", name, model_name(count), name)
+        loader = start("bench.children.queue_loader", "loader", piped=True)
         loader.answer(START_TIMEOUT_SECONDS)
         yield {count: partial(_measure, loader, count) for count in INSTANCE_COUNTS}
 

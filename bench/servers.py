@@ -12,7 +12,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from subprocess import Popen
 
-from bench import constant_app
+from bench.children import constant_app
 from bench.errors import BenchError
 from bench.processes import PROJECT_ROOT, free_port, last_lines, running
 from bench.single_requests import Request, ask
@@ -52,7 +52,7 @@ def constant(settings: Settings, directory: Path) -> Iterator[Request]:
     request = Request(free_port(), constant_app.PATH)
     environ = child_environment(replace(settings, host="127.0.0.1", port=request.port), os.environ)
     log_file = directory / "constant.log"
-    with running(gunicorn("bench.constant_app:app"), environ, log_file) as process:
+    with running(gunicorn("bench.children.constant_app:app"), environ, log_file) as process:
         wait_until_ready(request, [(process, log_file)])
         yield request
 

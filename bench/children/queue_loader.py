@@ -1,7 +1,8 @@
 """Keeps simulated devices busy through the request queue, as an API process with many clients.
 
-A child of the benchmark (`python -m bench.queue_loader REDIS_URL`): prints `ready`, then answers
-each line `INSTANCES SECONDS` with a JSON line of what it got. It ends with its standard input.
+A child of the benchmark (`python -m bench.children.queue_loader REDIS_URL`): prints `ready`, then
+answers each line `INSTANCES SECONDS` with a JSON line of what it got. It ends with its standard
+input.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ import numpy as np
 
 from api.infer.question import Question
 from api.infer.queues import Queues
-from bench.simulated_device import BATCH_ROWS, KEY_PREFIX, WIDTH, model_name, simulated_spec
+from bench.children.simulated_device import (
+    BATCH_ROWS,
+    KEY_PREFIX,
+    WIDTH,
+    model_name,
+    simulated_spec,
+)
 from shared.messages import InferResult, Tensor
 from shared.registry.catalog import Catalog
 from shared.registry.registry import Registry

@@ -1,7 +1,8 @@
 """A device whose every batch takes 20 ms: how near does throughput come to linear in instances?
 
-As a child of the benchmark (`python -m bench.simulated_device REDIS_URL MODEL INSTANCE`) it is one
-instance: Ferry's loop, batching and queue around a backend that sleeps, in a process of its own.
+As a child of the benchmark (`python -m bench.children.simulated_device REDIS_URL MODEL INSTANCE`)
+it is one instance: Ferry's loop, batching and queue around a backend that sleeps, in a process of
+its own.
 """
 
 from __future__ import annotations

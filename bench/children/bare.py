@@ -1,8 +1,8 @@
 """The limit of the model: one process that runs full batches and does nothing else.
 
-A child of the benchmark (`python -m bench.bare MODEL REPOSITORY THREADS`): prints `ready`, then
-answers each line `forward SECONDS` or `pictures SECONDS` with the rows it ran per second. It ends
-with its standard input. What it runs is Ferry's own code for these steps, so the distance to
+A child of the benchmark (`python -m bench.children.bare MODEL REPOSITORY THREADS`): prints `ready`,
+then answers each line `forward SECONDS` or `pictures SECONDS` with the rows it ran per second. It
+ends with its standard input. What it runs is Ferry's own code for these steps, so the distance to
 Ferry is what HTTP, the queue and batching cost.
 """
 
