@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,21 @@ class Served:
         """Return the instance that holds work, once one does."""
         held_by = self.wait_in_flight()
         return next(record for record in self.records() if record.id == held_by)
+
+    def kill_in_mid_batch(self, value: float) -> tuple[PendingRequest, InstanceRecord]:
+        """Ask for `value` and kill the instance that computes it; return the request and its id.
+
+        The instance is halted first: one that has published by then is not in mid-batch, and
+        `value` is asked for again.
+        """
+        while True:
+            asked, victim = self.push(value), self.holder()
+            os.kill(victim.pid, signal.SIGSTOP)
+            held = victim.id in self.holders()
+            os.kill(victim.pid, signal.SIGKILL if held else signal.SIGCONT)
+            if held:
+                return asked, victim
+            asked.wait()
 
 
 @contextmanager
