@@ -52,8 +52,9 @@ class Cancels:
     ) -> None:
         """Fail requests at once and take them off the queue soon, counted as `why`."""
         for request in requests:
-            if self.fail(request, make_error()):
-                self._unsent.append((why, request.id))
+            if self._waiting.pop(request.id, None) is not None:
+                self._unsent.append((why, request.id))  # first: its waiter goes on once it failed
+                request.fail(make_error())
 
     def reject(self, request_id: str) -> None:
         """Take a request off the queue soon, and fail it then, if no instance has claimed it.

@@ -54,7 +54,7 @@ class Catalog:
         self._snapshot = Snapshot()
         self._read_at = float("-inf")
         self._stale_before = float("-inf")
-        self._next_look = float("inf")
+        self._next_look = float("-inf")
         self._changes = 0
         self._ready_at: dict[str, float] = {}
         self._looking, self._installing = Lock(), Lock()
@@ -204,7 +204,8 @@ class Catalog:
             now = time.monotonic()
             is_old = now - self._read_at >= max_age_seconds or self._read_at <= self._stale_before
             if is_old or self._has_changed():
-                self._read(now)
+                # subtle: it begins only here, or an older copy of the refresher's would outdo it.
+                self._read(time.monotonic())
             self._next_look = now + CHANGES_LOOK_SECONDS
         finally:
             self._looking.release()
@@ -226,16 +227,18 @@ class Catalog:
                 raise  # nothing to serve by: the request that reads is told that Redis is away
             # The old copy serves on, and push will say that Redis is away. That it is stale counts
             # no more, or all requests would wait in a row to find Redis away.
-            self._read_at = min(self._read_at, now - FRESH_SECONDS)
-            self._stale_before = float("-inf")
+            with self._installing:
+                self._read_at = min(self._read_at, now - FRESH_SECONDS)
+                if self._stale_before < now:  # else somebody knows of a change since
+                    self._stale_before = float("-inf")
             return
         with self._installing:
             if now > self._read_at:  # else another thread began later and was done sooner
                 self._install(snapshot, now)
+                self._read_at = now  # last: who finds it fresh takes the copy without a lock
 
     def _install(self, snapshot: Snapshot, now: float) -> None:
         """Serve by a copy whose reading began `now`."""
-        self._read_at = now
         if self._log_level is not None:
             self._log_level.follow(snapshot.log)
         served_at = max(self._ready_at.values(), default=float("-inf"))
@@ -244,9 +247,9 @@ class Catalog:
             and now - served_at <= RESTART_GRACE_SECONDS
         ):
             return  # Redis came back empty, and the supervisors are about to fill it again
-        self._snapshot = snapshot
-        for key in self._snapshot.ready:
+        for key in snapshot.ready:  # first: a model is refused that was never ready
             self._ready_at[key] = now
+        self._snapshot = snapshot
 
 
 def _refresh(reference: weakref.ref[Catalog]) -> None:

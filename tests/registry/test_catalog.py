@@ -11,6 +11,7 @@ from redis import Redis
 from registered import SUPERVISOR, register, spec
 from waiting import wait_until
 
+from shared.errors import RedisUnavailable
 from shared.registry import catalog as catalog_module
 from shared.registry.catalog import CHANGES_LOOK_SECONDS, FRESH_SECONDS, Catalog
 from shared.registry.desired_state import Serving
@@ -192,3 +193,79 @@ def test_a_registry_that_cannot_be_read_fails_requests_not_the_thread(
     assert "the registry cannot be read ahead of requests" in caplog.text
     assert catalog.serving("m").version == "1"
     assert refreshers() - before
+
+
+def test_a_first_read_that_fails_does_not_end_the_looks_for_changes(
+    registry: CountingRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, looks = Catalog(registry), list[float]()
+
+    def away() -> Snapshot:
+        raise RedisUnavailable("away")
+
+    monkeypatch.setattr(registry, "snapshot", away)
+    with pytest.raises(RedisUnavailable):
+        catalog.serving("m")
+    monkeypatch.undo()
+    monkeypatch.setattr(registry, "changes", lambda: looks.append(time.monotonic()) or 0)
+    assert catalog.read_ahead()
+
+    assert catalog.snapshot().models
+    assert looks
+
+
+def test_a_copy_read_for_a_change_is_not_outdone_by_the_refresher(
+    registry: CountingRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refresher reads while a look asks for the counter, and the change comes in between."""
+    catalog, counter = Catalog(registry), registry.changes
+    catalog.specs()
+
+    def changes() -> int:
+        assert catalog.read_ahead()
+        registry.add_model(spec("m2"))
+        return counter() + 1
+
+    catalog.serving("m")  # read_ahead is for a catalog that is asked
+    monkeypatch.setattr(registry, "changes", changes)
+    paused_at = time.monotonic()
+    wait_until(lambda: time.monotonic() - paused_at > CHANGES_LOOK_SECONDS, 10, "a look is due")
+
+    assert "m2" in catalog.snapshot().models
+
+
+def test_a_read_that_fails_forgets_no_change_that_came_meanwhile(
+    registry: CountingRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who finds another thread reading would take the copy of before."""
+    catalog = Catalog(registry)
+    catalog.specs()
+
+    def hangs_and_fails() -> Snapshot:
+        registry.add_model(spec("m2"))
+        catalog.refresh()
+        raise RedisUnavailable("away")
+
+    monkeypatch.setattr(registry, "snapshot", hangs_and_fails)
+    catalog.refresh()
+    catalog.snapshot()
+    reads, may_go_on = threading.Event(), threading.Event()
+
+    def read_slowly() -> Snapshot:
+        reads.set()
+        assert may_go_on.wait(10)
+        return Registry.snapshot(registry)
+
+    monkeypatch.setattr(registry, "snapshot", read_slowly)
+    first = threading.Thread(target=catalog.snapshot)
+    first.start()
+    assert reads.wait(10)
+    found: list[Snapshot] = []
+    second = threading.Thread(target=lambda: found.append(catalog.snapshot()))
+    second.start()
+    second.join(0.2)
+    may_go_on.set()
+    second.join(10)
+    first.join(10)
+
+    assert "m2" in found[0].models
