@@ -38,7 +38,7 @@ test test-quick: export PYTHONDONTWRITEBYTECODE =
 test: samples ## Run the whole test suite, LANES files at a time
 	$(BIN)/$(PYTEST) --numprocesses $(LANES)
 
-test-quick: samples ## Run the tests of files that start no processes
+test-quick: samples ## Run the tests of files that start no servers
 	$(BIN)/$(PYTEST) --numprocesses 2 -m quick
 
 check: $(INSTALLED) ## Run ruff and mypy

@@ -1,4 +1,4 @@
-"""What the API must know of a model: made by the worker from `config.pbtxt`, kept in the registry.
+"""A model's description for the API: made by the worker from `config.pbtxt`, kept in the registry.
 
 A spec is complete: with it an API process on a machine without model files checks requests,
 prepares pictures and texts, and names the answers.
@@ -47,7 +47,7 @@ class MaskInput(_Frozen):
 
 
 class ImageInput(_Frozen):
-    """How a picture becomes the model's input.
+    """The way from a picture to the model's input.
 
     The API decodes, resizes and crops to uint8 [height, width, channels]; the worker computes
     (pixel * scale - mean) / std over the whole batch and lays it out as `layout` says.
@@ -68,7 +68,7 @@ class ImageInput(_Frozen):
 
 
 class TextInput(_Frozen):
-    """How a text becomes the model's inputs: token ids by a `tokenizers` file kept as an asset."""
+    """The way from a text to the model's inputs: ids by a `tokenizers` file kept as an asset."""
 
     tokenizer: str = Field(description="asset digest of the tokenizer.json")
     max_length: int
@@ -76,7 +76,7 @@ class TextInput(_Frozen):
 
 
 class QueuePolicy(_Frozen):
-    """What a level of priority does with requests that wait too long, and how many may wait.
+    """One level's policy for requests that wait too long, and for how many may wait.
 
     `default_timeout_seconds` 0 is none, `max_queue_size` 0 no bound. Source: ModelQueuePolicy in
     Triton's model_config.proto.
@@ -163,7 +163,7 @@ class ModelSpec(_Frozen):
 
     @property
     def input_kind(self) -> Literal["image", "text", "tensor"]:
-        """Return what `/predict` takes besides tensors."""
+        """Return the kind of input that `/predict` takes besides tensors."""
         return "image" if self.image else "text" if self.text else "tensor"
 
     @cached_property

@@ -91,12 +91,12 @@ class Sender:
         self._wire.close()
 
     def send(self, request: PendingRequest) -> None:
-        """Push the request's request, now or soon."""
+        """Push a request, now or soon."""
         self.outbox.append(request)
         self._with_token(self._send_some)
 
     def hold(self, request: PendingRequest) -> None:
-        """Push the request's request with the next `release`, or with another request before it."""
+        """Push a request with the next `release`, or with another request before it."""
         self.outbox.append(request)
 
     def release(self) -> None:

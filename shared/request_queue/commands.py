@@ -20,7 +20,7 @@ from shared.wire.client import milliseconds
 from shared.wire.packing import PackedPrefix, PrefixedCommand
 from shared.wire.scripts import script_digest
 
-DEAD_SECONDS = 7 * 86400.0
+DEAD_SECONDS = 7 * 86_400.0
 """The life of a request that was given up."""
 _IDEMPOTENT_MS = milliseconds(IDEMPOTENT_RESULT_SECONDS)
 MAX_ATTEMPTS = 3

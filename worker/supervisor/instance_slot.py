@@ -95,7 +95,7 @@ class InstanceSlot:
         log.info("%s: starting %s on %s", self.model.spec.key, self.instance_id, self._placement)
 
     def _fail(self, reason: str) -> None:
-        """Note why there is no instance, and when to try again, after a growing pause."""
+        """Record the reason of a failure and the time of the next try, after a growing pause."""
         self._failures_in_a_row += 1
         pause = min(LONGEST_PAUSE_SECONDS, 2.0**self._failures_in_a_row)
         self._state, self._reason = "failed", reason
