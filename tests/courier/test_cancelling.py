@@ -29,7 +29,7 @@ def queue(model: CountingModel) -> RequestQueue:
 
 def push(queue: RequestQueue, value: float) -> PendingRequest:
     x = Tensor.of("x", np.full((1, 2), value, np.float32))
-    return queue.push(InferRequest(queue.new_id(), 1, (x,), (), 60.0))
+    return queue.push(InferRequest(queue.new_id(), 1, (x,), (), 120.0))
 
 
 def test_what_waits_is_not_computed_and_its_waiter_told(

@@ -28,7 +28,10 @@ FIRST = 0.0
 @pytest.fixture(scope="module")
 def settings(redis_url: str) -> Settings:
     """Settings of this file's server."""
-    return Settings(redis_url=redis_url, key_prefix="grpc-leaving", grpc_port=free_port())
+    return Settings(
+        redis_url=redis_url, key_prefix="grpc-leaving", grpc_port=free_port(),
+        request_timeout_seconds=120,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

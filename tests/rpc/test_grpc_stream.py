@@ -29,7 +29,10 @@ Request = service_pb2.ModelInferRequest
 @pytest.fixture(scope="module")
 def settings(redis_url: str) -> Settings:
     """Settings of this file's server."""
-    return Settings(redis_url=redis_url, key_prefix="grpc-stream", grpc_port=free_port())
+    return Settings(
+        redis_url=redis_url, key_prefix="grpc-stream", grpc_port=free_port(),
+        request_timeout_seconds=120,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +221,7 @@ def test_a_stream_gives_its_place_and_its_threads_back(
         key_prefix=settings.key_prefix,
         grpc_port=free_port(),
         grpc_threads=1,
+        request_timeout_seconds=120,
     )
     with running_grpc(few) as server:
         threads = Path(f"/proc/{server.pid}/task")

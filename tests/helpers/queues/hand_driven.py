@@ -30,7 +30,8 @@ from worker.ensembles.process import run_ensemble
 from worker.job import InstanceJob
 from worker.meter import Meter
 
-TIMEOUT_SECONDS = 30.0
+TIMEOUT_SECONDS = 120.0
+"""How long a client waits: far longer than any wait of a test, which it must not end."""
 
 
 def model(name: str, source: str = "x", target: str = "y", **fields: Any) -> ModelSpec:
