@@ -245,7 +245,7 @@ def test_a_deadline_holds_while_redis_hangs(trouble: Troubled) -> None:
         os.kill(pid, signal.SIGCONT)
 
     refusal(response, 503, "request_expired")
-    assert seconds < 15.0
+    assert seconds < 4.5  # a command to Redis may take 5
     wait_until(lambda: trouble.ask(2.0).result(15).status_code == 200, 10, "it serves again")
 
 
