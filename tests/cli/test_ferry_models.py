@@ -66,7 +66,7 @@ def wait_until_asked(client: FlaskClient, *versions: str) -> None:
     """Return once the API, which looks for changes now and then, asks these versions."""
     wait_until(
         lambda: {version_of(client, "swapped") for _ in range(60)} == set(versions),
-        10,
+        1,
         f"requests go to {versions}",
     )
 
