@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from test_rooms import FLOORS
 
 from api.app import create_app
 from chaos.scenarios import SCENARIOS
@@ -138,15 +137,6 @@ def test_every_error_stands_in_its_page_with_its_status_and_none_besides() -> No
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", text("docs/errors.md"), re.MULTILINE)
 
     assert sorted(rows) == sorted((error.code, str(error.status)) for error in all_errors())
-
-
-def test_the_table_of_imports_stands_in_its_page_as_it_is_enforced() -> None:
-    rows = [
-        f"    {package:9} " + " < ".join(floor.replace(" ", ", ") for floor in floors)
-        for package, floors in FLOORS.items()
-    ]
-
-    assert "\n".join(rows) in text("docs/architecture.md")
 
 
 def test_every_scenario_of_the_crash_programme_stands_in_its_page_and_none_besides() -> None:

@@ -133,7 +133,9 @@ def test_no_name_is_the_standard_librarys() -> None:
 
 
 @pytest.mark.parametrize(
-    "file", sorted(file.parent / "__init__.py" for file in set(MODULES.values())), ids=str
+    "file",
+    sorted({file.parent / "__init__.py" for file in MODULES.values()}),
+    ids=lambda file: str(file.relative_to(ROOT)),
 )
 def test_a_package_is_one_sentence(file: Path) -> None:
     source = file.read_text(encoding="utf-8")
