@@ -294,7 +294,7 @@ def test_what_is_under_way_at_the_end_goes_back_to_the_queue(settings: Settings)
     assert result.outputs[0].array().tolist() == [[6.0, 6.0]]
 
 
-def test_a_conductor_that_moves_is_not_taken_for_a_batch_that_hangs(settings: Settings) -> None:
+def test_an_ensemble_that_moves_is_not_taken_for_a_batch_that_hangs(settings: Settings) -> None:
     with hand_driven(settings, chain("first"), FIRST) as driven:
         waiting = driven.push(3.0)
         item = driven.claim("first")

@@ -80,7 +80,7 @@ def settings(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     add_echo(repository, "FP32", name="echo", dims="[-1]")
     settings = Settings(
         redis_url=redis_url,
-        key_prefix="shortcut",
+        key_prefix="fast-path",
         models=str(repository),
         port=free_port(),
         api_processes=1,
