@@ -451,8 +451,10 @@ def test_wires_load_the_scripts_again_after_the_server_forgot_them(
 def test_every_key_but_the_documented_ones_expires(
     redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue, wire: Wire
 ) -> None:
-    for _ in range(2):  # each for an API process of its own, which is gone before its answer comes
-        push(queue, request(queue)._replace(id=api_end(redis, keys).new_id()))
+    for _ in range(2):  # each of an API process of its own, which is gone: nobody fetches an answer
+        pushed = as_push(request(api_end(redis, keys)), keys, Limits())
+        wire.send(push_command(keys, Limits(), [pushed]))
+        wire.reply()
     for _ in range(3):
         work.claim(1, 0.0)
         crash(wire, keys)

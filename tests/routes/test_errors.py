@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from answers import answer, refusal
@@ -134,10 +135,11 @@ def test_a_request_that_nobody_answers_expires_with_503(app: Flask, settings: Se
     assert refusal(response, 503, "request_expired") == "Request timeout expired"
 
 
-def test_a_full_queue_refuses_in_tritons_words(app: Flask, settings: Settings) -> None:
+def test_a_full_queue_refuses_in_tritons_words(settings: Settings) -> None:
     register(settings, NUMBERS)
-    client = app.test_client()
-    refusal(client.post("/predict/numbers", json=ROW), 503, "request_expired")
+    client = create_app(replace(settings, request_timeout_seconds=60.0)).test_client()
+    first = client.post("/predict/numbers", json=ROW, headers={"Prefer": "respond-async"})
+    assert first.status_code == 202
 
     response = client.post("/predict/numbers", json=ROW)
 
