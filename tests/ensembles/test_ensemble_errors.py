@@ -116,7 +116,10 @@ def test_a_deadline_that_passes_in_a_step_takes_the_step_off_its_queue(
         finally:
             os.kill(stopped.pid, signal.SIGCONT)
 
-    assert found == [(503, "Request timeout expired")] * 2
+    expired = "Request timeout expired"
+    of_step = f"in ensemble 'slow_chain', step 1 ('slowly'): {expired}"
+    for each in found:  # by the API, or by the ensemble where its answer was quicker
+        assert each in ((503, expired), (503, of_step))
 
 
 def test_an_ensemble_is_ready_when_its_steps_are(tmp_path: Path, settings: Settings) -> None:
