@@ -55,6 +55,7 @@ class System:
         self._redis = connect(settings.redis_url)
         self._registry = Registry(self._redis, settings.key_prefix)
         self._keys = QueueKeys(settings.key_prefix, f"{model}/1")
+        self._is_ready = Request(settings.port, "/v2/health/ready")
 
     def start_worker(self) -> Worker:
         """Start one more supervisor; it leads a session that holds all its children."""
@@ -70,7 +71,7 @@ class System:
         command = gunicorn("api.wsgi:app", "--pid", str(pid_file))
         api = self._processes.enter_context(running(command, self._environ, log_file))
         self._api_session = self._api_master = api.pid
-        wait_until_ready(Request(self.settings.port, "/v2/health/ready"), [(api, log_file)])
+        wait_until_ready(self._is_ready, [(api, log_file)])
 
     @property
     def api_log(self) -> Path:
@@ -116,7 +117,10 @@ class System:
         return {*members(self._api_session)} - {self._api_master}
 
     def reload_api(self) -> None:
-        """Have gunicorn replace its processes (SIGHUP), and wait until the old ones are gone."""
+        """Have gunicorn replace its processes (SIGHUP), and wait until the new ones answer.
+
+        Until they do, requests wait in the listening socket, sent long before what happens next.
+        """
         before = self.api_processes()
         send(self._api_master, signal.SIGHUP)
         wait_until(
@@ -125,6 +129,7 @@ class System:
             "a reload",
             self.api_log,
         )
+        wait_until_ready(self._is_ready, [])
 
     def replace_api(self) -> float:
         """Start a new master beside the old one, then stop the old one with SIGTERM.
