@@ -194,7 +194,9 @@ def test_at_twice_the_capacity_refusals_are_quick_and_the_accepted_wait_no_longe
         f"refused {len(refusals)}, 99 % within {1e3 * p99:.1f} ms; accepted {len(accepted)}, "
         f"99 % within {1e3 * accepted_p99:.0f} ms of {1e3 * longest_wait:.0f}"
     )
-    assert p99 < max(0.5, statistics.median(accepted))
+    # A refusal does not wait its turn. Where the machine stood still it did for both kinds.
+    assert statistics.median(refusals) < statistics.median(accepted) / 2
+    assert p99 < max(0.5, accepted_p99)
     assert accepted_p99 < 10 * longest_wait
 
 
