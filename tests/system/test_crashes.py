@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench.servers import wait_until_ready
-from bench.single_requests import Request
 from chaos import questions
 from chaos.reference import tiny
 from chaos.run import QUESTIONS, Plan, strike
@@ -48,21 +45,6 @@ def struck(system: System, name: str) -> Row:
     return row
 
 
-def reload_until_answers(
-    system: System, reload: Callable[[System], None] = System.reload_api
-) -> None:
-    """Reload the API, and return once it answers again.
-
-    What was sent while its new processes began lies in their socket, and is through then: it
-    would be refused if Redis went before.
-    """
-    reload(system)
-    tensor = {"name": "INPUT__0", "shape": [1, 16], "datatype": "FP32", "data": [0.5] * 16}
-    path, body = "/v2/models/tiny/infer", json.dumps({"inputs": [tensor]}).encode()
-    asked = Request(system.settings.port, path, "POST", "application/json", body)
-    wait_until_ready(asked, [])
-
-
 def assert_all_answered(row: Row) -> None:
     assert row.troubles == ()
     assert row.sent == row.right > 0
@@ -76,10 +58,7 @@ def assert_all_answered(row: Row) -> None:
         "rolling",
     ],
 )  # fmt: skip
-def test_every_request_under_load_is_answered_right(
-    single: System, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(System, "reload_api", reload_until_answers)
+def test_every_request_under_load_is_answered_right(single: System, name: str) -> None:
     row = struck(single, name)
 
     assert_all_answered(row)
