@@ -47,7 +47,7 @@ class CountingModel:
 
     def forward(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         self.passes += 1
-        assert self.gate.wait(30)
+        assert self.gate.wait(120)  # longer than any wait of a test
         sleep(self._seconds)
         self.computed += inputs["x"][:, 0].tolist()
         return {"y": inputs["x"] * np.float32(2)}
