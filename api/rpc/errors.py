@@ -1,4 +1,7 @@
-"""Every error as a gRPC status, in the words that HTTP has for it."""
+"""Every error as a gRPC status, in the words that HTTP has for it.
+
+Apart from the service, as `api.routes.errors` is from the routes: one table to look a status up.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From a ModelInferRequest to the checked request that HTTP makes of its body."""
+"""From a ModelInferRequest to the checked request that HTTP makes of its body.
+
+Apart from `inference`, which waits: what is here can be tested and fuzzed without a server.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The gRPC server: its threads, its limits, its orderly end."""
+"""The gRPC server: its threads, its limits, its orderly end.
+
+Apart from `__main__`, which importing would start.
+"""
 
 from __future__ import annotations
 
