@@ -72,7 +72,7 @@ class Rate:
         self._since = now
 
     def update(self, meter: Meter, now: float) -> None:
-        """Take in what was answered since the last call, at a heartbeat."""
+        """Count the answers since the last call, at a heartbeat."""
         answered_count, busy = meter.answered_count, meter.busy_since > 0.0
         answered, seconds = answered_count - self._answered_count, now - self._since
         if seconds <= 0.0 or (busy and not answered):

@@ -13,7 +13,7 @@ from shared.request_queue.model_statistics import ModelCosts, Totals, read_costs
 def model_statistics(
     client: Redis, prefix: str, specs: Iterable[ModelSpec]
 ) -> list[dict[str, object]]:
-    """Return Triton's `model_stats` of these model versions, zeros for what was never asked.
+    """Return Triton's `model_stats` of these model versions, zeros for one never asked.
 
     Beside Triton's members, `batches_left` counts the batches by why they left the queue. What a
     client has been answered is in it. Raises RedisUnavailable.
@@ -24,7 +24,7 @@ def model_statistics(
 
 
 def of_triton(statistics: dict[str, object]) -> dict[str, object]:
-    """Leave out what Triton's message of statistics has no field for."""
+    """Leave out the figures that Triton's message of statistics has no field for."""
     return {name: value for name, value in statistics.items() if name != "batches_left"}
 
 

@@ -55,7 +55,7 @@ class InferBody(NamedTuple):
 
 
 def check_inputs(given: Sequence[GivenInput], spec: ModelSpec) -> tuple[Tensor, ...]:
-    """Return the tensors in the model's order; raises BadRequest saying what is wrong and where."""
+    """Return the tensors in the model's order; raises BadRequest naming mistake and place."""
     declared = spec.inputs_by_name
     found: dict[str, Tensor] = {}
     for item in given:

@@ -29,7 +29,7 @@ TENSOR_KEYS = {"data", "input_tensor"}
 
 
 def parse_infer(raw: Buffer, spec: ModelSpec, json_length: int | None = None) -> InferBody:
-    """Check a v2 body against the model; raises BadRequest saying what and where.
+    """Check a v2 body against the model; raises BadRequest naming mistake and place.
 
     Of the body `json_length` bytes are JSON, the rest is tensor data; None when all of it is JSON,
     0 when none is: a raw request.

@@ -61,7 +61,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         self._told_to_stop = True
 
     def run(self) -> None:
-        """Serve until SIGTERM; then answer what has arrived, for up to `graceful_timeout`."""
+        """Serve until SIGTERM; then answer the requests at hand, for up to `graceful_timeout`."""
         gevent.get_hub().threadpool_size = DECODING_THREADS
         if self.cfg.keepalive and not _logs_requests(self.cfg):
             self._fast_path = getattr(self.wsgi, "extensions", {}).get("fast_path")
@@ -165,7 +165,7 @@ def _logs_requests(config: Any) -> bool:
 
 
 def _end_reading(connection: socket.socket) -> None:
-    """Half-close the connection: its reader gets what has arrived, then the end.
+    """Half-close the connection: its reader gets the bytes that have arrived, then the end.
 
     subtle: gevent's own `shutdown` raises an error in who is reading, and a TLS socket's forgets
     its keys.

@@ -1,4 +1,4 @@
-"""`ferry workers`: every model instance, where it runs, what it did last, and whether it lives."""
+"""`ferry workers`: every model instance, its place, its last batch, and whether it lives."""
 
 from __future__ import annotations
 

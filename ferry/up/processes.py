@@ -51,7 +51,7 @@ class ManagedProcess(Process):  # type: ignore[misc]
     """One Procfile process in a session of its own, and the fork of ours that reads its output."""
 
     def __init__(self, reaper: Reaper, *arguments: Any, **options: Any) -> None:
-        """Take honcho's arguments, and the reaper to tell what is started."""
+        """Take honcho's arguments, and the reaper to tell of each start."""
         super().__init__(*arguments, **options)
         self._reaper = reaper
         self._child_ctor = self._spawn
@@ -70,7 +70,7 @@ class ManagedProcess(Process):  # type: ignore[misc]
 
 
 class _SessionLeader(Popen):  # type: ignore[misc]
-    """A process whose end kills what is left of its session."""
+    """A process whose end kills the rest of its session."""
 
     def __init__(self, command: str, **options: Any) -> None:
         super().__init__(command, **options)

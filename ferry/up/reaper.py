@@ -1,4 +1,4 @@
-"""A child that outlives `ferry up` by a moment and ends what a killed `ferry up` left behind.
+"""A child that outlives `ferry up` by a moment and ends the processes of a killed one.
 
 `ferry up` and the processes it forks hold the write end of a pipe; this holds the read end. Each
 started process is written into the pipe as one line, and the kernel closes the pipe however
@@ -50,7 +50,7 @@ class Reaper:
         )
 
     def watch_session(self, leader: int) -> None:
-        """Kill what is left of the session of `leader` when we end, in whatever way."""
+        """Kill the rest of the session of `leader` when we end, in whatever way."""
         self._write(f"session {leader}")
 
     def watch_process(self, process: int) -> None:
@@ -67,7 +67,7 @@ class Reaper:
         self._child.stdin.close()
 
     def finish(self) -> None:
-        """End the child; it first ends what is left, after an orderly stop nothing."""
+        """End the child; it first ends the processes left, after an orderly stop none."""
         self.leave()
         self._child.wait(EXIT_TIMEOUT_SECONDS)
 
@@ -78,7 +78,7 @@ class Reaper:
 
 
 def reap(lines: Iterable[str]) -> None:
-    """Read until the pipe closes, then end what was watched, first started first."""
+    """Read until the pipe closes, then end the watched processes, first started first."""
     orders = [line.rstrip("\n").partition(" ")[::2] for line in lines]
     for kind, what in orders:
         if kind == "session":

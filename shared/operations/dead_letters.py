@@ -52,7 +52,7 @@ class DeadLetters:
     """The dead of all model versions; every method may raise RedisError or RedisUnavailable."""
 
     def __init__(self, client: Redis, settings: Settings) -> None:
-        """Use `client`; what is replayed waits under the terms and limits of `settings`."""
+        """Use `client`; a replayed request waits under the terms and limits of `settings`."""
         self._client = client
         self._settings = settings
         self._registry = Registry(client, settings.key_prefix)
@@ -70,7 +70,7 @@ class DeadLetters:
         return sorted(found, key=lambda letter: letter.died, reverse=True)
 
     def request(self, letter: DeadLetter) -> InferRequest:
-        """Return what was asked; raises RequestGone after seven days, BadMessage."""
+        """Return the request itself; raises RequestGone after seven days, BadMessage."""
         body: Any = self._client.get(self._keys(letter.model_key).dead_body + letter.id)
         if body is None:
             raise RequestGone(f"request {letter.id} was given up, its inputs are no longer kept")

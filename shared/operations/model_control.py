@@ -1,4 +1,4 @@
-"""Loads, unloads and routes models: writes what is desired and waits until supervisors did it."""
+"""Loads, unloads and routes models: writes the desired state and waits for the supervisors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ModelControl:
     """
 
     def __init__(self, client: Redis, prefix: str, mode: str = "") -> None:
-        """Change what is desired in the Redis of `client`, under `prefix`.
+        """Change the desired state in the Redis of `client`, under `prefix`.
 
         `mode` is FERRY_MODEL_CONTROL_MODE; without it the supervisors are asked for theirs.
         """

@@ -17,7 +17,7 @@ COUNTED = ("expired", "cancelled", "rejected", "dead")
 
 
 class LevelState(NamedTuple):
-    """One level of a version; `in_flight` counts what each instance has claimed of it.
+    """One level of a version; `in_flight` counts the requests that each instance has claimed.
 
     `highest_attempts` is how many crashes one of its requests, waiting or in flight, has been in.
     """

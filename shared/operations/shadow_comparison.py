@@ -43,7 +43,7 @@ class Comparisons:
         self._keys = RegistryKeys(prefix)
 
     def add(self, shadow_key: str, version: str, counted: Comparison) -> None:
-        """Add what was counted of one or several requests."""
+        """Add the counts of one or several requests."""
         sums = counted._asdict()
         highest = sums.pop("max_abs_difference")
         pairs = [item for name, amount in sums.items() if amount for item in (name, amount)]
@@ -58,7 +58,7 @@ class Comparisons:
         return Comparison(**{name.decode(): float(value) for name, value in found.items()})
 
     def of_model(self, name: str) -> dict[tuple[str, str], Comparison]:
-        """Return what is known of a model's shadows: (shadow key, version) -> comparison."""
+        """Return the comparisons of a model's shadows: (shadow key, version) -> comparison."""
         pattern = self._keys.compared(f"{name}/*", "*")
         keys = asking(lambda: list(self._client.scan_iter(match=pattern, count=1000)))
         found = {}

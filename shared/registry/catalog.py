@@ -139,7 +139,7 @@ class Catalog:
         return sorted(specs, key=lambda spec: (spec.name, int(spec.version)))
 
     def shadow_of(self, spec: ModelSpec) -> ModelSpec | None:
-        """Return the version that gets a copy of what this one answered, if there is one."""
+        """Return the version that is asked the same as this one, if there is one."""
         serving = self._snapshot.served.get(spec.name)
         if serving is None or not serving.shadow or serving.shadow == spec.version:
             return None

@@ -147,7 +147,7 @@ def promoted(
 
 
 def _kept(current: Serving, wanted: set[str], running: Set[str] | None) -> dict[str, str]:
-    """Return what serves and is to go on while not all that is wanted is ready.
+    """Return the versions that go on serving while not all desired ones are ready.
 
     Besides those that are in use no more than are wanted, or they would pile up while one fails.
     """

@@ -39,7 +39,7 @@ class Content(NamedTuple):
 
 
 class DesiredStore:
-    """Reads and writes what is desired, reported and served."""
+    """Reads and writes the desired, the reported and the served versions."""
 
     def __init__(self, client: redis.Redis, prefix: str) -> None:
         """Use `client`, naming keys under `prefix`."""
@@ -75,7 +75,7 @@ class DesiredStore:
         )
 
     def change(self, name: str, update: Update) -> Desired:
-        """Replace what is desired of one model; raises what `update` raises.
+        """Replace one model's desired state; raises what `update` raises.
 
         `update` is given what is desired and served now, and returns None for no change. It may be
         called again when somebody else changed it meanwhile.
@@ -115,7 +115,7 @@ class DesiredStore:
         self._write("hdel", self._keys.desired, name)
 
     def restore(self, known: ControlState) -> None:
-        """Write what was known into a Redis that came back empty; what is there already stays."""
+        """Write the last known state into a Redis that came back empty; newer entries stay."""
         for name, desired in known.desired.items():
             self._write("hsetnx", self._keys.desired, name, desired.model_dump_json())
         for name, serving in known.served.items():
@@ -167,7 +167,7 @@ class DesiredStore:
         return int(asking(lambda: client.eval(script, 1, self._keys.revisions, *arguments)))
 
     def restore_revision(self, content: Content, number: int, supervisor: str) -> None:
-        """Write the number of what runs into a Redis that came back empty."""
+        """Write the running content's number into a Redis that came back empty."""
         name = f"{content.name}/{content.version}"
         self._write("hsetnx", self._keys.revisions, f"{name}/{content.fingerprint}", str(number))
         held = f"{content.fingerprint} {supervisor}"

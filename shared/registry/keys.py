@@ -1,4 +1,4 @@
-"""The Redis keys of what is served, by whom, and of what is wanted; `ferry` is FERRY_KEY_PREFIX.
+"""The Redis keys of served and desired versions and of supervisors; `ferry` is FERRY_KEY_PREFIX.
 
 key                       type    holds                                              expires
 ferry:models              hash    name/version -> ModelSpec as JSON                  no

@@ -25,7 +25,7 @@ FIXED = {"log_file": "", "log_format": "default"}
 
 
 def changes_of(body: Mapping[str, Any]) -> dict[str, int]:
-    """Return what a client wants set, as the registry keeps it; raises BadRequest."""
+    """Return a client's log settings as the registry keeps them; raises BadRequest."""
     unknown = sorted(body.keys() - SWITCHES.keys() - FIXED.keys() - {VERBOSE})
     if unknown:
         raise BadRequest(f"{unknown[0]!r} is not a log setting")
@@ -96,7 +96,7 @@ class LogSettings:
         return settings_of(self._level.default, changes)
 
     def change(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Set what `body` names and return all settings; raises BadRequest, and sets nothing."""
+        """Set the settings in `body` and return all; raises BadRequest, and sets nothing."""
         changes = changes_of(body)
         if changes:
             self._registry.change_log(changes)

@@ -89,7 +89,7 @@ class Registry:
         return records, self._living(record.supervisor for record in records), _numbers(log)
 
     def snapshot(self) -> Snapshot:
-        """Return what is served, where requests go, and what stands in the way of the rest."""
+        """Return the served versions, the traffic, and the reasons why others do not serve."""
         keys = self._keys
         specs, rows, log, served, reports = self._read(
             ("HVALS", keys.models), ("HVALS", keys.instances), ("HGETALL", keys.log),
@@ -127,5 +127,5 @@ def _numbers(log: dict[bytes, bytes]) -> dict[str, int]:
 
 
 def asset_digest(content: bytes) -> str:
-    """Return what an asset is found by."""
+    """Return the digest that an asset is found by."""
     return blake2b(content, digest_size=16).hexdigest()

@@ -16,7 +16,7 @@ State = Literal["starting", "ready", "failed"]
 
 
 class InstanceRecord(BaseModel):
-    """One worker process: which model it runs where, whether it takes requests, what it has done.
+    """One worker process: its model and place, whether it takes requests, its figures.
 
     What it has done is as of its supervisor's last heartbeat. `row_limit` is how many rows at once
     its memory holds when that is less than the model's batch, 0 when nothing limits it.
@@ -42,7 +42,7 @@ class InstanceRecord(BaseModel):
 
     @property
     def model_key(self) -> str:
-        """Return the `ModelSpec.key` of what it runs."""
+        """Return the `ModelSpec.key` of the version that it runs."""
         return f"{self.model}/{self.version}" + (f"@{self.revision}" if self.revision else "")
 
 
@@ -106,7 +106,7 @@ class Snapshot:
         )
 
     def _served_keys(self, name: str) -> set[str]:
-        """Return what must be ready for the model to be ready."""
+        """Return the versions that must be ready for the model to be ready."""
         if name in self.served:
             return set(self.served[name].versions.values())
         if name in self.known:  # it is not decided yet
@@ -121,7 +121,7 @@ def snapshot_of(
     reports: list[SupervisorReport],
     log: dict[str, int],
 ) -> Snapshot:
-    """Put together what the registry holds; `living` and `reports` are of living supervisors."""
+    """Put a snapshot together from the registry; `living`, `reports` are of living supervisors."""
     models = _seen_models(specs, served, reports)
     drain_rates = _drain_rates(living)
     reasons, failures = _reasons(models, living, reports)
@@ -152,7 +152,7 @@ def snapshot_of(
 def _seen_models(
     specs: Iterable[ModelSpec], served: Mapping[str, Serving], reports: list[SupervisorReport]
 ) -> dict[str, dict[str, ModelSpec]]:
-    """Return by name and version what clients see of all that is registered."""
+    """Return by name and version the registered versions that clients see."""
     wanted = _wanted(reports)
     models: dict[str, dict[str, ModelSpec]] = {}
     for spec in specs:
@@ -229,7 +229,7 @@ def _wanted(reports: list[SupervisorReport]) -> dict[str, set[str]]:
 
 
 def _is_seen(spec: ModelSpec, serving: Serving | None, wanted: dict[str, set[str]]) -> bool:
-    """Tell whether clients see what is registered; what is about to leave they do not."""
+    """Tell whether clients see a registered version; one about to leave they do not."""
     if serving is not None and spec.version in serving.versions:
         return serving.versions[spec.version] == spec.key
     if spec.name in wanted:

@@ -1,4 +1,4 @@
-"""The texts of the scripts in shared/scripts/, with what they include, and their digests."""
+"""The texts of the scripts in shared/scripts/, includes filled in, and their digests."""
 
 from __future__ import annotations
 

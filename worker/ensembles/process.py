@@ -69,7 +69,7 @@ def _queue(job: InstanceJob, client: redis.Redis) -> EnsembleQueue:
 def _claim(
     queue: EnsembleQueue, rows: int, budget: RowBudget, stop: Callable[[], bool]
 ) -> list[Claimed]:
-    """Claim up to `rows`; after a lost connection, return what its lost reply had claimed."""
+    """Claim up to `rows`; after a lost connection, return the batch of its lost reply."""
     try:
         return queue.claim(rows, 0.0)
     except RedisError as error:

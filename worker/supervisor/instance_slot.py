@@ -174,7 +174,7 @@ class InstanceSlot:
         self._rate.update(self._meter, time.monotonic())
 
     def record(self) -> InstanceRecord:
-        """Return what the registry says of this slot."""
+        """Return this slot's record for the registry."""
         spec = self.model.spec
         return InstanceRecord(
             id=self.instance_id,

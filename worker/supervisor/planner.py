@@ -108,7 +108,7 @@ class Planner:
         return tuple(sorted(found))
 
     def plan(self, name: str, desired: Desired) -> Plan:
-        """Read a model's versions to be served; never raises for what is in the repository."""
+        """Read a model's versions to be served; never raises for the repository's contents."""
         if not MODEL_NAME.fullmatch(name):
             return Plan(name, desired.generation, exists=False)
         try:

@@ -34,13 +34,13 @@ class Recovery:
         self._noted[instance] = model_key
 
     def recover_noted(self) -> None:
-        """Put back what the instances held that were noted."""
+        """Put back the work of the instances that were noted."""
         for instance, model_key in list(self._noted.items()):
             self.recover(instance, model_key, crashed=True)
             del self._noted[instance]
 
     def recover(self, instance: str, model_key: str, *, crashed: bool) -> None:
-        """Put back what an instance held, and forget it; a crash counts as an attempt."""
+        """Put back an instance's work, and forget it; a crash counts as an attempt."""
         keys = QueueKeys(self._settings.key_prefix, model_key)
         back, given_up = recover(
             self._wire, keys, instance, crashed=crashed,
@@ -51,7 +51,7 @@ class Recovery:
             log.warning("%s died: %d requests put back, %d given up", instance, back, given_up)
 
     def take_over(self, records: list[InstanceRecord], alive: set[str]) -> None:
-        """Put back what the instances of supervisors that are not `alive` held."""
+        """Put back the work of instances whose supervisors are not `alive`."""
         for record in records:
             if record.supervisor not in alive:
                 log.warning("supervisor %s is gone, taking over %s", record.supervisor, record.id)

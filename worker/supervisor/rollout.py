@@ -1,4 +1,4 @@
-"""Follows what is desired: starts versions beside those that serve, moves the traffic, retires.
+"""Follows the desired state: starts versions beside those that serve, moves traffic, retires.
 
 A version is started and warmed beside the old one; when it is ready on every machine that wants it,
 requests go to it; the old one stays warm for a while, then stops once it has no work left.
@@ -253,7 +253,7 @@ class Rollout:
                 deployment.retire_after(self._stand_by_seconds(deployment, state))
 
     def _stand_by_seconds(self, deployment: Deployment, state: ControlState) -> float:
-        """Return how long what was just replaced stays ready to take over again.
+        """Return the seconds for which a replaced version stays ready to take over again.
 
         Nothing stands by for a model that was unloaded, and only what was ready.
         """

@@ -1,4 +1,4 @@
-"""Starts one process per model instance, restarts what dies, puts dead instances' work back.
+"""Starts one process per model instance, restarts dead ones, puts their work back.
 
 The supervisor is the failure detector: the operating system tells it of a child's death at once.
 It never loads a model and never touches a GPU; instances are forked from a forkserver that has
@@ -108,7 +108,7 @@ class Supervisor:
         return deployment
 
     def _clean_registry(self) -> None:
-        """Remove an earlier run's models from the registry, once it is known what is served."""
+        """Remove an earlier run's models from the registry, once all models are read."""
         for key in self._registry.model_keys() - set(self._rollout.deployments):
             self._forget(key)
         self._has_cleaned_registry = True
@@ -215,7 +215,7 @@ class Supervisor:
             self._registry.keep_asset(model.asset)
 
     def _take_over(self) -> None:
-        """Put back what the instances of supervisors that are gone held; log as was set."""
+        """Put back the work of supervisors that are gone; log as was set."""
         records, alive, log_changes = self._registry.instances_and_log()
         self._log_level.follow(log_changes)
         for slot in self._slots:
