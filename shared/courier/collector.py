@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from shared.courier.pending import PendingRequest
 from shared.courier.subscription import QUIET_SECONDS, Subscription, answers_in
-from shared.wire.scripts import script_digest
+from shared.wire.packing import Command
 from shared.wire.wire import Wire
 
 
@@ -20,18 +20,17 @@ class Collector:
         self,
         open_wire: Callable[[], Wire],
         answered_key: str,
-        result_prefix: str,
+        collect_command: Callable[[list[str]], Command],
         waiting: dict[str, PendingRequest],
         push_again: Callable[[list[PendingRequest]], None],
     ) -> None:
         """Answer those `waiting`, by id; `push_again` gets those whose request may be lost.
 
-        Answers come on the channel `answered_key`, or stored: ids in its list, at a prefix.
+        Answers come on the channel `answered_key`, or stored: `collect_command` takes those.
         """
         self._subscription = Subscription(open_wire(), answered_key)
         self._wire = open_wire()
-        self._answered_key = answered_key
-        self._result_prefix = result_prefix
+        self._collect_command = collect_command
         self._waiting = waiting
         self._push_again = push_again
         self._possibly_lost: list[PendingRequest] = []
@@ -83,8 +82,7 @@ class Collector:
 
     def _fetch(self, ids: list[str]) -> None:
         """Take the stored answers: those that Redis has noted for us, and to these ids."""
-        key = self._answered_key
-        command = ("EVALSHA", script_digest("collect"), 1, key, self._result_prefix, *ids)
+        command = self._collect_command(ids)
         try:
             self._wire.send(command)
         except RedisError:  # it may have left the connection since

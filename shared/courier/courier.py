@@ -62,13 +62,13 @@ class Courier:
         open_wire: Callable[[], Wire],
         push_command: Callable[[list[PushArguments]], Command],
         cancel_command: Callable[..., tuple[Any, ...]],
+        collect_command: Callable[[list[str]], Command],
         answered_key: str,
-        result_prefix: str,
     ) -> None:
-        """Answers come on the channel `answered_key`, or stored: ids in its list, at a prefix."""
+        """Answers come on the channel `answered_key`, or stored: `collect_command` takes those."""
         self._open_wire = open_wire
         self._answered_key = answered_key
-        self._result_prefix = result_prefix
+        self._collect_command = collect_command
         self._waiting: dict[str, PendingRequest] = {}
         self._cancels = Cancels(self._waiting, cancel_command)
         self._deadlines = Deadlines(self._waiting, self._cancels)
@@ -162,7 +162,7 @@ class Courier:
         collector = Collector(
             self._open_wire,
             self._answered_key,
-            self._result_prefix,
+            self._collect_command,
             self._waiting,
             self.sender.send_again,
         )

@@ -17,7 +17,13 @@ from redis import Redis
 from shared.courier.courier import Courier
 from shared.courier.pending import PendingRequest
 from shared.messages import InferRequest
-from shared.request_queue.commands import as_push, cancel_command, pusher, rejected_after
+from shared.request_queue.commands import (
+    as_push,
+    cancel_command,
+    collect_command,
+    pusher,
+    rejected_after,
+)
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
 from shared.wire.wire import open_wire
@@ -40,8 +46,8 @@ class RequestQueue:
             partial(open_wire, client),
             pusher(keys, limits),
             partial(cancel_command, keys),
+            partial(collect_command, keys, self._process),
             keys.answered + self._process,
-            keys.result,
         )
 
     @property

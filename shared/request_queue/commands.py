@@ -92,6 +92,12 @@ def _push_prefix(keys: QueueKeys, limits: Limits) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+def collect_command(keys: QueueKeys, process: str, ids: Iterable[str] = ()) -> tuple[Any, ...]:
+    """Return the command that takes a process's stored answers: announced, or to these ids."""
+    answered = keys.answered + process
+    return ("EVALSHA", script_digest("collect"), 2, answered, keys.order, keys.result, *ids)
+
+
 def cancel_command(
     keys: QueueKeys, why: str, ids: Iterable[str], *, only_waiting: bool = False
 ) -> tuple[Any, ...]:

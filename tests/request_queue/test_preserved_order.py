@@ -43,6 +43,17 @@ def test_the_second_batch_is_told_of_after_the_first(queue: AgedQueue) -> None:
     assert nothing_is_left(queue)
 
 
+def test_a_process_that_connects_anew_does_not_take_what_is_held_back(queue: AgedQueue) -> None:
+    ids = [Asked(name).id for name in "abcd"]
+    first = queue.take(0)
+    queue.publish(queue.take(1), 1)
+
+    assert queue.told(*ids) == ""
+    queue.publish(first, 0)
+
+    assert queue.told(*ids) == "abcd"
+
+
 def test_without_the_flag_nobody_is_held_back(settings: Settings, redis: Redis) -> None:
     queue = AgedQueue(settings, redis, max_batch_size=1)
     queue.push(Asked("a"), Asked("b"))

@@ -12,13 +12,12 @@ from api.infer.triton_statistics import model_statistics
 from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec
 from shared.request_queue.claimed import Claimed
-from shared.request_queue.commands import as_push, cancel_command, push_command
+from shared.request_queue.commands import as_push, cancel_command, collect_command, push_command
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Batching, Limits
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
 from shared.ticket import ASYNCHRONOUS, ID_BYTES, IDEMPOTENT, TICKET
-from shared.wire.scripts import script_digest
 from shared.wire.wire import open_wire
 
 PROCESS = "beefbeef"
@@ -121,10 +120,12 @@ class AgedQueue:
         self.wire.send(cancel_command(self.keys, "cancelled", [each.id for each in asked]))
         self.wire.reply()
 
-    def answers(self) -> list[tuple[str, str]]:
-        """Collect as the API process does: names and error messages, in the order of telling."""
-        key = self.keys.answered + PROCESS
-        self.wire.send(("EVALSHA", script_digest("collect"), 1, key, self.keys.result))
+    def answers(self, *ids: str) -> list[tuple[str, str]]:
+        """Collect as the API process does: names and error messages, in the order of telling.
+
+        After a lost connection it asks for the `ids` that it waits for as well.
+        """
+        self.wire.send(collect_command(self.keys, PROCESS, list(ids)))
         found = self.wire.reply()
         results = [InferResult.decode(result) for result in found[1::2]]
         return [
@@ -132,9 +133,9 @@ class AgedQueue:
             for request_id, result in zip(found[::2], results, strict=True)
         ]
 
-    def told(self) -> str:
+    def told(self, *ids: str) -> str:
         """Collect; return the names in the order in which they were told of."""
-        return "".join(name for name, _ in self.answers())
+        return "".join(name for name, _ in self.answers(*ids))
 
     def waiting(self, level: int = 1) -> tuple[str, str]:
         """Return who stands on a level's queue, and who is delayed there."""

@@ -15,12 +15,16 @@ from redis import Redis
 
 from shared.courier.pending import PushArguments
 from shared.request_queue.claimed import Claimed
-from shared.request_queue.commands import MAX_ATTEMPTS, cancel_command, push_command
+from shared.request_queue.commands import (
+    MAX_ATTEMPTS,
+    cancel_command,
+    collect_command,
+    push_command,
+)
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Batching, Limits
 from shared.request_queue.worker_end import WorkQueue, recover
 from shared.ticket import ASYNCHRONOUS, DELAY, REJECT
-from shared.wire.scripts import script_digest
 from shared.wire.wire import open_wire
 
 LIMITS = Limits(requests=6, bytes=400)
@@ -205,9 +209,7 @@ class QueueModel:
 
     def collect(self, ids: Iterable[str] = (), *, reply_is_lost: bool = False) -> None:
         """Take the answers that are there; each must be its request's own, and the only one."""
-        keys = self.keys
-        answered = keys.answered + PROCESS
-        self.wire.send(("EVALSHA", script_digest("collect"), 1, answered, keys.result, *ids))
+        self.wire.send(collect_command(self.keys, PROCESS, ids))
         found = self.wire.reply()
         if reply_is_lost:
             return
@@ -218,7 +220,7 @@ class QueueModel:
             assert result == b"of " + asked.push.body or (
                 b"model_crashed" in result or b"request_expired" in result
             )
-            if not ids and asked.push.id in self.claimed:
+            if asked.push.id in self.claimed:
                 before = self.claimed[: self.claimed.index(asked.push.id)]
                 assert all(self.asked[each].closed for each in before), "told out of order"
             self.waiting.pop(raw_id.decode(), None)
