@@ -1,8 +1,9 @@
 """How gunicorn runs the API, in every setting: ferry up, honcho, compose."""
 
 import os
+from typing import Any
 
-from shared.settings import Settings
+from shared.settings import Settings, mention_service_links, service_links
 
 _settings = Settings.from_env(os.environ)
 
@@ -39,3 +40,11 @@ proc_name = "ferry-api"
 control_socket_disable = True
 # Heartbeat files in memory: on a slow disk gunicorn would take its processes for hung.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+
+def on_starting(server: Any) -> None:
+    """Say once, not in each process, which variables are no settings."""
+    links = service_links(os.environ)
+    mention_service_links(links, server.log)
+    for name in links:
+        del os.environ[name]

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 
 from shared.names import MODEL_NAME
+
+_ADDRESS = r"(?:\d{1,3}(?:\.\d{1,3}){3}|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]?)"
+_PROTOCOL = r"(?:tcp|udp|sctp)"
+_SERVICE_LINK = re.compile(
+    rf"(?:\w+_)?(?:SERVICE_HOST={_ADDRESS}|SERVICE_PORT(?:_\w+)?=\d+"
+    rf"|PORT(?:_\d+_(?:TCP|UDP|SCTP))?={_PROTOCOL}://{_ADDRESS}:\d+"
+    rf"|PORT_\d+_(?:TCP|UDP|SCTP)_(?:PROTO={_PROTOCOL}|PORT=\d+|ADDR={_ADDRESS}))"
+)
+
+
+def is_service_link(variable: str, value: str) -> bool:
+    """Tell whether Kubernetes sets a variable to such a value, for a Service in the namespace.
+
+    A Service `ferry` gives every pod FERRY_PORT=tcp://10.0.0.1:8000, FERRY_SERVICE_HOST and more
+    (so did Docker's links). No setting is ever written like one.
+    """
+    return _SERVICE_LINK.fullmatch(f"{variable}={value}") is not None
 
 
 def text(value: str) -> str:
@@ -18,9 +37,14 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     """Return a check for whole numbers from `low` to `high`, if there is one."""
 
     def check(value: str) -> int:
-        number = int(value)
+        most = f" and at most {high}" if high else ""
+        wanted = f"must be a whole number, at least {low}{most}"
+        try:
+            number = int(value)
+        except ValueError:
+            raise ValueError(wanted) from None
         if number < low or (high is not None and number > high):
-            raise ValueError(f"must be at least {low}" + (f" and at most {high}" if high else ""))
+            raise ValueError(wanted)
         return number
 
     return check
@@ -28,15 +52,22 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
 def seconds(value: str) -> float:
     """Return a duration above 0."""
-    number = float(value)
+    number = _float(value)
     if not 0 < number < float("inf"):
         raise ValueError("must be a positive number of seconds")
     return number
 
 
+def _float(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
+
+
 def seconds_or_none(value: str) -> float:
     """Return a duration, or 0 for none."""
-    return 0.0 if float(value) == 0 else seconds(value)
+    return 0.0 if _float(value) == 0 else seconds(value)
 
 
 def control_mode(value: str) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from shared import setting_checks as check
 from shared.errors import BadSetting
+
+log = logging.getLogger(__name__)
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
 
@@ -190,7 +192,12 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
-        """Read all settings; raises BadSetting naming the variable and its value."""
+        """Read all settings; raises BadSetting naming the variable and its value.
+
+        Links to Services of Kubernetes are left out; `mention_service_links` tells of them.
+        """
+        links = service_links(environ)
+        environ = {name: value for name, value in environ.items() if name not in links}
         values = {}
         for setting in fields(cls):
             raw = environ.get(setting.metadata["variable"], "")
@@ -213,12 +220,32 @@ def _refuse_unknown(environ: Mapping[str, str], known: set[str]) -> None:
         raise BadSetting(f"unknown settings: {', '.join(sorted(unknown))}")
 
 
+def service_links(environ: Mapping[str, str]) -> list[str]:
+    """Return the variables that Kubernetes set for a Service called `ferry` or `ferry-x`."""
+    return sorted(
+        name
+        for name, value in environ.items()
+        if name.startswith("FERRY_") and check.is_service_link(name, value)
+    )
+
+
+def mention_service_links(links: Sequence[str], logger: logging.Logger) -> None:
+    """Say which variables were taken for no settings, if there are any."""
+    if links:
+        logger.warning(
+            "%s: set by Kubernetes for a Service, ignored and no settings; "
+            "`enableServiceLinks: false` in the pod keeps them away",
+            ", ".join(links),
+        )
+
+
 def start(environ: Mapping[str, str]) -> Settings:
     """Read the settings of a process that serves, and log as they say; raises BadSetting."""
     settings = Settings.from_env(environ)
     if not settings.redis_url:
         raise BadSetting("REDIS_URL is not set: `ferry up` sets it, or name a Redis server")
     logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
+    mention_service_links(service_links(environ), log)
     return settings
 
 

@@ -16,7 +16,9 @@ HEAD = """\
 Written by `make docs` from `shared/settings.py`. Change them there.
 
 All settings are environment variables, read once at the start. A bad value, or a `FERRY_` variable
-that does not exist, stops the start and is named. An empty value counts as unset. `ferry up
+that does not exist, stops the start and is named. An empty value counts as unset. What Kubernetes
+sets for a Service called `ferry` or `ferry-api` (`FERRY_PORT=tcp://10.0.0.1:8000` and the like) is
+ignored, and mentioned once. `ferry up
 --host`, `--port` and `--models` stand for the variables of the same name.
 What is passed on into containers is in [operating.md](operating.md#containers).
 

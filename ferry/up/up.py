@@ -25,7 +25,7 @@ from ferry.up.processes import OrderedManager, read_procfile, stop_signals
 from ferry.up.readiness import announce_when_ready
 from ferry.up.reaper import Reaper
 from shared.errors import BadSetting
-from shared.settings import Settings
+from shared.settings import Settings, mention_service_links, service_links
 from shared.wire.client import connect
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ def up(environ: Mapping[str, str], procfile: Path = PROJECT_ROOT / "Procfile") -
     included, no process and no socket is left behind.
     """
     settings = _absolute(Settings.from_env(environ))
+    mention_service_links(service_links(environ), log)
     processes = read_procfile(procfile)
     _check_surroundings(settings)
     for number in stop_signals():
@@ -61,13 +62,18 @@ def up(environ: Mapping[str, str], procfile: Path = PROJECT_ROOT / "Procfile") -
 
 
 def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of the processes: `environ`, with every setting spelled out."""
+    """Return the environment of the processes: `environ`, with every setting spelled out.
+
+    Links to Services are left out: who starts the processes has mentioned them.
+    """
+    links = service_links(environ)
+    given = {name: value for name, value in environ.items() if name not in links}
     spelled_out = {
         setting.metadata["variable"]: str(getattr(settings, setting.name))
         for setting in fields(settings)
     }
     path = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
-    return {**environ, **spelled_out, "PATH": path, "PYTHONUNBUFFERED": "1"}
+    return {**given, **spelled_out, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def _absolute(settings: Settings) -> Settings:
