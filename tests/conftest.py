@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
@@ -19,6 +20,10 @@ from api.app import create_app
 from ferry.commands.samples import make_samples
 from ferry.up.embedded_valkey import running
 from shared.settings import Settings
+
+# Tests ask servers on this machine, and most clients would ask a proxy for them.
+for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    del os.environ[name]
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from shared.settings import Settings
 
@@ -16,6 +16,8 @@ PROBE_TIMEOUT_SECONDS = 2.0
 FIRST_COMPLAINT_SECONDS = 15.0
 # Between probes: quick while it is about to be ready, slow once something is wrong.
 QUICK_SECONDS, SLOW_SECONDS = 0.1, 1.0
+# subtle: urllib would ask the proxy of http_proxy for addresses of this very machine.
+_DIRECT = build_opener(ProxyHandler({}))
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
@@ -86,9 +88,9 @@ def models(settings: Settings) -> list[str]:
 
 
 def answers(url: str) -> bool:
-    """Tell whether GET `url` is answered with a 2xx within PROBE_TIMEOUT_SECONDS."""
+    """Tell whether GET `url` is answered with a 2xx within PROBE_TIMEOUT_SECONDS, past any proxy."""
     try:
-        with urlopen(url, timeout=PROBE_TIMEOUT_SECONDS):
+        with _DIRECT.open(url, timeout=PROBE_TIMEOUT_SECONDS):
             return True
     except HTTPError as error:
         error.close()
