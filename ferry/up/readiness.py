@@ -88,7 +88,7 @@ def models(settings: Settings) -> list[str]:
 
 
 def answers(url: str) -> bool:
-    """Tell whether GET `url` is answered with a 2xx within PROBE_TIMEOUT_SECONDS, past any proxy."""
+    """Tell whether GET `url`, past any proxy, is answered with a 2xx in PROBE_TIMEOUT_SECONDS."""
     try:
         with _DIRECT.open(url, timeout=PROBE_TIMEOUT_SECONDS):
             return True
