@@ -37,4 +37,5 @@ def classified(tensor: Tensor, class_count: int, spec: ModelSpec) -> Tensor:
 
 def _text(value: float, index: int, labels: tuple[str, ...]) -> bytes:
     text = f"{value}:{index}" if isinstance(value, int) else f"{value:f}:{index}"
-    return (f"{text}:{labels[index]}" if index < len(labels) else text).encode()
+    label = labels[index] if index < len(labels) else ""
+    return (f"{text}:{label}" if label else text).encode()

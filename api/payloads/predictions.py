@@ -32,7 +32,7 @@ def _describe(
     ranked = [
         {
             "class": index,
-            "label": labels[index] if index < len(labels) else str(index),
+            "label": (labels[index] if index < len(labels) else "") or str(index),
             "confidence": round(float(scores[index]), 6),
         }
         for index in order

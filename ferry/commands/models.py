@@ -21,6 +21,7 @@ from shared.registry.desired_store import DesiredStore
 from shared.registry.registry import Registry
 from shared.registry.repository_index import repository_index
 from shared.registry.snapshot import Snapshot
+from worker.repository.text_file import read_text
 
 MODEL_COLUMNS = (
     Column("model", lambda row: row["model"]),
@@ -153,8 +154,8 @@ def _ms(seconds: float | None) -> str:
 def load_model(environ: Mapping[str, str], name: str, config: Path | None) -> int:
     """Load a model, or load it again; returns when it is ready on every machine."""
     try:
-        text = config.read_text() if config else None
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(config) if config else None
+    except OSError as error:
         raise CannotStart(f"{config}: {error}") from error
     with _models(environ) as models:
         began = time.monotonic()

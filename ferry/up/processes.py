@@ -33,7 +33,7 @@ LAST_STOP_SECONDS = 7.0
 def read_procfile(path: Path) -> dict[str, str]:
     """Return name → shell command, in the file's order."""
     try:
-        processes = dict(parse_procfile(path.read_text()).processes)
+        processes = dict(parse_procfile(path.read_text(encoding="utf-8")).processes)
     except OSError as error:
         raise CannotStart(f"{path}: {error.strerror}; ferry up runs from a checkout") from error
     if not processes:

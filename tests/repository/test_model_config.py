@@ -130,7 +130,7 @@ def test_labels_are_read_from_their_file(model: Path) -> None:
 
     config = config_of(model, PLATFORM + INPUT + labelled)
 
-    assert config.spec.outputs[0].labels == ("zero", "one", "two")
+    assert config.spec.outputs[0].labels == ("zero", "one", "", "two")
 
 
 def test_picture_parameters_are_read(model: Path) -> None:

@@ -118,6 +118,12 @@ def _label_notes(spec: ModelSpec) -> list[str]:
         f"{output.dims[-1]} classes"
         for output in spec.outputs
         if output.labels and output.dims[-1] > 1 and len(output.labels) != output.dims[-1]
+    ] + [
+        f"output[{output.name}].label_filename has an empty line {index + 1}: class {index} is "
+        "called by its number"
+        for output in spec.outputs
+        for index, label in enumerate(output.labels)
+        if not label
     ]
 
 

@@ -6,6 +6,7 @@ post-processing are described by the config's own `parameters`, see docs/models.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +30,9 @@ from worker.repository.config.image import read_image
 from worker.repository.config.tensors import check_tensors, read_tensor, take_masks
 from worker.repository.config.versions import VersionPolicy, read_version_policy
 from worker.repository.config.warmup import WarmupSample, read_warmup
+from worker.repository.text_file import read_text
 
+LINE_END = re.compile("\r\n?")
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
@@ -70,8 +73,9 @@ def read_policy(path: Path, override: str | None = None) -> VersionPolicy:
 def _parsed(path: Path, override: str | None) -> Any:
     message = model_config_pb2.ModelConfig()
     if override is not None:
-        return json_format.Parse(override, message)
-    return text_format.Parse(path.read_text() if path.exists() else "", message)
+        return json_format.Parse(override.removeprefix("\ufeff"), message)
+    text = read_text(path) if path.exists() else ""
+    return text_format.Parse(LINE_END.sub("\n", text), message)
 
 
 @contextmanager
@@ -79,9 +83,7 @@ def _naming(path: Path, override: str | None) -> Iterator[None]:
     """Raise errors about a config as BadModel that names its file."""
     try:
         yield
-    except (
-        OSError, UnicodeDecodeError, text_format.ParseError, json_format.ParseError, ValueError
-    ) as error:  # fmt: skip
+    except (OSError, text_format.ParseError, json_format.ParseError, ValueError) as error:
         missing = override is None and not path.exists()
         where = f"{path} (missing)" if missing else path
         if override is not None:

@@ -15,6 +15,7 @@ from worker.repository.config.formats import FORMATS
 from worker.repository.config.parameters import number, plain_name
 from worker.repository.config.versions import wanted_versions
 from worker.repository.model_config import TEXT_INPUTS, ModelConfig, read_config, read_policy
+from worker.repository.text_file import read_text
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ def _text(config: ModelConfig, directory: Path) -> tuple[TextInput, bytes]:
         )
     try:
         filename = config.parameters.get("tokenizer", "tokenizer.json")
-        tokenizer = (directory / plain_name("tokenizer", filename)).read_bytes()
+        tokenizer = read_text(directory / plain_name("tokenizer", filename)).encode()
         text = TextInput(
             tokenizer=asset_digest(tokenizer),
             max_length=number(config.parameters, "max_length", "512", int),

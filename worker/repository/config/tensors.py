@@ -18,6 +18,7 @@ from tritonclient.grpc import model_config_pb2
 from shared.datatypes import DATATYPES
 from shared.model_spec import MaskInput, TensorSpec
 from worker.repository.config.parameters import plain_name
+from worker.repository.text_file import read_lines
 
 PICTURE_DIMENSIONS = 3
 MASK_KEY = "ragged_mask:"
@@ -37,7 +38,7 @@ def read_tensor(item: Any, directory: Path) -> TensorSpec:
         datatype=read_datatype(item.data_type, f"tensor {item.name!r}"),
         dims=tuple(item.dims),
         ragged=getattr(item, "allow_ragged_batch", False),
-        labels=_labels(directory / plain_name("label_filename", label_file)) if label_file else (),
+        labels=_labels(directory, label_file),
         optional=getattr(item, "optional", False),
         reshape=_reshape(item),
     )
@@ -72,6 +73,10 @@ def _check_sizes(name: str, field: str, sizes: Any) -> None:
         raise ValueError(f"tensor {name!r}: {field} {list(sizes)} must be positive or -1")
 
 
+def _labels(directory: Path, filename: str) -> tuple[str, ...]:
+    return read_lines(directory / plain_name("label_filename", filename)) if filename else ()
+
+
 def _reshape(item: Any) -> tuple[int, ...] | None:
     """Return the shape in the model, of the same size as dims: between -1 and -1 in each."""
     if not item.HasField("reshape"):
@@ -95,10 +100,6 @@ def _stretches(sizes: Any) -> list[int]:
         else:
             stretches[-1].append(size)
     return [prod(stretch) for stretch in stretches]
-
-
-def _labels(path: Path) -> tuple[str, ...]:
-    return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
 
 
 def take_masks(inputs: Inputs, parameters: dict[str, str]) -> tuple[Inputs, tuple[MaskInput, ...]]:
