@@ -7,6 +7,7 @@ from functools import cache
 from hashlib import sha1
 from importlib.resources import files
 
+import shared
 from shared.ticket import filled_in
 
 SCRIPTS = ("push", "collect", "claim", "publish", "recover", "cancel")
@@ -16,7 +17,8 @@ SCRIPTS = ("push", "collect", "claim", "publish", "recover", "cancel")
 @cache
 def script_text(name: str) -> str:
     """Return the text of shared/scripts/<name>.lua; `-- include part` is that of _part.lua."""
-    text = files("shared").joinpath("scripts", f"{name}.lua").read_text()
+    # Not by the package's name: beside a model may lie another `shared`.
+    text = files(shared).joinpath("scripts", f"{name}.lua").read_text()
     whole = re.sub(r"(?m)^-- include (\w+)$", lambda found: script_text(f"_{found[1]}"), text)
     return filled_in(whole)
 

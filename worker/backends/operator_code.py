@@ -1,34 +1,90 @@
-"""Python that the operator keeps beside a model: found there, imported in the instance only."""
+"""Python that the operator keeps beside a model: found there, imported in the instance only.
+
+A model's file is imported as Triton does it, as a module of the package that is its version's
+directory: so `from .helper import` works. What lies in that directory, or in the model's own, can
+be imported by its plain name as well:
+
+    import json       the standard library's, whatever lies beside the file
+    import shared     theirs: of Ferry's packages they do not see one that they have by its name
+    import redis      theirs where there is a redis.py, for all other code the library
+
+An instance's process loads one model, so none of it is ever undone.
+"""
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from shared.errors import BadModel
 
-MODULE = "ferry_model"
-"""The name of a `model.py` in `sys.modules`: not its own, so it hides no other module."""
+OURS = frozenset(
+    {"api", "bench", "chaos", "ferry", "samples", "shared", "tests", "tools", "worker"}
+)
+"""Ferry's own packages at the top, whose names an operator may use as well."""
+NEVER_THEIRS = OURS | sys.stdlib_module_names | {"triton_python_backend_utils"}
+"""The names that need no care, or that nothing beside a model may take."""
 
 
-def make_importable(file: Path) -> None:
-    """Make importable the modules in the model's version directory, then in its own directory."""
-    for directory in (file.parent.parent, file.parent):
-        if str(directory) not in sys.path:
-            sys.path.insert(0, str(directory))
+@dataclass(frozen=True)
+class Beside:
+    """The directories whose modules a model's code finds: the version's first, then the model's.
+
+    `package` is the version's directory as a package, which finds modules of both.
+    """
+
+    package: str
+    directories: tuple[str, str]
+
+    def find_spec(self, name: str, path: Any = None, _target: Any = None) -> ModuleSpec | None:
+        """Find a module of theirs that is called as one of Ferry's; see `sys.meta_path`."""
+        if path is None and name in OURS:
+            return PathFinder.find_spec(name, self.directories)
+        return None
+
+    def has(self, file: object) -> bool:
+        """Tell whether a file lies in one of the directories, not in a package there."""
+        return isinstance(file, str) and str(Path(file).parent) in self.directories
+
+    def has_module(self, name: str) -> bool:
+        """Tell whether one of the directories holds a file of this module's name."""
+        return any(Path(each, f"{name}.py").is_file() for each in self.directories)
+
+
+def make_importable(file: Path) -> Beside:
+    """Make the modules that lie beside a model's file importable, in this process for good."""
+    version, model = file.parent, file.parent.parent
+    beside = Beside(version.name, (str(version), str(model)))
+    if beside in sys.meta_path:
+        return beside
+    names = {each.stem for directory in (version, model) for each in directory.glob("*.py")}
+    hidden = {name for name in names if _is_installed(name)}
+    if hidden:
+        builtins.__import__ = _Import(beside, hidden)
+    sys.meta_path.insert(0, beside)
+    # At the end: at the head they would hide a library's own modules from it.
+    sys.path += [entry for entry in beside.directories if entry not in sys.path]
+    _forget({name for name in OURS if PathFinder.find_spec(name, beside.directories)})
+    _import_package(beside)
+    return beside
 
 
 def import_file(file: Path) -> ModuleType:
     """Run a Python file and return its module; raises the file's own errors."""
-    make_importable(file)
-    spec = importlib.util.spec_from_file_location(MODULE, file)
+    beside = make_importable(file)
+    name = f"{beside.package}.{file.stem.replace('.', '_')}"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[MODULE] = module  # before it runs: dataclasses and pickle look themselves up
+    sys.modules[name] = module  # before it runs: dataclasses and pickle look themselves up
     spec.loader.exec_module(module)
     return module
 
@@ -38,12 +94,13 @@ def named_callable(path: str, file: Path) -> Any:
 
     Raises BadModel when there is no such thing, and the module's own errors on import.
     """
-    make_importable(file)
+    beside = make_importable(file)
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise BadModel(f"architecture {path!r}: expected package.module:callable")
+    within = f"{beside.package}." if beside.has_module(module_name) else ""
     try:
-        found = importlib.import_module(module_name)
+        found = importlib.import_module(within + module_name)
         for part in name.split("."):
             found = getattr(found, part)
     except ModuleNotFoundError as error:
@@ -53,3 +110,59 @@ def named_callable(path: str, file: Path) -> Any:
     if not callable(found):
         raise BadModel(f"architecture {path!r} is no callable")
     return found
+
+
+def _is_installed(name: str) -> bool:
+    """Tell whether a library's module has the name of a file beside the model."""
+    if name in NEVER_THEIRS:
+        return False
+    return name in sys.modules or PathFinder.find_spec(name, sys.path) is not None
+
+
+def _forget(names: set[str]) -> None:
+    """Take packages of Ferry out of `sys.modules`; who imported them already keeps them.
+
+    subtle: an instance must import nothing of Ferry's once it runs an operator's code.
+    """
+    for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+        del sys.modules[name]
+
+
+def _import_package(beside: Beside) -> None:
+    """Import the version's directory as a package, which it needs no `__init__.py` to be."""
+    version, model = beside.directories
+    init = Path(version, "__init__.py")
+    spec: ModuleSpec | None = ModuleSpec(beside.package, None, is_package=True)
+    if init.is_file():
+        spec = importlib.util.spec_from_file_location(beside.package, init)
+    assert spec is not None, "a .py file has a spec"
+    spec.submodule_search_locations = [version, model]
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[beside.package] = module
+    if spec.loader is not None:
+        spec.loader.exec_module(module)
+
+
+@dataclass(frozen=True)
+class _Import:
+    """`__import__` that gives files beside the model what is `hidden` there by libraries."""
+
+    beside: Beside
+    hidden: set[str]
+    usual: Any = builtins.__import__
+
+    def __call__(
+        self,
+        name: str,
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        """Import a module, of theirs when one of their files asks for such a name."""
+        top, file = name.partition(".")[0], (globals or {}).get("__file__")
+        is_theirs = not level and top in self.hidden and self.beside.has(file)
+        if is_theirs and Path(str(file)).stem != top:  # within itself it is the library's
+            name, top = f"{self.beside.package}.{name}", f"{self.beside.package}.{top}"
+        found: ModuleType = self.usual(name, globals, locals, fromlist, level)
+        return found if fromlist or not is_theirs else sys.modules[top]

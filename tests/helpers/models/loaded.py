@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -62,13 +64,20 @@ def floats(*rows: list[float]) -> Array:
 
 @contextmanager
 def own_imports() -> Iterator[None]:
-    """Undo what loading operators' code does to `sys.path` and `sys.modules`."""
-    path, modules = [*sys.path], set(sys.modules)
+    """Undo what loading operators' code does to imports."""
+    path, finders, usual = [*sys.path], [*sys.meta_path], builtins.__import__
+    modules = {**sys.modules}
     try:
         yield
     finally:
-        sys.path[:] = path
-        for name in {"ferry_model", "triton_python_backend_utils", "architectures"} & (
-            set(sys.modules) - modules
-        ):
-            del sys.modules[name]
+        added = tuple(set(sys.path) - set(path))
+        sys.path[:], sys.meta_path[:], builtins.__import__ = path, finders, usual
+        for name, found in [*sys.modules.items()]:
+            if added and _place(found).startswith(added):
+                del sys.modules[name]
+        sys.modules.update(modules)
+
+
+def _place(module: ModuleType) -> str:
+    place = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), "")
+    return str(place)
