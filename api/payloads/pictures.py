@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
+import logging
 import math
-import struct
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from gevent import get_hub
 from gevent.monkey import is_module_patched
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
 
+from api.payloads.colours import coloured, three_numbers
 from api.payloads.infer_request import check_row_count
+from api.payloads.picture_files import open_picture, readable, turned_upright
 from shared.datatypes import Array
 from shared.errors import BadRequest
 from shared.messages import Tensor
@@ -26,8 +26,6 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-WHITE, SIXTEEN_BIT_WHITE = 255, 65535
-PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MANY_PIXELS = 1_000_000
 """Above it decoding holds up the event loop by tens of milliseconds, so a thread does it."""
 
@@ -39,6 +37,7 @@ def limit_pictures(max_pixels: int) -> None:
     """
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.simplefilter("error", Image.DecompressionBombWarning)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # a damaged file is no error of ours
 
 
 def picture_batch(pictures: list[bytes], spec: ModelSpec) -> Tensor:
@@ -54,7 +53,7 @@ def picture_batch(pictures: list[bytes], spec: ModelSpec) -> Tensor:
     where = "the picture" if len(pictures) == 1 else "picture {}"
     opened, total, limit = [], 0, Image.MAX_IMAGE_PIXELS or math.inf
     for n, data in enumerate(pictures):
-        picture = _open(data, where.format(n))
+        picture = open_picture(data, where.format(n))
         resized = _resized(picture, image, where.format(n))
         total += max(math.prod(picture.size), math.prod(resized))
         if total > limit:
@@ -68,14 +67,6 @@ def picture_batch(pictures: list[bytes], spec: ModelSpec) -> Tensor:
     if isinstance(rows, BadRequest):
         raise rows
     return Tensor.of(image.input, np.ascontiguousarray(rows), pixels=True)
-
-
-def _open(data: bytes, where: str) -> Image.Image:
-    """Open a picture; no more than its header is read."""
-    if not data:
-        raise BadRequest(f"{where} is empty")
-    with _readable(where):
-        return Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
 
 
 def _resized(picture: Image.Image, image: ImageInput, where: str) -> tuple[int, int]:
@@ -96,7 +87,7 @@ def _resized(picture: Image.Image, image: ImageInput, where: str) -> tuple[int, 
     return wide, high
 
 
-def _decode_all(opened: list[Image.Image], image: ImageInput, where: str) -> Array | BadRequest:
+def _decode_all(opened: list[ImageFile], image: ImageInput, where: str) -> Array | BadRequest:
     """Return the rows, or the error: gevent would print the traceback of one that is raised."""
     try:
         rows = [_decode(picture, image, where.format(n)) for n, picture in enumerate(opened)]
@@ -105,51 +96,13 @@ def _decode_all(opened: list[Image.Image], image: ImageInput, where: str) -> Arr
     return np.concatenate(rows)
 
 
-def _decode(opened: Image.Image, image: ImageInput, where: str) -> Array:
-    with _readable(where):
+def _decode(opened: ImageFile, image: ImageInput, where: str) -> Array:
+    with readable(where, opened.format):
         opened.load()
-        picture = _colours(ImageOps.exif_transpose(opened), image)
+        picture = turned_upright(coloured(opened, image), opened)
     fitted = _fit(picture, image, where)
     pixels = np.asarray(fitted).reshape(1, image.height, image.width, -1)
     return pixels[..., ::-1] if image.channels == "BGR" else pixels
-
-
-@contextmanager
-def _readable(where: str) -> Iterator[None]:
-    """Raise BadRequest in the place of Pillow's errors."""
-    try:
-        yield
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadRequest(
-            f"{where} declares more than {Image.MAX_IMAGE_PIXELS} pixels, it is not decoded"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise BadRequest(
-            f"{where} is not a picture: expected one of {', '.join(PICTURE_FORMATS)}"
-        ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise BadRequest(f"{where} cannot be decoded: {error}") from error
-
-
-def _colours(picture: Image.Image, image: ImageInput) -> Image.Image:
-    """Return the picture in mode RGB or L, transparency laid over the background."""
-    mode = "L" if image.channels == "L" else "RGB"
-    if picture.mode.startswith(("I", "F")):
-        picture = _eight_bits(picture)
-    if picture.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, (*_three(image.background), 255))
-        picture = Image.alpha_composite(ground, layer)
-    return picture if picture.mode == mode else picture.convert(mode)
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip everything above 255."""
-    values = np.nan_to_num(np.asarray(picture).astype(np.float64))
-    sixteen = picture.mode.startswith("I;16")
-    sixteen = sixteen or (picture.mode == "I" and values.max(initial=0) > WHITE)
-    scale = SIXTEEN_BIT_WHITE / WHITE if sixteen else 1.0
-    return Image.fromarray(np.clip(values / scale + 0.5, 0, WHITE).astype(np.uint8))
 
 
 def _fit(picture: Image.Image, image: ImageInput, where: str) -> Image.Image:
@@ -159,14 +112,9 @@ def _fit(picture: Image.Image, image: ImageInput, where: str) -> Image.Image:
     if image.resize == "stretch":
         return picture if picture.size == size else picture.resize(size, resampling)
     if image.resize == "pad":
-        ground = _three(image.background)
+        ground = three_numbers(image.background)
         colour = ground[0] if picture.mode == "L" else ground
         return ImageOps.pad(picture, size, resampling, color=colour)
     picture = picture.resize(_resized(picture, image, where), resampling)
     left, top = round((picture.width - size[0]) / 2), round((picture.height - size[1]) / 2)
     return picture.crop((left, top, left + size[0], top + size[1]))
-
-
-def _three(background: tuple[int, ...]) -> tuple[int, int, int]:
-    first, *rest = background
-    return (first, rest[0], rest[1]) if len(rest) > 1 else (first, first, first)
