@@ -1,24 +1,30 @@
-"""Waits until the API is ready, and prints the addresses of all that can be called."""
+"""Says what can be called as soon as it can: the addresses, each model, and when all is ready."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.error import HTTPError
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 
 from shared.settings import Settings
 
 PROBE_TIMEOUT_SECONDS = 2.0
 FIRST_COMPLAINT_SECONDS = 15.0
-# Between probes: quick while it is about to be ready, slow once something is wrong.
-QUICK_SECONDS, SLOW_SECONDS = 0.1, 1.0
+# Between probes: quick at first, slower the longer it takes.
+QUICK_SECONDS, SLOW_SECONDS, GROWTH = 0.1, 1.0, 1.1
+MODELS_A_LINE = 8
+"""Models that one line names; the others are counted."""
+WAITING = {"unloaded", "no worker has loaded it"}
+"""The index's reasons of models that nobody tried to load: `shared.registry.repository_index`."""
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 # subtle: urllib would ask the proxy of http_proxy for addresses of this very machine.
 _DIRECT = build_opener(ProxyHandler({}))
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
 class Console(Protocol):
@@ -30,23 +36,87 @@ class Console(Protocol):
         """Print one line."""
 
 
-def announce_when_ready(settings: Settings, console: Console, start: float) -> None:
-    """Print the addresses once all models are ready; before, the missing ones, ever less often.
+class Answer(NamedTuple):
+    """An HTTP answer; status 0 when there was none."""
 
-    `start` is the time.monotonic() that "ready in" counts from. Returns early when all is stopping.
-    """
-    url = api_url(settings)
-    pause_seconds, complain_at = QUICK_SECONDS, start + FIRST_COMPLAINT_SECONDS
-    while not (ready := answers(f"{url}/v2/health/ready")) and not console.stopping:
+    status: int
+    body: bytes
+
+    @property
+    def is_good(self) -> bool:
+        """Tell whether it is a 2xx."""
+        return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
+
+
+class Announcer:
+    """Follows a start: complains while the API is silent, then tells each model's fate once."""
+
+    def __init__(self, settings: Settings, console: Console, start: float) -> None:
+        """Report to `console`; `start` is the time.monotonic() that "ready in" counts from."""
+        self._settings, self._console, self._start = settings, console, start
+        self._url = api_url(settings)
+        self._complain_at = start + FIRST_COMPLAINT_SECONDS
+        self._said: set[str] = set()
+
+    def run(self) -> None:
+        """Say everything until all models are ready; returns early when all is stopping."""
+        self._wait_for_api()
+        for line in addresses(self._settings):
+            self._say_once(line)
+        pause_seconds, ready = QUICK_SECONDS, False
+        while not ready and not self._console.stopping:
+            ready = ask(f"{self._url}/v2/health/ready").is_good
+            index = self._say_models()
+            if ready:
+                self._say_ready(index)
+                return
+            self._complain(f"models not ready: {_named(_not_ready(index))}")
+            time.sleep(pause_seconds)
+            pause_seconds = min(pause_seconds * GROWTH, SLOW_SECONDS)
+
+    def _wait_for_api(self) -> None:
+        while not ask(f"{self._url}/v2/health/live").is_good and not self._console.stopping:
+            self._complain(f"the API does not answer at {self._url}")
+            time.sleep(QUICK_SECONDS)
+
+    def _complain(self, what: str) -> None:
         now = time.monotonic()
-        if now > complain_at:
-            console.say(f"not ready after {now - start:.0f} s: {missing(settings)}; still waiting")
-            pause_seconds, complain_at = SLOW_SECONDS, now + 2 * (now - start)
-        time.sleep(pause_seconds)
-    if ready and not console.stopping:
-        console.say(f"ready in {time.monotonic() - start:.1f} s")
-        for line in addresses(settings):
-            console.say(line)
+        if now > self._complain_at:
+            self._console.say(f"not ready after {now - self._start:.0f} s: {what}; still waiting")
+            self._complain_at = now + 2 * (now - self._start)
+
+    def _say_models(self) -> list[dict[str, str]]:
+        """Say which models became ready or failed since the last look; return all of them."""
+        index = repository_index(self._url)
+        for entry in index:
+            name, reason = entry["name"], entry.get("reason", "")
+            if entry["state"] == "READY":
+                self._say_once(
+                    f"{name:<10} {self._url}/v2/models/{name}  POST {self._url}/predict/{name}"
+                )
+            elif entry["state"] == "UNAVAILABLE" and reason and reason not in WAITING:
+                self._say_once(f"{name:<10} NOT READY: {reason}")
+        return index
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said and not self._console.stopping:
+            self._said.add(line)
+            self._console.say(line)
+
+    def _say_ready(self, index: list[dict[str, str]]) -> None:
+        idle = _not_ready(index)
+        beside = f"; not loaded: {_named(idle)}" if idle else ""
+        self._say_once(f"ready in {time.monotonic() - self._start:.1f} s{beside}")
+
+
+def _not_ready(index: list[dict[str, str]]) -> list[str]:
+    ready = {entry["name"] for entry in index if entry["state"] == "READY"}
+    return sorted({entry["name"] for entry in index} - ready)
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - MODELS_A_LINE} more" if len(names) > MODELS_A_LINE else ""
+    return (", ".join(names[:MODELS_A_LINE]) or "none is known yet") + more
 
 
 def api_url(settings: Settings) -> str:
@@ -60,40 +130,44 @@ def _reached(host: str) -> str:
 
 
 def addresses(settings: Settings) -> Iterator[str]:
-    """Yield one line per thing that can be opened or called."""
-    url = api_url(settings)
-    yield f"API        {url}/v2"
+    """Yield one line per server that can be opened, and one when there is nothing to serve."""
+    yield f"API        {api_url(settings)}/v2"
     yield f"gRPC       {_reached(settings.host)}:{settings.grpc_port}"
     yield f"dashboard  http://127.0.0.1:{settings.dashboard_port}"
-    for model in models(settings):
-        if not answers(f"{url}/v2/models/{model}/ready"):  # in mode explicit it may not be loaded
-            continue
-        yield f"{model:<10} {url}/v2/models/{model}  POST {url}/predict/{model}"
+    repository = Path(settings.models)
+    if not (any(repository.glob("*/config.pbtxt")) or any(repository.glob("*/[0-9]*"))):
+        yield (
+            f"no models  {repository} holds none yet: `ferry add FILE` puts one in, "
+            "`ferry samples` makes some"
+        )
 
 
-def missing(settings: Settings) -> str:
-    """Name the missing parts: the API itself, or some models."""
-    url = api_url(settings)
-    if not answers(f"{url}/v2/health/live"):
-        return f"the API does not answer at {url}"
-    absent = [name for name in models(settings) if not answers(f"{url}/v2/models/{name}/ready")]
-    return f"models not ready: {', '.join(absent)}" if absent else "the API says it is not ready"
+def repository_index(url: str) -> list[dict[str, str]]:
+    """Return every model version with its state as the API at `url` knows them, else nothing."""
+    answer = ask(f"{url}/v2/repository/index", b"{}")
+    found: list[dict[str, str]] = json.loads(answer.body) if answer.is_good else []
+    return found
 
 
-def models(settings: Settings) -> list[str]:
-    """Return the names of the model directories, with a config.pbtxt or a version in them."""
-    found = {path.parent.name for path in Path(settings.models).glob("*/config.pbtxt")}
-    found |= {path.parent.name for path in Path(settings.models).glob("*/[0-9]*")}
-    return sorted(found)
-
-
-def answers(url: str) -> bool:
-    """Tell whether GET `url`, past any proxy, is answered with a 2xx in PROBE_TIMEOUT_SECONDS."""
+def ask(
+    url: str, body: bytes | None = None, headers: dict[str, str] | None = None,
+    timeout: float = PROBE_TIMEOUT_SECONDS,
+) -> Answer:  # fmt: skip
+    """GET `url`, or POST `body` to it; an answer that does not come has the status 0."""
+    request = Request(url, body, headers or {})
     try:
-        with _DIRECT.open(url, timeout=PROBE_TIMEOUT_SECONDS):
-            return True
+        with _DIRECT.open(request, timeout=timeout) as answer:
+            return Answer(answer.status, answer.read())
     except HTTPError as error:
-        error.close()
-        return False
+        with error:
+            return Answer(error.code, _body(error))
     except (OSError, HTTPException):
-        return False
+        return Answer(0, b"")
+
+
+def _body(error: Any) -> bytes:
+    try:
+        body: bytes = error.read()
+    except (OSError, HTTPException):
+        return b""
+    return body

@@ -22,7 +22,7 @@ from ferry.errors import CannotStart
 from ferry.up import embedded_valkey
 from ferry.up.embedded_valkey import EmbeddedValkey
 from ferry.up.processes import OrderedManager, read_procfile, stop_signals
-from ferry.up.readiness import announce_when_ready
+from ferry.up.readiness import Announcer
 from ferry.up.reaper import Reaper
 from shared.errors import BadSetting
 from shared.settings import Settings, mention_service_links, service_links
@@ -195,7 +195,7 @@ def _run(
 
 def _ready(settings: Settings) -> Callable[[OrderedManager], None]:
     start = time.monotonic()
-    return lambda manager: announce_when_ready(settings, manager, start)
+    return lambda manager: Announcer(settings, manager, start).run()
 
 
 def _death_of(valkey: EmbeddedValkey) -> Callable[[OrderedManager], None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from ferry_up_process import (
 )
 
 from ferry.up.processes import read_procfile
-from ferry.up.readiness import announce_when_ready
 from ferry.up.up import PROJECT_ROOT, child_environment
 from shared.settings import Settings
 
@@ -106,36 +104,10 @@ def test_the_procfile_hands_its_processes_to_honcho_without_a_shell_between():
     assert all(command.startswith("exec ") for command in processes.values())
 
 
-def test_it_says_where_everything_is_once_the_api_is_ready(start, tmp_path):
-    (tmp_path / "models" / "digits" / "1").mkdir(parents=True)
-
+def test_it_says_where_everything_is_once_the_api_answers(start):
     ports = {"FERRY_PORT": (port := free_port()), "FERRY_GRPC_PORT": (grpc_port := free_port())}
     ferry = start(ports, api="http")
 
-    address = f"http://127.0.0.1:{port}/predict/digits"
-    wait_until(lambda: address in ferry.text(), START_SECONDS, ferry.text)
-    assert "ready in " in ferry.text()
-    wait_until(
-        lambda: f"gRPC       127.0.0.1:{grpc_port}\n" in ferry.text(), START_SECONDS, ferry.text
-    )
-
-
-class Console:
-    stopping = False
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-        self.stopping = True
-
-
-def test_what_is_missing_is_said_when_the_api_does_not_come(tmp_path):
-    settings = Settings(port=int(free_port()), models=str(tmp_path))
-    console = Console()
-
-    announce_when_ready(settings, console, start=time.monotonic() - 20)
-
-    expected = f"the API does not answer at http://127.0.0.1:{settings.port}; still waiting"
-    assert console.lines == [f"not ready after 20 s: {expected}"]
+    wait_until(lambda: "ready in " in ferry.text(), START_SECONDS, ferry.text)
+    assert f"API        http://127.0.0.1:{port}/v2\n" in ferry.text()
+    assert f"gRPC       127.0.0.1:{grpc_port}\n" in ferry.text()

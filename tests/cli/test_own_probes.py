@@ -15,7 +15,7 @@ import grpc
 import pytest
 import yaml
 
-from ferry.up.readiness import answers
+from ferry.up.readiness import ask
 from ferry.up.up import PROJECT_ROOT
 
 DEAD = "http://127.0.0.1:9"
@@ -77,8 +77,8 @@ def test_ferry_up_asks_the_api_past_a_proxy(port: int, monkeypatch: pytest.Monke
     for name, value in PROXIES.items():
         monkeypatch.setenv(name, value)
 
-    assert answers(f"http://127.0.0.1:{port}/v2/health/ready")
-    assert not answers(f"http://127.0.0.1:{port}/missing")
+    assert ask(f"http://127.0.0.1:{port}/v2/health/ready").is_good
+    assert not ask(f"http://127.0.0.1:{port}/missing").is_good
 
 
 @pytest.mark.parametrize(("service", "usual_port"), [("api", 8000), ("dashboard", 9181)])
