@@ -64,7 +64,8 @@ class InferRequest(NamedTuple):
     `outputs` names the wanted outputs, empty for all. `signature` is 8 bytes that are equal for
     requests that can share a batch (`ModelSpec.signature` makes it). `parameters` are the client's,
     for the model to read. `queue_timeout_seconds` is how long the client would have it wait on the
-    queue, 0 when it did not say; its level's queue policy decides what that means.
+    queue, 0 when it did not say; its level's queue policy decides what that means. One that is not
+    `named` wants no special version: it is refused where such requests go to another one by now.
     """
 
     id: str
@@ -76,6 +77,7 @@ class InferRequest(NamedTuple):
     priority: int = 1
     parameters: Parameters = NO_PARAMETERS
     queue_timeout_seconds: float = 0.0
+    named: bool = False
 
     def encode(self) -> bytes:
         """Encode inputs and wanted outputs; id, rows and times travel in the ticket."""

@@ -113,11 +113,11 @@ class AsyncAnswers:
 
     def _submit(self, request_id: str, question: Question, keep_seconds: float) -> ModelSpec:
         """Push, then save the record: a refused request leaves none. Returns the version asked."""
-        taken = self._queues.submit(request_id, question)
-        spec, life_seconds = taken.spec, self._queues.timeout_seconds(taken) + keep_seconds
+        self._queues.submit(request_id, question)
+        spec, life_seconds = question.spec, self._queues.timeout_seconds(question) + keep_seconds
         durable = self._settings.durable
         try:
-            self._records.save(request_id, spec, taken.form, life_seconds, durable=durable)
+            self._records.save(request_id, spec, question.form, life_seconds, durable=durable)
         except RedisUnavailable:  # without a record nobody could ask for the answer
             self._queues.async_requests(spec).cancel(request_id)
             raise

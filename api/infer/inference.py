@@ -37,6 +37,11 @@ class Inference:
 
         `raw` is its body, `environ` WSGI's. Raises FerryError. Next stop: `Queues.ask`.
         """
+        return self._catalog.by_current(lambda: self._infer(name, version, raw, environ))
+
+    def _infer(
+        self, name: str, version: str | None, raw: Buffer, environ: Mapping[str, Any]
+    ) -> HttpAnswer:
         spec = self._catalog.serving(name, checked_version(version))
         body = parse_infer(raw, spec, header_length(environ, len(raw)))
         options = options_of(environ, body.parameters)

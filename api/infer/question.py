@@ -39,4 +39,5 @@ class Question(NamedTuple):
             options.level(spec),
             options.parameters,
             options.queue_timeout_seconds if spec.queue_policies else 0.0,
+            self.named,
         )

@@ -1,18 +1,16 @@
-"""Asks the models: a request queue for each version, a successor for a version that leaves."""
+"""Asks the models: a request queue for each version."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from threading import Lock
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import redis
 
 from api.infer.question import Question
 from api.infer.shadowing import Shadowing
-from shared.errors import QueueFull, VersionRetired
+from shared.errors import QueueFull
 from shared.messages import InferResult
 from shared.model_spec import ModelSpec
 from shared.operations.shadow_comparison import Comparisons
@@ -24,11 +22,6 @@ from shared.request_queue.limits import Limits
 from shared.settings import Settings
 
 LONGEST_RETRY_AFTER_SECONDS = 60
-MAX_SUCCESSORS = 3
-"""Attempts at a successor, each after the version that a request went to has left."""
-SUCCESSOR_SECONDS = 0.05
-
-Taken = TypeVar("Taken")
 
 
 class Answered(NamedTuple):
@@ -53,14 +46,11 @@ class Queues:
     def ask(self, question: Question) -> Answered:
         """Push one request and wait for its answer (stop 3); raises what either raises.
 
-        Should the version leave meanwhile, its successor is asked, unless the version was named.
         Next stop: `RequestQueue.push`.
         """
-        taken, result = self._until_taken(
-            question, lambda asked: self.wait(asked.spec, self.push(asked))
-        )
-        self.copy_to_shadow(taken, result)
-        return Answered(taken.spec, result)
+        result = self.wait(question.spec, self.push(question))
+        self.copy_to_shadow(question, result)
+        return Answered(question.spec, result)
 
     def push(self, question: Question) -> PendingRequest:
         """Push one request; raises QueueFull when too many wait in this process."""
@@ -78,12 +68,16 @@ class Queues:
         except QueueFull as error:
             raise self._with_retry_after(spec, error) from None
 
-    def submit(self, request_id: str, question: Question) -> Question:
-        """Store a request for whose answer nobody waits; raises QueueFull, RedisUnavailable.
+    def submit(self, request_id: str, question: Question) -> None:
+        """Store a request for whose answer nobody waits.
 
-        Returns it as it was stored: for its version, or for the successor as in `ask`.
+        Raises QueueFull and RedisUnavailable.
         """
-        return self._until_taken(question, lambda asked: self._store(request_id, asked))[0]
+        request = question.request(request_id, self._settings.request_timeout_seconds)
+        try:
+            self.async_requests(question.spec).submit(request)
+        except QueueFull as error:
+            raise self._with_retry_after(question.spec, error) from None
 
     def copy_to_shadow(self, question: Question, result: InferResult) -> None:
         """Ask the model's shadow the same, if it has one, and compare the answers."""
@@ -93,7 +87,7 @@ class Queues:
         lowest = question.options._replace(
             priority=shadow.levels if shadow.priority_levels else 0, client=None
         )
-        copied = question._replace(spec=shadow, options=lowest)
+        copied = question._replace(spec=shadow, options=lowest, named=True)
         self._shadowing.copy(copied, question.spec.version, result)
 
     def async_requests(self, spec: ModelSpec) -> AsyncRequests:
@@ -104,42 +98,6 @@ class Queues:
         """Return the request's deadline in seconds from its push, see `deadline_seconds`."""
         options, default_seconds = question.options, self._settings.request_timeout_seconds
         return options.deadline_seconds(question.spec, default_seconds)
-
-    def _until_taken(
-        self, question: Question, attempt: Callable[[Question], Taken]
-    ) -> tuple[Question, Taken]:
-        """Return the question as it was taken, and the result of its `attempt`.
-
-        When its version leaves, the next attempt is its successor's.
-        """
-        for _ in range(MAX_SUCCESSORS):
-            try:
-                return question, attempt(question)
-            except VersionRetired:
-                question = question._replace(spec=self._successor(question))
-        return question, attempt(question)
-
-    def _successor(self, question: Question) -> ModelSpec:
-        """Return the version that serves in the place of one that left.
-
-        Raises VersionRetired when that takes other inputs than the request was checked for, and
-        UnknownModel when nothing serves in its place.
-        """
-        spec = question.spec
-        self._catalog.refresh()
-        found = self._catalog.serving(spec.name, spec.version if question.named else None)
-        if not found.answers_as(spec):
-            raise VersionRetired.default()
-        if found.key == spec.key:  # it is back, or not everybody knows yet that it left
-            time.sleep(SUCCESSOR_SECONDS)
-        return found
-
-    def _store(self, request_id: str, question: Question) -> None:
-        request = question.request(request_id, self._settings.request_timeout_seconds)
-        try:
-            self.async_requests(question.spec).submit(request)
-        except QueueFull as error:
-            raise self._with_retry_after(question.spec, error) from None
 
     def _with_retry_after(self, spec: ModelSpec, error: QueueFull) -> QueueFull:
         """Return the error with `retry_after_seconds`, when half of the queue will be answered."""

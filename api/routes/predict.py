@@ -36,16 +36,19 @@ def predict(name: str | None = None, version: str | None = None) -> Response:
     Without a model's name, the one model that takes this kind of input answers; 400 lists the
     candidates when there are several. Next stop: `Inference.respond`.
     """
+    catalog = services().catalog
     if request.mimetype == "multipart/form-data":
-        return _pictures(_files(), name, version, one=None)
+        files = _files()
+        return catalog.by_current(lambda: _pictures(files, name, version, one=None))
     raw = read_body()
     if request.mimetype == "application/json" or raw.lstrip()[:1] == b"{":
-        return _json(load_object(raw), name, version)
+        body = load_object(raw)
+        return catalog.by_current(lambda: _json(body, name, version))
     if not raw:
         raise BadRequest(
             'the body is empty: send a picture, {"text": ...} or {"input_tensor": ...}'
         )
-    return _pictures([raw], name, version, one=True)
+    return catalog.by_current(lambda: _pictures([raw], name, version, one=True))
 
 
 def _files() -> list[bytes]:

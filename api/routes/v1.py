@@ -24,7 +24,7 @@ OTHER_VERBS = {"classify", "regress", "explain"}
 @blueprint.get("/v1/models")
 def models() -> Response:
     """Answer the names of all registered models."""
-    return json_response({"models": [spec.name for spec in services().catalog.specs()]})
+    return json_response({"models": sorted(services().catalog.snapshot().models)})
 
 
 @blueprint.get("/v1/models/<name>")
@@ -57,6 +57,10 @@ def predict(name: str, version: str | None = None) -> Response:
     Next stop: `Inference.respond`.
     """
     raw = read_body()
+    return services().catalog.by_current(lambda: _predict(raw, name, version))
+
+
+def _predict(raw: bytes, name: str, version: str | None) -> Response:
     spec = services().catalog.serving(name, checked_version(version))
     kind, inputs = parse_predict(raw, spec, services().tokenizers)
     options = options_of(request.environ, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 from tritonclient.grpc import service_pb2 as proto
@@ -9,7 +10,7 @@ from tritonclient.grpc import service_pb2 as proto
 from api.infer.options import options_of
 from api.infer.outputs import shown_outputs, timings_json
 from api.infer.question import Question
-from api.infer.queues import Answered, Queues
+from api.infer.queues import Queues
 from api.rpc.requests import read_request
 from shared.errors import RequestExpired, VersionRetired
 from shared.messages import AnswerForm, InferResult
@@ -19,10 +20,12 @@ from shared.request_queue.api_end import PendingRequest
 
 
 class Asked(NamedTuple):
-    """A question and its request under way."""
+    """A request under way; `until` is the monotonic second at which its call is over."""
 
+    request: proto.ModelInferRequest
     question: Question
     pending: PendingRequest
+    until: float
 
 
 class InferCalls:
@@ -38,8 +41,13 @@ class InferCalls:
 
         Next stop: `RequestQueue.push`.
         """
+        until = time.monotonic() + remaining_seconds
+        return self._catalog.by_current(lambda: self._push(request, until))
+
+    def _push(self, request: proto.ModelInferRequest, until: float) -> Asked:
         spec = self._catalog.serving(request.model_name, request.model_version or None)
         body = read_request(request, spec)
+        remaining_seconds = until - time.monotonic()
         if remaining_seconds <= 0:
             raise RequestExpired("Request timeout expired")
         options = options_of({}, body.parameters)
@@ -48,17 +56,21 @@ class InferCalls:
         question = self._bounded(
             Question(spec, body.inputs, body.output_names, options, form, named), remaining_seconds
         )
-        return Asked(question, self._queues.push(question))
+        return Asked(request, question, self._queues.push(question), until)
 
     def respond(self, asked: Asked, response: proto.ModelInferResponse) -> None:
         """Wait for the answer and write it into `response`; raises FerryError."""
         try:
             result = self._queues.wait(asked.question.spec, asked.pending)
-            self._queues.copy_to_shadow(asked.question, result)
-            answered = Answered(asked.question.spec, result)
-        except VersionRetired:  # it left before it took the request
-            answered = self._queues.ask(asked.question)
-        _fill(response, answered.spec, answered.result, asked.question.form)
+        except VersionRetired:  # such requests go to another version by now
+            self._catalog.refresh()
+            asked, result = self._catalog.by_current(lambda: self._asked_anew(asked))
+        self._queues.copy_to_shadow(asked.question, result)
+        _fill(response, asked.question.spec, result, asked.question.form)
+
+    def _asked_anew(self, asked: Asked) -> tuple[Asked, InferResult]:
+        again = self._push(asked.request, asked.until)
+        return again, self._queues.wait(again.question.spec, again.pending)
 
     def _bounded(self, question: Question, remaining_seconds: float) -> Question:
         """Return the question with a time-out of its own `timeout` and the call's deadline."""

@@ -16,7 +16,7 @@ class PushArguments(NamedTuple):
     """The arguments of `push.lua` for one request, in its order.
 
     `terms` are of its level's queue policy, empty when there is none. `digest` is of what it asks,
-    empty when its model has no cache.
+    empty when its model has no cache. `named` is 1 when the client names this version.
     """
 
     id: str
@@ -28,6 +28,7 @@ class PushArguments(NamedTuple):
     body: bytes | Buffers
     terms: bytes = b""
     digest: str = ""
+    named: int = 0
 
     @property
     def size(self) -> int:

@@ -6,9 +6,17 @@ import logging
 import random
 import time
 import weakref
+from collections.abc import Callable
 from threading import Lock, Thread
+from typing import TypeVar
 
-from shared.errors import ModelNotReady, RedisUnavailable, UnknownModel
+from shared.errors import (
+    BadRequest,
+    ModelNotReady,
+    RedisUnavailable,
+    UnknownModel,
+    VersionRetired,
+)
 from shared.model_spec import ModelSpec
 from shared.registry.log_settings import LogLevel
 from shared.registry.registry import Registry
@@ -21,19 +29,26 @@ FRESH_SECONDS = 0.5
 REFRESH_SECONDS = 0.35
 """Time between two reads of the refresher, of 0.2 ms each: no request finds its copy too old."""
 CHANGES_LOOK_SECONDS = 0.1
-"""Time between two looks of requests, whether they are to go elsewhere: a rollback's delay.
+"""Time between two looks of requests, whether they are to go elsewhere.
 
-The request asks by itself, one GET: who is told that a change is done finds it done.
+The request asks by itself, one GET, so that few are refused by a version that was replaced.
 """
+AWAY_SECONDS = 1.0
+"""Time for which nobody asks a Redis again whether something changed that did not answer."""
+MAX_TRIES = 10
+TRY_PAUSE_SECONDS = 0.05
 UNASKED_SECONDS = 60.0
 """After so long without a request nobody reads ahead, and the next request reads by itself."""
 REFUSAL_FRESH_SECONDS = 0.05
-"""Age at which the copy is no reason to refuse a request: it is read anew before."""
+"""Age at which the copy is no reason to refuse a request: instances come and go uncounted."""
 RESTART_GRACE_SECONDS = 15.0
 """Time that a model which was ready still takes requests while no instance of it lives.
 
 Its instances may be restarting; what is accepted waits on the queue until its own deadline.
 """
+
+
+Answer = TypeVar("Answer")
 
 
 class Catalog:
@@ -44,7 +59,9 @@ class Catalog:
         every 0.35 s  a thread of the catalog's own reads it: no request waits for that
         every 0.1 s   a request asks for the counter of changes, and reads it if that is another one
 
-    `refresh` is for who knows of a change: no copy of before is used any more.
+    So a request may go by an old copy. Nothing comes of it: a queue refuses what is to go
+    elsewhere (`DesiredStore.serve`), and who would refuse a request, or describes a model, asks for
+    the counter first. `by_current` has both try again.
     """
 
     def __init__(self, registry: Registry, log_level: LogLevel | None = None) -> None:
@@ -55,7 +72,7 @@ class Catalog:
         self._read_at = float("-inf")
         self._stale_before = float("-inf")
         self._next_look = float("-inf")
-        self._changes = 0
+        self._looked_at = self._away_until = float("-inf")
         self._ready_at: dict[str, float] = {}
         self._looking, self._installing = Lock(), Lock()
         self._asked_at = float("-inf")
@@ -67,10 +84,7 @@ class Catalog:
 
         Raises UnknownModel.
         """
-        try:
-            return _find(self._current(), name, version)
-        except UnknownModel:
-            return _find(self._current(REFUSAL_FRESH_SECONDS), name, version)
+        return _find(self._renewed(), name, version)
 
     def serving(self, name: str, version: str | None = None) -> ModelSpec:
         """Return a model that takes requests; raises UnknownModel or ModelNotReady.
@@ -83,7 +97,26 @@ class Catalog:
         try:
             return self._serving(self._current(), name, version)
         except (UnknownModel, ModelNotReady):
-            return self._serving(self._current(REFUSAL_FRESH_SECONDS), name, version)
+            return self._serving(self._renewed(), name, version)
+
+    def by_current(self, attempt: Callable[[], Answer]) -> Answer:
+        """Return what `attempt` returns; again where it fails by a copy older than a change.
+
+        Its request was then refused by a version that was replaced, or for not fitting it. Raises
+        what the last attempt raises.
+        """
+        for number in range(1, MAX_TRIES):
+            seen = self._snapshot
+            try:
+                return attempt()
+            except VersionRetired:
+                if number > 1:  # not all of the change is done
+                    time.sleep(TRY_PAUSE_SECONDS)
+                self.refresh()
+            except BadRequest:
+                if self._renewed().changes == seen.changes:
+                    raise
+        return attempt()
 
     def _serving(self, snapshot: Snapshot, name: str, version: str | None) -> ModelSpec:
         reason = snapshot.failures.get(name)
@@ -98,10 +131,10 @@ class Catalog:
 
     def is_ready(self, name: str, version: str | None = None) -> bool:
         """Tell whether an instance serves the model now; raises UnknownModel."""
-        snapshot = self._current()
+        snapshot = self._renewed()
         if name in snapshot.failures and name not in snapshot.models:
             return False
-        return self.find(name, version).key in snapshot.ready
+        return _find(snapshot, name, version).key in snapshot.ready
 
     def drain_rate(self, model_key: str) -> float:
         """Return how many requests per second the model's instances answered lately."""
@@ -111,28 +144,30 @@ class Catalog:
         """Tell whether every model is served now, with Redis answering."""
         try:
             self._registry.ping()
-            return self._current().all_ready()
+            return self._renewed().all_ready()
         except RedisUnavailable:
             return False
 
     def specs(self) -> list[ModelSpec]:
         """Return the version that serves of every model, by name."""
-        return [self.find(name) for name in sorted(self._current().models)]
+        snapshot = self._current()
+        return [_find(snapshot, name, None) for name in sorted(snapshot.models)]
 
     def snapshot(self) -> Snapshot:
-        """Return the registry as of half a second ago at most."""
-        return self._current()
+        """Return the registry with every change, its instances as of half a second ago at most."""
+        return self._renewed()
 
     def versions(self, name: str | None, version: str | None) -> list[ModelSpec]:
         """Return every version that is seen: of all models, of one, or the one named.
 
         Raises UnknownModel.
         """
+        snapshot = self._renewed()
         if name is not None:
-            self.find(name, version)
+            _find(snapshot, name, version)
         specs = [
             spec
-            for versions in self._current().models.values()
+            for versions in snapshot.models.values()
             for spec in versions.values()
             if name in (None, spec.name) and version in (None, spec.version)
         ]
@@ -154,22 +189,28 @@ class Catalog:
 
     def served_versions(self, name: str) -> list[str]:
         """Return the versions of a model that take requests; raises UnknownModel."""
-        self.find(name)
-        snapshot = self._current()
+        snapshot = self._renewed()
+        _find(snapshot, name, None)
         serving = snapshot.served.get(name)
         return sorted(serving.versions if serving else snapshot.models[name], key=int)
 
-    def _current(self, max_age_seconds: float = FRESH_SECONDS) -> Snapshot:
+    def _current(self) -> Snapshot:
         """Return the snapshot, read anew when it is old; a Redis that is away leaves the old one.
 
-        While one thread reads, the others use the old one, unless there is none, it is known to be
-        stale, or they are about to refuse a request.
+        While one thread reads, the others use the old one, unless there is none or it is known to
+        be stale.
         """
         now = time.monotonic()
         is_stale = self._read_at <= self._stale_before
-        if now - self._read_at < max_age_seconds and now < self._next_look and not is_stale:
+        if now - self._read_at < FRESH_SECONDS and now < self._next_look and not is_stale:
             return self._snapshot  # fast: nearly every request, thanks to the refresher
-        self._look(max_age_seconds, must_wait=is_stale or max_age_seconds < FRESH_SECONDS)
+        self._look(FRESH_SECONDS, must_wait=is_stale)
+        return self._snapshot
+
+    def _renewed(self) -> Snapshot:
+        """Return a snapshot that holds every change until now, if Redis answers."""
+        if not self._snapshot.models or time.monotonic() >= self._away_until:
+            self._look(REFUSAL_FRESH_SECONDS, must_wait=True)
         return self._snapshot
 
     def _start_refresher(self) -> None:
@@ -198,10 +239,13 @@ class Catalog:
 
     def _look(self, max_age_seconds: float, *, must_wait: bool) -> None:
         """Read the registry if the copy is that old, or if requests may go elsewhere."""
+        asked_at = time.monotonic()
         if not self._looking.acquire(blocking=must_wait):
             return  # another thread reads
         try:
-            now = time.monotonic()
+            if self._looked_at > asked_at:
+                return  # another thread did, since we asked
+            self._looked_at = now = time.monotonic()
             is_old = now - self._read_at >= max_age_seconds or self._read_at <= self._stale_before
             if is_old or self._has_changed():
                 # subtle: it begins only here, or an older copy of the refresher's would outdo it.
@@ -211,12 +255,12 @@ class Catalog:
             self._looking.release()
 
     def _has_changed(self) -> bool:
-        """Tell whether requests may go elsewhere since the last look; one small command."""
+        """Tell whether requests may go elsewhere than the copy says; one small command."""
         try:
-            changes, self._changes = self._changes, self._registry.changes()
+            return self._registry.changes() != self._snapshot.changes
         except RedisUnavailable:
+            self._away_until = time.monotonic() + AWAY_SECONDS
             return False
-        return changes != self._changes
 
     def _read(self, now: float) -> None:
         """Read the registry anew, beginning `now`."""

@@ -108,6 +108,21 @@ class Serving(_Frozen):
     shadow: str = ""
 
 
+def sent_elsewhere(key: str, serving: Serving | None) -> Literal["", "unnamed", "all"]:
+    """Return which requests to a content go elsewhere from now on; `unnamed` name no version.
+
+    One that was replaced stands by for those that name it, unless its version has other content
+    now, or the model was unloaded.
+    """
+    if serving is None:
+        return "all"
+    version = key.partition("@")[0].rpartition("/")[2]
+    if serving.versions.get(version, key) != key:
+        return "all"
+    takes = set(serving.split) or {serving.default}
+    return "" if version in serving.versions and version in takes else "unnamed"
+
+
 def promoted(
     current: Serving | None,
     desired: Desired,

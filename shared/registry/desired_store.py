@@ -10,7 +10,7 @@ import redis
 from redis.exceptions import WatchError
 
 from shared.errors import RedisUnavailable
-from shared.registry.desired_state import Desired, Serving, SupervisorReport
+from shared.registry.desired_state import Desired, Serving, SupervisorReport, sent_elsewhere
 from shared.registry.keys import RegistryKeys, living_supervisors, read_changes
 from shared.request_queue.keys import RETIRED_COUNTS_SECONDS, QueueKeys
 from shared.wire.client import asking, milliseconds
@@ -135,12 +135,28 @@ class DesiredStore:
         for name in sorted(names - living_supervisors(self._client, self._keys, names)):
             self.drop_report(name)
 
-    def serve(self, name: str, serving: Serving | None) -> None:
-        """Send a model's requests elsewhere, or nowhere."""
-        if serving is None:
-            self._write("hdel", self._keys.served, name)
-        else:
-            self._write("hset", self._keys.served, name, serving.model_dump_json())
+    def serve(self, name: str, serving: Serving | None, contents: Iterable[str] = ()) -> None:
+        """Send a model's requests elsewhere, or nowhere; from then on its queues refuse others.
+
+        `contents` are the `ModelSpec.key`s that it could be asked by until now. An API process that
+        does not know of the change yet, however long it stood still, is refused by Redis.
+        """
+        keys = self._keys
+
+        def run() -> None:
+            with self._client.pipeline() as opened:
+                pipeline: Any = opened
+                if serving is None:
+                    pipeline.hdel(keys.served, name)
+                else:
+                    pipeline.hset(keys.served, name, serving.model_dump_json())
+                for key in {*contents, *(serving.versions.values() if serving else ())}:
+                    gate, who = QueueKeys(self._prefix, key).elsewhere, sent_elsewhere(key, serving)
+                    pipeline.set(gate, who) if who else pipeline.delete(gate)
+                pipeline.incr(keys.changes)
+                pipeline.execute()
+
+        asking(run)
 
     def _write(self, command: str, *arguments: str) -> None:
         def run() -> None:
@@ -183,7 +199,7 @@ class DesiredStore:
             with self._client.pipeline(transaction=False) as opened:
                 pipeline: Any = opened
                 pipeline.delete(keys.closed)
-                for kept in (keys.stats, keys.counts, keys.dead):
+                for kept in (keys.elsewhere, keys.stats, keys.counts, keys.dead):
                     pipeline.persist(kept)
                 pipeline.execute()
 
@@ -194,7 +210,7 @@ class DesiredStore:
         keys = QueueKeys(self._prefix, model_key, levels)
         inflight = [keys.inflight + instance for instance in instances]
         kept = [keys.stats, keys.counts, keys.dead]
-        names = [keys.closed, *kept, *keys.lists, *inflight]
+        names = [keys.closed, keys.elsewhere, *kept, *keys.lists, *inflight]
         client: Any = self._client
         lifetimes = (CLOSED_MS, milliseconds(RETIRED_COUNTS_SECONDS))
         return bool(

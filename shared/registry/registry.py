@@ -91,9 +91,10 @@ class Registry:
     def snapshot(self) -> Snapshot:
         """Return the served versions, the traffic, and the reasons why others do not serve."""
         keys = self._keys
-        specs, rows, log, served, reports = self._read(
-            ("HVALS", keys.models), ("HVALS", keys.instances), ("HGETALL", keys.log),
-            ("HGETALL", keys.served), ("HGETALL", keys.reports),
+        changes, specs, rows, log, served, reports = self._read(
+            # First: what is read behind it holds at least so many changes.
+            ("GET", keys.changes), ("HVALS", keys.models), ("HVALS", keys.instances),
+            ("HGETALL", keys.log), ("HGETALL", keys.served), ("HGETALL", keys.reports),
         )  # fmt: skip
         records = [InstanceRecord.model_validate_json(row) for row in rows]
         reported = {
@@ -107,6 +108,7 @@ class Registry:
             {name.decode(): Serving.model_validate_json(row) for name, row in served.items()},
             [report for name, report in reported.items() if name in alive],
             _numbers(log),
+            int(changes or 0),
         )
 
     def _read(self, *commands: tuple[str, str]) -> list[Any]:

@@ -54,7 +54,8 @@ class Snapshot:
     `ModelSpec.key`: `ready` and `loading` are those with an instance that is ready or starting,
     `drain_rates` the requests per second that the ready ones answered of late. `known` are all
     models that living supervisors report, also those that are not wanted; `is_complete` tells
-    whether these have read their whole repositories. `log` are the log settings that were set.
+    whether these have read their whole repositories. `log` are the log settings that were set. No
+    change after the one that `changes` counts need be in it.
 
     Three say why something is not there: `failures` of each model that nobody serves, `reasons` of
     each content (`ModelSpec.key`) and each model whose directory cannot be read, `notes` of models
@@ -73,6 +74,7 @@ class Snapshot:
     failures: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    changes: int = -1
 
     def drain_rate(self, model_key: str) -> float:
         """Return the requests per second that a model version's instances answered of late.
@@ -120,6 +122,7 @@ def snapshot_of(
     served: Mapping[str, Serving],
     reports: list[SupervisorReport],
     log: dict[str, int],
+    changes: int = 0,
 ) -> Snapshot:
     """Put a snapshot together from the registry; `living`, `reports` are of living supervisors."""
     models = _seen_models(specs, served, reports)
@@ -145,6 +148,7 @@ def snapshot_of(
         failures=failures,
         reasons=reasons,
         notes={name: model.note for name, model in reported if model.note},
+        changes=changes,
     )
     return _waiting_for_steps(found)
 

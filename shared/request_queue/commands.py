@@ -41,6 +41,7 @@ def as_push(
         request.id, request.rows, request.priority, request.signature, request.timeout_seconds,
         milliseconds(request.timeout_seconds + limits.grace_seconds), body,
         _terms(policy, request) if policy else b"", request.digest() if keys.cache else "",
+        int(request.named),
     )  # fmt: skip
 
 
@@ -85,8 +86,8 @@ def pusher(keys: QueueKeys, limits: Limits) -> Callable[[Iterable[PushArguments]
 def _push_prefix(keys: QueueKeys, limits: Limits) -> tuple[Any, ...]:
     lists = keys.lists if limits.policies else keys.queues
     return (
-        "EVALSHA", script_digest("push"), 3 + len(lists), keys.bell, keys.bytes, keys.closed,
-        *lists,
+        "EVALSHA", script_digest("push"), 4 + len(lists), keys.bell, keys.bytes, keys.closed,
+        keys.elsewhere, *lists,
         keys.body, keys.result, limits.requests, limits.bytes,
         keys.cache, milliseconds(limits.result_ttl_seconds), _IDEMPOTENT_MS, keys.levels,
     )  # fmt: skip

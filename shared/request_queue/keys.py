@@ -9,6 +9,8 @@ cluster. `ferry` is FERRY_KEY_PREFIX.
     ferry:{m/v}:bytes               string  body bytes of the tickets on the queues       no
     ferry:{m/v}:bell                list    at most one wake-up token, no data            no
     ferry:{m/v}:closed              string  this version takes no requests any more       an hour
+    ferry:{m/v}:elsewhere           string  `all` or `unnamed`: these requests go to      no (see 6)
+                                            another version now
     ferry:{m/v}:inflight:<instance> list    tickets claimed and not yet published         no (see 1)
     ferry:{m/v}:body:<id>           string  a request's tensors; exists while it is open  yes
     ferry:{m/v}:result:<id>         string  one encoded result                            yes
@@ -30,6 +32,8 @@ cluster. `ferry` is FERRY_KEY_PREFIX.
     3: only of models with a response cache, as the six keys from here on. The first ticket's
        request leads: it waits or runs itself, and its answer is everybody's (docs/cache.md).
     4: but 7 days after the version has left.
+    6: written with `served` (shared/registry/desired_store.py), in one step; for an hour more once
+       the version has left. `unnamed` are requests that name no version.
 
 `answered:<process>` is also a channel, to which that process listens: small results are said there
 and not stored, and an empty message has it take what is stored.
@@ -76,6 +80,7 @@ class QueueKeys:
         self.bytes = f"{tag}:bytes"
         self.bell = f"{tag}:bell"
         self.closed = f"{tag}:closed"
+        self.elsewhere = f"{tag}:elsewhere"
         self.inflight = f"{tag}:inflight:"
         self.body = f"{tag}:body:"
         self.result = f"{tag}:result:"

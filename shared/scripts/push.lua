@@ -1,29 +1,36 @@
 -- push: accept requests, each once. Run by RequestQueue.push, through Courier, which sends several at once.
--- KEYS: bell, bytes, closed, then of each level its queue, and its delayed if there are queue policies
+-- KEYS: bell, bytes, closed, elsewhere, then of each level its queue, and its delayed if there are queue policies
 -- ARGV: body and result key prefix, max_requests, max_bytes, cache (see _cache.lua), result_ttl_ms, idempotent_ttl_ms,
---       levels, then id, rows, level, signature, timeout_seconds, body_ttl_ms, body, terms, digest of each request
+--       levels, then id, rows, level, signature, timeout_seconds, body_ttl_ms, body, terms, digest,
+--       1 if it names this version, of each request
 -- terms is empty, or of the level's queue policy: B on time-out, d its time-out in seconds, I4 max_queue_size.
 -- Returns for each: 'queued', 'known' (this id is stored or answered already: a push sent again after a
--- lost connection changes nothing), 'full <waiting>' (refused) or 'closed' (refused: this version is leaving); of
--- a model with a cache also 'hit' (answered already) or 'followed' (it waits for another's answer).
+-- lost connection changes nothing), 'full <waiting>' (refused) or 'closed' (refused: this version is leaving, or
+-- such requests go to another one by now); of a model with a cache also 'hit' (answered already) or 'followed' (it waits for another's answer).
 -- include tell
 -- include cache
 
 local bell, bytes_key = KEYS[1], KEYS[2]
 local body_prefix, result_prefix, max_requests, max_bytes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local cache = ARGV[5] ~= '' and response_cache(unpack(ARGV, 5, 7))
-local lists_of_level = (#KEYS - 3) / ARGV[8]
+local lists_of_level = (#KEYS - 4) / ARGV[8]
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
 local waiting = 0
-for list = 4, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[list]) end
+for list = 5, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[list]) end
 -- An empty queue takes one request of any size, so only behind others the bytes count.
 local bytes = waiting > 0 and tonumber(redis.call('GET', bytes_key) or 0) or 0
 
+local function goes_elsewhere(named)
+  local who = redis.call('GET', KEYS[4])
+  return who == 'all' or (who == 'unnamed' and named ~= '1')
+end
+
 local statuses, tickets, added = {}, {}, 0
-for i = 1, (#ARGV - 8) / 9 do
-  local id, rows, level, signature, timeout, ttl, payload, terms, digest = unpack(ARGV, 9 * i, 9 * i + 8)
-  local body, result, place = body_prefix .. id, result_prefix .. id, 4 + (level - 1) * lists_of_level
+for i = 1, (#ARGV - 8) / 10 do
+  local id, rows, level, signature, timeout, ttl, payload, terms, digest, named =
+    unpack(ARGV, 10 * i - 1, 10 * i + 8)
+  local body, result, place = body_prefix .. id, result_prefix .. id, 5 + (level - 1) * lists_of_level
   local queue = KEYS[place]
   local on_timeout, queue_timeout, max_level = 0, 0, 0
   if #terms > 0 then on_timeout, queue_timeout, max_level = struct.unpack('<BdI4', terms) end
@@ -34,8 +41,8 @@ for i = 1, (#ARGV - 8) / 9 do
   local ticket = struct.pack('@TICKET@', @TICKET_VERSION@, 0, level, on_timeout, rows,
     now, now + timeout, now + queue_timeout, signature, #payload) .. id
   -- fast: nearly always there is none of them, and one question is enough.
-  local unusual = redis.call('EXISTS', KEYS[3], body, result) > 0
-  local closed = unusual and redis.call('EXISTS', KEYS[3]) == 1
+  local unusual = redis.call('EXISTS', KEYS[3], KEYS[4], body, result) > 0
+  local closed = unusual and (redis.call('EXISTS', KEYS[3]) == 1 or goes_elsewhere(named))
   local known = unusual and redis.call('EXISTS', body, result) > 0
   local asks = cache and digest ~= '' and not known and not closed
   local joined = asks and cache.join(id, digest, ticket, payload, ttl, max_requests, max_bytes)

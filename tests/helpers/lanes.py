@@ -26,6 +26,7 @@ LONGEST = (
     "tests/openapi/test_contract.py",
     "tests/supervisor/test_two_machines.py",
     "tests/supervisor/test_swap.py",
+    "tests/supervisor/test_nobody_by_the_old_version.py",
     "tests/samples/test_sample_ensembles.py",
     "tests/cli/test_ferry_up_start.py",
     "tests/routes/test_log_settings.py",

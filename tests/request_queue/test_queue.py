@@ -14,7 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from waiting import wait_until
 
 from shared.courier.pending import PushArguments
-from shared.errors import ModelCrashed, ModelFailed, QueueFull, RequestExpired
+from shared.errors import ModelCrashed, ModelFailed, QueueFull, RequestExpired, VersionRetired
 from shared.messages import InferRequest, InferResult, Tensor
 from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.claimed import Claimed, EncodedResults
@@ -506,3 +506,30 @@ def test_a_push_wakes_a_worker_that_waits(
 def _keys(redis: Redis, keys: QueueKeys) -> set[str]:
     pattern = keys.queue.removesuffix("queue:") + "*"
     return {key.decode() for key in redis.scan_iter(match=pattern)}
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "refused"), [("", ()), ("unnamed", (False,)), ("all", (False, True))]
+)
+def test_requests_that_go_elsewhere_are_refused(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, elsewhere: str, refused: tuple[bool, ...]
+) -> None:
+    if elsewhere:
+        redis.set(keys.elsewhere, elsewhere)
+    for named in (False, True):
+        waiting = queue.push(request(queue, timeout=0.3)._replace(named=named))
+        with pytest.raises(VersionRetired if named in refused else RequestExpired):
+            waiting.wait()
+
+
+def test_a_request_that_was_accepted_is_known_whoever_goes_elsewhere(
+    redis: Redis, keys: QueueKeys, wire: Wire
+) -> None:
+    pushed = as_push(request(api_end(redis, keys)), keys, Limits())
+    statuses = []
+    for _ in range(2):
+        wire.send(push_command(keys, Limits(), [pushed]))
+        statuses += wire.reply()
+        redis.set(keys.elsewhere, "all")
+
+    assert statuses == [b"queued", b"known"]

@@ -232,4 +232,4 @@ def test_nothing_is_lost_and_nothing_is_answered_twice(redis_url: str, batching:
 
 
 def test_the_model_knows_every_documented_key() -> None:
-    assert len(DOCUMENTED) == 20
+    assert len(DOCUMENTED) == 21

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,22 +10,21 @@ import numpy as np
 import pytest
 from ferry_processes import running_worker
 from flask import Flask
+from tritonclient.grpc import service_pb2 as proto
 from versioned_models import add_model
+from werkzeug.test import TestResponse
 
 from api.app import create_app
-from api.infer.question import Question
-from api.infer.queues import MAX_SUCCESSORS, Queues
-from shared.errors import UnknownModel, VersionRetired
-from shared.messages import InferResult, Tensor
+from api.rpc.inference import InferCalls
+from shared.errors import VersionRetired
 from shared.model_spec import ModelSpec
+from shared.registry.catalog import FRESH_SECONDS, MAX_TRIES, Catalog
 from shared.registry.desired_store import DesiredStore
 from shared.registry.snapshot import Snapshot
-from shared.request_queue.api_end import PendingRequest
-from shared.request_queue.async_requests import new_id
 from shared.settings import Settings
 from shared.wire.client import connect
 
-X = Tensor.of("x", np.array([[1, 10]], np.float32))
+BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 10]}]}
 
 
 @pytest.fixture(scope="module")
@@ -41,84 +40,140 @@ def app(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
 
 
 @pytest.fixture
-def queues(app: Flask) -> Queues:
-    found: Queues = app.extensions["ferry"].queues
-    return found
+def left(app: Flask) -> Iterator[ModelSpec]:
+    """Version 1, which this API process alone still takes for the one that serves."""
+    catalog: Catalog = app.extensions["ferry"].catalog
+    snapshot = catalog.snapshot()
+    spec = snapshot.models["m"]["2"].model_copy(update={"version": "1"})
+    yield be_behind(catalog, spec)
+    catalog.refresh()
 
 
-@pytest.fixture
-def left(app: Flask) -> ModelSpec:
-    """Version 1 as an API process that does not know yet still sees it."""
-    spec: ModelSpec = app.extensions["ferry"].catalog.serving("m")
-    return spec.model_copy(update={"version": "1"})
+def be_behind(catalog: Catalog, spec: ModelSpec) -> ModelSpec:
+    """Have the next request go by a copy of the registry in which `spec` serves alone."""
+    catalog._snapshot = replace(
+        catalog.snapshot(), models={"m": {"1": spec}}, served={}, ready=frozenset({spec.key}),
+        changes=-1,
+    )  # fmt: skip
+    catalog._read_at = catalog._ready_at[spec.key] = time.monotonic()
+    catalog._next_look = catalog._read_at + FRESH_SECONDS
+    return spec
 
 
-def test_its_successor_answers(queues: Queues, left: ModelSpec) -> None:
-    answered = queues.ask(Question(left, (X,)))
-
-    assert answered.spec.version == "2"
-    assert answered.result.outputs[0].array().tolist() == [[2, 20]]
+def post(app: Flask, path: str, body: object, **headers: str) -> TestResponse:
+    return app.test_client().post(path, json=body, headers=headers)
 
 
-def test_its_successor_answers_later(queues: Queues, left: ModelSpec) -> None:
-    assert queues.submit(new_id(), Question(left, (X,))).spec.version == "2"
+def infer(app: Flask, **headers: str) -> TestResponse:
+    return post(app, "/v2/models/m/infer", BODY, **headers)
+
+
+@pytest.mark.usefixtures("left")
+def test_its_successor_answers(app: Flask) -> None:
+    found = infer(app).json
+
+    assert found is not None and found["model_version"] == "2"
+    assert found["outputs"][0]["data"] == [2, 20]
+
+
+@pytest.mark.usefixtures("left")
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/models/m:predict", {"instances": [[1, 10]]}),
+        ("/predict/m", {"input_tensor": [[1, 10]]}),
+    ],
+)
+def test_its_successor_answers_on_each_route(app: Flask, path: str, body: object) -> None:
+    found = post(app, path, body).json
+
+    assert found is not None and [[2, 20]] in found.values()
+
+
+@pytest.mark.usefixtures("left")
+def test_its_successor_answers_a_grpc_call(app: Flask) -> None:
+    services = app.extensions["ferry"]
+    calls = InferCalls(services.catalog, services.queues)
+    request, response = proto.ModelInferRequest(model_name="m"), proto.ModelInferResponse()
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    request.raw_input_contents.append(np.float32([1, 10]).tobytes())
+
+    calls.respond(calls.push(request, 30.0), response)
+
+    assert response.model_version == "2"
+    assert np.frombuffer(response.raw_output_contents[0], np.float32).tolist() == [2, 20]
+
+
+@pytest.mark.usefixtures("left")
+def test_its_successor_answers_later(app: Flask) -> None:
+    accepted = infer(app, Prefer="respond-async")
+    found = app.test_client().get(f"{accepted.headers['Location']}?timeout=30").json
+
+    assert accepted.status_code == 202
+    assert found is not None and found["model_version"] == "2"
 
 
 def test_its_successor_answers_a_request_that_comes_again(
     app: Flask, left: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process that it came to first died before it pushed."""
-    answers, question = app.extensions["ferry"].async_answers, Question(left, (X,))
+    services, key = app.extensions["ferry"], {"Idempotency-Key": "key"}
     with monkeypatch.context() as dying:
-        dying.setattr(answers, "_submit_first", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            answers.once("key", "/", question, wait=True)
+        dying.setattr(services.async_answers, "_submit_first", lambda *_: 1 / 0)
+        assert infer(app, **key).status_code == 500
+    be_behind(services.catalog, left)
 
-    answered = answers.once("key", "/", question, wait=True)
+    found = infer(app, **key)
 
-    assert answered.status == 200
-    assert json.loads(answered.body)["model_version"] == "2"
-
-
-def test_nobody_else_answers_for_a_version_that_was_named(queues: Queues, left: ModelSpec) -> None:
-    with pytest.raises(UnknownModel, match="version 1"):
-        queues.ask(Question(left, (X,), named=True))
+    assert found.status_code == 200
+    assert found.json is not None and found.json["model_version"] == "2"
 
 
-def test_a_successor_with_other_inputs_is_not_asked(queues: Queues, left: ModelSpec) -> None:
+@pytest.mark.usefixtures("left")
+def test_nobody_else_answers_for_a_version_that_was_named(app: Flask) -> None:
+    found = post(app, "/v2/models/m/versions/1/infer", BODY)
+
+    assert found.status_code == 404
+    assert "version 1" in found.text
+
+
+def test_what_the_successor_alone_takes_is_no_bad_request(app: Flask, left: ModelSpec) -> None:
     wider = left.inputs[0].model_copy(update={"dims": (3,)})
-    other = left.model_copy(update={"inputs": (wider,)})
+    be_behind(app.extensions["ferry"].catalog, left.model_copy(update={"inputs": (wider,)}))
 
-    with pytest.raises(VersionRetired):
-        queues.ask(Question(other, (X,)))
-
-
-def test_the_last_attempt_too_is_copied_to_the_shadow(
-    queues: Queues, left: ModelSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left_to_fail, wait, copied = [VersionRetired.default()] * MAX_SUCCESSORS, queues.wait, []
-
-    def wait_or_fail(spec: ModelSpec, pending: PendingRequest) -> InferResult:
-        result = wait(spec, pending)
-        if left_to_fail:
-            raise left_to_fail.pop()
-        return result
-
-    monkeypatch.setattr(queues, "wait", wait_or_fail)
-    monkeypatch.setattr(queues, "copy_to_shadow", lambda asked, _: copied.append(asked.spec.key))
-
-    queues.ask(Question(left.model_copy(update={"version": "2"}), (X,)))
-
-    assert copied == ["m/2"]
+    assert infer(app).status_code == 200
 
 
-def test_nothing_waits_on_a_queue_that_is_closed(
-    queues: Queues, left: ModelSpec, redis_url: str
-) -> None:
-    queues.ask(Question(left, (X,)))
+def test_a_bad_request_is_one_after_one_more_look(app: Flask, left: ModelSpec) -> None:
+    wide = BODY["inputs"][0] | {"shape": [1, 3], "data": [1, 2, 3]}
+
+    found = post(app, "/v2/models/m/infer", {"inputs": [wide]})
+
+    assert found.status_code == 400
+    assert "[-1, 2]" in found.text or "[2]" in found.text
+
+
+@pytest.mark.usefixtures("left")
+def test_nothing_waits_on_a_queue_that_is_closed(app: Flask, redis_url: str) -> None:
+    infer(app)
 
     with connect(redis_url) as redis:
         assert not list(redis.scan_iter(match="retired:{m/1}:queue:*"))
+
+
+def test_a_version_that_is_never_done_leaving_is_not_asked_for_ever(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[float] = []
+
+    def refused() -> None:
+        attempts.append(time.monotonic())
+        raise VersionRetired.default()
+
+    with pytest.raises(VersionRetired):
+        app.extensions["ferry"].catalog.by_current(refused)
+
+    assert len(attempts) == MAX_TRIES
 
 
 def test_a_version_with_work_does_not_close(settings: Settings) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from shared.registry.desired_state import (
     Desired,
     ModelReport,
@@ -9,6 +11,7 @@ from shared.registry.desired_state import (
     VersionReport,
     VersionState,
     promoted,
+    sent_elsewhere,
 )
 
 NOTHING = Desired()
@@ -136,3 +139,28 @@ def test_a_shadow_never_takes_the_place_of_what_serves() -> None:
 
     assert found == serving("2", "3", default="2", shadow="3")
     assert promoted(now, desired, [said(v2="ready", v3="loading")]) == now
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("m/3", ""),
+        ("m/2", "unnamed"),
+        ("m/1", "unnamed"),
+        ("m/3@1", "all"),
+    ],
+)
+def test_what_does_not_serve_takes_those_that_name_it_unless_it_was_replaced(
+    key: str, expected: str
+) -> None:
+    serving = Serving(versions={"2": "m/2", "3": "m/3"}, default="3")
+
+    assert sent_elsewhere(key, serving) == expected
+    assert sent_elsewhere(key, None) == "all"
+
+
+def test_what_a_split_leaves_out_takes_those_that_name_it() -> None:
+    versions = {"1": "m/1", "2": "m/2", "3": "m/3"}
+    serving = Serving(versions=versions, default="3", split={"1": 9, "2": 1})
+
+    assert [sent_elsewhere(key, serving) for key in versions.values()] == ["", "", "unnamed"]

@@ -180,6 +180,7 @@ class EnsembleScheduler:
                 request.deadline,
                 step_level(self._spec, request.claimed.level, model),
                 request.decoded.parameters,
+                bool(step.version),
             )
             answered = partial(self._events.put, partial(self._take_answer, request, number))
             request.asked[number] = self._steps.push(step_request, answered)

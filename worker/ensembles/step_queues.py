@@ -27,6 +27,7 @@ class StepRequest(NamedTuple):
     deadline: float
     priority: int
     parameters: Parameters
+    named: bool
 
 
 class StepQueues:
@@ -58,7 +59,7 @@ class StepQueues:
 
         Raises RequestExpired, or BadModelOutput for tensors that are too large to be handed on.
         """
-        model, inputs, outputs, deadline, priority, parameters = request
+        model, inputs, outputs, deadline, priority, parameters, named = request
         seconds = deadline - time.monotonic()
         if seconds <= 0:
             raise RequestExpired("Request timeout expired")
@@ -79,6 +80,7 @@ class StepQueues:
                 model.signature(inputs),
                 priority,
                 parameters,
+                named=named,
             ),
             then,
         )

@@ -121,6 +121,7 @@ class Rollout:
         """Write desired, served and running versions into a Redis that came back empty."""
         log.warning("Redis forgot where requests go, telling it")
         self._store.restore(self._last_state)
+        self._traffic.write_again()
         for deployment in self.deployments.values():
             revision = deployment.model.spec.revision
             self._store.restore_revision(deployment.content, revision, self._supervisor)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Set
 
 from shared.registry.desired_state import Desired, Serving, promoted
 from shared.registry.desired_store import ControlState, DesiredStore
@@ -25,10 +26,17 @@ class Traffic:
         self._supervisor = supervisor
         self._store = store
         self._unnamed_since: dict[str, float] = {}
+        self._written = False
 
     def leads(self, state: ControlState) -> bool:
         """Tell whether this supervisor decides."""
-        return self._supervisor == min(state.reports, default=self._supervisor)
+        leads = self._supervisor == min(state.reports, default=self._supervisor)
+        self._written = self._written and leads
+        return leads
+
+    def write_again(self) -> None:
+        """Write all with the next decision: Redis may have lost what its queues refuse."""
+        self._written = False
 
     def promote(self, state: ControlState) -> None:
         """Write where every model's requests go by now; raises RedisUnavailable."""
@@ -43,14 +51,22 @@ class Traffic:
                 current, state.desired.get(name, Desired()), reports,
                 running if is_complete else None,
             )  # fmt: skip
-            if serving != current:
-                log.info("%s: requests go to %s", name, _described(serving))
-                self._store.serve(name, serving)
+            if serving != current or not self._written:
+                if serving != current:
+                    log.info("%s: requests go to %s", name, _described(serving))
+                self._store.serve(name, serving, _contents(name, current, running))
+        self._written = True
 
     def _long_unnamed(self, names: set[str]) -> set[str]:
         now = time.monotonic()
         self._unnamed_since = {name: self._unnamed_since.get(name, now) for name in names}
         return {name for name, at in self._unnamed_since.items() if now - at > UNNAMED_SECONDS}
+
+
+def _contents(name: str, current: Serving | None, running: Set[str]) -> set[str]:
+    """Return the contents of a model that API processes may still ask."""
+    known = set(current.versions.values()) if current else set()
+    return known | {key for key in running if key.partition("/")[0] == name}
 
 
 def _described(serving: Serving | None) -> str:
