@@ -14,7 +14,7 @@ from formats_repository import PARAMETER, add_format
 from loaded import PLAIN, floats, load, own_imports, spec, tensor, texts
 from worker_processes import numbers, seen
 
-from shared.errors import BadModel, BadModelOutput
+from shared.errors import BadModel
 from shared.model_spec import ImageInput
 from shared.settings import Settings
 from worker.backends.base import Backend, close
@@ -163,15 +163,6 @@ def test_why_a_file_is_no_model_is_said_with_the_line(
 ) -> None:
     with pytest.raises(BadModel, match=message):
         python(tmp_path, code + " ")
-
-
-def test_an_answer_that_names_no_outputs_is_an_error(tmp_path: Path) -> None:
-    backend = python(
-        tmp_path, "class Model:\n    def forward(self, inputs):\n        return inputs['x']\n"
-    )
-
-    with pytest.raises(BadModelOutput, match="forward returned a ndarray, not arrays by output"):
-        backend.forward({"x": floats([1, 2])}, PLAIN)
 
 
 def instance(file: Path) -> InstanceJob:

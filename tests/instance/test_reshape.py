@@ -84,7 +84,7 @@ def test_an_output_of_another_shape_is_the_model_s_mistake() -> None:
 
     side = adapted(Wrong(), spec((6,), (2, 3)))
 
-    with pytest.raises(BadModelOutput, match=r"'y': shape \[3, 2\] of a row, .* says \[2, 3\]"):
+    with pytest.raises(BadModelOutput, match=r"'y': shape \[1, 3, 2\], .* declares \[-1, 2, 3\]"):
         side.forward({"x": np.ones((1, 6), np.float32)}, frozenset())
 
 

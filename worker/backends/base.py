@@ -1,13 +1,15 @@
-"""The contract of a backend: a loaded model that runs one batch."""
+"""The contract of a backend: a loaded model that runs one batch, and names what it returns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple, Protocol
 
 from shared.datatypes import Array
-from shared.errors import FerryError
+from shared.errors import BadModelOutput, FerryError
 from shared.messages import Parameters
+from shared.model_spec import TensorSpec
 
 
 class Backend(Protocol):
@@ -53,3 +55,49 @@ class EachBackend(Backend, Protocol):
         An error that it raises is everybody's: the batch is then run in halves, as for `forward`.
         """
         ...
+
+
+def named_outputs(answer: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return the declared outputs `names` of a model's answer, in whatever they are kept.
+
+    They go by name in a mapping, and in a named tuple or a dataclass that has one of the names;
+    else by order. Those that are not declared are left out. Raises BadModelOutput for missing ones.
+    """
+    named = answer if isinstance(answer, Mapping) else _fields(answer)
+    if isinstance(answer, Mapping) or not named.keys().isdisjoint(names):
+        missing = [name for name in names if name not in named]
+        if missing:
+            raise BadModelOutput(f"the model returned {list(named)}, without {missing}")
+        return {name: named[name] for name in names}
+    found = list(named.values()) if named else _in_order(answer)
+    if len(found) < len(names):
+        raise BadModelOutput(
+            f"the model returned {len(found)} tensors, its config declares {list(names)}"
+        )
+    return dict(zip(names, found, strict=False))
+
+
+def _fields(answer: Any) -> Mapping[str, Any]:
+    """Return the fields of a named tuple (torch's own among them) or of a dataclass by name."""
+    if isinstance(answer, tuple):
+        names: Sequence[str] = getattr(answer, "_fields", getattr(answer, "__match_args__", ()))
+        return dict(zip(names, answer, strict=False))
+    if is_dataclass(answer) and not isinstance(answer, type):
+        return {each.name: getattr(answer, each.name) for each in fields(answer)}
+    return {}
+
+
+def _in_order(answer: Any) -> list[Any]:
+    """Return the parts of a list or tuple of tensors; a list of texts is one output."""
+    if not isinstance(answer, list | tuple) or (answer and isinstance(answer[0], str | bytes)):
+        return [answer]
+    return list(answer)
+
+
+def not_an_output(declared: TensorSpec, value: Any) -> BadModelOutput:
+    """Return the error of an output that is no tensor at all."""
+    kind = "None" if value is None else f"a {type(value).__name__}"
+    return BadModelOutput(
+        f"output {declared.name!r}: the model returned {kind}, the config declares a tensor of "
+        f"{declared.datatype}"
+    )

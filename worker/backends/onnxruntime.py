@@ -15,6 +15,8 @@ from shared.errors import BadModel
 from shared.model_spec import ModelSpec
 from worker.backends.preprocessing import PixelArrays
 from worker.devices import Placement
+from worker.repository.config.description import onnx_tensor
+from worker.repository.config.fitting import check_described
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class OnnxRuntimeBackend:
         providers = _providers(placement.device, wants_gpu(spec))
         self._session = onnxruntime.InferenceSession(str(file), options, providers)
         _check_names(spec, self._session)
+        _check_tensors(spec, self._session)
         self._outputs = [tensor.name for tensor in spec.outputs]
         self._pixels = PixelArrays(spec)
 
@@ -47,7 +50,7 @@ class OnnxRuntimeBackend:
             for name, array in inputs.items()
         }
         answer = self._session.run(self._outputs, feeds)
-        return dict(zip(self._outputs, map(np.asarray, answer), strict=True))
+        return dict(zip(self._outputs, map(_array, answer), strict=True))
 
 
 def _feed(array: Array) -> Array:
@@ -55,6 +58,13 @@ def _feed(array: Array) -> Array:
     if array.dtype == object:
         return np.array([item.decode() for item in array.ravel()], object).reshape(array.shape)
     return np.ascontiguousarray(array)
+
+
+def _array(answer: Any) -> Array:
+    """Return an output as an array: probabilities by class in the order of the classes."""
+    if isinstance(answer, list) and answer and isinstance(answer[0], dict):
+        return np.array([[*row.values()] for row in answer], np.float32)
+    return np.asarray(answer)
 
 
 def _check_names(spec: ModelSpec, session: Any) -> None:
@@ -76,6 +86,23 @@ def _check_names(spec: ModelSpec, session: Any) -> None:
         raise BadModel(
             f"the file has the outputs {given}, the config {[each.name for each in spec.outputs]}"
         )
+
+
+def _check_tensors(spec: ModelSpec, session: Any) -> None:
+    """Raise BadModel unless the declared tensors are of the file's datatypes and sizes."""
+    declared = {tensor.name for tensor in spec.inputs + spec.outputs}
+    inputs, outputs = (
+        [node for node in nodes if node.name in declared]
+        for nodes in (session.get_inputs(), session.get_outputs())
+    )
+    try:
+        check_described(
+            spec,
+            {node.name: onnx_tensor(node) for node in inputs},
+            {node.name: onnx_tensor(node) for node in outputs},
+        )
+    except ValueError as error:
+        raise BadModel(str(error)) from error
 
 
 def _may_be_absent(item: Any) -> bool:

@@ -13,23 +13,27 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
-from shared.datatypes import Array
+from shared.datatypes import NUMPY_TYPES, Array
 from shared.errors import BadModel, BadModelOutput
 from shared.model_spec import ModelSpec, TensorSpec
 from worker.backends import triton_python_backend_utils
-from worker.backends.base import Backend
+from worker.backends.base import Backend, named_outputs
 from worker.backends.operator_code import import_file
 from worker.backends.preprocessing import PixelArrays, own_arrays
+from worker.backends.torch_arrays import output_array
 from worker.backends.triton_python import TritonPythonBackend
 from worker.devices import Placement
 
 Result = TypeVar("Result")
+ANSWERS = (Mapping, tuple, np.ndarray, torch.Tensor)
+"""What `forward` may return besides a dataclass: arrays by name, in order, or a single one."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class PythonBackend:
             raise BadModel("the class Model has no forward(self, inputs)")
         self._model = model()
         self._pixels = PixelArrays(spec)
+        self._outputs = {tensor.name: tensor for tensor in spec.outputs}
         context = Context(
             spec.name, spec.version, file.parent, placement.device, placement.threads,
             spec.inputs, spec.outputs, spec.parameters,
@@ -76,15 +81,41 @@ class PythonBackend:
     def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
         """Run one batch; see `Backend.forward`."""
         answer = self._model.forward(own_arrays(inputs, pixels, self._pixels))
-        if not isinstance(answer, Mapping):
+        if not (
+            isinstance(answer, Mapping | tuple | np.ndarray | torch.Tensor) or is_dataclass(answer)
+        ):
             kind = type(answer).__name__
             raise BadModelOutput(f"forward returned a {kind}, not arrays by output name")
-        return {name: np.asarray(array) for name, array in answer.items()}
+        found = named_outputs(answer, [*self._outputs])
+        return {name: _array(value, self._outputs[name]) for name, value in found.items()}
 
     def close(self) -> None:
         """Close the model, where it has a `close`."""
         if hasattr(self._model, "close"):
             self._model.close()
+
+
+def _array(value: Any, declared: TensorSpec) -> Array:
+    """Return one output of `forward` as an array; raises BadModelOutput for what cannot be one.
+
+    Python's own numbers have no datatype, so lists of them get the declared one where it holds
+    them. Raises ValueError for rows of different size, which alone may be right.
+    """
+    if isinstance(value, torch.Tensor):
+        return output_array(value, declared)
+    if hasattr(value, "toarray"):  # a sparse matrix
+        value = value.toarray()
+    wanted = NUMPY_TYPES[declared.datatype]
+    try:
+        found = np.asarray(value)
+        may_be = {"i": "iuf", "f": "f"}.get(found.dtype.kind, "")
+        if hasattr(value, "dtype") or wanted.kind not in may_be:
+            return found
+        return np.asarray(value, wanted)
+    except OverflowError as error:
+        raise BadModelOutput(f"output {declared.name!r}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"output {declared.name!r}: {error}") from error
 
 
 def _running(step: Callable[[], Result], file: Path) -> Result:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +22,13 @@ from torch.export.passes import move_to_device_pass
 from torch.export.pt2_archive import _package
 from torch.utils import _pytree as pytree
 
-from shared.errors import BadModel
+from shared.errors import BadModel, BadModelOutput
 from shared.model_spec import ModelSpec
+from worker.backends.base import named_outputs
+from worker.backends.torch_arrays import datatype_name
 from worker.backends.torch_model import Argument, TorchBackend
+from worker.repository.config.description import Described
+from worker.repository.config.fitting import check_described
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 COMPILED = "/data/aotinductor/"
@@ -46,10 +50,37 @@ class TorchExportBackend(TorchBackend):
         def call(*tensors: torch.Tensor) -> Any:
             given = iter(tensors)
             leaves = [next(given) if name else constants[at] for at, name in enumerate(names)]
-            arguments, keywords = pytree.tree_unflatten(leaves, in_spec)
-            return module(*arguments, **keywords)
+            positional, keywords = pytree.tree_unflatten(leaves, in_spec)
+            return module(*positional, **keywords)
 
-        super().__init__(spec, call, [Argument(name) for name in names if name], target)
+        arguments = [Argument(name, is_tensor=True) for name in names if name]
+        super().__init__(spec, call, arguments, target)
+        self._check_tensors(spec, program)
+
+    def _check_tensors(self, spec: ModelSpec, program: Any) -> None:
+        """Raise BadModel unless the declared tensors are of the program's datatypes and sizes."""
+        known = {node.name: node.meta.get("val") for node in program.graph.nodes}
+        results = [known.get(name) for name in program.graph_signature.user_outputs]
+        answer = pytree.tree_unflatten(results, program.call_spec.out_spec)
+        try:
+            outputs = named_outputs(answer, self._outputs)
+        except BadModelOutput as error:
+            raise BadModel(str(error)) from error
+        inputs = {name: known.get(argument.name) for name, argument in self._arguments.items()}
+        check_described(spec, _described(inputs), _described(outputs))
+
+
+def _described(tensors: Mapping[str, Any]) -> dict[str, Described]:
+    """Describe the tensors that a program computes with, sizes that are symbols as free."""
+    return {
+        name: Described(
+            name,
+            datatype_name(tensor.dtype),
+            [size if isinstance(size, int) else -1 for size in tensor.shape],
+        )
+        for name, tensor in tensors.items()
+        if isinstance(tensor, torch.Tensor)
+    }
 
 
 def _leaves(program: Any) -> tuple[list[str], list[Any]]:

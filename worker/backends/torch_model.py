@@ -9,13 +9,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from shared.datatypes import Array
-from shared.errors import BadModel, BadModelOutput
-from shared.model_spec import ModelSpec
+from shared.errors import BadModel
+from shared.model_spec import ModelSpec, TensorSpec
+from worker.backends.base import named_outputs, not_an_output
 from worker.backends.preprocessing import Normaliser
-from worker.backends.torch_arrays import to_numpy, to_torch, torch_type
+from worker.backends.torch_arrays import output_array, to_torch, torch_type
 
 INDEXED = re.compile(r"__(\d+)$")
 
@@ -26,6 +28,8 @@ class Argument(NamedTuple):
     name: str
     has_default: bool = False
     takes_none: bool = False
+    is_tensor: bool = False
+    """Nothing but a tensor: not the list of texts that a TYPE_STRING input becomes."""
 
 
 class TorchBackend:
@@ -55,7 +59,8 @@ class TorchBackend:
             _check(spec, self._arguments, arguments)
         leading = [argument.name for argument in self._arguments.values()]
         self._positional = leading == known[: len(leading)]
-        self._outputs = _by_position([tensor.name for tensor in spec.outputs], [])
+        self._declared = {tensor.name: tensor for tensor in spec.outputs}
+        self._outputs = _by_position([*self._declared], [])
         self._normaliser = (
             Normaliser(spec.image, self._device, torch_type(spec.inputs[0].datatype))
             if spec.image
@@ -85,9 +90,10 @@ class TorchBackend:
             answer = self._call(*tensors.values())
         else:  # an input is absent, or stands behind an argument that is left to its default
             answer = self._call(**self._keywords(tensors))
-        return {name: to_numpy(tensor) for name, tensor in self._named(answer).items()}
+        found = named_outputs(answer, self._outputs)
+        return {name: _array(value, self._declared[name]) for name, value in found.items()}
 
-    def _keywords(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
+    def _keywords(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments by name: of absent inputs None, unless there is a default."""
         return {
             argument.name: tensors.get(name)
@@ -95,27 +101,24 @@ class TorchBackend:
             if name in tensors or not argument.has_default
         }
 
-    def _tensor(self, array: Array, is_pixels: bool) -> torch.Tensor:
-        """Return an input as a tensor on the model's device, pictures normalised."""
+    def _tensor(self, array: Array, is_pixels: bool) -> torch.Tensor | list[str]:
+        """Return an input as a tensor on the model's device, pictures normalised, texts as str."""
         if is_pixels:
             assert self._normaliser is not None, "pixels are made for image models only"
             return self._normaliser(array)
+        if array.dtype.hasobject:
+            return [text.decode() for text in array.ravel()]
         tensor = to_torch(array)
         return tensor if self._on_cpu else tensor.to(self._device, non_blocking=True)
 
-    def _named(self, answer: Any) -> dict[str, torch.Tensor]:
-        """Return the declared outputs of the model's answer; raises BadModelOutput without one."""
-        if isinstance(answer, dict):
-            missing = [name for name in self._outputs if name not in answer]
-            if missing:
-                raise BadModelOutput(f"the model returned {list(answer)}, without {missing}")
-            return {name: answer[name] for name in self._outputs}
-        found = [answer] if isinstance(answer, torch.Tensor) else list(answer)
-        if len(found) < len(self._outputs):
-            raise BadModelOutput(
-                f"the model returned {len(found)} tensors, its config declares {self._outputs}"
-            )
-        return dict(zip(self._outputs, found, strict=False))  # undeclared ones are left out
+
+def _array(value: Any, declared: TensorSpec) -> Array:
+    """Return one output of a model as an array: of a tensor, or of the texts of a list."""
+    if isinstance(value, torch.Tensor):
+        return output_array(value, declared)
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        return np.array(value, object)
+    raise not_an_output(declared, value)
 
 
 def _by_position(names: list[str], arguments: list[str]) -> list[str]:
@@ -151,6 +154,11 @@ def _check(spec: ModelSpec, matched: dict[str, Argument], arguments: Sequence[Ar
         raise BadModel(f"forward takes {taken}, the config declares no input for {left}")
     for tensor in spec.inputs:
         argument = matched[tensor.name]
+        if tensor.datatype == "BYTES" and argument.is_tensor:
+            raise BadModel(
+                f"input {tensor.name!r}: TYPE_STRING, but forward's argument {argument.name!r} is "
+                "a Tensor, and torch has none of strings"
+            )
         if tensor.optional and not argument.has_default and not argument.takes_none:
             raise BadModel(
                 f"input {tensor.name!r} is optional, but forward's argument {argument.name!r} has "

@@ -26,7 +26,12 @@ class TorchScriptBackend(TorchBackend):
             load: Any = torch.jit.load  # has no types
             module: Any = load(str(file), map_location=target).eval()
         arguments = [
-            Argument(each.name, each.has_default_value(), each.type.kind() == "OptionalType")
+            Argument(
+                each.name,
+                has_default=each.has_default_value(),
+                takes_none=each.type.kind() == "OptionalType",
+                is_tensor=each.type.kind() == "TensorType",
+            )
             for each in module.forward.schema.arguments[1:]
         ]
         super().__init__(spec, module.forward, arguments, target)

@@ -14,11 +14,11 @@ from worker.backends.base import Backend
 from worker.instance.batch_parts import (
     BatchContext,
     DecodedRequest,
-    check_outputs,
     split,
     stack,
 )  # fmt: skip
 from worker.instance.each import answers_each, run_each
+from worker.instance.outputs import fitted_outputs
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +101,9 @@ def _run(requests: list[DecodedRequest], context: BatchContext) -> dict[str, byt
     computed = time.monotonic()
     counts = [one.claimed.rows for one in requests]
     rows = sum(counts)
-    check_outputs(outputs, spec, rows)
     tensors = {
-        declared.name: split(declared.name, outputs[declared.name], counts, batched=spec.batched)
-        for declared in spec.outputs
+        name: split(name, array, counts, batched=spec.batched)
+        for name, array in fitted_outputs(outputs, spec, rows).items()
     }
     waited, compute_seconds = started - context.claimed_at, computed - started
     results = {}

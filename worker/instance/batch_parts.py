@@ -1,16 +1,15 @@
-"""The parts of a batch: decoded requests, their rows stacked, outputs checked and split again."""
+"""The parts of a batch: decoded requests, their rows stacked, outputs split again."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 
 from shared.datatypes import NUMPY_TYPES, Array, datatype_of, to_bytes
-from shared.errors import BadModelOutput
 from shared.messages import InferRequest, Tensor
 from shared.model_spec import ModelSpec
 from shared.request_queue.claimed import Claimed
@@ -103,31 +102,6 @@ def _masks(
                 array[where[:dimensions]] = 1
             masks[mask.tensor.name] = array
     return masks
-
-
-def check_outputs(
-    outputs: Mapping[str, Array], spec: ModelSpec, rows: int, wanted: Collection[str] = ()
-) -> None:
-    """Raise BadModelOutput unless every declared output is there with one row per input row.
-
-    Only those in `wanted` must be there, when it names any.
-    """
-    for declared in spec.outputs:
-        if wanted and declared.name not in wanted:
-            continue
-        if declared.name not in outputs:
-            raise BadModelOutput(f"output {declared.name!r}: the model did not return it")
-        array = outputs[declared.name]
-        if spec.batched and (array.ndim == 0 or len(array) != rows):
-            raise BadModelOutput(
-                f"output {declared.name!r}: shape {list(array.shape)} does not have one row for "
-                f"each of the {rows} rows that went in"
-            )
-        if array.dtype != object and datatype_of(array) != declared.datatype:
-            raise BadModelOutput(
-                f"output {declared.name!r}: datatype {datatype_of(array)}, "
-                f"the config declares {declared.datatype}"
-            )
 
 
 def split(name: str, array: Array, counts: list[int], *, batched: bool) -> list[Tensor]:

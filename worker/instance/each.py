@@ -11,7 +11,8 @@ from shared.errors import BadModelOutput, FerryError
 from shared.messages import InferResult, Tensor, Timings
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend, EachBackend, RequestTensors
-from worker.instance.batch_parts import BatchContext, DecodedRequest, check_outputs
+from worker.instance.batch_parts import BatchContext, DecodedRequest
+from worker.instance.outputs import fitted_outputs
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +62,10 @@ def _result(
         return InferResult(error=answer)
     wanted = one.request.outputs
     try:
-        check_outputs(answer, spec, one.claimed.rows, wanted)
+        outputs = fitted_outputs(answer, spec, one.claimed.rows, wanted)
     except BadModelOutput as error:
         log.error("%s: request %s: %s; it is answered so", spec.key, one.claimed.id, error)
         return InferResult(error=error)
-    names = wanted or [declared.name for declared in spec.outputs]
-    return InferResult(tuple([Tensor.of(name, answer[name]) for name in names]), timings)
+    return InferResult(
+        tuple([Tensor.of(name, outputs[name]) for name in wanted or outputs]), timings
+    )

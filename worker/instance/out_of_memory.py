@@ -16,7 +16,7 @@ import torch
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend, close
-from worker.instance.batch_parts import check_outputs
+from worker.instance.outputs import fitted_outputs
 from worker.meter import Meter
 
 log = logging.getLogger(__name__)
@@ -95,8 +95,7 @@ class PiecewiseBackend:
                 raise
         else:
             # Here and not of the whole: two wrong pieces may have the right number together.
-            check_outputs(outputs, self._spec, _rows(inputs))
-            return [outputs]
+            return [fitted_outputs(outputs, self._spec, _rows(inputs))]
         return self._halves(inputs, pixels)
 
     def _halves(

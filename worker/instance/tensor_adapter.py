@@ -16,6 +16,7 @@ from shared.errors import BadModelOutput, FerryError
 from shared.model_spec import MaskInput, ModelSpec, TensorSpec
 from worker.backends.base import Backend, EachBackend, RequestTensors, close
 from worker.instance.each import answers_each
+from worker.instance.outputs import fitted
 
 
 def backend_spec(spec: ModelSpec) -> ModelSpec:
@@ -59,7 +60,8 @@ class TensorAdapter:
 
     def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
         """Run one batch as `Backend.forward` does; raises BadModelOutput for another shape."""
-        return self._client_outputs(self._backend.forward(self.model_inputs(inputs), pixels))
+        outputs = self._backend.forward(self.model_inputs(inputs), pixels)
+        return self._client_outputs(outputs, inputs)
 
     def close(self) -> None:
         """Close the model's own backend."""
@@ -79,25 +81,18 @@ class TensorAdapter:
             for name, array in {**inputs, **unpadded}.items()
         }
 
-    def _client_outputs(self, outputs: dict[str, Array]) -> dict[str, Array]:
+    def _client_outputs(
+        self, outputs: dict[str, Array], inputs: Mapping[str, Array]
+    ) -> dict[str, Array]:
         """Return the outputs of the model in the shapes that clients get; raises BadModelOutput."""
+        leading = next(iter(inputs.values())).shape[:1] if self._spec.batched else ()
         changed = {}
         for name, tensor in self._outputs.items():
             if name in outputs:
-                assert tensor.reshape is not None, "only such outputs are kept"
-                changed[name] = self._client_output(tensor, tensor.reshape, outputs[name])
+                inside = _reshaped_spec(tensor)
+                array = fitted(outputs[name], inside, leading)
+                changed[name] = self._reshaped(array, inside.dims, tensor.dims)
         return outputs | changed
-
-    def _client_output(self, tensor: TensorSpec, shape: tuple[int, ...], array: Array) -> Array:
-        got = array.shape[1:] if self._spec.batched else array.shape
-        if len(got) != len(shape) or any(
-            want not in (-1, size) for size, want in zip(got, shape, strict=True)
-        ):
-            raise BadModelOutput(
-                f"output {tensor.name!r}: shape {list(got)} of a row, the config's reshape says "
-                f"{list(shape)}"
-            )
-        return self._reshaped(array, shape, tensor.dims)
 
     def _reshaped(
         self, array: Array, known: tuple[int, ...], wanted: tuple[int, ...] | None
@@ -121,13 +116,16 @@ class EachTensorAdapter(TensorAdapter):
     ) -> list[dict[str, Array] | FerryError]:
         """See `EachBackend.answer_each`; an answer of another shape fails its request alone."""
         asked = [request._replace(inputs=self.model_inputs(request.inputs)) for request in requests]
-        return [self._answer(answer) for answer in self._backend.answer_each(asked, pixels)]
+        answers = self._backend.answer_each(asked, pixels)
+        return [self._answer(*each) for each in zip(answers, requests, strict=True)]
 
-    def _answer(self, answer: dict[str, Array] | FerryError) -> dict[str, Array] | FerryError:
+    def _answer(
+        self, answer: dict[str, Array] | FerryError, request: RequestTensors
+    ) -> dict[str, Array] | FerryError:
         if isinstance(answer, FerryError):
             return answer
         try:
-            return self._client_outputs(answer)
+            return self._client_outputs(answer, request.inputs)
         except BadModelOutput as error:
             return error
 

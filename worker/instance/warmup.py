@@ -11,7 +11,7 @@ from shared.datatypes import NUMPY_TYPES, Array, from_bytes
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend
-from worker.instance.batch_parts import check_outputs
+from worker.instance.outputs import fitted_outputs
 from worker.repository.config.warmup import WarmupInput, WarmupSample
 
 ANY_SIZE = 16
@@ -32,7 +32,7 @@ def run_samples(spec: ModelSpec, backend: Backend, samples: Sequence[WarmupSampl
         try:
             for _ in range(sample.count):
                 outputs = backend.forward(_rows_of(sample, spec), frozenset())
-                check_outputs(outputs, spec, sample.rows)
+                fitted_outputs(outputs, spec, sample.rows)
         except Exception as error:  # a border: whatever a model raises, the sample is named
             raise BadModel(f"model_warmup {sample.name!r}: {error}") from error
 

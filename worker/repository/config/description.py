@@ -28,6 +28,8 @@ ONNX_TYPES = {
     "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16",
     "bfloat16": "BF16", "float": "FP32", "double": "FP64", "string": "STRING",
 }  # fmt: skip
+PROBABILITIES = {"seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))"}
+"""The type of what scikit-learn's exporter makes of probabilities: by class, for each row."""
 EXPORT_TYPES = {
     1: "UINT8", 2: "INT8", 3: "INT16", 4: "INT32", 5: "INT64", 6: "FP16", 7: "FP32", 8: "FP64",
     12: "BOOL", 13: "BF16", 28: "UINT16", 34: "UINT32", 35: "UINT64",
@@ -99,16 +101,22 @@ def _onnx(file: Path) -> Description:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
-    inputs = [_onnx_tensor(node) for node in session.get_inputs()]
-    outputs = [_onnx_tensor(node) for node in session.get_outputs() if "tensor(" in node.type]
+    inputs = [onnx_tensor(node) for node in session.get_inputs()]
+    outputs = [onnx_tensor(node) for node in session.get_outputs() if "tensor(" in node.type]
     return Description(inputs, outputs, (1, 0) if _all_free(inputs + outputs) else None)
 
 
-def _onnx_tensor(node: Any) -> Described:
+def onnx_tensor(node: Any) -> Described:
+    """Describe what a session says of one tensor; raises ValueError for what is none.
+
+    Its shape is empty also when it is not known. Probabilities by class are a tensor to us.
+    """
+    if node.type in PROBABILITIES:
+        return Described(node.name, "FP32", [-1, -1])
     optional = node.type.startswith("optional(")
     kind = node.type.removeprefix("optional(").removeprefix("tensor(").rstrip(")")
     if kind not in ONNX_TYPES or "seq(" in node.type:
-        raise ValueError(f"tensor {node.name!r} is a {node.type}, which no request can carry")
+        raise ValueError(f"{node.name!r} is a {node.type} in the file, which no request can carry")
     shape = [size if isinstance(size, int) and size > 0 else -1 for size in node.shape]
     return Described(node.name, ONNX_TYPES[kind], shape, optional)
 
