@@ -164,7 +164,20 @@ class ModelSpec(_Frozen):
     @property
     def input_kind(self) -> Literal["image", "text", "tensor"]:
         """Return the kind of input that `/predict` takes besides tensors."""
-        return "image" if self.image else "text" if self.text else "tensor"
+        if self.image:
+            return "image"
+        return "text" if self.text or self.string_input else "tensor"
+
+    @cached_property
+    def string_input(self) -> TensorSpec | None:
+        """Return the one input that a request must send, if it is a text for each row; else None.
+
+        A dimension of -1 is taken for 1.
+        """
+        required = [tensor for tensor in self.inputs if not tensor.optional] or self.inputs
+        first = required[0]
+        is_one_text = first.datatype == "BYTES" and all(size in (1, -1) for size in first.dims)
+        return first if len(required) == 1 and is_one_text else None
 
     @cached_property
     def inputs_by_name(self) -> dict[str, TensorSpec]:

@@ -6,16 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from api.payloads.v1_json import tensor_values
 from shared.datatypes import Array
-from shared.messages import InferResult
-from shared.model_spec import ModelSpec
+from shared.messages import InferResult, Tensor
+from shared.model_spec import ModelSpec, TensorSpec
 
 
 def describe_rows(spec: ModelSpec, result: InferResult, top_k: int) -> list[dict[str, Any]]:
     """Return one answer per row, best class first in `top_k`.
 
-    A model of one class score per row (sigmoid) answers with it as `confidence` of class 1.
+    A model of one class score per row (sigmoid) answers with it as `confidence` of class 1. One
+    whose first output is no score answers with its outputs under their names.
     """
+    if not _gives_scores(spec):
+        return _named_rows(spec, result, top_k)
     scores = _scores(result.outputs[0].array(), spec)
     labels = spec.outputs[0].labels
     count = min(top_k, scores.shape[1])
@@ -26,10 +30,8 @@ def describe_rows(spec: ModelSpec, result: InferResult, top_k: int) -> list[dict
     ]
 
 
-def _describe(
-    spec: ModelSpec, labels: tuple[str, ...], scores: Array, order: list[int]
-) -> dict[str, Any]:
-    ranked = [
+def _ranked(labels: tuple[str, ...], scores: Array, order: list[int]) -> list[dict[str, Any]]:
+    return [
         {
             "class": index,
             "label": (labels[index] if index < len(labels) else "") or str(index),
@@ -37,6 +39,12 @@ def _describe(
         }
         for index in order
     ]
+
+
+def _describe(
+    spec: ModelSpec, labels: tuple[str, ...], scores: Array, order: list[int]
+) -> dict[str, Any]:
+    ranked = _ranked(labels, scores, order)
     first = ranked[0]
     if spec.label_key:
         return {spec.label_key: first["label"], "confidence": first["confidence"], "top_k": ranked}
@@ -55,3 +63,47 @@ def _scores(output: Array, spec: ModelSpec) -> Array:
     if values.shape[1] == 1:
         values = np.concatenate([1.0 - values, values], axis=1)
     return values
+
+
+def _gives_scores(spec: ModelSpec) -> bool:
+    """Tell whether the first output is scores of classes: of strings alone nobody says so."""
+    first = spec.outputs[0]
+    if first.datatype == "BYTES":
+        return False
+    says_so = first.labels or spec.label_key or "output_activation" in spec.parameters
+    return bool(spec.image or spec.text or says_so)
+
+
+def _named_rows(spec: ModelSpec, result: InferResult, top_k: int) -> list[dict[str, Any]]:
+    """Return each row's outputs by name, but of scores with labels what they say."""
+    columns = {tensor.name: _rows(tensor, spec) for tensor in result.outputs}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    scored = next((item for item in spec.outputs[1:] if item.labels and item.name in columns), None)
+    if scored is None:
+        return rows
+    return [_with_confidence(row, scored, spec.outputs[0].name, top_k) for row in rows]
+
+
+def _rows(tensor: Tensor, spec: ModelSpec) -> list[Any]:
+    """Return an output's rows, one that has a single value as that."""
+    values = tensor_values(tensor)
+    if tensor.datatype == "BF16":  # orjson does not know it
+        values = values.astype(np.float32)
+    return [_unwrapped(row) for row in (values if spec.batched else [values])]
+
+
+def _unwrapped(row: Any) -> Any:
+    while np.ndim(row) and len(row) == 1:
+        row = row[0]
+    return row
+
+
+def _with_confidence(
+    row: dict[str, Any], scored: TensorSpec, named: str, top_k: int
+) -> dict[str, Any]:
+    """Replace a row's scores by the `confidence` in its label, and the best classes."""
+    scores = np.atleast_1d(np.asarray(row.pop(scored.name), np.float64))
+    ranked = _ranked(scored.labels, scores, np.argsort(-scores, kind="stable")[:top_k].tolist())
+    of_label = dict(zip(scored.labels, scores.tolist(), strict=False))
+    confidence = of_label.get(str(row.get(named)), ranked[0]["confidence"])
+    return {**row, "confidence": round(confidence, 6), "top_k": ranked}

@@ -1,4 +1,4 @@
-"""Texts become tensors of token ids, by the tokenizer that the registry holds for the model."""
+"""Texts become a model's input: strings as they are, or ids by the tokenizer in the registry."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ class TokenizerCache:
         self._lock = Lock()
 
     def encode(self, texts: list[str], spec: ModelSpec) -> tuple[tuple[Tensor, ...], list[bool]]:
-        """Return the model's inputs [rows, longest text], and for each text whether it was cut.
+        """Return the model's inputs, one row for each text, and for each whether it was cut.
 
-        Raises BadRequest for more texts than a batch has rows, an empty text, and one above the
-        model's length when the model's config does not allow it to be cut.
+        They are token ids [rows, longest text], or the texts where the model takes strings. Raises
+        BadRequest for more texts than a batch has rows; where there is a tokenizer, also for an
+        empty text, and for one above the model's length when its config does not allow a cut.
         """
         text = spec.text
-        assert text is not None, "only called for text models"
+        if text is None:
+            return (_strings(texts, spec),), [False] * len(texts)
         check_row_count(len(texts), spec)
         for index, item in enumerate(texts):
             if not item.strip():
@@ -68,6 +70,19 @@ class TokenizerCache:
                 found.enable_truncation(text.max_length)
                 self._tokenizers[text.tokenizer] = found
         return found
+
+
+def _strings(texts: list[str], spec: ModelSpec) -> Tensor:
+    """Return the texts as the input of a model that takes one string for each row."""
+    declared = spec.string_input
+    assert declared is not None, "only called for models that take texts"
+    if spec.batched or -1 not in declared.dims:
+        check_row_count(len(texts), spec)
+    full = spec.full_shape(declared)
+    shape = [1] * len(full)
+    if -1 in full:
+        shape[full.index(-1)] = len(texts)
+    return Tensor.of(declared.name, np.array(texts, object).reshape(shape))
 
 
 def _padded(rows: list[list[int]], longest: int) -> Array:

@@ -47,7 +47,7 @@ def parse_predict(
     form, value = FORMS[asked[0]], body[asked[0]]
     if form == "predictions":
         _check_rows(value)
-    if spec.text and _all_texts(value):
+    if spec.input_kind == "text" and _all_texts(value):
         return form, tokenizers.encode(value, spec)[0]
     columns = _columns_of_rows(value, spec) if form == "predictions" else _columns(value, spec)
     if names_booleans(raw):
@@ -66,7 +66,7 @@ def v1_values(result: InferResult, form: str) -> Any:
 
     Raises BadRequest for rows of outputs that do not share their first dimension.
     """
-    columns = {tensor.name: _values(tensor) for tensor in result.outputs}
+    columns = {tensor.name: tensor_values(tensor) for tensor in result.outputs}
     if len(columns) == 1:
         return next(iter(columns.values()))
     if form == "outputs":
@@ -154,8 +154,15 @@ def _tensor(value: Any, declared: TensorSpec, spec: ModelSpec) -> Tensor:
         array = _bytes(value, where)
     else:
         array = to_array(value, declared.datatype, where)
+    if array.ndim == len(declared.dims) and spec.batched and _may_be_bare(declared):
+        array = array[..., None]
     check_shape(array.shape, declared, spec, where)
     return Tensor(declared.name, declared.datatype, array.shape, to_bytes(array))
+
+
+def _may_be_bare(declared: TensorSpec) -> bool:
+    """Tell whether a row of one value may come without its brackets; a string is a whole one."""
+    return declared.dims[-1] == 1 or (declared.datatype == "BYTES" and declared.dims[-1] == -1)
 
 
 def _all_binary(value: Any) -> bool:
@@ -188,7 +195,7 @@ def _binary(item: Any, where: str) -> bytes:
         raise BadRequest(f'{where}: "b64" is not base64: {error}') from error
 
 
-def _values(tensor: Tensor) -> Any:
+def tensor_values(tensor: Tensor) -> Any:
     """Return an output as orjson takes it: an array, of BYTES lists of strings or objects."""
     array = tensor.array()
     if tensor.datatype != "BYTES":

@@ -25,6 +25,7 @@ from shared.model_spec import ModelSpec
 blueprint = Blueprint("predict", __name__)
 DEFAULT_TOP_K = 3
 MAX_TOP_K = 1000
+MAX_LISTED = 10
 
 
 @blueprint.post("/predict")
@@ -117,11 +118,29 @@ def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
         return spec
     fitting = [spec.name for spec in catalog.specs() if spec.input_kind == kind]
     if len(fitting) != 1:
-        raise BadRequest(
-            f"{len(fitting)} models take {kind} input, name one: "
-            f"/predict/<model> with one of {fitting}"
-        )
+        raise BadRequest(_which(kind, fitting, catalog.specs()))
     return catalog.serving(fitting[0])
+
+
+def _which(kind: str, fitting: list[str], served: list[ModelSpec]) -> str:
+    """Return why no model is chosen: several take this kind of input, or none does."""
+    if fitting:
+        return (
+            f"{len(fitting)} models take {kind} input, name one in the path: "
+            f"/predict/<model> with one of {_listed(fitting)}"
+        )
+    if not served:
+        return f"no model takes {kind} input, because none is served"
+    kinds = [f"'{spec.name}' takes {spec.input_kind}s" for spec in served]
+    return f"no model takes {kind} input: {', '.join(kinds[:MAX_LISTED])}{_more(kinds)}"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:MAX_LISTED]) + _more(names)
+
+
+def _more(items: list[str]) -> str:
+    return f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
 
 
 def _described(

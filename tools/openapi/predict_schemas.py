@@ -41,14 +41,14 @@ class ClassScore(TypedDict):
     confidence: Confidence
 
 
-@with_config(ConfigDict(json_schema_extra={"additionalProperties": {"type": "string"}}))
+@with_config(ConfigDict(json_schema_extra={"additionalProperties": True}))
 class Prediction(TypedDict):
-    """One row: its best class, under `class` and `label` or under the model's own label key."""
+    """One row: its best class, under `class` and `label` or the label key, or outputs by name."""
 
     class_: NotRequired[Annotated[int, Field(alias="class")]]
-    label: NotRequired[str]
-    confidence: Confidence
-    top_k: TopK
+    label: NotRequired[Any]
+    confidence: NotRequired[Confidence]
+    top_k: NotRequired[TopK]
     truncated: NotRequired[Annotated[bool, Field(description="the text was cut")]]
 
 
