@@ -222,6 +222,11 @@ class ModelSpec(_Frozen):
         )
 
 
+def fixed_length(inputs: tuple[TensorSpec, ...]) -> int:
+    """Return the number of tokens that a text model's inputs must have, 0 for any number."""
+    return max([0, *(tensor.dims[-1] for tensor in inputs)])
+
+
 @lru_cache(maxsize=4096)
 def _digest(parts: tuple[object, ...]) -> bytes:
     return blake2b(repr(parts).encode(), digest_size=8).digest()

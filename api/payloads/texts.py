@@ -8,10 +8,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from api.payloads.infer_request import check_row_count
-from shared.datatypes import Array
+from shared.datatypes import NUMPY_TYPES, Array
 from shared.errors import BadRequest, ModelNotReady
 from shared.messages import Tensor
-from shared.model_spec import ModelSpec, TextInput
+from shared.model_spec import ModelSpec, TensorSpec, TextInput, fixed_length
 from shared.registry.registry import Registry
 
 
@@ -21,15 +21,16 @@ class TokenizerCache:
     def __init__(self, registry: Registry) -> None:
         """Start empty."""
         self._registry = registry
-        self._tokenizers: dict[str, Tokenizer] = {}
+        self._tokenizers: dict[tuple[str, int], Tokenizer] = {}
         self._lock = Lock()
 
     def encode(self, texts: list[str], spec: ModelSpec) -> tuple[tuple[Tensor, ...], list[bool]]:
         """Return the model's inputs, one row for each text, and for each whether it was cut.
 
-        They are token ids [rows, longest text], or the texts where the model takes strings. Raises
-        BadRequest for more texts than a batch has rows; where there is a tokenizer, also for an
-        empty text, and for one above the model's length when its config does not allow a cut.
+        They are token ids [rows, length], of the model's length or the longest text's, or the texts
+        where the model takes strings. Raises BadRequest for more texts than a batch has rows; where
+        there is a tokenizer, also for an empty text, and for one above the model's length when its
+        config does not allow a cut.
         """
         text = spec.text
         if text is None:
@@ -41,25 +42,27 @@ class TokenizerCache:
         # Long before the tokenizer would be slow: no token is shorter than a character.
         clipped = [item[: 64 * text.max_length] for item in texts]
         encodings = self._tokenizer(text).encode_batch(clipped)
-        cut = [bool(encoding.overflowing) for encoding in encodings]
+        cut = [bool(each.overflowing) or len(each.ids) > text.max_length for each in encodings]
         cut = [c or len(a) < len(b) for c, a, b in zip(cut, clipped, texts, strict=True)]
         if any(cut) and not text.truncate:
             raise BadRequest(
                 f"text {cut.index(True)} is longer than the {text.max_length} tokens of "
                 f"'{spec.name}'"
             )
-        longest = max(len(encoding.ids) for encoding in encodings)
+        length = fixed_length(spec.inputs) or max(len(encoding.ids) for encoding in encodings)
         columns = {
             "input_ids": [encoding.ids for encoding in encodings],
             "attention_mask": [encoding.attention_mask for encoding in encodings],
             "token_type_ids": [encoding.type_ids for encoding in encodings],
         }
         return tuple(
-            Tensor.of(tensor.name, _padded(columns[tensor.name], longest)) for tensor in spec.inputs
+            Tensor.of(tensor.name, _shaped(_padded(columns[tensor.name], length), tensor, spec))
+            for tensor in spec.inputs
         ), cut
 
     def _tokenizer(self, text: TextInput) -> Tokenizer:
-        found = self._tokenizers.get(text.tokenizer)
+        key = text.tokenizer, text.max_length  # models may share the file, but not the length
+        found = self._tokenizers.get(key)
         if found is None:
             with self._lock:
                 content = self._registry.asset(text.tokenizer)
@@ -68,7 +71,7 @@ class TokenizerCache:
                 found = Tokenizer.from_buffer(content)
                 found.no_padding()
                 found.enable_truncation(text.max_length)
-                self._tokenizers[text.tokenizer] = found
+                self._tokenizers[key] = found
         return found
 
 
@@ -85,8 +88,15 @@ def _strings(texts: list[str], spec: ModelSpec) -> Tensor:
     return Tensor.of(declared.name, np.array(texts, object).reshape(shape))
 
 
-def _padded(rows: list[list[int]], longest: int) -> Array:
-    array = np.zeros((len(rows), longest), np.int64)
+def _shaped(array: Array, declared: TensorSpec, spec: ModelSpec) -> Array:
+    """Return rows of ids as the declared input: of its datatype, a single row where it has one."""
+    if not spec.batched and len(declared.dims) == 1:
+        array = array[0]
+    return array.astype(NUMPY_TYPES[declared.datatype], copy=False)
+
+
+def _padded(rows: list[list[int]], length: int) -> Array:
+    array = np.zeros((len(rows), length), np.int64)
     for index, row in enumerate(rows):
-        array[index, : len(row)] = row
+        array[index, : len(row)] = row[:length]  # special tokens alone may be more
     return array

@@ -29,6 +29,8 @@ def app(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
     models = tmp_path_factory.mktemp("models")
     text_model(models, "counts", max_length=MAX_LENGTH, truncate=True)
     text_model(models, "strict", max_length=MAX_LENGTH, truncate=False)
+    for name, datatype in (("fixed", "INT32"), ("floats", "FP32")):
+        text_model(models, name, max_length=512, truncate=True, length=8, datatype=datatype)
     settings = Settings(redis_url=redis_url, key_prefix="texts", models=str(models))
     with running_worker(settings):
         yield create_app(settings)
@@ -51,6 +53,20 @@ def test_a_text_is_answered_under_the_models_own_key(client: FlaskClient) -> Non
     assert {entry["label"] for entry in body["top_k"]} == {"positive", "negative"}
     assert "truncated" not in body
     assert body["model"] == "counts" and body["timings"]["instance"]
+
+
+@pytest.mark.parametrize("model", ["fixed", "floats"])
+def test_a_model_of_fixed_length_and_other_ids_answers_alike(
+    client: FlaskClient, model: str
+) -> None:
+    """Its eight tokens are padded, or cut: `max_length` says 512."""
+    long = "good " * 9
+
+    for text in ("good", "bad bad good", "the food was bad", long):
+        body, usual = ask(client, text, model), ask(client, text)
+        assert body["sentiment"] == usual["sentiment"]
+        assert body["confidence"] == pytest.approx(usual["confidence"], abs=1e-5)
+    assert ask(client, [long, "bad"], model)["predictions"][0]["truncated"] is True
 
 
 def test_a_list_of_texts_is_answered_in_order(client: FlaskClient) -> None:
@@ -146,7 +162,7 @@ def test_more_texts_than_a_batch_holds_are_refused(client: FlaskClient) -> None:
 def test_two_text_models_are_listed_when_none_is_named(client: FlaskClient) -> None:
     message = refusal(client.post("/predict", json={"text": "good"}))
 
-    assert message.endswith("one of 'counts', 'strict'")
+    assert message.endswith("one of 'counts', 'fixed', 'floats', 'strict'")
 
 
 def test_json_is_taken_whatever_the_content_type_says(client: FlaskClient) -> None:

@@ -30,6 +30,9 @@ TEXT = (
 )
 
 
+MASK = '{ name: "attention_mask" data_type: TYPE_BOOL dims: [9] }'
+
+
 def parameters(**values: str) -> str:
     return "".join(
         f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
@@ -43,6 +46,9 @@ def image(**values: str) -> str:
 
 def text(**values: str) -> str:
     return TEXT + parameters(input_kind="text", **values)
+
+
+MASKED = text().replace("[-1]", "[9]").replace("} ]", f"}}, {MASK} ]", 1)
 
 
 @pytest.fixture
@@ -257,12 +263,35 @@ def test_a_text_model_brings_its_tokenizer(model: Path) -> None:
     assert (served.spec.text.max_length, served.spec.text.truncate) == (64, False)
 
 
+@pytest.mark.parametrize(("said", "found"), [({}, 9), ({"max_length": "5"}, 5)])
+def test_no_more_tokens_are_taken_than_the_inputs_have(
+    model: Path, said: dict[str, str], found: int
+) -> None:
+    (model / "config.pbtxt").write_text(MASKED + parameters(**said))
+
+    served = read_model(model.parent, "m")
+
+    assert served.spec.text is not None
+    assert served.spec.text.max_length == found
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (text(max_length="long"), "max_length 'long': expected int"),
         (text(tokenizer="none.json"), "none.json"),
+        (text(max_length="0"), "max_length 0: expected a number from 1"),
         (text().replace("input_ids", "x"), r"has the inputs input_ids .* not \['x'\]"),
+        (text().replace("INT64", "UINT8"), "input 'input_ids': UINT8 cannot hold the ids of a"),
+        (text().replace("INT64", "FP16"), "input 'input_ids': FP16 cannot hold the ids of a"),
+        (text().replace("INT64", "STRING"), "input 'input_ids': BYTES cannot hold the ids of a"),
+        (text().replace("[-1]", "[1, -1]"), r"dims \[1, -1\], a text has \[length\], which may be"),
+        (text().replace("size: 8", "size: 0").replace("[-1]", "[2, 8]"), r"\[length\] or \[1, len"),
+        (MASKED.replace("dims: [9]", "dims: [8]", 1), "has as many tokens in each of its inputs"),
+        (
+            MASKED.replace("TYPE_BOOL", "TYPE_STRING"),
+            "'attention_mask': expected a datatype",
+        ),
     ],
 )
 def test_a_mistake_in_a_text_model_is_named(model: Path, config: str, message: str) -> None:

@@ -33,7 +33,6 @@ from worker.repository.config.warmup import WarmupSample, read_warmup
 from worker.repository.text_file import read_text
 
 LINE_END = re.compile("\r\n?")
-TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from shared.names import MODEL_NAME, VERSION
 from shared.registry.registry import asset_digest
 from worker.repository.config.ensemble import EnsembleCircle, with_models
 from worker.repository.config.formats import FORMATS
-from worker.repository.config.parameters import number, plain_name
+from worker.repository.config.parameters import plain_name
+from worker.repository.config.text import check_text_inputs, token_limit
 from worker.repository.config.versions import wanted_versions
-from worker.repository.model_config import TEXT_INPUTS, ModelConfig, read_config, read_policy
+from worker.repository.model_config import ModelConfig, read_config, read_policy
 from worker.repository.text_file import read_text
 
 log = logging.getLogger(__name__)
@@ -132,18 +133,13 @@ def _with_steps(repository: Path, config: ModelConfig, within: tuple[str, ...]) 
 
 def _text(config: ModelConfig, directory: Path) -> tuple[TextInput, bytes]:
     """Return the text parameters and the tokenizer file's content."""
-    names = {tensor.name for tensor in config.spec.inputs}
-    if "input_ids" not in names or names - TEXT_INPUTS:
-        raise BadModel(
-            f'{directory}/config.pbtxt: a model with input_kind "text" has the inputs input_ids '
-            f"and optionally attention_mask and token_type_ids, not {sorted(names)}"
-        )
     try:
+        check_text_inputs(config.spec)
         filename = config.parameters.get("tokenizer", "tokenizer.json")
         tokenizer = read_text(directory / plain_name("tokenizer", filename)).encode()
         text = TextInput(
             tokenizer=asset_digest(tokenizer),
-            max_length=number(config.parameters, "max_length", "512", int),
+            max_length=token_limit(config.spec),
             truncate=config.parameters.get("truncate", "true") == "true",
         )
         return text, tokenizer

@@ -41,13 +41,25 @@ def onnx_graph(
     onnx.save(model, directory / "1" / "model.onnx")
 
 
-def text_model(repository: Path, name: str, *, max_length: int, truncate: bool) -> None:
-    """Write a model that counts: logits are how often "bad" and how often "good" was said."""
+def text_model(
+    repository: Path,
+    name: str,
+    *,
+    max_length: int,
+    truncate: bool,
+    length: int = -1,
+    datatype: str = "INT64",
+) -> None:
+    """Write a model that counts: logits are how often "bad" and how often "good" was said.
+
+    Its inputs have `length` tokens of `datatype`.
+    """
     ids = ("input_ids", "attention_mask")
+    ragged = "allow_ragged_batch: true" if length == -1 else ""
     config = f"""
 max_batch_size: 8
-input [ {{ name: "input_ids" data_type: TYPE_INT64 dims: [-1] allow_ragged_batch: true }},
-        {{ name: "attention_mask" data_type: TYPE_INT64 dims: [-1] allow_ragged_batch: true }} ]
+input [ {{ name: "input_ids" data_type: TYPE_{datatype} dims: [{length}] {ragged} }},
+        {{ name: "attention_mask" data_type: TYPE_{datatype} dims: [{length}] {ragged} }} ]
 output [ {{ name: "logits" data_type: TYPE_FP32 dims: [2] label_filename: "labels.txt" }} ]
 parameters {{ key: "input_kind" value {{ string_value: "text" }} }}
 parameters {{ key: "max_length" value {{ string_value: "{max_length}" }} }}
@@ -56,18 +68,23 @@ parameters {{ key: "label_key" value {{ string_value: "sentiment" }} }}
 """
     constants = {"bad": WORDS.index("bad"), "good": WORDS.index("good"), "axis": 1}
     nodes = [_constant(key, [value]) for key, value in constants.items()]
+    nodes += [
+        helper.make_node("Cast", [each], [f"{each}_64"], to=TensorProto.INT64) for each in ids
+    ]
     for word in ("bad", "good"):
         nodes += [
-            helper.make_node("Equal", ["input_ids", word], [f"is_{word}"]),
+            helper.make_node("Equal", ["input_ids_64", word], [f"is_{word}"]),
             helper.make_node("Cast", [f"is_{word}"], [f"{word}_1"], to=TensorProto.INT64),
-            helper.make_node("Mul", [f"{word}_1", "attention_mask"], [f"{word}_seen"]),
+            helper.make_node("Mul", [f"{word}_1", "attention_mask_64"], [f"{word}_seen"]),
             helper.make_node("ReduceSum", [f"{word}_seen", "axis"], [f"{word}_count"], keepdims=1),
         ]
     nodes += [
         helper.make_node("Concat", ["bad_count", "good_count"], ["counts"], axis=1),
         helper.make_node("Cast", ["counts"], ["logits"], to=TensorProto.FLOAT),
     ]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "t"]) for name in ids]
+    kind = TensorProto.DataType.Value(datatype.replace("FP32", "FLOAT"))
+    shape = ["n", "t" if length == -1 else length]
+    inputs = [helper.make_tensor_value_info(name, kind, shape) for name in ids]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2])]
     onnx_graph(repository, name, config, nodes, inputs, outputs)
     (repository / name / "labels.txt").write_text("negative\npositive\n")

@@ -1,0 +1,77 @@
+"""Token ids become exactly the tensors that a text model declares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from loaded import spec, tensor
+from stand_ins import tokenizer
+
+from api.payloads.texts import TokenizerCache
+from shared.model_spec import ModelSpec, TextInput
+
+
+class Assets:
+    """Holds the stand-in's tokenizer under every digest."""
+
+    def asset(self, digest: str) -> bytes:
+        return tokenizer().to_str().encode()
+
+
+def described(
+    *dims: int, datatype: str = "INT64", max_length: int = 512, rows: int = 8
+) -> ModelSpec:
+    names = ("input_ids", "attention_mask")
+    return spec([tensor(name, datatype, *dims) for name in names], [tensor("y")], rows).model_copy(
+        update={"text": TextInput(tokenizer="digest", max_length=max_length)}
+    )
+
+
+def encoded(texts: list[str], model: ModelSpec, cache: Any = None) -> tuple[Any, list[bool]]:
+    """Return the ids as lists, and which texts were cut."""
+    (ids, mask), cut = (cache or TokenizerCache(Assets())).encode(texts, model)  # type: ignore[arg-type]
+    assert (ids.datatype, ids.shape) == (mask.datatype, mask.shape)
+    assert ids.datatype == model.inputs[0].datatype
+    return ids.array().tolist(), cut
+
+
+@pytest.mark.parametrize("datatype", ["INT64", "INT32", "UINT32", "FP32"])
+def test_ids_are_of_the_declared_datatype(datatype: str) -> None:
+    found, _ = encoded(["good"], described(-1, datatype=datatype))
+
+    assert len(found[0]) == 3
+
+
+def test_texts_are_padded_to_a_fixed_length_and_cut_at_it() -> None:
+    found, cut = encoded(["good", "good " * 9], described(5, max_length=5))
+
+    assert [len(row) for row in found] == [5, 5]
+    assert found[0][3:] == [0, 0] and 0 not in found[1]
+    assert cut == [False, True]
+
+
+def test_a_length_that_special_tokens_alone_pass_cuts_them() -> None:
+    found, cut = encoded(["good"], described(1, max_length=1))
+
+    assert ([len(row) for row in found], cut) == ([1], [True])
+
+
+@pytest.mark.parametrize(
+    ("dims", "nested"), [((-1,), False), ((4,), False), ((1, -1), True), ((-1, 4), True)]
+)
+def test_without_a_batch_dimension_the_ids_are_as_the_dims_say(
+    dims: tuple[int, ...], nested: bool
+) -> None:
+    found, _ = encoded(["good"], described(*dims, rows=0, max_length=4))
+
+    assert isinstance(found[0], list) is nested
+
+
+def test_models_that_share_a_tokenizer_have_their_own_lengths() -> None:
+    cache = TokenizerCache(Assets())  # type: ignore[arg-type]
+
+    long, _ = encoded(["good " * 9], described(-1, max_length=8), cache)
+    short, _ = encoded(["good " * 9], described(-1, max_length=4), cache)
+
+    assert (len(long[0]), len(short[0])) == (8, 4)
