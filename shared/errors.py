@@ -16,6 +16,30 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+LONGEST_ERROR_TEXT, KEPT_ERROR_TEXT = 4000, 3800
+"""Of an exception's text, in characters: a model may raise with a whole tensor in it.
+
+A longer one is cut to the second, so that what is put around it does not have it cut again."""
+
+
+def text_of(error: BaseException) -> str:
+    """Return an exception's text, whatever it is: without surrogates, and cut when it is long."""
+    try:
+        text = str(error)
+    except BaseException as raised:  # a border: a model's own `__str__`, the text says that
+        text = f"its text raises {type(raised).__name__}"
+    if len(text) > LONGEST_ERROR_TEXT:
+        text = f"{text[:KEPT_ERROR_TEXT]}... ({len(text)} characters)"
+    return text.encode(errors="backslashreplace").decode()
+
+
+def described(error: BaseException) -> str:
+    """Return an exception's class and text, and those of the first one in a group."""
+    said = ": ".join(filter(None, (type(error).__name__, text_of(error))))
+    if isinstance(error, BaseExceptionGroup):
+        return f"{said}: {described(error.exceptions[0])}"
+    return said
+
 
 class FerryError(Exception):
     """Base of all errors that have an answer; `status` is HTTP's, `code` is for programs."""
@@ -27,7 +51,7 @@ class FerryError(Exception):
     @property
     def message(self) -> str:
         """The mistake, the expectation and the place, for the client."""
-        return str(self)
+        return text_of(self)
 
 
 class BadRequest(FerryError):

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from shared.datatypes import NUMPY_TYPES, Array
-from shared.errors import BadModel, BadModelOutput
+from shared.errors import BadModel, BadModelOutput, described
 from shared.model_spec import ModelSpec, TensorSpec
 from worker.backends import triton_python_backend_utils
 from worker.backends.base import Backend, named_outputs
@@ -124,11 +124,12 @@ def _running(step: Callable[[], Result], file: Path) -> Result:
         return step()
     except BadModel:
         raise
-    except (Exception, SystemExit) as error:  # a border: whatever the file does on loading
+    except BaseException as error:  # a border: whatever the file does on loading
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)
             if frame.filename == str(file)
         ]
         where = f" in line {lines[-1]}" if lines else ""
-        raise BadModel(f"{type(error).__name__}{where}: {error}") from error
+        said = described(error).removeprefix(type(error).__name__)
+        raise BadModel(f"{type(error).__name__}{where}{said}") from error

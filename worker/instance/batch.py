@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from shared.errors import BadMessage, BadModelOutput, FerryError, ModelFailed
+from shared.errors import BadMessage, BadModelOutput, FerryError, ModelFailed, described
 from shared.messages import InferResult
 from shared.model_spec import ModelSpec
 from shared.request_queue.claimed import MAX_RESULT_BYTES, Claimed, EncodedResults
@@ -73,17 +73,19 @@ def _answer(requests: list[DecodedRequest], context: BatchContext) -> dict[str, 
             return run_each(requests, context.backend, context)
         return _run(requests, context)
     except BadModelOutput as error:  # the model's fault, no request's: halves are no help
-        log.error("%s: %s; the batch of %d is answered so", context.spec.key, error, len(requests))
+        said, count = error.message, len(requests)
+        log.error("%s: %s; the batch of %d is answered so", context.spec.key, said, count)
         result = InferResult(error=error).encode()
         return {one.claimed.id: result for one in requests}
-    except Exception as error:  # a border: whatever a model raises, only its request fails
+    except BaseException as error:  # a border: whatever a model raises, only its request fails
+        said = described(error)
         log.warning(
-            "%s: a batch of %d raised %s: %s; %s",
-            context.spec.key, len(requests), type(error).__name__, error,
+            "%s: a batch of %d raised %s; %s",
+            context.spec.key, len(requests), said,
             "running its halves" if len(requests) > 1 else "it is answered so",
             exc_info=log.isEnabledFor(logging.DEBUG),
         )  # fmt: skip
-        failure = ModelFailed(f"{type(error).__name__}: {error}")
+        failure = ModelFailed(said)
     # subtle: the except block is left first, its traceback would keep the batch's memory alive.
     if len(requests) == 1:
         return {requests[0].claimed.id: InferResult(error=failure).encode()}

@@ -64,7 +64,7 @@ def _result(
     try:
         outputs = fitted_outputs(answer, spec, one.claimed.rows, wanted)
     except BadModelOutput as error:
-        log.error("%s: request %s: %s; it is answered so", spec.key, one.claimed.id, error)
+        log.error("%s: request %s: %s; it is answered so", spec.key, one.claimed.id, error.message)
         return InferResult(error=error)
     return InferResult(
         tuple([Tensor.of(name, outputs[name]) for name in wanted or outputs]), timings

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from shared.datatypes import Array
+from shared.errors import text_of
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend, close
 from worker.instance.outputs import fitted_outputs
@@ -127,7 +128,7 @@ def is_out_of_memory(error: Exception) -> bool:
     """Tell whether an exception of any framework says that memory is short."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error)
+    text = text_of(error)
     return any(sign in text for sign in SIGNS)
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import logging
+import multiprocessing
+import os
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import parent_process
@@ -12,6 +17,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from shared.errors import described, text_of
 from shared.registry.log_settings import LogLevel
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Batching
@@ -35,6 +41,8 @@ from worker.meter import Meter
 log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
+LEAVE_SECONDS = 1.0
+"""Given to threads and processes that a model left behind."""
 
 
 def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
@@ -50,11 +58,14 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     configure_logging(job.log_level)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a model's `print` fails no request
     log_level = LogLevel(job.log_level)
     follow_level(log_level, meter)
     backend = None if job.spec.steps else _loaded(job, reports, meter)
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the model may have set its own
     reports.send(("ready", ""))
 
     def stop() -> bool:
@@ -89,18 +100,39 @@ def _run_batches(
         )
     try:
         close(backend)
-    except Exception as error:  # a border: the model's own code; everything is answered by now
-        log.error("%s raises when it is closed, the instance ends: %s", job.spec.key, error)
+    except BaseException as error:  # a border: the model's own code; everything is answered by now
+        said = described(error)
+        log.error("%s raises when it is closed, the instance ends: %s", job.spec.key, said)
+    _end_soon(0)
 
 
 def _loaded(job: InstanceJob, reports: Connection, meter: Meter) -> Backend:
     """Return the warm backend; reports why there is none and ends the process."""
     try:
         return warm_backend(job, meter)
-    except Exception as error:  # a border: the supervisor reports it and tries again later
-        log.error("%s failed to load, the supervisor will retry: %s", job.spec.key, error)
-        reports.send(("failed", f"failed to load '{job.spec.name}', {job.file}: {error}"))
+    except BaseException as error:  # a border: the supervisor reports it and tries again later
+        said = text_of(error) if isinstance(error, Exception) else described(error)
+        log.error("%s failed to load, the supervisor will retry: %s", job.spec.key, said)
+        reports.send(("failed", f"failed to load '{job.spec.name}', {job.file}: {said}"))
+        _end_soon(1)
         raise SystemExit(1) from error
+
+
+def _end_soon(code: int) -> None:
+    """End the process in a moment, should what the model left behind keep it from ending itself.
+
+    Python waits for all threads and processes that are no daemons.
+    """
+
+    def end() -> None:
+        log.warning("the model left threads or processes behind, they are ended")
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(code)
+
+    timer = threading.Timer(LEAVE_SECONDS, end)
+    timer.daemon = True
+    timer.start()
 
 
 def warm_backend(job: InstanceJob, meter: Meter) -> Backend:
@@ -121,10 +153,11 @@ def _warm(job: InstanceJob, backend: Backend) -> None:
     """
     try:
         warm_up(job.spec, backend)
-    except Exception as error:  # a border: see above
+    except BaseException as error:  # a border: see above
         if job.backend != "python":
             raise
-        log.warning("%s raises when it is warmed up, it is served cold: %s", job.spec.key, error)
+        said = text_of(error)
+        log.warning("%s raises when it is warmed up, it is served cold: %s", job.spec.key, said)
 
 
 def load_backend(job: InstanceJob) -> Backend:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from shared.errors import FerryError
+from shared.errors import FerryError, described
 from shared.settings import Settings, default_cores
 from worker.devices import Placement, cpu_threads, devices_of
 from worker.instance.process import warm_backend
@@ -42,10 +42,10 @@ def main(repository: Path, name: str, version: str) -> int:
             with torch.inference_mode():
                 warm_backend(job, Meter())
     except FerryError as error:
-        print(error)
+        print(error.message)
         return 1
-    except Exception as error:  # a border: whatever the model raises is the answer
-        print(f"{type(error).__name__}: {error}")
+    except BaseException as error:  # a border: whatever the model raises is the answer
+        print(described(error))
         return 1
     return 0
 

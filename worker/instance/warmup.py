@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from shared.datatypes import NUMPY_TYPES, Array, from_bytes
-from shared.errors import BadModel
+from shared.errors import BadModel, text_of
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend
 from worker.instance.outputs import fitted_outputs
@@ -33,8 +33,8 @@ def run_samples(spec: ModelSpec, backend: Backend, samples: Sequence[WarmupSampl
             for _ in range(sample.count):
                 outputs = backend.forward(_rows_of(sample, spec), frozenset())
                 fitted_outputs(outputs, spec, sample.rows)
-        except Exception as error:  # a border: whatever a model raises, the sample is named
-            raise BadModel(f"model_warmup {sample.name!r}: {error}") from error
+        except BaseException as error:  # a border: whatever a model raises, the sample is named
+            raise BadModel(f"model_warmup {sample.name!r}: {text_of(error)}") from error
 
 
 def _rows_of(sample: WarmupSample, spec: ModelSpec) -> dict[str, Array]:
