@@ -234,8 +234,11 @@ def _models(environ: Mapping[str, str]) -> Iterator[Models]:
 def _requests_of(snapshot: Snapshot, name: str, version: str) -> str:
     """Return a version's part of the requests: all, a share, copies, or those that name it."""
     serving = snapshot.served.get(name)
-    if serving is None or version not in serving.versions:
+    if serving is None:
         return "none"
+    if version not in serving.versions:
+        spec = snapshot.models.get(name, {}).get(version)
+        return "named" if spec is not None and spec.key in snapshot.standby else "none"
     if serving.split:
         share = serving.split.get(version, 0) / sum(serving.split.values())
         return f"{share:.0%}" if share else "named"

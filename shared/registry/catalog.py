@@ -191,8 +191,9 @@ class Catalog:
         """Return the versions of a model that take requests; raises UnknownModel."""
         snapshot = self._renewed()
         _find(snapshot, name, None)
-        serving = snapshot.served.get(name)
-        return sorted(serving.versions if serving else snapshot.models[name], key=int)
+        serving, versions = snapshot.served.get(name), snapshot.models[name]
+        standing_by = {spec.version for spec in versions.values() if spec.key in snapshot.standby}
+        return sorted({*(serving.versions if serving else versions), *standing_by}, key=int)
 
     def _current(self) -> Snapshot:
         """Return the snapshot, read anew when it is old; a Redis that is away leaves the old one.

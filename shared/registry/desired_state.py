@@ -15,7 +15,8 @@ VersionState = Literal["loading", "ready", "failed"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What a later release adds is not known here, and no reason to fail.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Desired(_Frozen):
@@ -87,12 +88,14 @@ class SupervisorReport(_Frozen):
     """One supervisor's progress with every model in its repository; `mode` is its control mode.
 
     It is `complete` once it has read every model for the first time. `running` are the contents
-    (`ModelSpec.key`) that could answer, wanted or not.
+    (`ModelSpec.key`) that could answer, wanted or not. Those on `standby` were replaced and answer
+    who names them, each until a second since the epoch; 0 for those that only finish their work.
     """
 
     mode: str = "none"
     complete: bool = True
     running: list[str] = []
+    standby: dict[str, float] = {}
     models: dict[str, ModelReport] = {}
 
 

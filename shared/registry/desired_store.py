@@ -206,7 +206,7 @@ class DesiredStore:
         asking(run)
 
     def close(self, model_key: str, levels: int, instances: Iterable[str]) -> bool:
-        """Close a version's queue to requests; False, and no change, while it has work."""
+        """Close a version's queue to new requests; False while it has work left."""
         keys = QueueKeys(self._prefix, model_key, levels)
         inflight = [keys.inflight + instance for instance in instances]
         kept = [keys.stats, keys.counts, keys.dead]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 from shared.model_spec import ModelSpec
 from shared.registry.snapshot import Snapshot
 
@@ -40,6 +43,10 @@ def _model_entries(snapshot: Snapshot, name: str) -> list[dict[str, str]]:
 
 
 def _state(snapshot: Snapshot, spec: ModelSpec) -> tuple[str, str]:
+    if spec.key in snapshot.standby and spec.key in snapshot.ready:
+        left = max(0.0, snapshot.standby[spec.key] - time.time())
+        until = f" for {left:.0f} s more" if math.isfinite(left) else ""
+        return "READY", f"on standby: answers requests that name it{until}"
     if spec.key in snapshot.ready:
         return "READY", ""
     if spec.key in snapshot.reasons:

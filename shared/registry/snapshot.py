@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -50,8 +51,9 @@ class InstanceRecord(BaseModel):
 class Snapshot:
     """Models by name and version, and which of them are served.
 
-    A version is seen when requests go to it or a living supervisor wants to serve it. By
-    `ModelSpec.key`: `ready` and `loading` are those with an instance that is ready or starting,
+    A version is seen when requests go to it, a living supervisor wants to serve it, or it is on
+    `standby`: it was replaced, and answers who names it until a second since the epoch. By
+    `ModelSpec.key`, as that: `ready`, `loading` are those with an instance that is ready, starting,
     `drain_rates` the requests per second that the ready ones answered of late. `known` are all
     models that living supervisors report, also those that are not wanted; `is_complete` tells
     whether these have read their whole repositories. `log` are the log settings that were set. No
@@ -75,6 +77,7 @@ class Snapshot:
     reasons: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     changes: int = -1
+    standby: dict[str, float] = field(default_factory=dict)
 
     def drain_rate(self, model_key: str) -> float:
         """Return the requests per second that a model version's instances answered of late.
@@ -125,7 +128,8 @@ def snapshot_of(
     changes: int = 0,
 ) -> Snapshot:
     """Put a snapshot together from the registry; `living`, `reports` are of living supervisors."""
-    models = _seen_models(specs, served, reports)
+    standby = _standby(served, reports)
+    models = _seen_models(specs, served, reports, standby)
     drain_rates = _drain_rates(living)
     reasons, failures = _reasons(models, living, reports)
     # One of its instances is ready: that another one failed is no reason for clients.
@@ -149,18 +153,35 @@ def snapshot_of(
         reasons=reasons,
         notes={name: model.note for name, model in reported if model.note},
         changes=changes,
+        standby=standby,
     )
     return _waiting_for_steps(found)
 
 
+def _standby(served: Mapping[str, Serving], reports: list[SupervisorReport]) -> dict[str, float]:
+    """Return the contents that were replaced by another version, and until when each answers."""
+    ends = {key: until for report in reports for key, until in report.standby.items()}
+    found, wanted = {}, _wanted(reports)
+    for key in {key for report in reports for key in report.running}:
+        name, _, version = key.partition("@")[0].partition("/")
+        until = ends.get(key, math.inf)  # its supervisor may not know yet that it was replaced
+        is_replaced = name in served and version not in served[name].versions
+        if is_replaced and until and key not in wanted.get(name, ()):
+            found[key] = until
+    return found
+
+
 def _seen_models(
-    specs: Iterable[ModelSpec], served: Mapping[str, Serving], reports: list[SupervisorReport]
+    specs: Iterable[ModelSpec],
+    served: Mapping[str, Serving],
+    reports: list[SupervisorReport],
+    standby: Mapping[str, float],
 ) -> dict[str, dict[str, ModelSpec]]:
     """Return by name and version the registered versions that clients see."""
     wanted = _wanted(reports)
     models: dict[str, dict[str, ModelSpec]] = {}
     for spec in specs:
-        if _is_seen(spec, served.get(spec.name), wanted):
+        if spec.key in standby or _is_seen(spec, served.get(spec.name), wanted):
             models.setdefault(spec.name, {})[spec.version] = spec
     return models
 

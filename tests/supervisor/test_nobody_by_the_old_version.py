@@ -141,6 +141,8 @@ def test_after_a_load_the_new_version_answers(server: Server) -> None:
 
     assert server.burst("/v2/models/alone/infer") == {(200, "2"): BURST}
     assert server.burst("/v2/models/alone/versions/2/infer") == {(200, "2"): BURST}
+    # Replaced, it stands by for those that name it.
+    assert server.burst("/v2/models/alone/versions/1/infer") == {(200, "1"): BURST}
 
 
 def test_after_an_unload_nobody_is_answered(server: Server) -> None:

@@ -203,3 +203,19 @@ def test_a_split_shares_requests_out_by_its_weights(server: Server) -> None:
         load.wait_until_all_are(("2", 2.0), count=300)
 
     assert load.wrong == []
+
+
+@pytest.mark.parametrize("server", [0.0], indirect=True)
+def test_who_names_a_replaced_version_is_answered_by_it_until_it_leaves(server: Server) -> None:
+    """It leaves although clients ask without a pause, and refuses nobody in any other way."""
+    server.serve("named")
+
+    with server.asked("named/versions/1", 8) as load:
+        add_version(server.repository, "named", 2)
+        server.control.load("named")
+        before = len(load.answers)
+        wait_until(lambda: load.wrong, 30, "it has left")
+        assert len(load.answers) > before
+
+    assert all(each.startswith("404 ") for each in load.wrong)
+    assert {answer[1:] for answer in load.answers} == {("1", 1.0)}

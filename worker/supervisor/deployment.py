@@ -21,7 +21,7 @@ class Deployment:
         self.leaving = False
         self._was_ready = False
         self.retired_at = 0.0
-        self._leave_at = 0.0
+        self._leave_at = self._leaves_at = 0.0
         self._kill_at = 0.0
 
     @property
@@ -47,7 +47,14 @@ class Deployment:
     def retire_after(self, seconds: float) -> None:
         """Set how long after it was last wanted it is to leave."""
         assert self.retired_at, "it is retired before"
-        self._leave_at = self.retired_at + seconds
+        if self._leave_at != self.retired_at + seconds:
+            self._leave_at = self.retired_at + seconds
+            self._leaves_at = time.time() + self._leave_at - time.monotonic()
+
+    @property
+    def standby_until(self) -> float:
+        """Return the second since the epoch at which it is to leave, 0 from then on."""
+        return 0.0 if self.is_due or self.leaving else self._leaves_at
 
     @property
     def is_due(self) -> bool:

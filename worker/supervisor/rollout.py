@@ -213,9 +213,11 @@ class Rollout:
         models = {name: self._model_report(plan) for name, plan in self._planner.made.items()}
         mode = self._settings.model_control_mode
         running = [d.key for d in self.deployments.values() if d.report.state == "ready"]
+        standby = {d.key: d.standby_until for d in self.deployments.values() if d.retired_at}
         return SupervisorReport(
-            mode=mode, complete=self._has_read_all, models=models, running=sorted(running)
-        )
+            mode=mode, complete=self._has_read_all, models=models, running=sorted(running),
+            standby=standby,
+        )  # fmt: skip
 
     def _model_report(self, plan: Plan) -> ModelReport:
         versions = {}
