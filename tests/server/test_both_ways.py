@@ -33,12 +33,14 @@ def fast_path(app: Flask) -> FastPath:
     return found
 
 
-def without_flask(app: Flask, path: str, body: bytes) -> Reply | None:
+def without_flask(app: Flask, path: str, body: bytes, parser: str = "auto") -> Reply | None:
     """Return the fast path's answer, None for what it leaves to Flask."""
+    config = Config()
+    config.set("http_parser", parser)
     client, server = socket.socketpair()
     with closing(client), closing(server):
         client.sendall(message(path, body))
-        request = next(get_parser(Config(), server, ("127.0.0.1", 1)))
+        request = next(get_parser(config, server, ("127.0.0.1", 1)))
         if not fast_path(app).try_answer(request, server):
             return None
         return Connection(client).read()
@@ -61,6 +63,16 @@ def test_a_plain_request_never_reaches_flask(app: Flask) -> None:
     assert answer is not None and answer.status == 200
     assert json.loads(answer.body)["outputs"][0]["shape"] == [1, 3]
     assert str(answer.header("Server-Timing")).startswith("queue;dur=")
+
+
+@pytest.mark.parametrize("parser", ["python", "fast"])
+def test_both_of_gunicorns_parsers_lead_past_flask(app: Flask, parser: str) -> None:
+    if parser == "fast":
+        pytest.importorskip("gunicorn_h1c", reason="it is built with a C compiler alone")
+
+    answer = without_flask(app, ROUTE, body(), parser)
+
+    assert answer is not None and answer.status == 200
 
 
 def test_both_ways_give_the_same_answer(app: Flask) -> None:

@@ -52,10 +52,13 @@ PLAIN = {
 }
 
 
-@pytest.fixture(scope="module")
-def port(redis_url: str) -> Iterator[int]:
-    with doubling_server(redis_url, 2**20) as server:
-        yield server.port
+@pytest.fixture(scope="module", params=["auto", "python"])
+def port(redis_url: str, request: pytest.FixtureRequest) -> Iterator[int]:
+    """A server with the compiled parser, where it is installed, and one with gunicorn's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GUNICORN_CMD_ARGS", f"--http-parser={request.param}")
+        with doubling_server(redis_url, 2**20) as server:
+            yield server.port
 
 
 @pytest.fixture
