@@ -11,7 +11,7 @@ from werkzeug.datastructures import FileStorage
 from api.infer.inference import checked_version
 from api.infer.options import options_of
 from api.infer.question import Question
-from api.payloads.infer_request import check_shape
+from api.payloads.infer_request import check_missing, check_shape
 from api.payloads.json_arrays import json_type, mixed, to_array
 from api.payloads.pictures import picture_batch
 from api.payloads.v2_json import load_object
@@ -151,6 +151,7 @@ def _described(
     one: bool,
     cut: list[bool] | None = None,
 ) -> Response:
+    check_missing([tensor.name for tensor in inputs], spec)
     form = AnswerForm("rows", top_k=_top_k(), one=one, cut=tuple(cut or ()))
     return _respond(spec, inputs, form, version)
 

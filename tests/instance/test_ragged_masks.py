@@ -104,7 +104,8 @@ def test_without_its_input_there_is_no_mask() -> None:
     inputs, masks = take_masks((SEEN, optional, OTHER), PARAMETER)
     model = spec().model_copy(update={"inputs": inputs, "masks": masks})
 
-    taken = TensorAdapter(Recorder(), model).model_inputs({"other": np.ones((1, 1), np.float32)})
+    other = {"other": np.ones((1, 1), np.float32)}
+    taken = TensorAdapter(Recorder(), model).model_inputs(other, frozenset())
 
     assert list(taken) == ["other"]
     assert backend_spec(model).inputs[0].optional

@@ -49,7 +49,13 @@ CROPS = spec(
     TensorSpec(name="image", datatype="FP32", dims=(3, 8, 8)),
     image=ImageInput(input="image", height=8, width=8, resize="crop", resize_size=256),
 )
-MODELS = (NUMBERS, WHOLE, TRUTHS, WORDS, HALVES, PAIRS, PICTURES, CROPS)
+CAPTIONED = spec(
+    "captioned",
+    TensorSpec(name="image", datatype="FP32", dims=(3, 8, 8)),
+    TensorSpec(name="caption", datatype="FP32", dims=(2,)),
+    image=ImageInput(input="image", height=8, width=8),
+)
+MODELS = (NUMBERS, WHOLE, TRUTHS, WORDS, HALVES, PAIRS, PICTURES, CROPS, CAPTIONED)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +198,15 @@ def test_a_body_without_inputs_is_refused(client: FlaskClient) -> None:
 @pytest.mark.parametrize("item", [None, 1, "x", [], {}, {"name": 1}, {"name": None}])
 def test_an_input_without_a_name_is_refused(client: FlaskClient, item: Any) -> None:
     assert refused(client, item) == "inputs[0] must be an object with a name"
+
+
+def test_a_picture_alone_is_refused_where_the_model_wants_more(client: FlaskClient) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+
+    message = refusal(client.post("/predict/captioned", data=buffer.getvalue()))
+
+    assert message == "missing input 'caption': 'captioned' wants ['image', 'caption']"
 
 
 def test_a_missing_input_is_named(client: FlaskClient) -> None:

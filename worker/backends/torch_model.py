@@ -17,7 +17,7 @@ from shared.errors import BadModel
 from shared.model_spec import ModelSpec, TensorSpec
 from worker.backends.base import named_outputs, not_an_output
 from worker.backends.preprocessing import Normaliser
-from worker.backends.torch_arrays import output_array, to_torch, torch_type
+from worker.backends.torch_arrays import output_array, to_torch
 
 INDEXED = re.compile(r"__(\d+)$")
 
@@ -61,11 +61,7 @@ class TorchBackend:
         self._positional = leading == known[: len(leading)]
         self._declared = {tensor.name: tensor for tensor in spec.outputs}
         self._outputs = _by_position([*self._declared], [])
-        self._normaliser = (
-            Normaliser(spec.image, self._device, torch_type(spec.inputs[0].datatype))
-            if spec.image
-            else None
-        )
+        self._normaliser = Normaliser.of(spec, self._device)
 
     def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
         """Run one batch on the device (stop 8); see `Backend.forward`.

@@ -60,15 +60,18 @@ class TensorAdapter:
 
     def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
         """Run one batch as `Backend.forward` does; raises BadModelOutput for another shape."""
-        outputs = self._backend.forward(self.model_inputs(inputs), pixels)
+        outputs = self._backend.forward(self.model_inputs(inputs, pixels), pixels)
         return self._client_outputs(outputs, inputs)
 
     def close(self) -> None:
         """Close the model's own backend."""
         close(self._backend)
 
-    def model_inputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the inputs of clients in the shapes that the model takes, with its masks."""
+    def model_inputs(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
+        """Return the inputs of clients in the shapes that the model takes, with its masks.
+
+        Pixels are left to who normalises them.
+        """
         unpadded = {
             mask.tensor.name: ones(mask, inputs[mask.of], batched=self._spec.batched)
             for mask in self._spec.masks
@@ -76,7 +79,7 @@ class TensorAdapter:
         }
         return {
             name: self._reshaped(array, tensor.dims, tensor.reshape)
-            if (tensor := self._inputs[name]).reshape is not None
+            if (tensor := self._inputs[name]).reshape is not None and name not in pixels
             else array
             for name, array in {**inputs, **unpadded}.items()
         }
@@ -115,7 +118,10 @@ class EachTensorAdapter(TensorAdapter):
         self, requests: Sequence[RequestTensors], pixels: frozenset[str]
     ) -> list[dict[str, Array] | FerryError]:
         """See `EachBackend.answer_each`; an answer of another shape fails its request alone."""
-        asked = [request._replace(inputs=self.model_inputs(request.inputs)) for request in requests]
+        asked = [
+            request._replace(inputs=self.model_inputs(request.inputs, pixels))
+            for request in requests
+        ]
         answers = self._backend.answer_each(asked, pixels)
         return [self._answer(*each) for each in zip(answers, requests, strict=True)]
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tritonclient.grpc import model_config_pb2
 
+from shared.datatypes import NUMPY_TYPES
 from shared.model_spec import ImageInput
 from worker.repository.config.parameters import number, numbers
+from worker.repository.config.tensors import PICTURE_DIMENSIONS, read_datatype
+
+FEWEST_LEVELS = 16
+"""Of each channel; quantised models have 256, and one that wants fractions would be left with 2."""
 
 
 def read_image(message: Any, parameters: dict[str, str]) -> ImageInput | None:
@@ -15,17 +21,26 @@ def read_image(message: Any, parameters: dict[str, str]) -> ImageInput | None:
     if parameters.get("input_kind") != "image":
         return None
     item = message.input[0]
-    layout = "NHWC" if item.format == model_config_pb2.ModelInput.FORMAT_NHWC else "NCHW"
-    channels, height, width = _picture_dims(item, layout)
     order = parameters.get("image_channels", "RGB")
-    if channels != (1 if order == "L" else 3):
+    wanted = 1 if order == "L" else 3
+    layout = _layout(item, wanted)
+    channels, height, width = _picture_dims(item, layout, batched=message.max_batch_size > 0)
+    if channels != wanted:
         raise ValueError(f"image_channels {order!r} does not fit {channels} channels in dims")
+    image = _described(parameters, item.name, layout, (height, width), channels)
+    _check_values(image, read_datatype(item.data_type, f"input {item.name!r}"))
+    return image
+
+
+def _described(
+    parameters: dict[str, str], name: str, layout: str, size: tuple[int, int], channels: int
+) -> ImageInput:
     return ImageInput.model_validate(
         {
-            "input": item.name,
-            "height": height,
-            "width": width,
-            "channels": order,
+            "input": name,
+            "height": size[0],
+            "width": size[1],
+            "channels": parameters.get("image_channels", "RGB"),
             "layout": layout,
             "resize": parameters.get("image_resize", "stretch"),
             "resize_size": number(parameters, "image_resize_size", "0", int),
@@ -38,14 +53,47 @@ def read_image(message: Any, parameters: dict[str, str]) -> ImageInput | None:
     )
 
 
-def _picture_dims(item: Any, layout: str) -> tuple[int, int, int]:
-    """Return channels, height and width."""
+def _layout(item: Any, channels: int) -> str:
+    """Return the declared format; without one, what the place of the channels says."""
+    formats = model_config_pb2.ModelInput
+    if item.format == formats.FORMAT_NONE and len(item.dims) >= PICTURE_DIMENSIONS:
+        first, _, last = item.dims[-PICTURE_DIMENSIONS:]
+        return "NHWC" if last == channels != first else "NCHW"
+    return "NHWC" if item.format == formats.FORMAT_NHWC else "NCHW"
+
+
+def _picture_dims(item: Any, layout: str, *, batched: bool) -> tuple[int, int, int]:
+    """Return channels, height and width; without a batch, one picture may have a dimension too."""
     dims = tuple(item.dims)
-    if len(dims) != len(layout) - 1 or min(dims) < 1:
+    leading, dims = dims[:-PICTURE_DIMENSIONS], dims[-PICTURE_DIMENSIONS:]
+    has_place = not leading or (not batched and leading in {(1,), (-1,)})
+    if not has_place or len(dims) != PICTURE_DIMENSIONS or min(dims) < 1:
         raise ValueError(
-            f"input {item.name!r}: dims {list(dims)}, a picture has {layout[1:]} of fixed size"
+            f"input {item.name!r}: dims {list(item.dims)}, a picture has {layout[1:]} of fixed size"
         )
     return dims if layout == "NCHW" else (dims[2], dims[0], dims[1])
+
+
+def _check_values(image: ImageInput, datatype: str) -> None:
+    """Raise ValueError unless the input's datatype holds what the formula makes of pixels."""
+    where = f"input {image.input!r}: "
+    if datatype in {"BOOL", "BYTES"}:
+        raise ValueError(f"{where}{datatype} holds no colours")
+    pairs = list(zip(*np.broadcast_arrays(image.mean, image.std), strict=True))
+    values = [(pixel * image.scale - mean) / std for pixel in (0, 255) for mean, std in pairs]
+    least, most = min(values), max(values)
+    made = f"image_scale, image_mean and image_std make {least:g} to {most:g} of pixels"
+    if not np.isfinite(values).all():
+        raise ValueError(f"{where}{made}")
+    if datatype.startswith(("FP", "BF")):
+        if datatype == "FP16" and max(-least, most) > np.finfo(np.float16).max:
+            raise ValueError(f"{where}{made}, more than FP16 holds")
+        return
+    limits = np.iinfo(NUMPY_TYPES[datatype])
+    if round(least) < limits.min or round(most) > limits.max:
+        raise ValueError(f"{where}{made}, {datatype} holds {limits.min} to {limits.max}")
+    if any(abs(255 * image.scale / std) < FEWEST_LEVELS - 1 for _, std in pairs):
+        raise ValueError(f"{where}{made}, of which few are left as the whole numbers of {datatype}")
 
 
 def _per_channel(
