@@ -18,6 +18,7 @@ from shared.operations.model_control import ModelControl
 from shared.registry.catalog import Catalog
 from shared.registry.log_settings import LogLevel, LogSettings
 from shared.registry.registry import Registry
+from shared.registry.trace_settings import TraceSettings
 from shared.settings import Settings
 from shared.wire.client import connect
 
@@ -35,6 +36,7 @@ class Services:
     queues: Queues
     statistics: Statistics
     log_settings: LogSettings
+    trace_settings: TraceSettings
     model_control: ModelControl
 
     @classmethod
@@ -52,5 +54,6 @@ class Services:
             Queues(client, settings, catalog),
             partial(model_statistics, client, prefix),
             LogSettings(registry, log_level),
+            TraceSettings(registry, catalog),
             ModelControl(client, prefix, settings.model_control_mode),
         )

@@ -16,4 +16,4 @@ def configure_logging(level: str) -> None:
 
 def follow_level(level: LogLevel, meter: Meter) -> None:
     """Log as the instance's supervisor wants it now, if it said so yet."""
-    level.set(meter.log_level or level.number)
+    level.set(meter.log_level or level.number, iso_times=bool(meter.iso_times))

@@ -13,7 +13,8 @@ NEGLIGIBLE_RATE = 0.01
 class Meter(ctypes.Structure):
     """Written by the instance, one plain store per field; read by the supervisor at any time.
 
-    `log_level` goes the other way: at which level the instance is to log, 0 before that is known.
+    `log_level` and `iso_times` go the other way: at which level the instance is to log, 0 before
+    that is known, and whether its lines begin with times as ISO 8601 has them.
 
     `busy_since` is when the batch in hand began (monotonic seconds), 0 between batches: a batch
     that runs too long is killed. `row_limit` is how many rows at once memory holds, 0 for no limit.
@@ -27,6 +28,7 @@ class Meter(ctypes.Structure):
     last_batch_seconds: float
     row_limit: int
     log_level: int
+    iso_times: int
 
     _fields_ = (
         ("busy_since", ctypes.c_double),
@@ -37,6 +39,7 @@ class Meter(ctypes.Structure):
         ("last_batch_seconds", ctypes.c_double),
         ("row_limit", ctypes.c_uint64),
         ("log_level", ctypes.c_uint64),
+        ("iso_times", ctypes.c_uint64),
     )
 
     def begin_batch(self) -> None:
@@ -53,10 +56,10 @@ class Meter(ctypes.Structure):
         self.last_batch_rows = rows
 
     def reset(self) -> None:
-        """Set everything to 0 for the next process, but the log level."""
-        log_level = self.log_level
+        """Set everything to 0 for the next process, but how it is to log."""
+        kept = self.log_level, self.iso_times
         ctypes.memset(ctypes.addressof(self), 0, ctypes.sizeof(self))
-        self.log_level = log_level
+        self.log_level, self.iso_times = kept
 
 
 class Rate:

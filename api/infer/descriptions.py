@@ -16,8 +16,6 @@ EXTENSIONS = [
     "statistics",
     "logging",
 ]
-TRACE = "tracing is not supported: the timings in each answer say what it cost"
-"""The refusal of the trace extension."""
 
 
 def server_description() -> dict[str, Any]:

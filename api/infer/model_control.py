@@ -10,15 +10,25 @@ from shared.registry.catalog import Catalog
 
 def load_by_request(control: ModelControl, name: str, parameters: Parameters) -> None:
     """Load a model, by the configuration in the parameter `config`; raises BadRequest."""
+    try:
+        config = _config(parameters)
+    except BadRequest as error:
+        raise BadRequest(f"failed to load '{name}', {error}") from None
+    control.load(name, config)
+
+
+def _config(parameters: Parameters) -> str | None:
     _refuse_unknown(parameters, {"config"}, "load")
     config = parameters.get("config")
-    if config is not None and not isinstance(config, str):
-        raise BadRequest('parameter "config" must be a string that holds JSON')
+    if config is None:
+        return None
+    if not isinstance(config, str) or not config.lstrip("\ufeff \t\r\n").startswith("{"):
+        raise BadRequest('parameter "config" must be a string that holds a JSON object')
     try:
-        (config or "").encode()
+        config.encode()
     except UnicodeEncodeError as error:
         raise BadRequest(f'parameter "config" is no text: {error}') from None
-    control.load(name, config)
+    return config
 
 
 def unload_by_request(

@@ -1,4 +1,4 @@
-"""The v2 protocol beside its inference: health, descriptions, statistics, repository, logging.
+"""The v2 protocol beside its inference: health, descriptions, statistics, repository, settings.
 
 Its parts that are not offered are refused with 501, for Triton's clients call those too.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from api.infer.descriptions import TRACE, model_description, server_description
+from api.infer.descriptions import model_description, server_description
 from api.infer.inference import checked_version
 from api.infer.model_control import load_by_request, unload_by_request
 from api.payloads.infer_request import SHARED_MEMORY, check_parameters
@@ -17,6 +17,7 @@ from api.server.body import read_body
 from shared.errors import BadRequest, Unsupported
 from shared.messages import Parameters
 from shared.registry.repository_index import repository_index
+from shared.registry.trace_settings import as_json, from_json
 
 blueprint = Blueprint("v2", __name__)
 METHODS = ["GET", "POST"]
@@ -24,6 +25,11 @@ METHODS = ["GET", "POST"]
 
 
 @blueprint.get("/")
+def root() -> Response:
+    """Answer as /v2, and that the server is alive: KServe's SDK asks it here in version 1."""
+    return json_response({**server_description(), "status": "alive"})
+
+
 @blueprint.get("/v2")
 def server() -> Response:
     """Answer the server's name, version and extensions."""
@@ -130,8 +136,16 @@ def shared_memory(action: str) -> Response:
     raise Unsupported(SHARED_MEMORY)
 
 
-@blueprint.route("/v2/trace/setting", methods=METHODS)
-@blueprint.route("/v2/models/<name>/trace/setting", methods=METHODS)
-def trace(name: str | None = None) -> Response:
-    """Refuse for the server and for any model, known or not."""
-    raise Unsupported(TRACE)
+@blueprint.get("/v2/trace/setting")
+@blueprint.get("/v2/models/<name>/trace/setting")
+def trace_settings(name: str | None = None) -> Response:
+    """Answer the trace settings of all models, or of one; nothing is traced by them yet."""
+    return json_response(as_json(services().trace_settings.read(name)))
+
+
+@blueprint.post("/v2/trace/setting")
+@blueprint.post("/v2/models/<name>/trace/setting")
+def change_trace_settings(name: str | None = None) -> Response:
+    """Set the trace settings that the body names, forget those that are null, and answer all."""
+    wanted = from_json(load_object(read_body()))
+    return json_response(as_json(services().trace_settings.change(name, wanted)))

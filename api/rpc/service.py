@@ -16,7 +16,7 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2 as proto
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
 
-from api.infer.descriptions import TRACE, model_description, server_description
+from api.infer.descriptions import model_description, server_description
 from api.infer.model_control import load_by_request, unload_by_request
 from api.infer.triton_statistics import of_triton
 from api.payloads.infer_request import SHARED_MEMORY
@@ -146,6 +146,16 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
         return _log_settings_response(self._services.log_settings.change(_log_changes(request)))
 
     @answering
+    def TraceSetting(self, request: Any, _context: grpc.ServicerContext) -> Any:
+        """Set the trace settings that the request names, if any, and answer all."""
+        wanted = {name: list(setting.value) for name, setting in request.settings.items()}
+        settings = self._services.trace_settings.change(request.model_name or None, wanted)
+        response = proto.TraceSettingResponse()
+        for name, values in settings.items():
+            response.settings[name].value.extend(values)
+        return response
+
+    @answering
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
         """Answer one request. A client that leaves takes it off the queue."""
         with self._place():
@@ -230,4 +240,3 @@ def _log_settings_response(settings: Mapping[str, Any]) -> proto.LogSettingsResp
 for _name in ("Status", "Register", "Unregister"):
     for _kind in ("SystemSharedMemory", "CudaSharedMemory"):
         setattr(GRPCInferenceService, _kind + _name, unsupported(_kind + _name, SHARED_MEMORY))
-GRPCInferenceService.TraceSetting = unsupported("TraceSetting", TRACE)

@@ -56,8 +56,15 @@ class ModelControl:
         def update(now: Desired, _: Serving | None) -> Desired:
             return now.model_copy(update={"loaded": True, "config": config, "failure": ""})
 
-        self._change(name, update, lambda serving, reports, _: _takes_all(name, serving, reports))
-        self._wait_for_steps(name)
+        try:
+            self._change(
+                name, update, lambda serving, reports, _: _takes_all(name, serving, reports)
+            )
+            self._wait_for_steps(name)
+        except LoadFailed as error:
+            if str(error).startswith("failed to load"):
+                raise
+            raise LoadFailed(f"failed to load '{name}', {error}") from None
 
     def unload(self, name: str) -> None:
         """Unload a model, and forget which version of it was to be used.

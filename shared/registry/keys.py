@@ -6,6 +6,7 @@ ferry:instances           hash    instance id -> InstanceRecord as JSON         
 ferry:supervisors:<id>    string  a supervisor's sign of life                        3 heartbeats
 ferry:assets:<digest>     string  a file the API needs (a tokenizer)                 no
 ferry:log                 hash    log setting -> its number, of those that are set   no
+ferry:trace               hash    model/setting -> its value, as log; see 4          no
 ferry:desired             hash    model name -> Desired: what operators asked for    no
 ferry:reports             hash    supervisor id -> SupervisorReport: how far it is   no (see 2)
 ferry:served              hash    model name -> Serving: where requests go           no
@@ -16,8 +17,9 @@ ferry:{m/s}:compared:<v>  hash    Comparison of shadow m/s with version v       
 1: removed when the instance ends; when its supervisor's key is gone, by whoever recovers it.
 2: removed when the supervisor stops, or by whoever takes over its work.
 3: after the last request; written by shared/operations/shadow_comparison.py.
+4: a list of strings as JSON; the model's name is empty for settings of all models.
 
-`changes` is there so that looking is cheap. Registry writes the first five, DesiredStore the next
+`changes` is there so that looking is cheap. Registry writes the first six, DesiredStore the next
 five; what a request passes through stands in shared/request_queue/keys.py.
 """
 
@@ -40,6 +42,7 @@ class RegistryKeys:
         self.supervisors = f"{prefix}:supervisors:"
         self.assets = f"{prefix}:assets:"
         self.log = f"{prefix}:log"
+        self.trace = f"{prefix}:trace"
         self.desired = f"{prefix}:desired"
         self.reports = f"{prefix}:reports"
         self.served = f"{prefix}:served"

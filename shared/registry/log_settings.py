@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from shared.errors import BadRequest
@@ -18,27 +19,35 @@ SWITCHES = {
     "log_warning": logging.WARNING,
     "log_error": logging.ERROR,
 }
-VERBOSE = "log_verbose_level"
+VERBOSE, LOG_FILE, TIME_FORMAT = "log_verbose_level", "log_file", "log_format"
 MAX_VERBOSE = 2**31 - 1
-FIXED = {"log_file": "", "log_format": "default"}
-"""Settings that have one value here: logs go to standard error, in one format."""
+LOG_FORMATS = ("default", "ISO8601")
+"""Values of `log_format`: how the time is written; the registry keeps a format's place."""
 
 
 def changes_of(body: Mapping[str, Any]) -> dict[str, int]:
     """Return a client's log settings as the registry keeps them; raises BadRequest."""
-    unknown = sorted(body.keys() - SWITCHES.keys() - FIXED.keys() - {VERBOSE})
+    unknown = sorted(body.keys() - SWITCHES.keys() - {LOG_FILE, TIME_FORMAT, VERBOSE})
     if unknown:
         raise BadRequest(f"{unknown[0]!r} is not a log setting")
-    for name, value in FIXED.items():
-        if body.get(name, value) != value:
-            raise BadRequest(f"{name} {body[name]!r} is not supported: it can only be {value!r}")
+    if body.get(LOG_FILE, "") != "":
+        raise BadRequest(
+            f"{LOG_FILE} {body[LOG_FILE]!r} is not supported, logs go to standard error: log file "
+            "location can not be updated through network protocol"
+        )
     for name in SWITCHES.keys() & body.keys():
         if type(body[name]) is not bool:
             raise BadRequest(f"{name} must be true or false, not {body[name]!r}")
     verbose = body.get(VERBOSE, 0)
     if type(verbose) is not int or not 0 <= verbose <= MAX_VERBOSE:
         raise BadRequest(f"{VERBOSE} must be a whole number from 0, not {verbose!r}")
-    return {name: int(value) for name, value in body.items() if name not in FIXED}
+    form = body.get(TIME_FORMAT, LOG_FORMATS[0])
+    if form not in LOG_FORMATS:
+        raise BadRequest(f"{TIME_FORMAT} must be one of {', '.join(LOG_FORMATS)}, not {form!r}")
+    numbers = {
+        name: int(value) for name, value in body.items() if name not in (LOG_FILE, TIME_FORMAT)
+    }
+    return numbers | ({TIME_FORMAT: LOG_FORMATS.index(form)} if TIME_FORMAT in body else {})
 
 
 def settings_of(default_level: int, changes: Mapping[str, int]) -> dict[str, Any]:
@@ -46,7 +55,8 @@ def settings_of(default_level: int, changes: Mapping[str, int]) -> dict[str, Any
     default = {name: level >= default_level for name, level in SWITCHES.items()}
     switches = {name: bool(changes.get(name, default[name])) for name in SWITCHES}
     verbose = changes.get(VERBOSE, int(default_level <= logging.DEBUG))
-    return {"log_file": "", **switches, VERBOSE: verbose, "log_format": "default"}
+    form = LOG_FORMATS[changes.get(TIME_FORMAT, 0)]
+    return {LOG_FILE: "", **switches, VERBOSE: verbose, TIME_FORMAT: form}
 
 
 def level_of(settings: Mapping[str, Any]) -> int:
@@ -58,23 +68,44 @@ def level_of(settings: Mapping[str, Any]) -> int:
 
 
 class LogLevel:
-    """At which level this process logs now; `number` is logging's."""
+    """How this process logs now: `number` is logging's level, `iso_times` the form of the times."""
 
     def __init__(self, default: str, *loggers: str) -> None:
         """Leave everything as it is: at `default`, for the root logger and the named `loggers`."""
         self.default = self.number = logging.getLevelNamesMapping()[default]
+        self.iso_times = False
         self._loggers = ("", *loggers)
 
     def follow(self, changes: Mapping[str, int]) -> None:
         """Log as was set for all processes."""
-        self.set(level_of(settings_of(self.default, changes)))
+        settings = settings_of(self.default, changes)
+        self.set(level_of(settings), iso_times=settings[TIME_FORMAT] != LOG_FORMATS[0])
 
-    def set(self, number: int) -> None:
-        """Log at this level; costs next to nothing when that is so already."""
+    def set(self, number: int, *, iso_times: bool = False) -> None:
+        """Log at this level, in this form; costs next to nothing when that is so already."""
         if number != self.number:
             for name in self._loggers:
                 logging.getLogger(name).setLevel(number)
             self.number = number
+        if iso_times != self.iso_times:
+            for name in self._loggers:
+                _write_times(logging.getLogger(name), iso=iso_times)
+            self.iso_times = iso_times
+
+
+def _write_times(logger: logging.Logger, *, iso: bool) -> None:
+    """Have a logger's lines begin with times in ISO 8601, or in their formatters' own way."""
+    for handler in logger.handlers:
+        if iso and handler.formatter is not None:
+            handler.formatter.formatTime = _iso_time  # type: ignore[assignment]
+        elif handler.formatter is not None:
+            vars(handler.formatter).pop("formatTime", None)
+
+
+def _iso_time(record: logging.LogRecord, _: str | None = None) -> str:
+    """Return when a line was logged, as in 2026-11-29T17:00:00.123Z."""
+    time = datetime.fromtimestamp(record.created, UTC)
+    return time.strftime("%Y-%m-%dT%H:%M:%S.") + f"{time.microsecond // 1000:03d}Z"
 
 
 class LogSettings:

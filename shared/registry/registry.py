@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any, cast
 
@@ -77,6 +78,25 @@ class Registry:
     def change_log(self, changes: dict[str, int]) -> None:
         """Set some log settings and leave the others."""
         asking(lambda: self._client.hset(self._keys.log, mapping=cast("dict[Any, Any]", changes)))
+
+    def trace_changes(self) -> dict[str, dict[str, list[str]]]:
+        """Return the trace settings that were set, by model; those of all models under ""."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for field, value in asking(lambda: self._client.hgetall(self._keys.trace)).items():
+            model, name = field.decode().split("/")
+            found.setdefault(model, {})[name] = json.loads(value)
+        return found
+
+    def change_trace(self, model: str, settings: Mapping[str, list[str]]) -> None:
+        """Set a model's trace settings and leave the others; an empty one is forgotten."""
+        kept = {f"{model}/{name}": json.dumps(value) for name, value in settings.items() if value}
+        gone = [f"{model}/{name}" for name, value in settings.items() if not value]
+        if kept:
+            asking(
+                lambda: self._client.hset(self._keys.trace, mapping=cast("dict[Any, Any]", kept))
+            )
+        if gone:
+            asking(lambda: self._client.hdel(self._keys.trace, *gone))
 
     def instances(self) -> tuple[list[InstanceRecord], set[str]]:
         """Return all instances and the ids of the supervisors that live."""

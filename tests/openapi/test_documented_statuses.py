@@ -241,9 +241,17 @@ ROUTES: dict[tuple[str, str], dict[int, Case]] = {
         for path in (
             "/v2/systemsharedmemory/{action}",
             "/v2/cudasharedmemory/{action}",
-            "/v2/trace/setting",
-            "/v2/models/{name}/trace/setting",
         )
+    },
+    ("GET", "/v2/trace/setting"): {200: plain(), 503: plain("away")},
+    ("POST", "/v2/trace/setting"): TAKES_JSON
+    | {200: plain(json={"trace_rate": "7"}), 501: plain(json={"trace_file": "x"})},
+    ("GET", "/v2/models/{name}/trace/setting"): KNOWN_MODEL,
+    ("POST", "/v2/models/{name}/trace/setting"): TAKES_JSON
+    | {
+        200: plain(json={"trace_rate": "7"}),
+        404: plain(name="nobody", json={}),
+        501: plain(json={"trace_file": "x"}),
     },
     ("GET", "/v1/models"): {200: plain(), 503: plain("away")},
     ("GET", "/v1/models/{name}"): KNOWN_MODEL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -113,18 +114,35 @@ def test_a_change_leaves_what_it_does_not_name_and_answers_everything(client: Fl
     assert answer(client.get(LOGGING)) == second
 
 
-def test_the_only_log_file_and_format_there_are_can_be_set(client: FlaskClient) -> None:
-    body = {"log_file": "", "log_format": "default"}
-
-    assert answer(client.post(LOGGING, json=body)) == DEFAULT
+def test_the_only_log_file_there_is_can_be_set(client: FlaskClient) -> None:
+    assert answer(client.post(LOGGING, json={"log_file": ""})) == DEFAULT
     assert answer(client.post(LOGGING, json={})) == DEFAULT
+
+
+def test_times_are_written_in_the_form_that_is_set(client: FlaskClient) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    record = logging.makeLogRecord({"msg": "hello", "created": 1.25, "msecs": 250.0})
+    before = handler.format(record)
+    logging.getLogger().addHandler(handler)
+    try:
+        iso = answer(client.post(LOGGING, json={"log_format": "ISO8601"}))
+        assert iso == answer(client.get(LOGGING)) == DEFAULT | {"log_format": "ISO8601"}
+        assert handler.format(record) == "1970-01-01T00:00:01.250Z hello"
+
+        assert answer(client.post(LOGGING, json={"log_format": "default"})) == DEFAULT
+        assert handler.format(record) == before
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
         ({"log_file": "/tmp/log"}, "log_file '/tmp/log' is not supported"),
-        ({"log_format": "ISO8601"}, "log_format 'ISO8601' is not supported"),
+        ({"log_format": "iso8601"}, "log_format must be one of default, ISO8601, not 'iso8601'"),
+        ({"log_format": ["default"]}, "log_format must be one of"),
+        ({"log_format": None}, "log_format must be one of"),
         ({"log_level": 1}, "'log_level' is not a log setting"),
         ({"log_info": 1}, "log_info must be true or false, not 1"),
         ({"log_error": None}, "log_error must be true or false, not None"),
@@ -239,6 +257,10 @@ def lines(file: Path, text: str) -> list[str]:
     return [line for line in file.read_text().splitlines() if text in line]
 
 
+def has_iso_times(lines: list[str]) -> bool:
+    return any(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ", line) for line in lines)
+
+
 def kill(slow: Served) -> InstanceRecord:
     """Kill the model's instance and return its successor."""
     (victim,) = slow.wait_ready()
@@ -302,9 +324,12 @@ def test_a_supervisor_and_the_instances_that_it_starts_follow(
     wait_until(lambda: lines(log, f"{kill(slow).id} is ready"), 30, "the supervisor logs again")
     assert len(lines(log, "is ready")) > silenced
 
+    registry.change_log({"log_format": 1})
+    wait_until(lambda: has_iso_times(lines(log, f"{kill(slow).id} is ready")), 30, "it follows")
     successor = kill(slow)
     slow.push(1.0).wait()
-    assert any(f" {successor.pid} worker.instance.loop" in line for line in lines(log, BATCH))
+    by_it = [line for line in lines(log, BATCH) if f" {successor.pid} worker.inst" in line]
+    assert by_it and has_iso_times(by_it)
 
 
 def test_what_was_set_before_a_worker_started_holds_while_its_models_load(

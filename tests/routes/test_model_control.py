@@ -252,9 +252,12 @@ def test_a_model_is_loaded_by_the_configuration_of_the_request(explicit: Serving
     [
         ({"parameters": {"config": 1}}, '"config" must be a string'),
         ({"parameters": {"config": "{"}}, "config.pbtxt"),
+        ({"parameters": {"config": ""}}, "a JSON object"),
+        ({"parameters": {"config": '{"max_batch_size": -1}'}}, "max_batch_size"),
+        ({"parameters": {"config": '{"no_field": 1}'}}, "no_field"),
+        ({"parameters": {"config": "[]"}}, "a JSON object"),
         ({"parameters": {"file:1/model.onnx": "AAAA"}}, "files are not taken from requests"),
         ({"parameters": {"speed": 1}}, "parameter 'speed'"),
-        ({"parameters": [1]}, '"parameters"'),
     ],
 )
 def test_a_wrong_load_is_refused_with_a_sentence(
@@ -265,7 +268,12 @@ def test_a_wrong_load_is_refused_with_a_sentence(
     response = explicit.load(json=body)
 
     assert response.status_code == 400
+    assert response.get_json()["error"].startswith(f"failed to load '{explicit.model}', ")
     assert message in response.get_json()["error"]
+
+
+def test_parameters_that_are_none_are_refused(explicit: Serving) -> None:
+    assert '"parameters"' in refusal(explicit.load(json={"parameters": [1]}))
 
 
 @pytest.mark.parametrize("name", ["..", ".hidden", "a" * 200, "m%2F..%2Fm"])

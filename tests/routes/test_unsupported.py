@@ -14,7 +14,6 @@ from api.app import create_app
 from shared.settings import Settings
 
 SHARED_MEMORY = "shared memory is not supported"
-TRACE = "tracing is not supported"
 NOT_OFFERED = {"system_shared_memory", "cuda_shared_memory", "trace"}
 
 
@@ -38,10 +37,6 @@ def triton(redis_url: str) -> Iterator[Any]:
         ("register_cuda_shared_memory", ("region", "aGFuZGxl", 0, 64), SHARED_MEMORY),
         ("unregister_cuda_shared_memory", (), SHARED_MEMORY),
         ("unregister_cuda_shared_memory", ("region",), SHARED_MEMORY),
-        ("get_trace_settings", (), TRACE),
-        ("get_trace_settings", ("model",), TRACE),
-        ("update_trace_settings", (), TRACE),
-        ("update_trace_settings", ("model", {"trace_level": ["TIMESTAMPS"]}), TRACE),
     ],
 )
 def test_tritons_client_is_told_that_it_is_not_supported(
@@ -62,9 +57,6 @@ def client(settings: Settings) -> FlaskClient:
     [
         "/v2/systemsharedmemory/status",
         "/v2/cudasharedmemory/region/x/register",
-        "/v2/trace/setting",
-        "/v2/models/nobody/trace/setting",
-        "/v2/trace/setting/",
     ],
 )
 def test_the_refusal_has_the_shape_of_every_error(

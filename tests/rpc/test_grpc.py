@@ -182,8 +182,6 @@ def test_models_are_not_loaded_by_request(client: InferenceServerClient, ask: st
         ("get_cuda_shared_memory_status", ()),
         ("register_cuda_shared_memory", ("a", b"aGFuZGxl", 0, 8)),
         ("unregister_cuda_shared_memory", ()),
-        ("get_trace_settings", ()),
-        ("update_trace_settings", ()),
     ],
 )
 def test_what_is_not_offered_is_refused_with_a_reason(
@@ -193,6 +191,36 @@ def test_what_is_not_offered_is_refused_with_a_reason(
 
     assert code == "UNIMPLEMENTED"
     assert "is not supported: " in message
+
+
+def test_trace_settings_are_kept_as_over_http(
+    client: InferenceServerClient, http: FlaskClient
+) -> None:
+    client.update_trace_settings("fake", {"trace_level": ["TIMESTAMPS", "TENSORS"]})
+    found = client.update_trace_settings("fake", {"trace_rate": "3", "trace_count": "4"})
+    assert http.get("/v2/models/fake/trace/setting").get_json() == {
+        name: list(setting.value) if name == "trace_level" else setting.value[0]
+        for name, setting in found.settings.items()
+    }
+
+    client.update_trace_settings("fake", {"trace_level": None, "trace_rate": None})
+
+    found = client.get_trace_settings("fake", as_json=True)["settings"]
+    assert found["trace_level"] == {"value": ["OFF"]}
+    assert (found["trace_rate"], found["trace_count"]) == ({"value": ["1000"]}, {"value": ["4"]})
+    assert client.get_trace_settings().settings["trace_count"].value == ["-1"]
+
+
+def test_wrong_trace_settings_are_refused_as_over_http(client: InferenceServerClient) -> None:
+    update = client.update_trace_settings
+
+    assert refused(update, None, {"trace_level": ["OFF", "TENSORS"]})[0] == "INVALID_ARGUMENT"
+    assert refused(update, None, {"trace_rate": "often"})[0] == "INVALID_ARGUMENT"
+    assert refused(update, None, {"trace_file": "x"})[0] == "UNIMPLEMENTED"
+    assert refused(client.get_trace_settings, "nobody") == (
+        "NOT_FOUND",
+        "Request for unknown model : nobody",
+    )
 
 
 def test_a_tensor_in_shared_memory_is_refused(client: InferenceServerClient) -> None:

@@ -138,7 +138,7 @@ class LogSwitches(TypedDict):
         Annotated[int, Field(ge=0, lt=2**31, description="above 0: everything")]
     ]
     log_file: NotRequired[Literal[""]]
-    log_format: NotRequired[Literal["default"]]
+    log_format: NotRequired[Literal["default", "ISO8601"]]
 
 
 @closed
@@ -155,7 +155,32 @@ class LogSettings(TypedDict):
     log_warning: bool
     log_error: bool
     log_verbose_level: int
-    log_format: Literal["default"]
+    log_format: Literal["default", "ISO8601"]
+
+
+TraceLevels = list[Literal["OFF", "TIMESTAMPS", "TENSORS"]]
+
+
+@closed
+class TraceSettings(TypedDict):
+    """All trace settings, which act on nothing yet."""
+
+    trace_file: str
+    trace_level: TraceLevels
+    trace_rate: str
+    trace_count: str
+    log_frequency: str
+    trace_mode: Literal["triton"]
+
+
+@closed
+class ChangeTraces(TypedDict, total=False):
+    """The trace settings to change; null forgets one."""
+
+    trace_level: TraceLevels | None
+    trace_rate: str | None
+    trace_count: str | None
+    log_frequency: str | None
 
 
 @closed

@@ -25,7 +25,7 @@ OTHER_VERB = Operation(
     "version 1", "The verbs that are not offered", {}, (errors.Unsupported, errors.UnknownRoute)
 )
 NO_SHARED_MEMORY = Operation("extensions", "Not offered: shared memory", {}, (errors.Unsupported,))
-NO_TRACES = Operation("extensions", "Not offered: traces", {}, (errors.Unsupported,))
+TRACED = {200: as_json(schemas.TraceSettings)}
 
 EXTENSION_VIEWS: Mapping[tuple[str, str], Operation] = {
     ("v2.repository", "POST"): Operation(
@@ -75,7 +75,16 @@ EXTENSION_VIEWS: Mapping[tuple[str, str], Operation] = {
         as_json(schemas.ChangeLogging),
     ),
     **{("v2.shared_memory", method): NO_SHARED_MEMORY for method in ("GET", "POST")},
-    **{("v2.trace", method): NO_TRACES for method in ("GET", "POST")},
+    ("v2.trace_settings", "GET"): Operation(
+        "extensions", "The trace settings, which act on nothing yet", TRACED, KNOWN_MODEL
+    ),
+    ("v2.change_trace_settings", "POST"): Operation(
+        "extensions",
+        "Sets trace settings, for all processes",
+        TRACED,
+        (*BODY_ERRORS, *KNOWN_MODEL, errors.Unsupported),
+        as_json(schemas.ChangeTraces),
+    ),
     ("v1.models", "GET"): Operation(
         "version 1",
         "The names of all models",

@@ -83,6 +83,11 @@ PREDICTED = as_json(
 INFERRED = {JSON: (schemas.InferAnswer,), BYTES: ()}
 
 PROTOCOL_VIEWS: Mapping[tuple[str, str], Operation] = {
+    ("v2.root", "GET"): Operation(
+        "server",
+        "As /v2, and that the server is alive",
+        {200: as_json(schemas.AliveServer)},
+    ),
     ("v2.server", "GET"): Operation(
         "server", "The server's name, version and extensions", {200: as_json(schemas.Server)}
     ),

@@ -33,6 +33,13 @@ class Server(TypedDict):
 
 
 @closed
+class AliveServer(Server):
+    """The server itself, for who asks in version 1 whether it is alive."""
+
+    status: Literal["alive"]
+
+
+@closed
 class Live(TypedDict):
     """The process answers."""
 

@@ -8,6 +8,7 @@ import time
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 
+from shared.registry.log_settings import LogLevel
 from shared.registry.snapshot import InstanceRecord, State
 from shared.request_queue.limits import Limits
 from shared.settings import Settings
@@ -165,9 +166,9 @@ class InstanceSlot:
         else:
             self.process.terminate()
 
-    def log_at(self, level: int) -> None:
-        """Set the level at which this slot's processes log, a number of logging's."""
-        self._meter.log_level = level
+    def log_as(self, level: LogLevel) -> None:
+        """Have this slot's processes log as the supervisor does."""
+        self._meter.log_level, self._meter.iso_times = level.number, level.iso_times
 
     def measure(self) -> None:
         """Bring the instance's rate up to date, at a heartbeat."""

@@ -56,7 +56,7 @@ class Placer:
             if model is new
         ]  # fmt: skip
         for slot in slots:
-            slot.log_at(self._level.number)
+            slot.log_as(self._level)
         return Deployment(new, slots)
 
 

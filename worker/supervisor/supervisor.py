@@ -219,7 +219,7 @@ class Supervisor:
         records, alive, log_changes = self._registry.instances_and_log()
         self._log_level.follow(log_changes)
         for slot in self._slots:
-            slot.log_at(self._log_level.number)
+            slot.log_as(self._log_level)
         if self.id not in alive:
             self._beat()  # Redis came back empty, so soon that nobody saw it go
         self._recovery.take_over(records, alive | {self.id})
