@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from shared.datatypes import to_bytes
+from shared.errors import BadModelOutput
 from shared.messages import Tensor
 from shared.model_spec import ModelSpec
 
@@ -16,10 +17,13 @@ def classified(tensor: Tensor, class_count: int, spec: ModelSpec) -> Tensor:
     """Return the `class_count` largest values of each row, largest first, as BYTES.
 
     The shape is [rows, classes], without a batch dimension [classes]; there are no more classes
-    than values in a row. Values are written as C's `%f`, whole numbers as they are.
+    than values in a row. Values are written as C's `%f`, whole numbers as they are. Raises
+    BadModelOutput for NaN, which has no place among them.
     """
     array = tensor.array()
     rows = array.reshape(len(array), -1) if spec.batched else array.reshape(1, -1)
+    if rows.dtype.kind not in "iu" and np.isnan(rows).any():
+        raise BadModelOutput(f"output {tensor.name!r}: NaN among its values, which have no order")
     count = min(class_count, rows.shape[1])
     # Of equal values the first is the better: a stable sort of the row reversed, read backwards.
     backwards = np.argsort(rows[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :count]

@@ -8,12 +8,13 @@ import numpy as np
 
 from api.payloads.v1_json import tensor_values
 from shared.datatypes import Array
+from shared.errors import BadModelOutput
 from shared.messages import InferResult, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
 
 
 def describe_rows(spec: ModelSpec, result: InferResult, top_k: int) -> list[dict[str, Any]]:
-    """Return one answer per row, best class first in `top_k`.
+    """Return one answer per row, best class first in `top_k`; raises BadModelOutput for NaN scores.
 
     A model of one class score per row (sigmoid) answers with it as `confidence` of class 1. One
     whose first output is no score answers with its outputs under their names.
@@ -55,14 +56,28 @@ def _scores(output: Array, spec: ModelSpec) -> Array:
     """Return confidences [rows, classes] from the raw first output."""
     values = output.astype(np.float64)
     values = values.reshape(len(output), -1) if spec.batched else values.reshape(1, -1)
-    if spec.output_activation == "softmax":
-        shifted = np.exp(values - values.max(axis=1, keepdims=True))
-        values = shifted / shifted.sum(axis=1, keepdims=True)
-    elif spec.output_activation == "sigmoid":
-        values = 1.0 / (1.0 + np.exp(-np.clip(values, -60, 60)))
+    with np.errstate(invalid="ignore"):  # infinities become NaN, and are told from it
+        if spec.output_activation == "softmax":
+            shifted = np.exp(values - values.max(axis=1, keepdims=True, initial=-np.inf))
+            values = shifted / shifted.sum(axis=1, keepdims=True)
+        elif spec.output_activation == "sigmoid":
+            values = 1.0 / (1.0 + np.exp(-np.clip(values, -60, 60)))
     if values.shape[1] == 1:
         values = np.concatenate([1.0 - values, values], axis=1)
-    return values
+    return _ordered(values, spec.outputs[0].name)
+
+
+def _ordered(confidences: Array, name: str) -> Array:
+    """Return confidences of which one is the best; raises BadModelOutput naming the row else."""
+    if not confidences.shape[1]:
+        raise BadModelOutput(f"output {name!r}: there are no scores, so no class is the best")
+    wrong = ~np.isfinite(confidences).all(axis=1)
+    if wrong.any():
+        raise BadModelOutput(
+            f"output {name!r}: the scores of row {wrong.argmax()} hold NaN or infinities, so no "
+            "class is the best"
+        )
+    return confidences
 
 
 def _gives_scores(spec: ModelSpec) -> bool:
@@ -102,7 +117,8 @@ def _with_confidence(
     row: dict[str, Any], scored: TensorSpec, named: str, top_k: int
 ) -> dict[str, Any]:
     """Replace a row's scores by the `confidence` in its label, and the best classes."""
-    scores = np.atleast_1d(np.asarray(row.pop(scored.name), np.float64))
+    scores = np.asarray(row.pop(scored.name), np.float64).reshape(1, -1)
+    scores = _ordered(scores, scored.name)[0]
     ranked = _ranked(scored.labels, scores, np.argsort(-scores, kind="stable")[:top_k].tolist())
     of_label = dict(zip(scored.labels, scores.tolist(), strict=False))
     confidence = of_label.get(str(row.get(named)), ranked[0]["confidence"])
