@@ -8,6 +8,8 @@ import time
 WEIGHT_OF_LATEST = 0.5
 """The latest heartbeat's share in the mean rate."""
 NEGLIGIBLE_RATE = 0.01
+FULL_SHARE = 0.75
+"""A batch of so large a share of the largest one's rows counts as full."""
 
 
 class Meter(ctypes.Structure):
@@ -18,6 +20,7 @@ class Meter(ctypes.Structure):
 
     `busy_since` is when the batch in hand began (monotonic seconds), 0 between batches: a batch
     that runs too long is killed. `row_limit` is how many rows at once memory holds, 0 for no limit.
+    The `full_` fields are means of full batches: what the model can do when much is asked of it.
     """
 
     busy_since: float
@@ -29,6 +32,9 @@ class Meter(ctypes.Structure):
     row_limit: int
     log_level: int
     iso_times: int
+    full_rows: int
+    full_requests: float
+    full_seconds: float
 
     _fields_ = (
         ("busy_since", ctypes.c_double),
@@ -40,6 +46,9 @@ class Meter(ctypes.Structure):
         ("row_limit", ctypes.c_uint64),
         ("log_level", ctypes.c_uint64),
         ("iso_times", ctypes.c_uint64),
+        ("full_rows", ctypes.c_uint64),
+        ("full_requests", ctypes.c_double),
+        ("full_seconds", ctypes.c_double),
     )
 
     def begin_batch(self) -> None:
@@ -54,12 +63,30 @@ class Meter(ctypes.Structure):
         self.row_count += rows
         self.batch_count += 1
         self.last_batch_rows = rows
+        if rows >= FULL_SHARE * self.full_rows:
+            self._count_full(requests, rows, self.last_batch_seconds)
+
+    def _count_full(self, requests: int, rows: int, seconds: float) -> None:
+        """Bring the means up to date; they begin anew with a batch that is much larger."""
+        weight = WEIGHT_OF_LATEST if self.full_rows >= FULL_SHARE * rows else 1.0
+        self.full_requests += weight * (requests - self.full_requests)
+        self.full_seconds += weight * (seconds - self.full_seconds)
+        self.full_rows = max(self.full_rows, rows)
+
+    @property
+    def capacity_per_second(self) -> float:
+        """Return how many requests are answered in a second of full batches, 0 before the first."""
+        return self.full_requests / self.full_seconds if self.full_seconds > 0.0 else 0.0
 
     def reset(self) -> None:
-        """Set everything to 0 for the next process, but how it is to log."""
-        kept = self.log_level, self.iso_times
+        """Set everything to 0 for the next process, but how it logs and what the model can do."""
+        kept = {name: getattr(self, name) for name in _KEPT}
         ctypes.memset(ctypes.addressof(self), 0, ctypes.sizeof(self))
-        self.log_level, self.iso_times = kept
+        for name, value in kept.items():
+            setattr(self, name, value)
+
+
+_KEPT = ("log_level", "iso_times", "full_rows", "full_requests", "full_seconds")
 
 
 class Rate:

@@ -57,7 +57,8 @@ class Queues:
         queue = self._queue(question.spec)
         waiting = sum([other.waiting for other in list(self._queues.values())])
         if waiting >= self._settings.max_waiting:
-            raise self._with_retry_after(question.spec, QueueFull.with_waiting(waiting))
+            busy = [key for (key, *_), other in list(self._queues.items()) if other.waiting]
+            raise self._with_retry_after(busy, QueueFull.with_waiting(waiting))
         request = question.request(queue.new_id(), self._settings.request_timeout_seconds)
         return queue.push(request, question.options.client)
 
@@ -66,7 +67,7 @@ class Queues:
         try:
             return pending.wait()
         except QueueFull as error:
-            raise self._with_retry_after(spec, error) from None
+            raise self._with_retry_after([spec.key], error) from None
 
     def submit(self, request_id: str, question: Question) -> None:
         """Store a request for whose answer nobody waits.
@@ -77,7 +78,7 @@ class Queues:
         try:
             self.async_requests(question.spec).submit(request)
         except QueueFull as error:
-            raise self._with_retry_after(question.spec, error) from None
+            raise self._with_retry_after([question.spec.key], error) from None
 
     def copy_to_shadow(self, question: Question, result: InferResult) -> None:
         """Ask the model's shadow the same, if it has one, and compare the answers."""
@@ -99,9 +100,9 @@ class Queues:
         options, default_seconds = question.options, self._settings.request_timeout_seconds
         return options.deadline_seconds(question.spec, default_seconds)
 
-    def _with_retry_after(self, spec: ModelSpec, error: QueueFull) -> QueueFull:
-        """Return the error with `retry_after_seconds`, when half of the queue will be answered."""
-        rate = self._catalog.drain_rate(spec.key)
+    def _with_retry_after(self, model_keys: list[str], error: QueueFull) -> QueueFull:
+        """Return the error with `retry_after_seconds`, when half of those who wait are answered."""
+        rate = sum(map(self._catalog.drain_rate, model_keys))
         if rate > 0:
             seconds = math.ceil(error.waiting / rate / 2)
             error.retry_after_seconds = min(max(1, seconds), LONGEST_RETRY_AFTER_SECONDS)

@@ -137,7 +137,7 @@ class Catalog:
         return _find(snapshot, name, version).key in snapshot.ready
 
     def drain_rate(self, model_key: str) -> float:
-        """Return how many requests per second the model's instances answered lately."""
+        """Return how many requests per second the model's instances answer when enough wait."""
         return self._current().drain_rate(model_key)
 
     def all_ready(self) -> bool:

@@ -19,8 +19,9 @@ State = Literal["starting", "ready", "failed"]
 class InstanceRecord(BaseModel):
     """One worker process: its model and place, whether it takes requests, its figures.
 
-    What it has done is as of its supervisor's last heartbeat. `row_limit` is how many rows at once
-    its memory holds when that is less than the model's batch, 0 when nothing limits it.
+    What it has done is as of its supervisor's last heartbeat; `capacity_per_second` is how many
+    requests it answers a second while its batches are full, 0 when none was yet. `row_limit` is how
+    many rows at once its memory holds when that is less than the model's batch, else 0.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,6 +38,7 @@ class InstanceRecord(BaseModel):
     reason: str = ""
     answered_count: int = 0
     requests_per_second: float = 0.0
+    capacity_per_second: float = 0.0
     last_batch_rows: int = 0
     last_batch_seconds: float = 0.0
     row_limit: int = 0
@@ -54,9 +56,9 @@ class Snapshot:
     A version is seen when requests go to it, a living supervisor wants to serve it, or it is on
     `standby`: it was replaced, and answers who names it until a second since the epoch. By
     `ModelSpec.key`, as that: `ready`, `loading` are those with an instance that is ready, starting,
-    `drain_rates` the requests per second that the ready ones answered of late. `known` are all
-    models that living supervisors report, also those that are not wanted; `is_complete` tells
-    whether these have read their whole repositories. `log` are the log settings that were set. No
+    `drain_rates` the requests per second that the ready ones answer when enough wait. `known` are
+    all models that living supervisors report, also those not wanted; `is_complete` tells whether
+    these have read their whole repositories. `log` are the log settings that were set. No
     change after the one that `changes` counts need be in it.
 
     Three say why something is not there: `failures` of each model that nobody serves, `reasons` of
@@ -80,9 +82,9 @@ class Snapshot:
     standby: dict[str, float] = field(default_factory=dict)
 
     def drain_rate(self, model_key: str) -> float:
-        """Return the requests per second that a model version's instances answered of late.
+        """Return the requests per second that a version's instances answer when enough wait.
 
-        What they could answer when they are busy; less, down to 0, when little was asked of them.
+        0 when that is not known yet.
         """
         return self.drain_rates.get(model_key, 0.0)
 
@@ -187,12 +189,15 @@ def _seen_models(
 
 
 def _drain_rates(living: list[InstanceRecord]) -> dict[str, float]:
-    """Return of every content with a ready instance the requests per second of all of these."""
+    """Return of every content with a ready instance what all of these answer a second.
+
+    An ensemble's process knows no batches of its own: what it answered of late counts.
+    """
     drain_rates: dict[str, float] = {}
     for record in living:
         if record.state == "ready":
-            rate = drain_rates.get(record.model_key, 0.0) + record.requests_per_second
-            drain_rates[record.model_key] = rate
+            rate = max(record.capacity_per_second, record.requests_per_second)
+            drain_rates[record.model_key] = drain_rates.get(record.model_key, 0.0) + rate
     return drain_rates
 
 

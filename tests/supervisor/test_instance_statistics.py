@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import get_context
@@ -50,14 +51,37 @@ def test_what_a_process_writes_into_a_meter_its_parent_reads() -> None:
     assert (process.exitcode, meter.answered_count, meter.row_count) == (0, 3, 24)
 
 
-def test_a_reset_meter_is_as_new() -> None:
+def test_a_reset_meter_keeps_the_log_level_and_what_the_model_can_do() -> None:
     meter = Meter()
+    meter.log_level, meter.row_limit = 10, 8
     batch(meter, 3, 24)
-    meter.row_limit = 8
+    capacity = meter.capacity_per_second
 
     meter.reset()
 
-    assert bytes(meter) == bytes(Meter())
+    assert (meter.log_level, meter.capacity_per_second) == (10, capacity)
+    assert meter.row_limit == meter.answered_count == meter.row_count == meter.batch_count == 0
+
+
+def timed(meter: Meter, seconds: float, requests: int, rows: int) -> None:
+    meter.busy_since = time.monotonic() - seconds
+    meter.end_batch(requests, rows)
+
+
+def test_what_a_model_can_do_is_what_it_does_with_full_batches() -> None:
+    meter = Meter()
+    assert meter.capacity_per_second == 0.0
+
+    timed(meter, 0.1, 1, 1)
+    assert meter.capacity_per_second == pytest.approx(10, rel=0.01)
+    timed(meter, 0.2, 8, 8)
+    assert meter.capacity_per_second == pytest.approx(40, rel=0.01)
+    for _ in range(100):  # little is asked of it: that says nothing of what it can do
+        timed(meter, 0.1, 1, 1)
+    assert meter.capacity_per_second == pytest.approx(40, rel=0.01)
+    for _ in range(20):
+        timed(meter, 0.8, 8, 8)
+    assert meter.capacity_per_second == pytest.approx(10, rel=0.01)
 
 
 def test_a_rate_is_a_mean_in_which_each_heartbeat_weighs_half_of_the_next() -> None:
@@ -101,7 +125,7 @@ def record(name: str, rate: float, **more: Any) -> InstanceRecord:
 def test_a_models_drain_rate_is_that_of_its_ready_instances_which_live(settings: Settings) -> None:
     registry = register(settings, spec("m"), ready=False)
     registry.put_instance(record("one", 30.0))
-    registry.put_instance(record("two", 12.5))
+    registry.put_instance(record("two", 2.0, capacity_per_second=12.5))
     registry.put_instance(record("loading", 1.0, state="starting"))
     registry.put_instance(record("orphan", 2.0, supervisor="dead"))
     registry.put_instance(record("other", 4.0, version="2"))
@@ -134,6 +158,7 @@ def test_a_heartbeat_tells_what_an_instance_answered(identity: Served) -> None:
     (after,) = identity.ready()
     assert after.last_batch_rows == 5
     assert 0.0 < after.last_batch_seconds < 1.0
-    assert registry.snapshot().drain_rate("identity/1") == after.requests_per_second > 0.0
+    assert after.requests_per_second > 0.0
     wait_until(lambda: identity.ready()[0].requests_per_second == 0.0, 20, "it comes to rest")
+    assert registry.snapshot().drain_rate("identity/1") == after.capacity_per_second > 0.0
     assert identity.ready()[0].answered_count == 3

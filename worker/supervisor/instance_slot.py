@@ -190,6 +190,7 @@ class InstanceSlot:
             reason=self._reason,
             answered_count=self._meter.answered_count,
             requests_per_second=round(self._rate.per_second, 2),
+            capacity_per_second=round(self._meter.capacity_per_second, 2),
             last_batch_rows=self._meter.last_batch_rows,
             last_batch_seconds=round(self._meter.last_batch_seconds, 6),
             row_limit=self._meter.row_limit,
