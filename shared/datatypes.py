@@ -65,7 +65,9 @@ def from_bytes(data: bytes | memoryview, datatype: str, shape: tuple[int, ...]) 
         if min(shape, default=0) < 0:  # numpy would take it for "whatever fits"
             raise ValueError("a negative dimension")
         if datatype == "BYTES":
-            return np.array(_elements(data), dtype=object).reshape(shape)
+            array: Array = np.array(_elements(data), dtype=object).reshape(shape)
+            array.flags.writeable = False
+            return array
         return np.frombuffer(data, NUMPY_TYPES[datatype]).reshape(shape)
     except (ValueError, KeyError, TypeError, OverflowError, struct.error) as error:
         raise BadMessage(f"the data is no {datatype} tensor of shape {list(shape)}") from error

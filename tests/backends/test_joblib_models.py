@@ -114,6 +114,28 @@ def test_numbers_go_in_and_a_batch_equals_its_rows(flowers: Path) -> None:
     np.testing.assert_allclose(together["p"], np.concatenate([each["p"] for each in alone]))
 
 
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_each_method_gets_what_was_sent_though_a_step_writes_into_it(
+    tmp_path: Path, is_writable: bool
+) -> None:
+    pipeline = make_pipeline(StandardScaler(copy=False), LogisticRegression())
+    pipeline.fit(NUMBERS.copy(), [0, 1, 0, 1])
+    joblib.dump(pipeline, tmp_path / "model.joblib")
+    described = spec(
+        [tensor("x", "FP64")],
+        [tensor("label", "INT64", 1), tensor("scores", "FP64"), tensor("logs", "FP64")],
+        methods="scores=predict_proba, logs=predict_log_proba",
+    )
+    given = NUMBERS.copy()
+    given.flags.writeable = is_writable
+
+    answer = allowed(described, tmp_path / "model.joblib").forward({"x": given}, PLAIN)
+
+    np.testing.assert_allclose(answer["scores"], pipeline.predict_proba(NUMBERS.copy()))
+    np.testing.assert_allclose(np.exp(answer["logs"]), answer["scores"])
+    assert given.tolist() == NUMBERS.tolist()
+
+
 def test_a_sparse_answer_of_transform_comes_out_dense(tmp_path: Path) -> None:
     joblib.dump(CountVectorizer().fit(["a1 b1", "b1 c1"]), tmp_path / "model.joblib")
     described = spec(TEXT_INPUT, [tensor("counts", "FP32", 3)], methods="counts=transform")

@@ -106,6 +106,34 @@ def test_one_clients_large_batch_is_split_between_its_rows() -> None:
     assert results["large"].timings.batch_size == 21
 
 
+def in_place(rows: int) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    """Return a model that doubles where its input stands, and answers in a buffer of its own.
+
+    As torch and operators' code do: into their own copy of what they may not write into.
+    """
+    buffer = np.zeros((32, 2), np.float32)
+
+    def model(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        array = np.require(inputs["x"], requirements=["C", "W"])
+        array *= 2
+        if len(array) > rows:
+            raise MemoryError("Unable to allocate")
+        buffer[: len(array)] = array
+        return {"y": buffer[: len(array)]}
+
+    return model
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_pieces_begin_with_what_was_sent_though_the_model_wrote_into_it(rows: int) -> None:
+    instance = Instance(in_place(rows))
+
+    for batch in (singles(13), [claimed("a", x(9)), claimed("b", x(11, 3))], singles(32)):
+        assert_right(batch, instance.answer(batch))
+
+    assert 0 < instance.meter.row_limit <= rows
+
+
 def test_later_batches_are_run_at_the_size_that_fitted() -> None:
     instance = Instance(fitting(8))
     instance.answer(singles(32))

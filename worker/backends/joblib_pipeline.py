@@ -58,8 +58,10 @@ class JoblibBackend:
         rows = _rows(inputs[name], self._input)
         if name in pixels:
             rows = self._pixels(inputs[name])
+        # Copies: a step may write into its input, as scalers do that were made with copy=False.
         found = {
-            method: getattr(self._pipeline, method)(rows) for method in {*self._methods.values()}
+            method: getattr(self._pipeline, method)(rows.copy())
+            for method in {*self._methods.values()}
         }
         return {
             output.name: _answer(found[self._methods[output.name]], output, batched=self._batched)

@@ -51,6 +51,25 @@ class BatchContext(NamedTuple):
         )  # fmt: skip
 
 
+class Stacked(dict[str, Array]):
+    """The rows of several requests by input, and the parts that they were stacked of.
+
+    A model may write into the arrays, as one that normalises its input in place. Not into the
+    parts: what was decoded is read-only.
+    """
+
+    __slots__ = ("_parts", "_spec")
+
+    def __init__(self, parts: Sequence[Mapping[str, Array]], spec: ModelSpec) -> None:
+        """Hold no rows yet."""
+        self._parts = parts
+        self._spec = spec
+
+    def again(self) -> dict[str, Array]:
+        """Return the same rows in other arrays, as they were before any model saw them."""
+        return stack(self._parts, self._spec)
+
+
 def stack(parts: Sequence[Mapping[str, Array]], spec: ModelSpec) -> dict[str, Array]:
     """Return the rows of all `parts`, which have the same inputs, in one array for each input.
 
@@ -59,13 +78,13 @@ def stack(parts: Sequence[Mapping[str, Array]], spec: ModelSpec) -> dict[str, Ar
     """
     if len(parts) == 1:
         return dict(parts[0])
-    joined = {}
+    joined = Stacked(parts, spec)
     for name in parts[0]:
         rows = [part[name] for part in parts]
         ragged = name in spec.ragged_names and len({array.shape[1:] for array in rows}) > 1
         joined[name] = _padded(rows) if ragged else np.concatenate(rows)
         if ragged:
-            joined |= _masks(spec, name, rows, joined[name].shape)
+            joined.update(_masks(spec, name, rows, joined[name].shape))
     return joined
 
 

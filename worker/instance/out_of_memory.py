@@ -17,6 +17,7 @@ from shared.datatypes import Array
 from shared.errors import text_of
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend, close
+from worker.instance.batch_parts import Stacked
 from worker.instance.outputs import fitted_outputs
 from worker.meter import Meter
 
@@ -66,9 +67,9 @@ class PiecewiseBackend:
                 if _rows(inputs) == 1 or not is_out_of_memory(error):
                     raise
             # subtle: the except block is left first, its traceback would keep the memory.
-            pieces = self._halves(inputs, pixels)
+            pieces = self._halves(_unwritten(inputs), pixels)
         else:
-            pieces = self._chunks(inputs, pixels)
+            pieces = self._chunks(_read_only(inputs), pixels)
         self._learn(inputs, pieces)
         names = [declared.name for declared in self._spec.outputs]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
@@ -96,7 +97,9 @@ class PiecewiseBackend:
                 raise
         else:
             # Here and not of the whole: two wrong pieces may have the right number together.
-            return [fitted_outputs(outputs, self._spec, _rows(inputs))]
+            fitting = fitted_outputs(outputs, self._spec, _rows(inputs))
+            # Copies: the next piece may be answered in the same buffer of the model's.
+            return [{name: np.array(array) for name, array in fitting.items()}]
         return self._halves(inputs, pixels)
 
     def _halves(
@@ -130,6 +133,18 @@ def is_out_of_memory(error: Exception) -> bool:
         return True
     text = text_of(error)
     return any(sign in text for sign in SIGNS)
+
+
+def _unwritten(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Return a batch as it was before a pass that failed, which may have written into it."""
+    return _read_only(inputs.again() if isinstance(inputs, Stacked) else inputs)
+
+
+def _read_only(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Have whoever writes into rows of `inputs` make a copy: the same rows may run once more."""
+    for array in inputs.values():
+        array.flags.writeable = False
+    return inputs
 
 
 def _rows(inputs: Mapping[str, Array]) -> int:
