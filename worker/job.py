@@ -18,7 +18,8 @@ from worker.repository.config.warmup import WarmupSample
 class InstanceJob:
     """The whole order, which travels to the forked process.
 
-    `limits.cache` holds for its own queue, all of `limits` for those of an ensemble's steps.
+    `limits.cache` holds for its own queue, all of `limits` for those of an ensemble's steps. `cold`
+    says why it is not to be warmed up with made-up inputs, if it is not.
     """
 
     id: str
@@ -33,3 +34,4 @@ class InstanceJob:
     limits: Limits = Limits()  # noqa: RUF009, it is frozen
     allow_pickle: bool = False
     warmup: tuple[WarmupSample, ...] = ()
+    cold: str = ""

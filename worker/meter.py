@@ -19,11 +19,13 @@ class Meter(ctypes.Structure):
     that is known, and whether its lines begin with times as ISO 8601 has them.
 
     `busy_since` is when the batch in hand began (monotonic seconds), 0 between batches: a batch
-    that runs too long is killed. `row_limit` is how many rows at once memory holds, 0 for no limit.
+    that runs too long is killed. `making_up_since` is the same for a pass of the warm-up over
+    inputs that are made up. `row_limit` is how many rows at once memory holds, 0 for no limit.
     The `full_` fields are means of full batches: what the model can do when much is asked of it.
     """
 
     busy_since: float
+    making_up_since: float
     answered_count: int
     row_count: int
     batch_count: int
@@ -38,6 +40,7 @@ class Meter(ctypes.Structure):
 
     _fields_ = (
         ("busy_since", ctypes.c_double),
+        ("making_up_since", ctypes.c_double),
         ("answered_count", ctypes.c_uint64),
         ("row_count", ctypes.c_uint64),
         ("batch_count", ctypes.c_uint64),

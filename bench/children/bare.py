@@ -24,8 +24,9 @@ from shared.datatypes import NUMPY_TYPES, Array
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend
 from worker.instance.process import load_backend
-from worker.instance.warmup import warm_up
+from worker.instance.warmup import MadeUpPasses, warm_up
 from worker.job import InstanceJob
+from worker.meter import Meter
 from worker.repository.models import ServedModel, read_model
 from worker.supervisor.placement import assign
 
@@ -37,7 +38,8 @@ def main() -> None:
     name, repository, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     model = read_model(repository, name)
     backend = _backend(model, threads)
-    warm_up(model.spec, backend)
+    pixels = frozenset({model.spec.image.input} if model.spec.image else ())
+    warm_up(model.spec, MadeUpPasses(model.spec, backend, pixels, Meter()))
     with ThreadPoolExecutor(threads) as pool:
         steps = _steps(model, backend, pool if threads > 1 else None)
         print("ready", flush=True)

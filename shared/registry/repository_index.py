@@ -14,8 +14,9 @@ UNLOADED = "unloaded"
 def repository_index(snapshot: Snapshot, *, ready_only: bool = False) -> list[dict[str, str]]:
     """Return each model version with its state, by name; `reason` says why one is UNAVAILABLE.
 
-    A model that is not loaded, or whose directory could not be read, has no version. Source:
-    Triton's model repository extension,
+    Of a READY one it says what is wrong all the same, as that it is served cold. A model that is
+    not loaded, or whose directory could not be read, has no version. Source: Triton's model
+    repository extension,
     https://github.com/triton-inference-server/server/blob/main/docs/protocol.
     """
     names = snapshot.models.keys() | snapshot.failures.keys() | snapshot.known
@@ -48,7 +49,7 @@ def _state(snapshot: Snapshot, spec: ModelSpec) -> tuple[str, str]:
         until = f" for {left:.0f} s more" if math.isfinite(left) else ""
         return "READY", f"on standby: answers requests that name it{until}"
     if spec.key in snapshot.ready:
-        return "READY", ""
+        return "READY", snapshot.warnings.get(spec.key, "")
     if spec.key in snapshot.reasons:
         return "UNAVAILABLE", snapshot.reasons[spec.key]
     if spec.key in snapshot.loading:

@@ -21,7 +21,8 @@ class InstanceRecord(BaseModel):
 
     What it has done is as of its supervisor's last heartbeat; `capacity_per_second` is how many
     requests it answers a second while its batches are full, 0 when none was yet. `row_limit` is how
-    many rows at once its memory holds when that is less than the model's batch, else 0.
+    many rows at once its memory holds when that is less than the model's batch, else 0. `reason`
+    says why it is not ready, `note` what is wrong with a ready one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,6 +37,7 @@ class InstanceRecord(BaseModel):
     host: str = ""
     pid: int = 0
     reason: str = ""
+    note: str = ""
     answered_count: int = 0
     requests_per_second: float = 0.0
     capacity_per_second: float = 0.0
@@ -63,7 +65,8 @@ class Snapshot:
 
     Three say why something is not there: `failures` of each model that nobody serves, `reasons` of
     each content (`ModelSpec.key`) and each model whose directory cannot be read, `notes` of models
-    that are not wanted any more, since their last change was undone.
+    that are not wanted any more, since their last change was undone. `warnings` say what is wrong
+    with contents that are ready.
     """
 
     models: dict[str, dict[str, ModelSpec]] = field(default_factory=dict)
@@ -78,6 +81,7 @@ class Snapshot:
     failures: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
     changes: int = -1
     standby: dict[str, float] = field(default_factory=dict)
 
@@ -156,6 +160,7 @@ def snapshot_of(
         notes={name: model.note for name, model in reported if model.note},
         changes=changes,
         standby=standby,
+        warnings={each.model_key: each.note for each in living if each.note},
     )
     return _waiting_for_steps(found)
 

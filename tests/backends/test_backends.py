@@ -19,9 +19,9 @@ from worker.backends.base import Backend
 from worker.backends.onnxruntime import OnnxRuntimeBackend
 from worker.backends.torchscript import TorchScriptBackend
 from worker.devices import Placement
-from worker.instance.process import load_backend
-from worker.instance.warmup import warm_up
+from worker.instance.process import load_backend, warm_backend
 from worker.job import InstanceJob
+from worker.meter import Meter
 from worker.repository.model_config import read_config
 from worker.repository.models import read_model
 
@@ -239,7 +239,7 @@ def test_pictures_are_normalised_as_the_config_says(sample_models: Path, tmp_pat
 def test_a_real_model_for_pictures_survives_its_warm_up(sample_models: Path) -> None:
     model = read_model(sample_models, "digits")
 
-    warm_up(model.spec, load_backend(job(model.spec, "torchscript", model.file)))
+    assert warm_backend(job(model.spec, "torchscript", model.file), Meter()).note == ""
 
 
 def test_an_instance_takes_the_threads_it_was_given(sample_models: Path) -> None:

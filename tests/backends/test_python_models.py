@@ -175,7 +175,7 @@ def instance(file: Path) -> InstanceJob:
 CHOOSY = """
 class Model:
     def forward(self, inputs):
-        if (inputs["x"] == 1).all():
+        if not (inputs["x"] == 2).all():
             raise ValueError("made up")
         return {"y": inputs["x"]}
 """
@@ -187,10 +187,12 @@ def test_one_that_refuses_what_it_is_warmed_up_with_is_served_all_the_same(
     (tmp_path / "model.py").write_text(CHOOSY)
 
     with caplog.at_level(logging.WARNING):
-        backend = warm_backend(instance(tmp_path / "model.py"), Meter())
+        warm = warm_backend(instance(tmp_path / "model.py"), Meter())
 
-    assert backend.forward({"x": floats([2, 2])}, PLAIN)["y"].tolist() == [[2.0, 2.0]]
-    assert "raises when it is warmed up, it is served cold: made up" in caplog.text
+    assert warm.backend.forward({"x": floats([2, 2])}, PLAIN)["y"].tolist() == [[2.0, 2.0]]
+    note = "served cold: what is made up to warm it fails: ValueError: made up"
+    assert warm.note == note
+    assert f"m/1: {note}" in caplog.text
 
 
 def test_a_worker_serves_one_that_prints_and_lets_it_clean_up(

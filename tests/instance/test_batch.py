@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shared.datatypes import Array
 from shared.errors import BadMessage, BadModelOutput, ModelFailed
 from shared.messages import InferResult
-from shared.model_spec import ModelSpec
+from shared.model_spec import ModelSpec, TensorSpec
 from shared.request_queue.claimed import Claimed
 from worker.instance import batch
 from worker.instance.batch import answer_batch
@@ -239,3 +239,37 @@ def test_an_answer_that_is_refused_is_counted_as_failed(monkeypatch: pytest.Monk
     ):
         passes, _ = answer_batch(items, MODEL, FakeBackend(), "i").costs
         assert [each[:2] for each in struct.iter_unpack("<8d", passes)] == sizes
+
+
+def test_strings_are_sent_again_though_the_model_wrote_into_them() -> None:
+    spec = fake_spec(dims=(1,)).model_copy(
+        update={"inputs": (TensorSpec(name="x", datatype="BYTES", dims=(1,)),)}
+    )
+
+    def model(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        array = np.require(inputs["x"], requirements=["C", "W"])
+        array += b"!"
+        if b"bad!" in array:
+            raise ValueError("bad")
+        return {"y": np.array([[len(item)] for item in array.ravel()], np.float32)}
+
+    words = [b"a", b"bad", b"ccc"]
+    batch = [claimed(word.decode(), np.array([[word]], object)) for word in words]
+
+    results = answer_batch(batch, spec, FakeBackend(model), "i").results
+
+    found = [InferResult.decode(result) for result in results]
+    assert [one.error is None for one in found] == [True, False, True]
+    assert [one.outputs[0].array().tolist() for one in found if not one.error] == [[[2]], [[4]]]
+
+
+def test_with_one_length_requests_of_another_run_by_themselves() -> None:
+    backend, spec = FakeBackend(), fake_spec(dims=(-1,), ragged=True)
+    rows = [np.full((1, length), i, np.float32) for i, length in enumerate((2, 3, 2))]
+    batch = [claimed(str(i), row) for i, row in enumerate(rows)]
+
+    results = answer_batch(batch, spec, backend, "i", one_length=True).results
+
+    assert [one["x"].shape for one in backend.passes] == [(2, 2), (1, 3)]
+    answers = [InferResult.decode(result).outputs[0].array().tolist() for result in results]
+    assert answers == [[[0, 0]], [[2, 2, 2]], [[4, 4]]]

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-import pytest
-from fake_backend import FakeBackend, fake_spec
+from collections.abc import Callable, Mapping
 
-from shared.model_spec import ImageInput, TensorSpec
-from worker.instance.warmup import batch_sizes, warm_up
+import numpy as np
+import pytest
+from fake_backend import FakeBackend, doubled, fake_spec
+
+from shared.datatypes import Array
+from shared.errors import BadModelOutput
+from shared.model_spec import ImageInput, ModelSpec, TensorSpec
+from worker.backends.base import Backend
+from worker.instance.warmup import MadeUpPasses, WarmUp, batch_sizes, warm_up
+from worker.meter import Meter
+
+
+def zeros(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    return {"y": np.zeros((len(inputs["x"]), 2), np.float32)}
+
+
+def warmed(spec: ModelSpec, backend: Backend) -> WarmUp:
+    pixels = frozenset({spec.image.input} if spec.image else ())
+    return warm_up(spec, MadeUpPasses(spec, backend, pixels, Meter()))
 
 
 @pytest.mark.parametrize(
@@ -19,7 +35,7 @@ def test_batch_sizes_are_the_powers_of_two_and_the_largest(largest: int, sizes: 
 def test_every_batch_size_is_run_once() -> None:
     backend = FakeBackend()
 
-    warm_up(fake_spec(dims=(3, 5), max_batch_size=6), backend)
+    warmed(fake_spec(dims=(3, 5), max_batch_size=6), backend)
 
     shapes = [inputs["x"].shape for inputs in backend.passes]
     assert shapes == [(1, 3, 5), (2, 3, 5), (4, 3, 5), (6, 3, 5)]
@@ -29,7 +45,7 @@ def test_every_batch_size_is_run_once() -> None:
 def test_dimensions_of_any_size_are_warmed_with_sixteen() -> None:
     backend = FakeBackend()
 
-    warm_up(fake_spec(dims=(-1,), max_batch_size=1), backend)
+    warmed(fake_spec(dims=(-1,), max_batch_size=1), backend)
 
     assert backend.passes[0]["x"].shape == (1, 16)
 
@@ -37,34 +53,179 @@ def test_dimensions_of_any_size_are_warmed_with_sixteen() -> None:
 def test_a_model_without_a_batch_dimension_is_run_once_on_its_own_shape() -> None:
     backend = FakeBackend()
 
-    warm_up(fake_spec(dims=(2,), max_batch_size=0), backend)
+    warmed(fake_spec(dims=(2,), max_batch_size=0), backend)
 
     assert [inputs["x"].shape for inputs in backend.passes] == [(2,)]
 
 
 def test_a_model_for_pictures_is_warmed_with_pixels() -> None:
-    spec = fake_spec(dims=(3, 4, 5), max_batch_size=2).model_copy(
-        update={"image": ImageInput(input="x", height=4, width=5)}
+    spec = fake_spec(max_batch_size=2).model_copy(
+        update={
+            "inputs": (TensorSpec(name="x", datatype="FP32", dims=(3, 4, 5)),),
+            "image": ImageInput(input="x", height=4, width=5),
+        }
     )
-    backend = FakeBackend(lambda inputs: {})
+    backend = FakeBackend(zeros)
 
-    warm_up(spec, backend)
+    warmed(spec, backend)
 
     assert [inputs["x"].shape for inputs in backend.passes] == [(1, 4, 5, 3), (2, 4, 5, 3)]
     assert backend.passes[0]["x"].dtype.name == "uint8"
 
 
-def test_strings_are_warmed_with_empty_ones() -> None:
-    spec = fake_spec(max_batch_size=1).model_copy(
-        update={"inputs": (TensorSpec(name="x", datatype="BYTES", dims=(2,)),)}
+def strings(count: int = 2) -> ModelSpec:
+    return fake_spec(max_batch_size=1).model_copy(
+        update={"inputs": (TensorSpec(name="x", datatype="BYTES", dims=(count,)),)}
     )
-    backend = FakeBackend(lambda inputs: {})
-
-    warm_up(spec, backend)
-
-    assert backend.passes[0]["x"].tolist() == [[b"", b""]]
 
 
-def test_what_the_model_raises_is_raised() -> None:
-    with pytest.raises(ValueError, match="cannot stand 1"):
-        warm_up(fake_spec(), FakeBackend(poison=1.0))
+def test_strings_are_warmed_with_digits() -> None:
+    backend = FakeBackend(zeros)
+
+    warmed(strings(), backend)
+
+    assert backend.passes[0]["x"].tolist() == [[b"1", b"1"]]
+
+
+@pytest.mark.parametrize("wanted", [b"", b"{}"])
+def test_strings_that_are_refused_become_others(wanted: bytes) -> None:
+    def choosy(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if inputs["x"].ravel()[0] != wanted:
+            raise ValueError("no such text")
+        return zeros(inputs)
+
+    assert warmed(strings(), FakeBackend(choosy)).cold == ""
+
+
+SIZED: dict[str, Callable[[int], bool]] = {
+    "at least 400": lambda size: size >= 400,
+    "even": lambda size: size % 2 == 0,
+    "odd": lambda size: size % 2 == 1,
+    "a multiple of 32": lambda size: size % 32 == 0,
+    "a multiple of 14": lambda size: size % 14 == 0,
+    "a multiple of 160": lambda size: size % 160 == 0,
+    "one only": lambda size: size == 1,
+    "at most 8": lambda size: size <= 8,
+    "some seconds of sound": lambda size: size >= 16000,
+    "said in the refusal, 77": lambda size: size == 77,
+}
+
+
+@pytest.mark.parametrize("wish", SIZED)
+def test_a_free_dimension_gets_a_size_that_the_model_takes(wish: str) -> None:
+    def choosy(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if not SIZED[wish](inputs["x"].shape[1]):
+            raise ValueError(f"length must be {wish}")
+        return doubled(inputs)
+
+    backend = FakeBackend(choosy)
+
+    assert warmed(fake_spec(dims=(-1,), max_batch_size=4), backend).cold == ""
+    assert [len(each["x"]) for each in backend.passes][-3:] == [1, 2, 4]
+
+
+def test_free_dimensions_of_different_size_are_found_in_the_refusals() -> None:
+    def choosy(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        rows, columns = inputs["x"].shape[1:]
+        if columns != 80 or rows < 3:
+            raise ValueError(f"got [{rows}, {columns}], expected 80 bands")
+        if rows == columns:
+            raise ValueError("a square")
+        return doubled(inputs)
+
+    assert warmed(fake_spec(dims=(-1, -1), max_batch_size=1), FakeBackend(choosy)).cold == ""
+
+
+VALUED: dict[str, Callable[[Array], bool]] = {
+    "positive": lambda x: bool((x > 0).all()),
+    "zero": lambda x: not x.any(),
+    "below 1": lambda x: bool((x < 1).all()),
+    "rising": lambda x: bool((np.diff(x) > 0).all()),
+    "not negative": lambda x: bool((x >= 0).all()),
+}
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "INT64"])
+@pytest.mark.parametrize("wish", VALUED)
+def test_values_that_are_refused_become_others(wish: str, datatype: str) -> None:
+    def choosy(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if not VALUED[wish](inputs["x"]):
+            raise IndexError("out of range")
+        return zeros(inputs)
+
+    spec = fake_spec().model_copy(
+        update={"inputs": (TensorSpec(name="x", datatype=datatype, dims=(4,)),)}
+    )
+
+    assert warmed(spec, FakeBackend(choosy)).cold == ""
+
+
+def test_an_optional_input_is_left_out_when_the_model_cannot_stand_it() -> None:
+    def choosy(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if len(inputs) > 1:
+            raise ValueError("one of them")
+        return zeros(inputs)
+
+    other = TensorSpec(name="other", datatype="FP32", dims=(2,), optional=True)
+    spec = fake_spec().model_copy(update={"inputs": (*fake_spec().inputs, other)})
+
+    assert warmed(spec, FakeBackend(choosy)).cold == ""
+
+
+def test_a_model_that_refuses_everything_is_served_cold_and_asked_for_a_while_only() -> None:
+    def refuse(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        raise ValueError("Traceback of TorchScript:\n  no \ud800 such thing")
+
+    backend = FakeBackend(refuse)
+
+    found = warmed(fake_spec(dims=(-1, -1), max_batch_size=8), backend)
+
+    assert found == (
+        None,
+        "what is made up to warm it fails: ValueError: no \\ud800 such thing",
+    )
+    assert len(backend.passes) < 100
+    assert max(each["x"].nbytes for each in backend.passes) <= 64 * 2**20
+
+
+def test_a_model_of_fixed_rows_is_served_cold_from_the_first_size_that_it_refuses() -> None:
+    def fixed(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if len(inputs["x"]) > 1:
+            raise ValueError("Got: 2 Expected: 1")
+        return doubled(inputs)
+
+    assert warmed(fake_spec(max_batch_size=8), FakeBackend(fixed)).cold == (
+        "a batch of 2 made up rows fails: ValueError: Got: 2 Expected: 1"
+    )
+
+
+def test_want_of_memory_ends_the_search() -> None:
+    def large(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        raise MemoryError("Unable to allocate")
+
+    backend = FakeBackend(large)
+
+    assert warmed(fake_spec(dims=(-1,)), backend).guess is None
+    assert len(backend.passes) == 1
+
+
+def test_an_answer_by_another_contract_is_no_refusal() -> None:
+    def broken(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        raise BadModelOutput("the model returned 1 tensors, its config declares ['y', 'z']")
+
+    with pytest.raises(BadModelOutput, match="returned 1 tensors"):
+        warmed(fake_spec(), FakeBackend(broken))
+
+
+def test_an_answer_in_another_shape_is_said_and_may_be_the_inputs_fault() -> None:
+    def halved(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {"y": inputs["x"][:, ::2]}
+
+    free = fake_spec().model_copy(
+        update={"inputs": (TensorSpec(name="x", datatype="FP32", dims=(-1,)),)}
+    )
+
+    assert warmed(free, FakeBackend(halved)).cold == ""
+    assert warmed(fake_spec(), FakeBackend(halved)).cold == (
+        "what is made up to warm it fails: output 'y': shape [1, 1], the config declares [-1, 2]"
+    )

@@ -27,13 +27,19 @@ MAX_RESULTS_BYTES = 512 * 2**20
 
 
 def answer_batch(
-    claimed: list[Claimed], spec: ModelSpec, backend: Backend, instance: str
+    claimed: list[Claimed],
+    spec: ModelSpec,
+    backend: Backend,
+    instance: str,
+    *,
+    one_length: bool = False,
 ) -> EncodedResults:
     """Return one encoded `InferResult` per claimed request, in order (stop 7).
 
     Never raises for anything a request or the model does: a body that cannot be decoded, or a
     request on which the model raises, is answered with its own error while its neighbours get
-    their rows. So is one whose result is too large for Redis. Next stop: the `forward` of its
+    their rows. So is one whose result is too large for Redis. With `one_length`, those of different
+    length run one after another. Next stop: the `forward` of its
     backend, through `PiecewiseBackend`: `worker.backends.torch_model` for torch.
     """
     claimed_at = time.monotonic()
@@ -46,8 +52,8 @@ def answer_batch(
             log.warning("request %s cannot be decoded, answering it with the error", item.id)
             results[item.id] = InferResult(error=error).encode()
     context = BatchContext(spec, backend, instance, claimed_at, time.monotonic() - claimed_at, [])
-    if requests:
-        results.update(_answer(requests, context))
+    for together in _by_shape(requests) if one_length else [requests] if requests else []:
+        results.update(_answer(together, context))
     refused = _refuse_oversized(results, spec)
     passes = _without(refused, context.passes) if refused else context.passes
     costs = encode_costs(claimed, passes, time.monotonic() - claimed_at)
@@ -63,6 +69,15 @@ def _decode(item: Claimed, spec: ModelSpec) -> DecodedRequest:
                 f"input {tensor.name!r}: shape {list(tensor.shape)} does not have {item.rows} rows"
             )
     return DecodedRequest(item, request, {tensor.name: tensor.array() for tensor in request.inputs})
+
+
+def _by_shape(requests: list[DecodedRequest]) -> list[list[DecodedRequest]]:
+    """Return the requests in groups whose rows have the same shapes."""
+    groups: dict[tuple[tuple[int, ...], ...], list[DecodedRequest]] = {}
+    for one in requests:
+        shapes = tuple([array.shape[1:] for array in one.arrays.values()])
+        groups.setdefault(shapes, []).append(one)
+    return list(groups.values())
 
 
 def _answer(requests: list[DecodedRequest], context: BatchContext) -> dict[str, bytes]:

@@ -127,7 +127,7 @@ class PiecewiseBackend:
         self._limit = self._meter.row_limit = rows
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an exception of any framework says that memory is short."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 import torch
 
@@ -28,12 +29,13 @@ from worker.backends.base import Backend, close
 from worker.backends.loading import load_file
 from worker.ensembles.process import run_ensemble
 from worker.instance.batch import answer_batch
-from worker.instance.determinism import check_deterministic
+from worker.instance.determinism import Make, padding_effect, unsteadiness
 from worker.instance.each import answers_each
 from worker.instance.loop import run
+from worker.instance.made_up import made_up, noise
 from worker.instance.out_of_memory import PiecewiseBackend
 from worker.instance.tensor_adapter import adapted, backend_spec
-from worker.instance.warmup import run_samples, warm_up
+from worker.instance.warmup import MadeUpPasses, run_samples, run_sizes, sample_rows, warm_up
 from worker.job import InstanceJob
 from worker.logs import configure_logging, follow_level
 from worker.meter import Meter
@@ -48,7 +50,7 @@ LEAVE_SECONDS = 1.0
 def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     """Run an instance: the body of a forked process, which ends when this returns.
 
-    Sends `("ready", "")` or `("failed", reason)` to `reports`, and writes its progress into
+    Sends `("ready", note)` or `("failed", reason)` to `reports`, and writes its progress into
     `meter`, which the supervisor reads. SIGTERM finishes the batch in hand; before the first batch
     it ends the process at once.
     """
@@ -62,24 +64,24 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a model's `print` fails no request
     log_level = LogLevel(job.log_level)
     follow_level(log_level, meter)
-    backend = None if job.spec.steps else _loaded(job, reports, meter)
+    warm = None if job.spec.steps else _loaded(job, reports, meter)
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the model may have set its own
-    reports.send(("ready", ""))
+    reports.send(("ready", warm.note if warm else ""))
 
     def stop() -> bool:
         follow_level(log_level, meter)  # here because the loop asks for each batch, or each second
         return bool(stopping)
 
-    if backend is None:
+    if warm is None:
         run_ensemble(job, stop, meter)
     else:
-        _run_batches(job, backend, stop, meter)
+        _run_batches(job, warm, stop, meter)
 
 
 def _run_batches(
-    job: InstanceJob, backend: Backend, stop: Callable[[], bool], meter: Meter
+    job: InstanceJob, warm: WarmBackend, stop: Callable[[], bool], meter: Meter
 ) -> None:
     queue = WorkQueue(
         open_wire(connect(job.redis_url)),
@@ -92,21 +94,35 @@ def _run_batches(
     with torch.inference_mode():  # fast: once, not for every batch
         run(
             queue,
-            partial(answer_batch, spec=job.spec, backend=backend, instance=job.id),
+            partial(
+                answer_batch, spec=job.spec, backend=warm.backend, instance=job.id,
+                one_length=warm.one_length,
+            ),
             stop,
             meter,
             max_rows=job.spec.batch_rows,
             max_delay_seconds=job.spec.max_queue_delay_seconds,
-        )
+        )  # fmt: skip
     try:
-        close(backend)
+        close(warm.backend)
     except BaseException as error:  # a border: the model's own code; everything is answered by now
         said = described(error)
         log.error("%s raises when it is closed, the instance ends: %s", job.spec.key, said)
     _end_soon(0)
 
 
-def _loaded(job: InstanceJob, reports: Connection, meter: Meter) -> Backend:
+class WarmBackend(NamedTuple):
+    """A loaded model; `note` says what is wrong with it that does not keep it from being served.
+
+    With `one_length` its requests do not share a pass with longer ones.
+    """
+
+    backend: Backend
+    note: str = ""
+    one_length: bool = False
+
+
+def _loaded(job: InstanceJob, reports: Connection, meter: Meter) -> WarmBackend:
     """Return the warm backend; reports why there is none and ends the process."""
     try:
         return warm_backend(job, meter)
@@ -135,29 +151,52 @@ def _end_soon(code: int) -> None:
     timer.start()
 
 
-def warm_backend(job: InstanceJob, meter: Meter) -> Backend:
-    """Return the loaded model once it is warmed up and checked; raises its own errors."""
+def warm_backend(
+    job: InstanceJob, meter: Meter, loaded: Callable[[], None] = lambda: None
+) -> WarmBackend:
+    """Return the loaded model once it is warmed up and looked at; raises its own errors.
+
+    Only the operator's samples may refuse it. `loaded` is called behind them.
+    """
     backend = load_backend(job)
     if job.spec.batched and not answers_each(backend):
         backend = PiecewiseBackend(backend, job.spec, meter)
-    _warm(job, backend)
     run_samples(job.spec, backend, job.warmup)
-    check_deterministic(job.spec, job.backend, backend)
-    return backend
+    loaded()
+    if job.cold:
+        return WarmBackend(backend, _noted(job, f"served cold: {job.cold}"))
+    pixels = frozenset({job.spec.image.input} if job.spec.image and not job.warmup else ())
+    passes = MadeUpPasses(job.spec, backend, pixels, meter)
+    cold, makes = _warm(job, passes)
+    unsteady = unsteadiness(job.spec, job.backend, passes, makes)
+    padded = "" if answers_each(backend) else padding_effect(job.spec, passes, makes)
+    passes.end()
+    notes = [cold and f"served cold: {cold}", unsteady, padded]
+    return WarmBackend(backend, _noted(job, *filter(None, notes)), one_length=bool(padded))
 
 
-def _warm(job: InstanceJob, backend: Backend) -> None:
-    """Warm up with made-up inputs; raises the model's own errors.
+def _warm(job: InstanceJob, passes: MadeUpPasses) -> tuple[str, list[Make]]:
+    """Run every batch size; return why not all, and what makes rows that the model takes.
 
-    The operator's own code may refuse such inputs, and is served all the same.
+    Where the operator gave samples, those are all that it is asked.
     """
-    try:
-        warm_up(job.spec, backend)
-    except BaseException as error:  # a border: see above
-        if job.backend != "python":
-            raise
-        said = text_of(error)
-        log.warning("%s raises when it is warmed up, it is served cold: %s", job.spec.key, said)
+    if job.warmup:
+        samples: list[Make] = [partial(sample_rows, sample, job.spec) for sample in job.warmup]
+        return run_sizes(job.spec, passes, samples[0]), samples
+    warmed = warm_up(job.spec, passes, strict=job.backend != "python")
+    if warmed.guess is None:
+        return warmed.cold, []
+    return warmed.cold, [
+        partial(noise, job.spec, warmed.guess),
+        partial(made_up, job.spec, warmed.guess),
+    ]
+
+
+def _noted(job: InstanceJob, *notes: str) -> str:
+    """Log what was found and does not keep the model from being served; return it as one."""
+    for note in notes:
+        log.warning("%s: %s", job.spec.key, note)
+    return "; ".join(notes)
 
 
 def load_backend(job: InstanceJob) -> Backend:

@@ -2,6 +2,7 @@
 
     python -m worker.instance.trial_load REPOSITORY NAME VERSION    prints why not; exit code 1 then
 
+Prints LOADED once nothing more can refuse it, and behind that what is wrong with it all the same.
 A process of its own, so that a model that takes its process down does no other harm.
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -20,12 +23,14 @@ from worker.devices import Placement, cpu_threads, devices_of
 from worker.instance.process import warm_backend
 from worker.job import InstanceJob
 from worker.meter import Meter
+from worker.repository.check import LOADED
 from worker.repository.models import read_model
 
 
 def main(repository: Path, name: str, version: str) -> int:
     """Try one version on the first device that its config names."""
     logging.disable()
+    say = partial(print, file=_own_output(), flush=True)
     settings = Settings.from_env(os.environ)
     try:
         model = read_model(repository, name, version)
@@ -40,14 +45,21 @@ def main(repository: Path, name: str, version: str) -> int:
         )  # fmt: skip
         if not model.spec.steps:
             with torch.inference_mode():
-                warm_backend(job, Meter())
+                say(warm_backend(job, Meter(), partial(say, LOADED)).note)
     except FerryError as error:
-        print(error.message)
+        say(error.message)
         return 1
     except BaseException as error:  # a border: whatever the model raises is the answer
-        print(described(error))
+        say(described(error))
         return 1
     return 0
+
+
+def _own_output() -> TextIO:
+    """Return the standard output, for us alone: what the model prints goes to the errors."""
+    ours = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return ours
 
 
 if __name__ == "__main__":

@@ -1,29 +1,158 @@
-"""Runs a model on made-up batches before it is ready, so that no client pays for the first pass."""
+"""Runs a model before it is ready, so that no client pays for the first pass of a batch size.
+
+The operator's samples may keep a model from being served. What is made up in their place may not:
+a model that refuses it is served cold.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from shared.datatypes import NUMPY_TYPES, Array, from_bytes
-from shared.errors import BadModel, text_of
+from shared.errors import BadModel, BadModelOutput, FerryError, text_of
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend
+from worker.instance.made_up import Guess, Guesses, made_up
+from worker.instance.out_of_memory import is_out_of_memory
 from worker.instance.outputs import fitted_outputs
+from worker.meter import Meter
 from worker.repository.config.warmup import WarmupInput, WarmupSample
 
-ANY_SIZE = 16
-"""The size that a dimension of -1 is warmed with."""
 SAMPLE_SEED = 5
+SEARCH_SECONDS = 10.0
+"""Until no further inputs are made up for a model that refused all so far."""
+SLOW_REFUSAL_SECONDS = 1.0
+"""A refusal that took longer: larger inputs would take longer still."""
+LONGEST_WARMUP_SECONDS = 60.0
+"""Until batch sizes that were not run yet are left cold."""
+MAX_SAID = 300
+DEVICE_IS_LOST = 75
+"""The exit code after a pass that left the device useless to its process."""
+
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
-def warm_up(spec: ModelSpec, backend: Backend) -> None:
-    """Run every batch size in 1, 2, 4 ... max_batch_size; raises the model's own errors."""
-    for rows in batch_sizes(spec.batch_rows):
-        inputs = {tensor.name: _ones(spec, index, rows) for index, tensor in enumerate(spec.inputs)}
-        backend.forward(inputs, frozenset({spec.image.input} if spec.image else ()))
+class Misfit(Exception):
+    """An answer to made-up inputs in other shapes than declared: it may be the inputs' fault."""
+
+
+class MadeUpPasses:
+    """Runs a model on inputs that are not the operator's, each pass noted for the supervisor.
+
+    Should the process die in one, or not come back, the next one is not asked such things.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, backend: Backend, pixels: frozenset[str], meter: Meter
+    ) -> None:
+        """Ask `backend`, whose inputs named in `pixels` are pictures."""
+        self._spec = spec
+        self._pixels = pixels
+        self._backend = backend
+        self._meter = meter
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return copies of the declared outputs; raises the model's own errors, and Misfit.
+
+        Copies, for a model may answer with a buffer of its own, or with its input.
+        """
+        self._meter.making_up_since = time.monotonic()
+        try:
+            outputs = self._backend.forward(inputs, self._pixels)
+        except BaseException:
+            _check_device()
+            raise
+        try:
+            fitting = fitted_outputs(outputs, self._spec, len(next(iter(inputs.values()))))
+        except BadModelOutput as error:
+            raise Misfit(error.message) from error
+        return {name: np.array(array) for name, array in fitting.items()}
+
+    def end(self) -> None:
+        """Tell the supervisor that the last one is over."""
+        self._meter.making_up_since = 0.0
+
+
+def _check_device() -> None:
+    """End the process if its device takes no more work, as after a failed assertion on a GPU."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            os._exit(DEVICE_IS_LOST)
+
+
+class WarmUp(NamedTuple):
+    """The guess that the model took, None for none, and why it is served cold, if it is."""
+
+    guess: Guess | None
+    cold: str = ""
+
+
+def warm_up(spec: ModelSpec, run: Run, *, strict: bool = True) -> WarmUp:
+    """Run every batch size in 1, 2, 4 ... max_batch_size on inputs that the model takes.
+
+    Raises BadModelOutput of a `strict` model that answers all that is made up with other outputs
+    than its config declares. The operator's own code may answer nonsense with nonsense.
+    """
+    guess, refusals = _taken(spec, run)
+    if guess is None:
+        first = refusals[0]
+        if strict and all(isinstance(error, BadModelOutput) for error in refusals):
+            raise first
+        return WarmUp(None, f"what is made up to warm it fails: {said(first)}")
+    return WarmUp(guess, run_sizes(spec, run, lambda rows: made_up(spec, guess, rows)))
+
+
+def _taken(spec: ModelSpec, run: Run) -> tuple[Guess | None, list[BaseException]]:
+    """Return the first guess of which the model takes a row, or None, and its refusals so far."""
+    guesses, began = Guesses(spec), time.monotonic()
+    refusals = list[BaseException]()
+    for guess in guesses:
+        asked = time.monotonic()
+        try:
+            run(made_up(spec, guess, 1))
+        except BaseException as error:  # a border: whatever a model raises, the next guess is tried
+            refusals.append(error.with_traceback(None))
+            guesses.refused(guess, text_of(error))
+        else:
+            return guess, refusals
+        now = time.monotonic()
+        is_slow = now - asked > SLOW_REFUSAL_SECONDS or now - began > SEARCH_SECONDS
+        if is_slow or is_out_of_memory(refusals[-1]):
+            break
+    return None, refusals
+
+
+def run_sizes(spec: ModelSpec, run: Run, rows_of: Callable[[int], Mapping[str, Array]]) -> str:
+    """Run every batch size but 1; returns from which one on the model is cold, and why."""
+    began = time.monotonic()
+    for rows in batch_sizes(spec.batch_rows)[1:]:
+        if time.monotonic() - began > LONGEST_WARMUP_SECONDS:
+            return (
+                f"batches from {rows} rows on, warming it took over {LONGEST_WARMUP_SECONDS:.0f} s"
+            )
+        try:
+            run(rows_of(rows))
+        except BaseException as error:  # a border: what it raises is no client's yet
+            return f"a batch of {rows} made up rows fails: {said(error)}"
+    return ""
+
+
+def said(error: BaseException) -> str:
+    """Return an error's class and the last line of its text, which is where torch says it."""
+    last = (text_of(error).strip().splitlines() or [""])[-1].strip()
+    # torch.jit's errors say the class by themselves, ours are sentences.
+    if last.partition(":")[0].endswith("Error") or isinstance(error, Misfit | FerryError):
+        return last[:MAX_SAID]
+    return f"{type(error).__name__}: {last}"[:MAX_SAID]
 
 
 def run_samples(spec: ModelSpec, backend: Backend, samples: Sequence[WarmupSample]) -> None:
@@ -31,18 +160,18 @@ def run_samples(spec: ModelSpec, backend: Backend, samples: Sequence[WarmupSampl
     for sample in samples:
         try:
             for _ in range(sample.count):
-                outputs = backend.forward(_rows_of(sample, spec), frozenset())
+                outputs = backend.forward(sample_rows(sample, spec, sample.rows), frozenset())
                 fitted_outputs(outputs, spec, sample.rows)
         except BaseException as error:  # a border: whatever a model raises, the sample is named
             raise BadModel(f"model_warmup {sample.name!r}: {text_of(error)}") from error
 
 
-def _rows_of(sample: WarmupSample, spec: ModelSpec) -> dict[str, Array]:
-    """Return the sample's inputs: one row each, as often as it has rows."""
+def sample_rows(sample: WarmupSample, spec: ModelSpec, rows: int) -> dict[str, Array]:
+    """Return a sample's row `rows` times; nobody else holds these arrays."""
     inputs = {}
     for item in sample.inputs:
         row = _row(item)
-        inputs[item.name] = np.stack([row] * sample.rows) if spec.batched else row
+        inputs[item.name] = np.stack([row] * rows) if spec.batched else np.array(row)
     return inputs
 
 
@@ -68,14 +197,3 @@ def batch_sizes(largest: int) -> list[int]:
     while sizes[-1] * 2 <= largest:
         sizes.append(sizes[-1] * 2)
     return sizes if sizes[-1] == largest else [*sizes, largest]
-
-
-def _ones(spec: ModelSpec, index: int, rows: int) -> Array:
-    tensor = spec.inputs[index]
-    if spec.image and spec.image.input == tensor.name:
-        shape = (rows, spec.image.height, spec.image.width, len(spec.image.channels))
-        return np.ones(shape, np.uint8)
-    dims = [ANY_SIZE if size == -1 else size for size in tensor.dims]
-    if tensor.datatype == "BYTES":
-        return np.full([rows, *dims] if spec.batched else dims, b"", dtype=object)
-    return np.ones([rows, *dims] if spec.batched else dims, NUMPY_TYPES[tensor.datatype])

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec
@@ -22,8 +23,19 @@ from worker.repository.models import (
 )  # fmt: skip
 
 LONGEST_TRIAL_SECONDS = 600.0
-Trial = Callable[[ServedModel], str]
-"""Loads a version and returns why it could not be, or an empty string."""
+LOADED = "loaded"
+"""A trial's own word for a version that can be served, whatever else it finds."""
+
+
+class Tried(NamedTuple):
+    """The outcome of a trial: why a version could not be loaded, or what to know of it."""
+
+    problem: str = ""
+    note: str = ""
+
+
+Trial = Callable[[ServedModel], Tried]
+"""Loads a version and warms it up."""
 
 
 @dataclass
@@ -108,8 +120,11 @@ def _check_version(directory: Path, version: str, report: CheckReport, trial: Tr
     if model.asset is not None and (wrong := _tokenizer_problem(model.asset)):
         name = model.config.parameters.get("tokenizer", "tokenizer.json")
         report.add_problem(directory, f"{directory / name}: {wrong}")
-    if trial is not None and (reason := trial(model)):
-        report.add_problem(directory, f"{model.file}: {reason}")
+    tried = trial(model) if trial is not None else Tried()
+    if tried.problem:
+        report.add_problem(directory, f"{model.file}: {tried.problem}")
+    if tried.note:
+        report.add_note(f"{model.file}: {tried.note}")
 
 
 def _label_notes(spec: ModelSpec) -> list[str]:
@@ -144,9 +159,9 @@ def trial_in_a_process(environ: Mapping[str, str]) -> Trial:
     """Return a trial that loads and warms up each version in a process of its own."""
     root = str(Path(__file__).resolve().parents[2])
 
-    def run(model: ServedModel) -> str:
+    def run(model: ServedModel) -> Tried:
         if model.spec.steps:
-            return ""  # an ensemble has no file, and its steps' models are tried themselves
+            return Tried()  # an ensemble has no file, and its steps' models are tried themselves
         directory = model.file.parent.parent
         command = [
             sys.executable,
@@ -164,14 +179,21 @@ def trial_in_a_process(environ: Mapping[str, str]) -> Trial:
                 timeout=LONGEST_TRIAL_SECONDS,
                 check=False,
             )
-        except subprocess.TimeoutExpired:
-            return f"not loaded within {LONGEST_TRIAL_SECONDS:.0f} s"
-        if done.returncode == 0:
-            return ""
-        said = done.stdout.decode(errors="replace").strip()
-        return said or f"its process ended with exit code {done.returncode}"
+        except subprocess.TimeoutExpired as error:
+            return _tried(error.stdout, f"not loaded within {LONGEST_TRIAL_SECONDS:.0f} s")
+        failed = f"its process ended with exit code {done.returncode}" if done.returncode else ""
+        return _tried(done.stdout, failed)
 
     return run
+
+
+def _tried(output: bytes | None, failed: str) -> Tried:
+    """Return what a trial's output means, and how its process failed, if it did."""
+    lines = (output or b"").decode(errors="replace").strip().splitlines()
+    if LOADED not in lines:
+        return Tried(problem="\n".join(lines) or failed)
+    said = "\n".join(lines[lines.index(LOADED) + 1 :])
+    return Tried(note=said or (failed and f"served cold: {failed} when it was warmed up"))
 
 
 def _given_path(environ: Mapping[str, str]) -> list[str]:

@@ -20,6 +20,8 @@ from worker.repository.models import ServedModel
 log = logging.getLogger(__name__)
 
 LONGEST_PAUSE_SECONDS = 60.0
+FIRST_PASS_FACTOR = 3.0
+"""A pass of the warm-up may take so many times as long as a batch: much is done at a first one."""
 
 
 class InstanceSlot:
@@ -51,6 +53,8 @@ class InstanceSlot:
         self._failures_in_a_row = 0
         self._state: State = "starting"
         self._reason = ""
+        self._note = ""
+        self._cold = ""
 
     @property
     def state(self) -> State:
@@ -70,6 +74,7 @@ class InstanceSlot:
     def start(self) -> None:
         """Fork a new process into the slot."""
         self._starts += 1
+        self._note = ""
         self._state = "starting"  # for the reason of its last failure, until it is ready
         self._meter.reset()
         self._rate = Rate(time.monotonic())
@@ -78,7 +83,7 @@ class InstanceSlot:
             self.instance_id, self.model.spec, self.model.config.backend, self.model.file,
             self._placement, settings.redis_url, settings.key_prefix,
             settings.result_ttl_seconds, settings.log_level, Limits.usual(settings),
-            settings.allow_pickle, self.model.config.warmup,
+            settings.allow_pickle, self.model.config.warmup, self._cold,
         )  # fmt: skip
         reports, child_end = self._context.Pipe(duplex=False)
         process = self._context.Process(
@@ -108,11 +113,12 @@ class InstanceSlot:
         if self.reports is None or not self.reports.poll():
             return False
         try:
-            self._state, self._reason = self.reports.recv()
+            self._state, said = self.reports.recv()
         except EOFError:
             self.reports.close()
             self.reports = None
             return False
+        self._reason, self._note = ("", said) if self._state == "ready" else (said, "")
         if self._state == "ready":
             self._failures_in_a_row = 0
             log.info("%s: %s is ready", self.model.spec.key, self.instance_id)
@@ -126,11 +132,7 @@ class InstanceSlot:
         """
         if self.process is None:
             return None
-        busy_since = self._meter.busy_since
-        if busy_since and time.monotonic() - busy_since > max_batch_seconds:
-            log.error("%s: batch ran over %s s, killing it", self.instance_id, max_batch_seconds)
-            self.process.kill()
-            self.process.join()
+        self._kill_overdue(max_batch_seconds)
         if self.process.is_alive():
             return None
         self.read_reports()
@@ -140,11 +142,32 @@ class InstanceSlot:
             self._state, self._reason, self.start_at = "starting", ended, time.monotonic()
         elif self._state == "failed":
             self._fail(self._reason)
+        elif self._meter.making_up_since and not self._cold:
+            self._start_cold(ended)
         else:
             self._fail(f"failed to load '{self.model.spec.name}', {self.model.file}: {ended}")
         self._close()
         self.recorded = False
         return self.instance_id
+
+    def _kill_overdue(self, max_batch_seconds: float) -> None:
+        """Kill the process when its batch, or a pass of its warm-up, runs too long."""
+        assert self.process is not None, "only a slot with a process is looked at"
+        now, busy, warming = time.monotonic(), self._meter.busy_since, self._meter.making_up_since
+        if busy and now - busy > max_batch_seconds:
+            log.error("%s: batch ran over %s s, killing it", self.instance_id, max_batch_seconds)
+        elif warming and now - warming > FIRST_PASS_FACTOR * max_batch_seconds:
+            log.error("%s: a pass of its warm-up runs too long, killing it", self.instance_id)
+        else:
+            return
+        self.process.kill()
+        self.process.join()
+
+    def _start_cold(self, ended: str) -> None:
+        """Have the next process left alone with what took this one down: nobody asked it that."""
+        self._cold = f"{ended} when it was warmed up with inputs that were made up"
+        log.warning("%s: %s, the next is served cold", self.model.spec.key, ended)
+        self._state, self._reason, self.start_at = "starting", "", time.monotonic()
 
     def _close(self) -> None:
         assert self.process is not None, "only a slot with a process is closed"
@@ -188,6 +211,7 @@ class InstanceSlot:
             host=socket.gethostname(),
             pid=(self.process.pid or 0) if self.process else 0,
             reason=self._reason,
+            note=self._note,
             answered_count=self._meter.answered_count,
             requests_per_second=round(self._rate.per_second, 2),
             capacity_per_second=round(self._meter.capacity_per_second, 2),
