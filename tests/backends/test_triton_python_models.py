@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from fake_backend import claimed
 from loaded import PLAIN, floats, load, own_imports, spec, tensor, texts
-from triton_models import ADD_SUB, BLS, DLPACK, PICKY, STRINGS
+from triton_models import ADD_SUB, ASYNC, BLS, DLPACK, PICKY, SENDER, STRINGS
+from waiting import wait_until
 
 from shared.datatypes import Array
 from shared.errors import BadModel, BadModelOutput, BadRequest, ModelFailed, Unsupported
@@ -265,3 +266,62 @@ def test_only_the_requests_that_are_answered_are_counted_as_inferences(
     assert [item.id for item in served] == ["0", "2"]
     assert rows == 4
     assert compute_seconds > 0
+
+
+def test_coroutines_are_awaited_in_a_loop_that_goes_on_between_batches(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    backend = triton(tmp_path, ASYNC, spec([X], [Y]))
+
+    found, _ = answers(backend, [floats([i, i]) for i in (1, 2, 13, 3)])
+    ticks = backend._model.ticks
+    wait_until(lambda: backend._model.ticks > ticks, 10, "the loop goes on")
+    backend.close()
+
+    assert [found[i] for i in (0, 1, 3)] == [[[2.0, 2.0]], [[4.0, 4.0]], [[6.0, 6.0]]]
+    assert isinstance(found[2], ModelFailed)
+    assert "SystemExit: cannot stand 13" in str(found[2])
+    assert "finalized" in capfd.readouterr().out
+
+
+def test_a_response_may_be_sent_by_the_request_s_sender(tmp_path: Path) -> None:
+    backend = triton(tmp_path, SENDER, spec([X], [Y]))
+
+    (first, none, last), _ = answers(backend, [floats([i, i]) for i in (1, -1, 3)])
+
+    assert (first, last) == ([[2.0, 2.0]], [[6.0, 6.0]])
+    assert isinstance(none, BadModelOutput)
+    assert "for an InferenceResponse" in str(none)
+
+
+def test_a_second_response_is_what_decoupled_models_do() -> None:
+    sender = pb_utils.InferenceRequest().get_response_sender()
+    response = pb_utils.InferenceResponse()
+    sender.send(response)
+
+    with pytest.raises(pb_utils.TritonModelException, match="send one response each"):
+        sender.send(response)
+    sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    with pytest.raises(pb_utils.TritonModelException, match="closed by its final flag"):
+        sender.send(response)
+
+
+def test_names_of_triton_s_module_are_there_or_say_why_not(tmp_path: Path) -> None:
+    code = "import triton_python_backend_utils as pb_utils\nDIRECTORY = pb_utils.get_model_dir()\n"
+    code += "class TritonPythonModel:\n    directory = DIRECTORY\n    def execute(self, r): ...\n"
+    backend = triton(tmp_path, code, spec([X], [Y]))
+    request = pb_utils.InferenceRequest(preferred_memory=pb_utils.PreferredMemory(0))
+    metric = pb_utils.MetricFamily("n", "d", pb_utils.MetricFamily.GAUGE).Metric({"l": "v"})
+    metric.set(4)
+    metric.increment(1)
+
+    assert backend._model.directory == str(tmp_path / "m" / "1")
+    assert request.trace().get_context() is None
+    assert metric.value() == 5
+    assert pb_utils.TRITON_STRING_TO_NUMPY["TYPE_STRING"] is np.object_
+    assert pb_utils.TritonModelException("why").message() == "why"
+    assert str(pb_utils.TritonError("why")) == "why"
+    with pytest.raises(pb_utils.TritonModelException, match="'other': models cannot load, unload"):
+        pb_utils.load_model(model_name="other", config="{}")
+    with pytest.raises(pb_utils.TritonModelException, match="cannot be rescheduled"):
+        request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)

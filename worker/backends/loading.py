@@ -25,6 +25,7 @@ def load_file(
 
     Raises BadModel naming the fault of the file, or the framework's own error.
     """
+    file = file.absolute()  # a model's code may go to another directory
     if not file.is_file() or file.stat().st_size == 0:
         raise BadModel("the file is missing or empty")
     match backend:

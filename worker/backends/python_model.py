@@ -53,6 +53,7 @@ class Context:
 def load_python(spec: ModelSpec, file: Path, placement: Placement) -> Backend:
     """Run `model.py` and return its model, loaded; raises BadModel with the file's own error."""
     sys.modules["triton_python_backend_utils"] = triton_python_backend_utils
+    triton_python_backend_utils.set_model_dir(file.parent)
     module = _running(lambda: import_file(file), file)
     if triton := getattr(module, "TritonPythonModel", None):
         return _running(lambda: TritonPythonBackend(triton, spec, file, placement), file)

@@ -148,3 +148,60 @@ class TritonPythonModel:
             responses.append(response)
         return responses
 '''
+
+ASYNC = '''
+import asyncio
+
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """A coroutine, with a lock of its own loop and something that goes on between batches."""
+
+    async def initialize(self, args):
+        self.lock = asyncio.Lock()
+        self.ticks = 0
+        self.ticking = asyncio.create_task(self.tick())
+
+    async def tick(self):
+        while True:
+            await asyncio.sleep(0.001)
+            self.ticks += 1
+
+    async def double(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+        async with self.lock:
+            await asyncio.sleep(0)
+        if (x == 13).any():
+            raise SystemExit("cannot stand 13")
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", 2 * x)])
+
+    async def execute(self, requests):
+        return await asyncio.gather(*[self.double(request) for request in requests])
+
+    async def finalize(self):
+        self.ticking.cancel()
+        print("finalized")
+'''
+
+SENDER = '''
+import threading
+
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """Sends its responses, from threads that outlive `execute`."""
+
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            threading.Thread(target=self.answer, args=(sender, x), daemon=True).start()
+
+    def answer(self, sender, x):
+        response = pb_utils.InferenceResponse([pb_utils.Tensor("y", 2 * x)])
+        if (x > 0).all():
+            sender.send(response)
+        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+'''
