@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from google.protobuf import text_format
 from loaded import session_of
 from test_completion import FLOAT, write_onnx
@@ -17,7 +18,10 @@ from tritonclient.grpc import model_config_pb2
 from shared.errors import BadModel
 from worker.backends.onnxruntime import OnnxRuntimeBackend
 from worker.devices import Placement
+from worker.instance.process import load_backend
+from worker.job import InstanceJob
 from worker.repository.config.fields import CONFIG_FIELDS, check_fields, row_of
+from worker.repository.config.parameters import TRITON_PARAMETERS, own_threads, parameter_notes
 from worker.repository.model_config import read_config
 from worker.repository.models import read_model
 
@@ -178,3 +182,105 @@ def test_a_hint_without_effect_is_accepted_and_said_in_the_log(
         f"{where}: optimization.priority PRIORITY_MAX",
         f"{where}: optimization.cuda {{ graphs: true }}",
     ]
+
+
+def test_the_page_shows_the_parameters_of_triton_s_backends_as_they_are() -> None:
+    shown = re.findall(r"^\| (\w+) \| `([A-Za-z_]+)` \| (honoured|refused|no effect) \| (.*) \|$",
+                       DOCS.read_text(), re.MULTILINE)  # fmt: skip
+
+    assert shown == [tuple(each)[:4] for each in TRITON_PARAMETERS]
+
+
+def parameter(key: str, value: str) -> str:
+    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+
+
+@pytest.mark.parametrize(
+    ("backend", "key", "value"),
+    [
+        ("python", "EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY/env.tar.gz"),
+        ("python", "TRITON_BATCH_STRATEGY_PATH", "b.so"),
+    ],
+)
+def test_a_parameter_that_cannot_be_honoured_is_refused(
+    tmp_path: Path, backend: str, key: str, value: str
+) -> None:
+    path = tmp_path / "m" / "config.pbtxt"
+    path.parent.mkdir()
+    config = GOOD.replace('platform: "pytorch_libtorch"', f'backend: "{backend}"')
+    path.write_text(config + parameter(key, value))
+
+    with pytest.raises(BadModel, match=rf"parameters\[{key}\] '{re.escape(value)}' is not supp"):
+        read_config(path, "1")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "is_said"),
+    [
+        ("INFERENCE_MODE", "true", False),
+        ("INFERENCE_MODE", "false", True),
+        ("DISABLE_OPTIMIZED_EXECUTION", "true", True),
+        ("DISABLE_OPTIMIZED_EXECUTION", "False", False),
+        ("ENABLE_NVFUSER", "true", True),
+        ("ENABLE_WHAT_COMES", "true", True),
+        ("label_key", "kind", False),
+        ("NUM_THREADS", "2", False),
+    ],
+)
+def test_a_parameter_without_effect_is_said_in_the_notes(
+    tmp_path: Path, key: str, value: str, is_said: bool
+) -> None:
+    path = tmp_path / "m" / "config.pbtxt"
+    path.parent.mkdir()
+    path.write_text(GOOD + parameter(key, value))
+
+    notes = read_config(path, "1").notes
+
+    assert [note.startswith(f"parameters[{key}] '{value}' has no") for note in notes] == (
+        [True] if is_said else []
+    )
+
+
+def test_a_model_s_own_code_gets_every_parameter_unsaid() -> None:
+    assert parameter_notes("python", {"MY_OWN": "1", "INFERENCE_MODE": "no"}) == []
+    assert parameter_notes("onnxruntime", {"session.x": "1"}) != []
+
+
+@pytest.mark.parametrize(
+    ("backend", "parameters", "threads"),
+    [
+        ("pytorch", {"INTRA_OP_THREAD_COUNT": "3"}, 3),
+        ("onnxruntime", {"intra_op_thread_count": "2"}, 2),
+        ("onnxruntime", {"intra_op_thread_count": "0"}, 0),
+        ("python", {"NUM_THREADS": "7"}, 0),
+    ],
+)
+def test_a_config_may_say_how_many_threads_an_instance_has(
+    backend: str, parameters: dict[str, str], threads: int
+) -> None:
+    assert own_threads(backend, parameters) == threads
+
+
+@pytest.mark.parametrize("value", ["many", "-1"])
+def test_a_number_of_threads_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="NUM_THREADS"):
+        parameter_notes("pytorch", {"NUM_THREADS": value})
+
+
+def test_an_instance_runs_with_the_threads_of_its_config(tmp_path: Path) -> None:
+    write_onnx(tmp_path / "m", {"x": (FLOAT, ["n", 4])}, {"y": (FLOAT, ["n", 4])})
+    (tmp_path / "m" / "config.pbtxt").write_text(parameter("intra_op_thread_count", "3"))
+    model = read_model(tmp_path, "m")
+    job = InstanceJob(
+        "i", model.spec, model.config.backend, model.file, Placement("cpu", 1),
+        "redis://", "x", 1.0, "INFO",
+    )  # fmt: skip
+    before = torch.get_num_threads()
+
+    backend = load_backend(job)
+
+    try:
+        assert session_of(backend).get_session_options().intra_op_num_threads == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

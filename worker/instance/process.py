@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
@@ -39,6 +40,8 @@ from worker.instance.warmup import MadeUpPasses, run_samples, run_sizes, sample_
 from worker.job import InstanceJob
 from worker.logs import configure_logging, follow_level
 from worker.meter import Meter
+from worker.repository.config.formats import BY_BACKEND
+from worker.repository.config.parameters import own_threads
 
 log = logging.getLogger(__name__)
 
@@ -201,10 +204,13 @@ def _noted(job: InstanceJob, *notes: str) -> str:
 
 def load_backend(job: InstanceJob) -> Backend:
     """Load the model's file with its backend; raises the framework's own errors."""
-    if job.placement.device == "cpu":
-        torch.set_num_threads(job.placement.threads)
+    triton_backend = BY_BACKEND[job.backend].triton_backend
+    threads = own_threads(triton_backend, job.spec.parameters) or job.placement.threads
+    placement = replace(job.placement, threads=threads)
+    if placement.device == "cpu":
+        torch.set_num_threads(threads)
     spec = backend_spec(job.spec)
-    loaded = load_file(job.backend, spec, job.file, job.placement, allow_pickle=job.allow_pickle)
+    loaded = load_file(job.backend, spec, job.file, placement, allow_pickle=job.allow_pickle)
     return adapted(loaded, job.spec)
 
 

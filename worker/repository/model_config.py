@@ -27,6 +27,7 @@ from worker.repository.config.fields import check_fields
 from worker.repository.config.formats import ModelFile, find_format
 from worker.repository.config.groups import InstanceGroup, read_groups
 from worker.repository.config.image import read_image
+from worker.repository.config.parameters import parameter_notes
 from worker.repository.config.tensors import check_tensors, read_tensor, take_masks
 from worker.repository.config.versions import VersionPolicy, read_version_policy
 from worker.repository.config.warmup import WarmupSample, read_warmup
@@ -117,6 +118,7 @@ def _config(message: Any, directory: Path, version: str) -> ModelConfig:
         steps=steps,
         **read_batching(message),
     )
+    notes += parameter_notes(found.triton_backend, parameters)
     if message.optimization.HasField("graph") and found.backend != "onnxruntime":
         notes.append("optimization.graph has no effect: only ONNX graphs are optimised on loading")
     return ModelConfig(

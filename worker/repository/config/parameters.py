@@ -1,20 +1,128 @@
-"""The `parameters` of a `config.pbtxt` that Ferry reads: numbers, lists of numbers, file names."""
+"""The `parameters` of a `config.pbtxt`: how Ferry reads its own, and the table of Triton's.
+
+Triton's backends read parameters too. As fields of the proto they are honoured, refused or without
+effect, and docs/repository.md shows the table. Sources: the READMEs of python_backend,
+pytorch_backend and onnxruntime_backend at https://github.com/triton-inference-server.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, NamedTuple, TypeVar
+
+from worker.repository.config.fields import HONOURED, NO_EFFECT, REFUSED
 
 Number = TypeVar("Number", int, float)
 
 
-def number(parameters: dict[str, str], key: str, default: str, kind: type[Number]) -> Number:
+class TritonParameter(NamedTuple):
+    """A parameter of one of Triton's backends.
+
+    `usual` are the values that ask for what happens anyway, of which nothing is said.
+    """
+
+    backend: str
+    key: str
+    treatment: Literal["honoured", "refused", "no effect"]
+    said: str
+    usual: tuple[str, ...] = ()
+
+
+ON, OFF = ("true", "1", "yes"), ("false", "0", "no")
+SPEED_OR_MEMORY = "speed or memory is the framework's own, answers are the same"
+SESSION = "the session has one thread between operators, and ONNX Runtime's own memory"
+TRITON_PARAMETERS = (
+    TritonParameter(
+        "python", "EXECUTION_ENV_PATH", REFUSED,
+        "a model runs in the worker's own Python: install there what the model imports",
+    ),
+    TritonParameter(
+        "python", "TRITON_BATCH_STRATEGY_PATH", REFUSED,
+        "no library decides what shares a batch: see dynamic_batching",
+    ),
+    TritonParameter(
+        "python", "FORCE_CPU_ONLY_INPUT_TENSORS", NO_EFFECT,
+        "tensors are always handed over in the machine's memory", ON,
+    ),
+    TritonParameter("pytorch", "INTRA_OP_THREAD_COUNT", HONOURED, "CPU threads within operators"),
+    TritonParameter("pytorch", "NUM_THREADS", HONOURED, "likewise"),
+    TritonParameter(
+        "pytorch", "INTER_OP_THREAD_COUNT", NO_EFFECT, "an instance runs one pass at a time", OFF
+    ),
+    TritonParameter(
+        "pytorch", "NUM_INTEROP_THREADS", NO_EFFECT, "an instance runs one pass at a time", OFF
+    ),
+    TritonParameter(
+        "pytorch", "INFERENCE_MODE", NO_EFFECT,
+        "passes always run in inference mode, which changes no answer", ON,
+    ),
+    TritonParameter("pytorch", "DISABLE_OPTIMIZED_EXECUTION", NO_EFFECT, SPEED_OR_MEMORY, OFF),
+    TritonParameter("pytorch", "DISABLE_CUDNN", NO_EFFECT, SPEED_OR_MEMORY, OFF),
+    TritonParameter("pytorch", "ENABLE_WEIGHT_SHARING", NO_EFFECT, SPEED_OR_MEMORY, OFF),
+    TritonParameter("pytorch", "ENABLE_CACHE_CLEANING", NO_EFFECT, SPEED_OR_MEMORY, OFF),
+    TritonParameter("pytorch", "ENABLE_JIT_EXECUTOR", NO_EFFECT, SPEED_OR_MEMORY),
+    TritonParameter("pytorch", "ENABLE_JIT_PROFILING", NO_EFFECT, SPEED_OR_MEMORY),
+    TritonParameter("pytorch", "ENABLE_TENSOR_FUSER", NO_EFFECT, SPEED_OR_MEMORY),
+    TritonParameter("pytorch", "ENABLE_NVFUSER", NO_EFFECT, SPEED_OR_MEMORY),
+    TritonParameter(
+        "pytorch", "TORCH_COMPILE_OPTIONAL_PARAMETERS", NO_EFFECT, "no model is compiled on loading"
+    ),
+    TritonParameter("onnxruntime", "intra_op_thread_count", HONOURED, "CPU threads, 0: Ferry's"),
+    TritonParameter("onnxruntime", "inter_op_thread_count", NO_EFFECT, SESSION, OFF),
+    TritonParameter("onnxruntime", "execution_mode", NO_EFFECT, SESSION, OFF),
+    TritonParameter("onnxruntime", "enable_mem_arena", NO_EFFECT, SESSION, ON),
+    TritonParameter("onnxruntime", "enable_mem_pattern", NO_EFFECT, SESSION, ON),
+    TritonParameter("onnxruntime", "cudnn_conv_algo_search", NO_EFFECT, SPEED_OR_MEMORY),
+    TritonParameter("onnxruntime", "gpu_mem_limit", NO_EFFECT, SPEED_OR_MEMORY),
+    TritonParameter("onnxruntime", "arena_extend_strategy", NO_EFFECT, SPEED_OR_MEMORY),
+    TritonParameter("onnxruntime", "do_copy_in_default_stream", NO_EFFECT, SPEED_OR_MEMORY),
+)  # fmt: skip
+"""A model's own code may read any parameter besides."""
+_TABLE = {(each.backend, each.key): each for each in TRITON_PARAMETERS}
+TRITON_STYLE = re.compile(r"[A-Z][A-Z0-9_]*|(session|memory|optimization|ep)\..*|trt_.*")
+"""The keys that Ferry's own never look like: they are meant for a backend of Triton's."""
+THREADS = ("INTRA_OP_THREAD_COUNT", "NUM_THREADS", "intra_op_thread_count")
+
+
+def parameter_notes(backend: str, parameters: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each parameter of Triton's that is set without effect.
+
+    `backend` is Triton's word. Raises ValueError naming one that is refused, its value, and why.
+    """
+    notes = []
+    for key, value in parameters.items():
+        row = _TABLE.get((backend, key))
+        if row is None:
+            if backend in {"pytorch", "onnxruntime"} and TRITON_STYLE.fullmatch(key):
+                notes.append(f"parameters[{key}] {value!r} has no effect: Ferry knows none of it")
+        elif row.treatment == REFUSED:
+            raise ValueError(f"parameters[{key}] {value!r} is not supported: {row.said}")
+        elif row.treatment == NO_EFFECT and value.strip().lower() not in row.usual:
+            notes.append(f"parameters[{key}] {value!r} has no effect: {row.said}")
+    own_threads(backend, parameters)
+    return notes
+
+
+def own_threads(backend: str, parameters: Mapping[str, str]) -> int:
+    """Return how many CPU threads a config gives its instances, 0 when it says nothing."""
+    for key in THREADS:
+        if key in parameters and (backend, key) in _TABLE:
+            threads = number(parameters, key, "0", int)
+            if threads < 0:
+                raise ValueError(f"{key} {threads}: expected a number of threads, or 0")
+            return threads
+    return 0
+
+
+def number(parameters: Mapping[str, str], key: str, default: str, kind: type[Number]) -> Number:
     """Return the one number in a parameter; raises ValueError naming key and value."""
     return numbers(parameters, key, default, kind, count=1)[0]
 
 
 def numbers(
-    parameters: dict[str, str], key: str, default: str, kind: type[Number], count: int = 0
+    parameters: Mapping[str, str], key: str, default: str, kind: type[Number], count: int = 0
 ) -> tuple[Number, ...]:
     """Return a parameter's numbers, `count` of them unless it is 0; raises ValueError."""
     text = parameters.get(key, default)
