@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from shared.errors import BadModel, BadModelOutput
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend
+from worker.instance.outputs import fitted_outputs
 
 TEXT_INPUT = [tensor("text", "BYTES", 1)]
 LABEL = tensor("label", "BYTES", 1)
@@ -185,3 +186,34 @@ def test_without_scikit_learn_the_reason_says_what_to_install(
 
     with pytest.raises(BadModel, match=r"needs joblib, .* with its extra \[sklearn\]"):
         allowed(spec([tensor("x")], [LABEL]), flowers)
+
+
+def test_other_numbers_than_the_pipeline_was_fitted_to_are_refused(flowers: Path) -> None:
+    with pytest.raises(BadModel, match=r"'x': the file's Pipeline takes 2 features, .* dims \[3\]"):
+        allowed(spec([tensor("x", "FP32", 3)], [LABEL]), flowers)
+
+
+class Records:
+    """Predicts what is no text."""
+
+    def predict(self, rows: list[str]) -> list[dict[str, float]]:
+        return [{row: 0.5} for row in rows]
+
+
+def test_objects_do_not_pass_as_texts(tmp_path: Path) -> None:
+    joblib.dump(Records(), tmp_path / "model.joblib")
+    described = spec(TEXT_INPUT, [LABEL])
+    backend = allowed(described, tmp_path / "model.joblib")
+
+    outputs = backend.forward({"text": texts("good")}, PLAIN)
+
+    with pytest.raises(BadModelOutput, match=r"output 'label': Python objects \(dict\), the conf"):
+        fitted_outputs(outputs, described, 1)
+
+
+def test_numbers_are_texts_where_the_config_says_so(flowers: Path) -> None:
+    described = spec([tensor("x", "FP32", 2)], [LABEL])
+
+    outputs = allowed(described, flowers).forward({"x": floats([0, 0], [1, 1])}, PLAIN)
+
+    assert fitted_outputs(outputs, described, 2)["label"].tolist() == [[b"0"], [b"1"]]

@@ -22,6 +22,7 @@ from worker.backends.operator_code import make_importable
 from worker.backends.preprocessing import PixelArrays
 from worker.devices import Placement
 
+LABELS = (str, int, float, np.number, np.bool_)
 PIPELINE_METHODS = (
     "predict",
     "predict_proba",
@@ -44,6 +45,7 @@ class JoblibBackend:
             self._pipeline: Any = joblib.load(file)
         threadpool_limits(placement.threads)
         self._input = spec.inputs[0]
+        _check_features(self._pipeline, self._input)
         self._methods = _methods(spec)
         for output, method in self._methods.items():
             if not callable(getattr(self._pipeline, method, None)):
@@ -67,6 +69,17 @@ class JoblibBackend:
             output.name: _answer(found[self._methods[output.name]], output, batched=self._batched)
             for output in self._outputs
         }
+
+
+def _check_features(pipeline: Any, declared: TensorSpec) -> None:
+    """Raise BadModel unless a row has as many numbers as the pipeline was fitted to."""
+    count = getattr(pipeline, "n_features_in_", None)
+    if count is None or len(declared.dims) != 1 or declared.dims[0] in (-1, count):
+        return
+    raise BadModel(
+        f"input {declared.name!r}: the file's {type(pipeline).__name__} takes {count} features, "
+        f"the config declares dims {list(declared.dims)}"
+    )
 
 
 def _methods(spec: ModelSpec) -> dict[str, str]:
@@ -104,12 +117,16 @@ def _answer(found: Any, declared: TensorSpec, *, batched: bool) -> Array:
     if array.ndim == 1 and batched and len(declared.dims) == 1:
         array = array[:, None]
     if declared.datatype == "BYTES":
-        texts = [item if isinstance(item, bytes) else str(item).encode() for item in array.ravel()]
-        return np.array(texts, object).reshape(array.shape)
+        return np.fromiter(map(_text, array.ravel()), object, array.size).reshape(array.shape)
     wanted = NUMPY_TYPES[declared.datatype]
     if not np.can_cast(array.dtype, wanted, "same_kind"):
         raise BadModelOutput(
-            f"output {declared.name!r}: the pipeline gave {array.dtype}, "
-            f"the config declares {declared.datatype}"
+            f"output {declared.name!r}: the pipeline gave {array.dtype}, the config declares "
+            f"{declared.datatype}"
         )
     return array.astype(wanted)
+
+
+def _text(item: Any) -> Any:
+    """Return a label as bytes; what is none is left to who checks the model's answers."""
+    return str(item).encode() if isinstance(item, LABELS) else item
