@@ -78,7 +78,8 @@ def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[st
 
 def _absolute(settings: Settings) -> Settings:
     # The processes run in the project's directory, the user's paths are relative to the user's.
-    models, state = Path(settings.models).resolve(), Path(settings.state_dir).resolve()
+    # subtle: a link is kept, for it may lead elsewhere later (as git-sync's does).
+    models, state = Path(settings.models).absolute(), Path(settings.state_dir).resolve()
     return replace(settings, models=str(models), state_dir=str(state))
 
 

@@ -91,6 +91,16 @@ def test_processes_get_absolute_paths_and_our_programs_first(start):
     wait_until(lambda: expected in ferry.text(), START_SECONDS, ferry.text)
 
 
+def test_a_repository_behind_a_link_is_left_behind_it(start, tmp_path):
+    (tmp_path / "rev1").mkdir()
+    (tmp_path / "models").symlink_to("rev1")
+
+    ferry = start().wait_for_start()
+
+    expected = f"worker FERRY_MODELS={tmp_path}/models "
+    wait_until(lambda: expected in ferry.text(), START_SECONDS, ferry.text)
+
+
 def test_processes_read_the_settings_that_ferry_up_has():
     settings = Settings.from_env({"FERRY_PORT": "9", "REDIS_URL": "redis://there"})
 

@@ -12,14 +12,17 @@ from typing import NamedTuple
 
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec
-from shared.names import MODEL_NAME, VERSION
+from shared.names import MODEL_NAME
 from worker.repository.config.versions import wanted_versions
 from worker.repository.model_config import read_policy
 from worker.repository.models import (
     ServedModel,
     is_model,
+    is_set_aside,
+    no_versions,
     read_model,
     version_numbers,
+    why_left_out,
 )  # fmt: skip
 
 LONGEST_TRIAL_SECONDS = 600.0
@@ -71,29 +74,18 @@ def check_repository(repository: Path, trial: Trial | None = None) -> CheckRepor
         raise BadModel(f"{repository}: no such model repository")
     report = CheckReport()
     for directory in sorted(repository.iterdir()):
-        if directory.is_dir() and not directory.name.startswith((".", "__")):
+        if not os.path.isfile(directory) and not is_set_aside(directory):
             _check_model(directory, report, trial)
     return report
 
 
 def _check_model(directory: Path, report: CheckReport, trial: Trial | None) -> None:
-    if not MODEL_NAME.fullmatch(directory.name):
-        report.add_problem(
-            directory,
-            f"{directory}: the name {directory.name!r} must be letters, digits, '_', '.' and '-', "
-            "and begin with none of the last two",
-        )
-        return
-    if not is_model(directory):
-        report.add_problem(
-            directory,
-            f"{directory}: no config.pbtxt, and no version directory with a model file in it",
-        )
+    if not MODEL_NAME.fullmatch(directory.name) or not is_model(directory):
+        report.add_problem(directory, f"{directory}: {why_left_out(directory)}")
         return
     report.model_count += 1
-    for entry in sorted(directory.iterdir()):
-        if entry.is_dir() and entry.name.isdigit() and not VERSION.fullmatch(entry.name):
-            report.add_note(f"{entry}: no version, those are numbers from 1 without leading zeros")
+    for name, why in sorted(no_versions(directory).items()):
+        report.add_note(f"{directory / name}: {why}")
     try:
         versions = version_numbers(directory)
         policy = read_policy(directory / "config.pbtxt")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,11 +53,56 @@ def model_names(repository: Path) -> list[str]:
 
 def is_model(directory: Path) -> bool:
     """Tell whether a directory has a `config.pbtxt`, or a version with a file known by its name."""
-    return (directory / "config.pbtxt").is_file() or any(
-        VERSION.fullmatch(file.parent.name) and file.is_file()
+    # subtle: os.path, for pathlib raises where nobody may look, and that is one directory's fault.
+    return os.path.isfile(directory / "config.pbtxt") or any(
+        VERSION.fullmatch(file.parent.name) and os.path.isfile(file)
         for name in KNOWN_FILES
         for file in directory.glob(f"*/{name}")
     )
+
+
+def left_out(repository: Path, models: Collection[str]) -> dict[str, str]:
+    """Return why each directory besides `models` is not taken for one, by its name.
+
+    So for a link that leads nowhere. Raises OSError when the repository is not there.
+    """
+    entries = (each for each in repository.iterdir() if each.name not in models)
+    return {each.name: why_left_out(each) for each in entries if not os.path.isfile(each)}
+
+
+def why_left_out(directory: Path) -> str:
+    """Return why a directory is not taken for a model."""
+    if is_set_aside(directory):
+        return "its name says that it holds no model"
+    if not MODEL_NAME.fullmatch(directory.name):
+        return (
+            f"the name {directory.name!r} must be letters, digits, '_', '.' and '-', "
+            "and begin with none of the last two"
+        )
+    try:
+        os.listdir(directory)
+    except OSError as error:
+        return error.strerror or str(error)
+    return "no config.pbtxt, and no version directory with a model file in it"
+
+
+def is_set_aside(directory: Path) -> bool:
+    """Tell whether a directory is left out on purpose: hidden, Python's, or the file system's."""
+    return directory.name.startswith((".", "__")) or directory.name == "lost+found"
+
+
+def no_versions(directory: Path) -> dict[str, str]:
+    """Return why directories of a model that look like versions are none, by their names."""
+    return {
+        each.name: "no version, those are numbers from 1 without leading zeros"
+        for each in directory.iterdir()
+        if not VERSION.fullmatch(each.name) and not is_set_aside(each) and _holds_a_model(each)
+    }
+
+
+def _holds_a_model(directory: Path) -> bool:
+    is_number = directory.name.isdigit() and directory.is_dir()
+    return is_number or any(os.path.isfile(directory / name) for name in KNOWN_FILES)
 
 
 def version_numbers(directory: Path) -> list[str]:

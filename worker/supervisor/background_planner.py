@@ -24,6 +24,7 @@ class BackgroundPlanner:
         self._thread = ThreadPoolExecutor(1, "ferry-plan")
         self._making: dict[str, Future[Plan]] = {}
         self._listed = False
+        self._complaint = ""
         self._looking: Future[dict[str, Signature]] | None = None
         self._unstable: dict[str, Signature] = {}
 
@@ -63,7 +64,7 @@ class BackgroundPlanner:
             try:
                 listed, self._listed = set(self.planner.names()), True
             except (BadModel, OSError) as error:
-                log.error("the repository cannot be read, trying again: %s", error)
+                self._complain(error)
         for name in self.made.keys() - {*desired, *deployed}:
             if not self.made[name].exists:
                 del self.made[name]
@@ -93,10 +94,18 @@ class BackgroundPlanner:
 
     def _signatures(self, names: list[str]) -> dict[str, Signature]:
         try:
-            return {name: self.planner.signature(name) for name in {*self.planner.names(), *names}}
+            found = {name: self.planner.signature(name) for name in {*self.planner.names(), *names}}
         except (BadModel, OSError) as error:
-            log.error("the repository cannot be polled, trying again: %s", error)
+            self._complain(error)
             return {}
+        self._complaint = ""
+        return found
+
+    def _complain(self, error: Exception) -> None:
+        """Say once that the repository cannot be read, until it can."""
+        if str(error) != self._complaint:
+            log.error("the repository cannot be read, trying again: %s", error)
+        self._complaint = str(error)
 
     def _settled(self, name: str, signature: Signature) -> bool:
         """Tell whether a model's files changed, and then stayed as they are for a poll."""

@@ -20,7 +20,10 @@ from shared.registry.desired_store import Content
 from shared.settings import Settings
 from worker.repository.models import (
     ServedModel,
+    is_set_aside,
+    left_out,
     model_names,
+    no_versions,
     policy_versions,
     read_model,
     version_numbers,
@@ -71,11 +74,23 @@ class Planner:
         """Read `settings.models`."""
         self._repository = Path(settings.models)
         self._settings = settings
+        self._left_out: dict[str, set[str]] = {}
         self._digests: dict[str, dict[Entry, bytes]] = {}
 
     def names(self) -> list[str]:
         """Return the models of the repository; raises BadModel when it is not there."""
-        return model_names(self._repository)
+        names = model_names(self._repository)
+        self._mention("", left_out(self._repository, names))
+        return names
+
+    def _mention(self, model: str, left: dict[str, str]) -> None:
+        """Log each directory that is left out, of a model or beside them, once while it is."""
+        known = self._left_out.get(model, set())
+        for name in sorted(left.keys() - known):
+            path = self._repository / model / name
+            level = logging.INFO if is_set_aside(path) else logging.WARNING
+            log.log(level, "%s is left out: %s", path, left[name])
+        self._left_out[model] = set(left)
 
     def is_wanted(self, name: str, desired: Desired) -> bool:
         """Tell whether a model is to be loaded: in mode `explicit` only those asked for."""
@@ -135,6 +150,7 @@ class Planner:
             return Plan(name, desired.generation, signature, note=desired.failure)
         override = desired.config if self._settings.model_control_mode == "explicit" else None
         existing = version_numbers(self._repository / name)
+        self._mention(name, no_versions(self._repository / name))
         wanted = set(policy_versions(self._repository, name, override)) | desired.pinned
         versions, failures = {}, {}
         for version in sorted(wanted, key=int):
