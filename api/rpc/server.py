@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 
+from api.rpc.health import MAX_WATCHES, Health
 from api.rpc.service import GRPCInferenceService
 from api.services import Services
 from shared.errors import BadSetting
@@ -35,21 +36,28 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         """Listen at the settings' host and gRPC port; raises BadSetting when that cannot be."""
-        self._service = GRPCInferenceService(Services.of(settings))
+        services = Services.of(settings)
+        self._service = GRPCInferenceService(services)
+        self._health = Health(services.catalog)
         # What is under way is answered by its deadline.
         self._grace_seconds = settings.request_timeout_seconds + 1
         threads = settings.grpc_threads + SPARE_THREADS
         self._server = grpc.server(
-            ThreadPoolExecutor(threads, thread_name_prefix="ferry-call"),
-            maximum_concurrent_rpcs=threads + settings.max_waiting,
+            ThreadPoolExecutor(threads + MAX_WATCHES, thread_name_prefix="ferry-call"),
+            maximum_concurrent_rpcs=threads + MAX_WATCHES + settings.max_waiting,
             options=[
                 ("grpc.max_receive_message_length", settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 # Else a second server takes the port too, and half of the calls.
                 ("grpc.so_reuseport", 0),
+                # Clients may ping as often as they like, also between calls. The library would
+                # end a connection that is pinged every ten seconds, with the streams on it.
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.max_ping_strikes", 0),
             ],
         )
         add_GRPCInferenceServiceServicer_to_server(self._service, self._server)
+        self._server.add_generic_rpc_handlers((self._health.handler(),))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._listen(f"{host}:{settings.grpc_port}")
 
@@ -65,6 +73,7 @@ class Server:
         while; by then most clients know. From the stop on their channels look for another server.
         """
         self._service.stop()
+        self._health.stop()
         time.sleep(REFUSING_SECONDS)
         self._server.stop(self._grace_seconds).wait()
 

@@ -1,0 +1,141 @@
+"""gRPC's own health service, by which Kubernetes' probes and clients' load balancers ask.
+
+Its messages are described here, for they are three. Source:
+https://github.com/grpc/grpc/blob/master/doc/health-checking.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from threading import BoundedSemaphore, Event
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pb2, message_factory
+from google.protobuf.descriptor_pool import DescriptorPool
+
+from api.rpc.errors import refuse
+from shared.errors import UnknownModel, Unsupported
+from shared.registry.catalog import Catalog
+
+PACKAGE = "grpc.health.v1"
+SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
+WHOLE = ("", "inference.GRPCInferenceService")
+"""Names of the whole server; the others are models', or a version's as name/version."""
+MAX_WATCHES = 256
+"""Each has a thread."""
+WATCH_SECONDS = 0.5
+
+
+def _messages() -> list[Any]:
+    """Return the classes HealthCheckRequest, HealthCheckResponse and HealthListResponse."""
+    file = descriptor_pb2.FileDescriptorProto(name="health", package=PACKAGE, syntax="proto3")
+    field = descriptor_pb2.FieldDescriptorProto
+    request = file.message_type.add(name="HealthCheckRequest").field
+    request.add(name="service", number=1, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
+    # subtle: of an enum's numbers nothing else is written than of an integer's.
+    response = file.message_type.add(name="HealthCheckResponse").field
+    response.add(name="status", number=1, type=field.TYPE_INT32, label=field.LABEL_OPTIONAL)
+    listed = file.message_type.add(name="HealthListResponse")
+    entry = listed.nested_type.add(name="StatusesEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
+    entry.field.add(
+        name="value", number=2, type=field.TYPE_MESSAGE, label=field.LABEL_OPTIONAL,
+        type_name=f".{PACKAGE}.HealthCheckResponse",
+    )  # fmt: skip
+    listed.field.add(
+        name="statuses", number=1, type=field.TYPE_MESSAGE, label=field.LABEL_REPEATED,
+        type_name=f".{PACKAGE}.HealthListResponse.StatusesEntry",
+    )  # fmt: skip
+    pool = DescriptorPool()  # of its own: others of this process may have these names too
+    pool.Add(file)
+    names = [f"{PACKAGE}.{message.name}" for message in file.message_type]
+    return [message_factory.GetMessageClass(pool.FindMessageTypeByName(name)) for name in names]
+
+
+HealthCheckRequest, HealthCheckResponse, HealthListResponse = _messages()
+
+
+class Health:
+    """Answers whether the server, a model or a version serves, and tells of changes."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        """Answer by `catalog`."""
+        self._catalog = catalog
+        self._watches = BoundedSemaphore(MAX_WATCHES)
+        self._stopping = Event()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Return the service as a server takes it."""
+        coders: dict[str, Any] = {
+            "request_deserializer": HealthCheckRequest.FromString,
+            "response_serializer": HealthCheckResponse.SerializeToString,
+        }
+        listed = coders | {"response_serializer": HealthListResponse.SerializeToString}
+        methods = {
+            "Check": grpc.unary_unary_rpc_method_handler(self.check, **coders),
+            "Watch": grpc.unary_stream_rpc_method_handler(self.watch, **coders),
+            "List": grpc.unary_unary_rpc_method_handler(self.list, **listed),
+        }
+        return grpc.method_handlers_generic_handler(f"{PACKAGE}.Health", methods)
+
+    def stop(self) -> None:
+        """Answer that nothing serves, and end the watches."""
+        self._stopping.set()
+
+    def check(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """Answer one status; NOT_FOUND for a name that is no model's."""
+        try:
+            return HealthCheckResponse(status=self._status(request.service))
+        except Exception as error:  # a border, as in `answering`
+            refuse(context, error, "Check")
+
+    def list(self, _request: Any, context: grpc.ServicerContext) -> Any:
+        """Answer the status of the server and of every model."""
+        try:
+            names = [*WHOLE, *sorted(self._catalog.snapshot().models)]
+            statuses = {
+                name: HealthCheckResponse(status=self._status_or_unknown(name)) for name in names
+            }
+            return HealthListResponse(statuses=statuses)
+        except Exception as error:  # a border, as in `answering`
+            refuse(context, error, "List")
+
+    def watch(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        """Answer the status, and each that follows, until the client leaves or the server stops.
+
+        UNIMPLEMENTED, by which clients take the server for healthy, beyond MAX_WATCHES.
+        """
+        if not self._watches.acquire(blocking=False):
+            refuse(context, Unsupported(f"{MAX_WATCHES} watches are open, ask by Check"), "Watch")
+        try:
+            last = None
+            while context.is_active():
+                stopping = self._stopping.is_set()
+                status = self._status_or_unknown(request.service)
+                if status != last:
+                    yield HealthCheckResponse(status=status)
+                    last = status
+                if stopping:
+                    return
+                self._stopping.wait(WATCH_SECONDS)
+        except Exception as error:  # a border, as in `answering`
+            refuse(context, error, "Watch")
+        finally:
+            self._watches.release()
+
+    def _status_or_unknown(self, service: str) -> int:
+        try:
+            return self._status(service)
+        except UnknownModel:
+            return SERVICE_UNKNOWN
+
+    def _status(self, service: str) -> int:
+        """Return whether what is called so serves; raises UnknownModel."""
+        if self._stopping.is_set():
+            return NOT_SERVING
+        if service in WHOLE:
+            return SERVING if self._catalog.all_ready() else NOT_SERVING
+        name, _, version = service.partition("/")
+        return SERVING if self._catalog.is_ready(name, version or None) else NOT_SERVING
