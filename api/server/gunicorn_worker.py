@@ -1,4 +1,6 @@
-"""gunicorn's gevent worker, except in how it stops: soon when nothing is under way.
+"""gunicorn's gevent worker, except in how it stops and in the form of its own refusals.
+
+It stops soon when nothing is under way, and refuses in JSON.
 
 gunicorn's own waits for every connection that a client keeps open, idle or not, and looks once a
 second: a stop took two seconds under load, and half a minute beside an idle client.
@@ -7,6 +9,7 @@ second: a stop took two seconds under load, and half a minute beside an idle cli
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import time
@@ -19,8 +22,11 @@ import gevent
 from gevent.monkey import get_original
 from gevent.pool import Pool
 from gevent.server import StreamServer
+from gunicorn import util
 from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
+
+from shared.errors import BadRequest, FerryError, Unsupported
 
 if TYPE_CHECKING:
     # subtle: at run time it would bind the standard library's locks before gevent replaces them.
@@ -63,6 +69,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until SIGTERM; then answer the requests at hand, for up to `graceful_timeout`."""
         gevent.get_hub().threadpool_size = DECODING_THREADS
+        util.write_error = _write_error  # by which gunicorn answers what it cannot read
         if self.cfg.keepalive and not _logs_requests(self.cfg):
             self._fast_path = getattr(self.wsgi, "extensions", {}).get("fast_path")
         servers = [self._serve(listener) for listener in self.sockets]
@@ -153,6 +160,22 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
             server.max_accept = 1
         server.start()
         return server
+
+
+def _write_error(client: socket.socket, status: int, reason: str, message: str) -> None:
+    """Answer a request that never came to a route as every error is, and close.
+
+    In gunicorn's place, whose answer is a page.
+    """
+    error = {500: FerryError, 501: Unsupported}.get(status, BadRequest)
+    body = json.dumps({"error": message or reason, "code": error.code}).encode()
+    head = [
+        f"HTTP/1.1 {status} {reason}",
+        "Connection: close",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    ]
+    util.write_nonblock(client, "\r\n".join([*head, "", ""]).encode() + body)
 
 
 def _logs_requests(config: Any) -> bool:
