@@ -85,17 +85,23 @@ def raw_input(raw: Buffer, spec: ModelSpec) -> Tensor:
     """Return the body of a raw request as the model's only input, with a batch of 1.
 
     A dimension of -1 is what the number of bytes makes it; BYTES are one element, the body itself.
-    Raises BadRequest where the model does not allow that.
+    Raises BadRequest where the model does not allow that, in Triton's words.
     """
     if len(spec.inputs) != 1:
-        raise BadRequest(f"a raw request has one input, '{spec.name}' has {len(spec.inputs)}")
+        raise BadRequest(
+            "Raw request must only have 1 input (found 1) to be deduced but got "
+            f"{len(spec.inputs)} inputs in '{spec.name}' model configuration"
+        )
     declared = spec.inputs[0]
     where = f"input {declared.name!r}"
     if declared.datatype == "BYTES":
-        if declared.dims not in {(1,), (-1,)}:
-            raise BadRequest(f"{where}: a raw BYTES input has shape [1], not {list(declared.dims)}")
+        if any(dim != 1 for dim in declared.dims):
+            raise BadRequest(
+                f"For BYTE datatype raw input {declared.name!r}, the model must have input shape "
+                f"[1], not {list(declared.dims)}"
+            )
         data: Buffer = LENGTH.pack(len(raw)) + bytes(raw)
-        dims: tuple[int, ...] = (1,)
+        dims = declared.dims
     else:
         dims, data = _fitted(declared.dims, declared.datatype, len(raw), where), raw
     shape = (1, *dims) if spec.batched else dims
@@ -108,7 +114,10 @@ def raw_input(raw: Buffer, spec: ModelSpec) -> Tensor:
 def _fitted(dims: tuple[int, ...], datatype: str, size: int, where: str) -> tuple[int, ...]:
     """Return `dims` with the one that is -1 computed from the size in bytes."""
     if dims.count(-1) > 1:
-        raise BadRequest(f"{where}: a raw request leaves one dimension open, not {list(dims)}")
+        raise BadRequest(
+            f"The shape of the raw {where} can not be deduced because there are "
+            f"more than one variable-sized dimension: {list(dims)}"
+        )
     known = math.prod(dim for dim in dims if dim != -1) * NUMPY_TYPES[datatype].itemsize
     if -1 in dims and (size == 0 or size % known):
         raise BadRequest(f"{where}: {size} bytes are no whole number of {known} bytes each")

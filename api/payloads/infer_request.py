@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from api.payloads.binary_tensors import checked_binary
-from api.payloads.json_arrays import BINARY_ONLY, small_numbers, to_array
+from api.payloads.json_arrays import BINARY_ONLY, small_numbers, to_array, unnested
 from shared.datatypes import DATATYPES, to_bytes
 from shared.errors import BadRequest, Unsupported
 from shared.messages import Parameters, RequestedOutput, Tensor
@@ -39,7 +39,7 @@ class GivenInput(NamedTuple):
 class InferBody(NamedTuple):
     """A checked request: inputs in the model's order, requested outputs (empty for all).
 
-    `binary` says that outputs are binary unless they are among the requested ones.
+    `binary` says that all outputs are binary, where none is requested by name.
     """
 
     id: str | None
@@ -215,9 +215,9 @@ def _from_json(item: GivenInput, shape: list[int], where: str) -> bytes:
     packed = small_numbers(item.data, item.datatype, count)
     if packed is not None:
         return packed
-    array = to_array(item.data, item.datatype, where)
+    array = to_array(unnested(item.data, len(shape), where), item.datatype, where)
     if array.size != count:
         raise BadRequest(f"{where}: data has {array.size} elements, shape {shape} wants {count}")
-    if array.ndim != 1 and list(array.shape) != shape:
+    if array.ndim == len(shape) and list(array.shape) != shape:
         raise BadRequest(f"{where}: data is nested as {list(array.shape)}, not as shape {shape}")
     return to_bytes(array)

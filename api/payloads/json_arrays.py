@@ -18,6 +18,7 @@ from shared.errors import BadRequest
 BINARY_ONLY = frozenset({"FP16", "BF16"})
 """Datatypes that have no form in JSON."""
 FEW_NUMBERS = 256
+MAX_DATA_NESTING = 100
 STRUCT_CODES = {
     "FP32": "f", "FP64": "d",
     "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q",
@@ -41,6 +42,27 @@ def names_booleans(text: bytes) -> bool:
 def mixed(data: Any) -> Any:
     """Return `data`, a list as a MixedList."""
     return MixedList(data) if isinstance(data, list) else data
+
+
+def unnested(data: Any, depth: int, where: str) -> Any:
+    """Return nested lists flat when they are nested deeper than `depth`, as Triton reads them.
+
+    The lengths of the lists do not matter then, only their order. Raises BadRequest for lists
+    beside other things, and beyond MAX_DATA_NESTING.
+    """
+    levels, inner = 0, data
+    while isinstance(inner, list):
+        levels, inner = levels + 1, inner[0] if inner else None
+    if levels <= depth:
+        return data
+    if levels > MAX_DATA_NESTING:
+        raise BadRequest(f"{where}: data is too deep, {MAX_DATA_NESTING} levels of lists are taken")
+    flat = data
+    for _ in range(levels - 1):
+        if not all(isinstance(item, list) for item in flat):
+            raise BadRequest(f"{where}: the lists of data differ in depth")
+        flat = list(chain.from_iterable(flat))
+    return MixedList(flat) if isinstance(data, MixedList) else flat
 
 
 def to_array(data: Any, datatype: str, where: str) -> Array:

@@ -49,7 +49,7 @@ def parse_infer(raw: Buffer, spec: ModelSpec, json_length: int | None = None) ->
     binary = _flag(parameters, "binary_data_output", "the request")
     given = _given(body.get("inputs"), chunks, may_mix=names_booleans(text))
     chunks.finish()
-    outputs = _wanted(body.get("outputs"), binary)
+    outputs = _wanted(body.get("outputs"))
     check_outputs(outputs, binary, spec)
     return InferBody(request_id, check_inputs(given, spec), outputs, parameters, binary)
 
@@ -119,7 +119,7 @@ def _given(items: Any, chunks: Chunks, *, may_mix: bool) -> list[GivenInput]:
     return found
 
 
-def _wanted(items: Any, binary: bool) -> tuple[RequestedOutput, ...]:
+def _wanted(items: Any) -> tuple[RequestedOutput, ...]:
     if items is None:
         return ()
     if not isinstance(items, list):
@@ -131,20 +131,20 @@ def _wanted(items: Any, binary: bool) -> tuple[RequestedOutput, ...]:
             raise BadRequest(f"outputs[{index}] must be an object with a name")
         where = f"output {name!r}"
         parameters = check_parameters(item.get("parameters"), where)
-        is_binary = _flag(parameters, "binary_data", where, binary)
+        is_binary = _flag(parameters, "binary_data", where)
         wanted.append(RequestedOutput(name, is_binary, class_count(parameters, where)))
     return tuple(wanted)
 
 
-def _flag(parameters: Any, name: str, where: str, default: bool = False) -> bool:
-    value = parameters.get(name, default)
+def _flag(parameters: Any, name: str, where: str) -> bool:
+    value = parameters.get(name, False)
     if type(value) is not bool:
         raise BadRequest(f'{where}: "{name}" must be true or false, not {value!r}')
     return value
 
 
 def _check_nesting(body: dict[str, Any], tensor_keys: Collection[str]) -> None:
-    """Refuse deep nesting anywhere but in tensors, whose depth numpy limits to 64."""
+    """Refuse deep nesting anywhere but in tensors, whose depth is looked at with their shape."""
     level: list[Any] = [body]
     for _ in range(MAX_NESTING):
         level = [

@@ -373,6 +373,21 @@ def test_a_boolean_above_one_is_refused(wrong: int) -> None:
     assert message == "input 'x': BOOL is one byte each, 0 or 1"
 
 
+def test_binary_data_output_is_for_requests_that_list_no_outputs() -> None:
+    parameters = {"binary_data_output": True}
+    listed = [{"name": "y"}, {"name": "z", "parameters": {"binary_data": True}}]
+    model = NUMBERS.model_copy(
+        update={"outputs": tuple(NUMBERS.outputs[0].model_copy(update={"name": n}) for n in "yz")}
+    )
+    head = {"inputs": [item(data=[1, 2], parameters={})], "parameters": parameters}
+
+    whole = parse_infer(json.dumps(head).encode(), model)
+    some = parse_infer(json.dumps(head | {"outputs": listed}).encode(), model)
+
+    assert whole.binary and not whole.outputs
+    assert [(output.name, output.binary) for output in some.outputs] == [("y", False), ("z", True)]
+
+
 # Raw requests.
 
 
@@ -394,12 +409,22 @@ def test_a_raw_request_without_a_batch_dimension_has_the_models_shape() -> None:
     assert parse_infer(bytes(4), of("INT16", -1, rows=0), 0).inputs[0].shape == (2,)
 
 
-@pytest.mark.parametrize("dims", [(1,), (-1,)])
+@pytest.mark.parametrize("dims", [(1,), (1, 1)])
 def test_a_raw_request_of_bytes_is_one_element(dims: tuple[int, ...]) -> None:
     body = parse_infer(b"whatever", of("BYTES", *dims), 0)
 
-    assert body.inputs[0].shape == (1, 1)
-    assert body.inputs[0].array().tolist() == [[b"whatever"]]
+    assert body.inputs[0].shape == (1, *dims)
+    assert body.inputs[0].array().ravel().tolist() == [b"whatever"]
+
+
+@pytest.mark.parametrize("dims", [(-1,), (2,), (1, -1), (-1, -1)])
+@pytest.mark.parametrize("rows", [0, 8])
+def test_a_raw_request_of_bytes_has_no_other_shape(dims: tuple[int, ...], rows: int) -> None:
+    message = refused_raw(b"\3\0\0\0abc", of("BYTES", *dims, rows=rows))
+
+    assert message.startswith(
+        "For BYTE datatype raw input 'x', the model must have input shape [1]"
+    )
 
 
 def test_a_raw_request_of_no_bytes_is_one_empty_string() -> None:
@@ -411,13 +436,18 @@ def test_raw_requests_that_do_not_fit_are_refused() -> None:
     assert "0 bytes of binary data" in refused_raw(b"", NUMBERS)
     assert "no whole number" in refused_raw(bytes(7), of("INT16", -1, 3))
     assert "no whole number" in refused_raw(b"", of("INT16", -1))
-    assert "leaves one dimension open" in refused_raw(bytes(4), of("INT16", -1, -1))
-    assert "shape [1]" in refused_raw(b"ab", of("BYTES", 2))
+    assert (
+        "The shape of the raw input 'x' can not be deduced because there are more than one "
+        "variable-sized dimension" in refused_raw(bytes(4), of("INT16", -1, -1))
+    )
     assert "0 or 1" in refused_raw(b"\1\2", of("BOOL", 2))
 
 
 def test_a_raw_request_for_several_inputs_is_refused() -> None:
-    assert refused_raw(bytes(7), PAIRS) == "a raw request has one input, 'pairs' has 2"
+    assert refused_raw(bytes(7), PAIRS) == (
+        "Raw request must only have 1 input (found 1) to be deduced but got 2 inputs in 'pairs' "
+        "model configuration"
+    )
 
 
 # Over the API, without a worker: what is accepted stays on the queue.
