@@ -9,7 +9,7 @@ from api.payloads.pictures import limit_pictures
 from api.routes import infer, metrics, predict, requests, v1, v2
 from api.routes.errors import register_error_handlers
 from api.routes.flask_side import EXTENSION, HttpServices, OrjsonProvider
-from api.server.body import BoundedReads
+from api.server.body import BoundedReads, InMemoryRequest
 from api.server.compression import Compressed
 from api.server.fast_path import FastPath
 from shared.settings import Settings
@@ -18,6 +18,7 @@ from shared.settings import Settings
 def create_app(settings: Settings) -> Flask:
     """Return the application; opens no connection before the first request."""
     app = Flask(__name__)
+    app.request_class = InMemoryRequest
     app.json = OrjsonProvider(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.config["MAX_FORM_PARTS"] = 256

@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from flask import request
+from flask import Request, request
 from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.unreader import SocketUnreader
 from werkzeug.datastructures import FileStorage, MultiDict
@@ -48,6 +48,16 @@ class BoundedReads:
             return self._next_app(environ, start_response)
         finally:
             client.settimeout(None)
+
+
+class InMemoryRequest(Request):
+    """Flask's request, whose uploaded files stay in memory, as all other bodies do.
+
+    Flask's own writes those above 500 KB to TMPDIR, which may be read-only, and reads them back.
+    """
+
+    def _get_file_stream(self, *_: Any, **__: Any) -> IO[bytes]:
+        return BytesIO()
 
 
 def read_body() -> bytes:

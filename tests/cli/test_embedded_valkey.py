@@ -12,8 +12,9 @@ import redis
 
 from ferry.errors import CannotStart
 from ferry.up import embedded_valkey
-from ferry.up.embedded_valkey import MAX_SOCKET_PATH_BYTES, running, socket_path, wait_until_answers
+from ferry.up.embedded_valkey import running, socket_path, wait_until_answers
 from ferry.up.sessions import members
+from shared.socket_paths import MAX_SOCKET_PATH_BYTES
 
 
 def test_it_answers_on_a_private_socket_and_no_port(tmp_path):

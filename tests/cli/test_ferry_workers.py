@@ -16,10 +16,11 @@ from registered import SUPERVISOR, register
 from ferry.cli import main
 from ferry.commands.inspect_redis import redis_to_inspect
 from ferry.commands.tables import Column, show
-from ferry.up.embedded_valkey import MAX_SOCKET_PATH_BYTES, running
+from ferry.up.embedded_valkey import running
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 from shared.settings import Settings
+from shared.socket_paths import MAX_SOCKET_PATH_BYTES
 from shared.wire.client import connect
 
 REASON = "failed to load 'tiny', gpus [63], but this machine\nhas 0 GPUs :warning:"

@@ -12,7 +12,7 @@ from rooms import ROOT, arrows, circle, imports, product_modules, room
 
 FLOORS = {
     "shared": (
-        "errors datatypes names ticket messages model_spec setting_checks settings",
+        "errors datatypes names ticket messages model_spec setting_checks settings socket_paths",
         "wire",
         "courier",
         "request_queue",

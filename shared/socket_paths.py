@@ -1,0 +1,34 @@
+"""Finds a directory with a path so short that unix sockets in it have room for theirs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+from shared.errors import BadSetting
+
+# sockaddr_un holds 108 bytes on Linux and 104 on macOS, the closing zero included.
+MAX_SOCKET_PATH_BYTES = 103
+NAME_BYTES = 40
+"""The most of it that is ours, or multiprocessing's: a private directory and the socket's name."""
+ELSEWHERE = ("/tmp", "/dev/shm", "/run", "/var/tmp")
+
+
+def socket_base() -> str:
+    """Return a directory that can be written and is short: that of TMPDIR, else one of the usual.
+
+    Raises BadSetting when there is none.
+    """
+    try:
+        usual = tempfile.gettempdir()
+    except FileNotFoundError:  # neither TMPDIR nor what Python looks for besides can be written
+        usual = ""
+    for base in (usual, *ELSEWHERE):
+        fits = len(os.fsencode(base)) + NAME_BYTES <= MAX_SOCKET_PATH_BYTES
+        if fits and os.path.isdir(base) and os.access(base, os.W_OK | os.X_OK):
+            return base
+    raise BadSetting(
+        f"TMPDIR={os.environ.get('TMPDIR', '')!r}: neither it nor {', '.join(ELSEWHERE)} can be "
+        f"written and has a path short enough for a socket's "
+        f"({MAX_SOCKET_PATH_BYTES - NAME_BYTES} bytes)"
+    )
