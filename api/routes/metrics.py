@@ -42,14 +42,25 @@ class ModelStates:
             "1 for what cannot be loaded, with the reason; version is empty for a whole model.",
             labels=[*labels, "reason"],
         )
+        taken_back = GaugeMetricFamily(
+            "ferry_model_taken_back",
+            "1 for a version that took over and failed its first requests, so that they went back.",
+            labels=labels,
+        )
         for entry in repository_index(self._snapshot):
             name, version = entry["name"], entry.get("version", "")
             if version:
                 ready.add_metric([name, version], float(entry["state"] == "READY"))
                 share.add_metric([name, version], self._share(name, version))
-            if entry["reason"] not in ("", UNLOADED):
+                if self._is_taken_back(name, version):
+                    taken_back.add_metric([name, version], 1.0)
+            if entry["state"] != "READY" and entry["reason"] not in ("", UNLOADED):
                 failure.add_metric([name, version, entry["reason"]], 1.0)
-        yield from (ready, share, failure)
+        yield from (ready, share, failure, taken_back)
+
+    def _is_taken_back(self, name: str, version: str) -> bool:
+        serving = self._snapshot.served.get(name)
+        return serving is not None and version in serving.taken_back
 
     def _share(self, name: str, version: str) -> float:
         serving = self._snapshot.served.get(name)

@@ -14,7 +14,7 @@ from ferry.commands.inspect_redis import redis_to_inspect
 from ferry.commands.tables import Column, Row, show
 from ferry.errors import CannotStart
 from shared.errors import BadRequest, LoadFailed, UnknownModel
-from shared.operations.model_control import ModelControl
+from shared.operations.model_control import PROGRESS_LOOK_SECONDS, ModelControl
 from shared.operations.shadow_comparison import Comparison, Comparisons
 from shared.registry.desired_state import Desired
 from shared.registry.desired_store import DesiredStore
@@ -43,6 +43,10 @@ COMPARISON_COLUMNS = (
     Column("served ms", lambda row: _ms(row["served_seconds"]), is_number=True),
     Column("shadow ms", lambda row: _ms(row["shadow_seconds"]), is_number=True),
 )
+
+
+FIRST_ANSWERS_SECONDS, UNUSED_SECONDS = 3.0, 0.3
+FIRST_ANSWER_COUNT = 5
 
 
 class Models(NamedTuple):
@@ -161,6 +165,7 @@ def load_model(environ: Mapping[str, str], name: str, config: Path | None) -> in
         began = time.monotonic()
         models.control.load(name, text)
         _say_where(models, name, began)
+        _await_first_answers(models, name)
     return 0
 
 
@@ -178,6 +183,7 @@ def use_version(environ: Mapping[str, str], name: str, version: str) -> int:
         began = time.monotonic()
         models.control.use(name, "" if version == "latest" else version)
         _say_where(models, name, began)
+        _await_first_answers(models, name)
     return 0
 
 
@@ -217,6 +223,24 @@ def _say_where(models: Models, name: str, began: float) -> None:
         for version in sorted(snapshot.served[name].versions, key=int)
     ]
     print(f"{name}: after {seconds:.2f} s requests go to {', '.join(shares)}")
+
+
+def _await_first_answers(models: Models, name: str) -> None:
+    """Return once the version that serves has answered a few, or nobody asks it.
+
+    Raises LoadFailed when requests are taken back from it.
+    """
+    serving = models.store.read().served[name]
+    began, first = time.monotonic(), None
+    while (waited := time.monotonic() - began) < FIRST_ANSWERS_SECONDS:
+        if reason := models.store.read().served[name].taken_back.get(serving.default):
+            raise LoadFailed(f"version {serving.default} of '{name}' is taken back: {reason}")
+        (found,) = models.store.outcomes([serving.versions[serving.default]])
+        first = first or found
+        nobody_asks = found == first and waited > UNUSED_SECONDS
+        if nobody_asks or found.answered - first.answered >= FIRST_ANSWER_COUNT:
+            return
+        time.sleep(PROGRESS_LOOK_SECONDS)
 
 
 @contextmanager

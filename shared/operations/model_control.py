@@ -93,7 +93,8 @@ class ModelControl:
 
         def update(now: Desired, _: Serving | None) -> Desired:
             shadow = "" if now.shadow == version else now.shadow
-            return now.model_copy(update={"use": version, "split": {}, "shadow": shadow})
+            change = {"use": version, "split": {}, "shadow": shadow, "taken_back": {}}
+            return now.model_copy(update=change)
 
         self._route(name, [version] if version else [], update)
 

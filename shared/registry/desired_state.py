@@ -26,7 +26,8 @@ class Desired(_Frozen):
     a whole configuration as JSON instead of the repository's. `use` is the version that takes
     requests without one (empty: the highest), `split` gives versions weights instead, and `shadow`
     is a version that gets a copy of each request. Versions named here are loaded besides those of
-    the version policy. `failure` says why the last attempt to load it was undone.
+    the version policy. `failure` says why the last attempt to load it was undone, `taken_back` why
+    requests went back from versions that had taken over.
     """
 
     generation: int = 0
@@ -36,6 +37,7 @@ class Desired(_Frozen):
     split: dict[str, int] = {}
     shadow: str = ""
     failure: str = ""
+    taken_back: dict[str, str] = {}
 
     @property
     def pinned(self) -> frozenset[str]:
@@ -103,12 +105,15 @@ class Serving(_Frozen):
     """Where one model's requests go: `versions` names the content that each version stands for.
 
     `default` takes requests without a version, unless `split` says which share each one takes.
+    `replaced` is the content that did so before; `taken_back` is as in `Desired`.
     """
 
     versions: dict[str, str]
     default: str
     split: dict[str, int] = {}
     shadow: str = ""
+    replaced: str = ""
+    taken_back: dict[str, str] = {}
 
 
 def sent_elsewhere(key: str, serving: Serving | None) -> Literal["", "unnamed", "all"]:
@@ -156,12 +161,22 @@ def promoted(
     if not versions:
         return None
     split = {version: weight for version, weight in desired.split.items() if version in versions}
+    default = _default(current, desired, versions, wanted)
     return Serving(
         versions=versions,
-        default=_default(current, desired, versions, wanted),
+        default=default,
         split=split if len(split) == len(desired.split) else {},
         shadow=desired.shadow if desired.shadow in versions else "",
+        replaced=_replaced(current, default),
+        taken_back=desired.taken_back,
     )
+
+
+def _replaced(current: Serving | None, default: str) -> str:
+    """Return the content that took requests before the `default` version does."""
+    if current is None:
+        return ""
+    return current.replaced if current.default == default else current.versions[current.default]
 
 
 def _kept(current: Serving, wanted: set[str], running: Set[str] | None) -> dict[str, str]:
@@ -199,6 +214,10 @@ def _default(
     A version that was asked for and is not there, or that is only shadowed or split to, does not
     take the place of the one that serves.
     """
+    if desired.taken_back:
+        worst = max(map(int, desired.taken_back))
+        if remedies := [version for version in versions if int(version) > worst]:
+            return max(remedies, key=int)
     if desired.use in versions:
         return desired.use
     if current is not None and desired.use and current.default in versions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from shared.errors import RedisUnavailable
 from shared.registry.desired_state import Desired, Serving, SupervisorReport, sent_elsewhere
 from shared.registry.keys import RegistryKeys, living_supervisors, read_changes
 from shared.request_queue.keys import RETIRED_COUNTS_SECONDS, QueueKeys
+from shared.request_queue.model_statistics import Outcomes, read_outcomes
 from shared.wire.client import asking, milliseconds
 from shared.wire.scripts import script_text
 
@@ -190,6 +191,10 @@ class DesiredStore:
         self._write("hsetnx", self._keys.revisions, f"{name}@{number}", held)
         last = int(asking(lambda: self._client.hget(self._keys.revisions, name)) or 0)
         self._write("hset", self._keys.revisions, name, str(max(last, number)))
+
+    def outcomes(self, model_keys: Sequence[str]) -> list[Outcomes]:
+        """Return how many requests each content answered and failed so far."""
+        return read_outcomes(self._client, self._prefix, model_keys) if model_keys else []
 
     def open(self, model_key: str) -> None:
         """Open a version's queue for requests, before its instances start."""

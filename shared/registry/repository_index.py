@@ -49,7 +49,9 @@ def _state(snapshot: Snapshot, spec: ModelSpec) -> tuple[str, str]:
         until = f" for {left:.0f} s more" if math.isfinite(left) else ""
         return "READY", f"on standby: answers requests that name it{until}"
     if spec.key in snapshot.ready:
-        return "READY", snapshot.warnings.get(spec.key, "")
+        serving = snapshot.served.get(spec.name)
+        taken_back = serving.taken_back.get(spec.version, "") if serving else ""
+        return "READY", taken_back or snapshot.warnings.get(spec.key, "")
     if spec.key in snapshot.reasons:
         return "UNAVAILABLE", snapshot.reasons[spec.key]
     if spec.key in snapshot.loading:

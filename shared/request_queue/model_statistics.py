@@ -135,12 +135,40 @@ class ModelCosts(NamedTuple):
         """Read them from the hashes of these names."""
         unanswered = sum(int(counts.get(name, 0)) for name in ENDED_UNANSWERED)
         return cls(
-            {int(k): Totals(*_TOTALS.unpack(v)) for k, v in stats.items() if k.isdigit()},
+            _by_size(stats),
             Hits.of(stats),
             int(stats.get(b"failed", 0)) + unanswered,
             float(stats.get(b"failed_seconds", 0)),
             {why: int(stats.get(b"left_" + why.encode(), 0)) for why in REASONS},
         )
+
+
+class Outcomes(NamedTuple):
+    """The requests that a content answered, and those that it failed by itself or died under."""
+
+    answered: int
+    failed: int
+
+
+def read_outcomes(client: Redis, prefix: str, model_keys: Sequence[str]) -> list[Outcomes]:
+    """Return the outcomes of each `ModelSpec.key` so far; raises RedisUnavailable."""
+    with client.pipeline(transaction=False) as opened:
+        pipeline: Any = opened
+        for key in model_keys:
+            keys = QueueKeys(prefix, key)
+            pipeline.hgetall(keys.stats).hget(keys.counts, "dead")
+        found = asking(pipeline.execute)
+    return [
+        Outcomes(
+            int(sum(totals.request_count for totals in _by_size(stats).values())),
+            int(stats.get(b"failed", 0)) + int(dead or 0),
+        )
+        for stats, dead in zip(found[::2], found[1::2], strict=True)
+    ]
+
+
+def _by_size(stats: dict[bytes, bytes]) -> dict[int, Totals]:
+    return {int(k): Totals(*_TOTALS.unpack(v)) for k, v in stats.items() if k.isdigit()}
 
 
 def read_costs(client: Redis, prefix: str, specs: Sequence[ModelSpec]) -> list[ModelCosts]:

@@ -46,7 +46,9 @@ def test_a_new_version_takes_over_when_it_is_ready_everywhere() -> None:
 
     assert promoted(now, NOTHING, [said(v2="loading")]) == now
     assert promoted(now, NOTHING, [said(v2="ready"), said(v2="loading")]) == now
-    assert promoted(now, NOTHING, [said(v2="ready"), said(v2="ready")]) == serving("2")
+    assert promoted(now, NOTHING, [said(v2="ready"), said(v2="ready")]) == serving(
+        "2", replaced="m/1"
+    )
 
 
 def test_a_new_version_that_fails_somewhere_changes_nothing() -> None:
@@ -64,7 +66,9 @@ def test_several_versions_take_requests_as_they_become_ready() -> None:
     now = serving("1", "2")
 
     assert promoted(now, NOTHING, [said(v2="ready", v3="loading")]) == now
-    assert promoted(now, NOTHING, [said(v2="ready", v3="ready")]) == serving("2", "3")
+    assert promoted(now, NOTHING, [said(v2="ready", v3="ready")]) == serving(
+        "2", "3", replaced="m/2"
+    )
 
 
 def test_a_version_with_other_content_takes_over_from_itself() -> None:
@@ -93,7 +97,7 @@ def test_the_version_to_use_takes_requests_once_it_is_there() -> None:
 
     assert promoted(now, desired, [said(v1="loading", v2="ready")]) == now
     ready = [said(v1="ready", v2="ready")]
-    assert promoted(now, desired, ready) == serving("1", "2", default="1")
+    assert promoted(now, desired, ready) == serving("1", "2", default="1", replaced="m/2")
     failed = [said(v1="failed", v2="ready")]
     assert promoted(now, desired, failed) == now
 
@@ -119,7 +123,7 @@ def test_what_runs_nowhere_takes_no_requests() -> None:
     reports = [said(v1="failed", v2="ready")]
 
     assert promoted(now, desired, reports) == serving("1", "2", default="1")
-    assert promoted(now, desired, reports, running=set()) == serving("2")
+    assert promoted(now, desired, reports, running=set()) == serving("2", replaced="m/1")
 
 
 def test_versions_do_not_pile_up_while_one_that_is_wanted_fails() -> None:
@@ -164,3 +168,18 @@ def test_what_a_split_leaves_out_takes_those_that_name_it() -> None:
     serving = Serving(versions=versions, default="3", split={"1": 9, "2": 1})
 
     assert [sent_elsewhere(key, serving) for key in versions.values()] == ["", "", "unnamed"]
+
+
+def test_what_was_replaced_is_known_until_something_else_is() -> None:
+    both = serving("1", "2", replaced="m/1")
+
+    assert promoted(both, NOTHING, [said(v1="ready", v2="ready")]) == both
+
+
+def test_requests_that_went_back_go_to_a_version_that_comes_later_alone() -> None:
+    desired = Desired(use="1", taken_back={"2": "it failed"})
+    now = serving("1", "2", default="1", taken_back=desired.taken_back)
+
+    assert promoted(now, desired, [said(v1="ready", v2="ready")]) == now
+    later = promoted(now, desired, [said(v1="ready", v3="ready")])
+    assert later is not None and later.default == "3"

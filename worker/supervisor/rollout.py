@@ -18,6 +18,7 @@ from shared.settings import Settings
 from worker.repository.models import ServedModel
 from worker.supervisor.background_planner import BackgroundPlanner
 from worker.supervisor.deployment import Deployment
+from worker.supervisor.first_answers import FirstAnswers
 from worker.supervisor.planner import Plan, PlannedVersion
 from worker.supervisor.traffic import Traffic
 
@@ -66,6 +67,7 @@ class Rollout:
         self._store = store
         self._make = make
         self._traffic = Traffic(supervisor, store)
+        self._first_answers = FirstAnswers(store)
         self._planner = BackgroundPlanner(settings)
         self._wanted_keys: dict[str, dict[str, str]] = {}
         self._contents: dict[str, Content] = {}
@@ -93,7 +95,7 @@ class Rollout:
         if changes < self._seen_changes:  # the counter only grows, unless Redis lost it
             self._restore()
         # fast: nothing else is read while nothing changes, which is nearly always.
-        if changes != self._seen_changes or self._is_busy:
+        if changes != self._seen_changes or self._is_busy or self._first_answers.is_watching:
             self._follow(changes)
         if self._settings.model_control_mode == "poll":
             self._planner.poll(self._last_state.desired, is_due=now >= self._next_poll)
@@ -114,6 +116,7 @@ class Rollout:
         if self._traffic.leads(state):
             self._traffic.promote(state)
             state = self._store.read()  # what no request goes to any more is about to retire
+            self._first_answers.look(state)
         self._last_state = state
         self._retire(state)
 

@@ -1,0 +1,166 @@
+"""A version that takes over and fails what clients ask gives the requests back by itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Thread
+from typing import NamedTuple
+
+import pytest
+from ferry_processes import environment, running_worker
+from flask.testing import FlaskClient
+from waiting import wait_until
+
+from api.app import create_app
+from ferry.commands.models import use_version
+from shared.errors import LoadFailed
+from shared.operations.model_control import ModelControl
+from shared.registry.registry import Registry
+from shared.registry.repository_index import repository_index
+from shared.settings import Settings
+from shared.wire.client import connect
+from worker.supervisor.first_answers import MAX_JUDGED_COUNT, MIN_FAILED_COUNT
+
+CONFIG = """
+backend: "python" max_batch_size: 8
+input [ { name: "x" data_type: TYPE_FP32 dims: [2] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [2] } ]
+"""
+MODEL = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            if {fails}:
+                raise ValueError("it refuses what clients ask")
+            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("y", x * {version})]))
+        return answers
+"""
+ONES = "bool((x == 1.0).any())"
+"""What clients ask, and no warm-up does."""
+
+
+class Server(NamedTuple):
+    repository: Path
+    settings: Settings
+    client: FlaskClient
+    control: ModelControl
+    registry: Registry
+
+    def add(self, name: str, version: int, fails: str = "False") -> None:
+        directory = self.repository / name
+        (directory / str(version)).mkdir(parents=True)
+        (directory / "config.pbtxt").write_text(CONFIG)
+        text = MODEL.replace("{fails}", fails).replace("{version}", str(version))
+        (directory / str(version) / "model.py").write_text(text)
+
+    def ask(self, name: str, x: float = 1.0) -> tuple[int, str]:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [x, 3.0]}
+        found = self.client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]})
+        body = json.loads(found.data)
+        return found.status_code, body.get("model_version", "")
+
+    def ask_until(self, name: str, version: str) -> int:
+        """Ask until this version answers; return how many requests failed before."""
+        failed: list[int] = []
+
+        def is_answered() -> bool:
+            status, by = self.ask(name)
+            failed.append(status)
+            return by == version
+
+        wait_until(is_answered, 20, f"version {version} answers")
+        return len(failed) - 1
+
+    def reason(self, name: str, version: str) -> str:
+        index = repository_index(self.registry.snapshot())
+        (found,) = (
+            each for each in index if (each["name"], each.get("version")) == (name, version)
+        )
+        return found["reason"]
+
+
+@pytest.fixture(scope="module")
+def server(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    repository = tmp_path_factory.mktemp("models")
+    settings = Settings(
+        redis_url=redis_url, key_prefix="first", models=str(repository),
+        model_control_mode="explicit",
+    )  # fmt: skip
+    with connect(redis_url) as redis, running_worker(settings):
+        client = create_app(settings).test_client()
+        control = ModelControl(redis, "first", "explicit")
+        yield Server(repository, settings, client, control, Registry(redis, "first"))
+
+
+def replace(server: Server, name: str, fails: str = ONES) -> None:
+    """Have version 2, which fails as said, take over from version 1, which was asked."""
+    server.add(name, 1)
+    server.control.load(name)
+    assert server.ask(name) == (200, "1")
+    server.add(name, 2, fails)
+    server.control.load(name)
+
+
+def test_requests_go_back_and_everybody_is_told_why(server: Server) -> None:
+    replace(server, "bad")
+
+    failed = server.ask_until("bad", "1")
+
+    assert failed >= MIN_FAILED_COUNT
+    reason = server.reason("bad", "2")
+    assert re.search(r"failed \d+ of its first \d+ requests: they go to version 1 again", reason)
+    metrics = server.client.get("/metrics").text
+    assert 'ferry_model_taken_back{model="bad",version="2"} 1.0' in metrics
+    assert 'ferry_model_load_failure{model="bad"' not in metrics
+
+
+def test_a_higher_version_takes_over_from_what_was_taken_back(server: Server) -> None:
+    replace(server, "mended")
+    server.ask_until("mended", "1")
+
+    server.add("mended", 3)
+    server.control.load("mended")
+
+    server.ask_until("mended", "3")
+
+
+def test_who_names_the_version_has_it_and_is_told_again(server: Server) -> None:
+    replace(server, "wished")
+    server.ask_until("wished", "1")
+    stop = Event()
+    asking = Thread(target=lambda: [server.ask("wished") for _ in iter(stop.is_set, True)])
+    asking.start()
+
+    with pytest.raises(LoadFailed, match="version 2 of 'wished' is taken back: it took over"):
+        use_version(environment(server.settings), "wished", "2")
+
+    stop.set()
+    asking.join()
+    server.ask_until("wished", "1")
+
+
+def test_a_version_that_answers_is_left_where_it_is(server: Server) -> None:
+    replace(server, "good", "False")
+
+    assert {server.ask("good") for _ in range(MAX_JUDGED_COUNT + 20)} == {(200, "2")}
+    assert server.reason("good", "2") == ""
+
+
+def test_clients_that_ask_nonsense_are_no_reason(server: Server) -> None:
+    server.add("asked", 1, ONES)
+    server.control.load("asked")
+    for _ in range(MIN_FAILED_COUNT):
+        assert server.ask("asked")[0] == 500
+    server.add("asked", 2, ONES)
+    server.control.load("asked")
+
+    assert {server.ask("asked")[0] for _ in range(4 * MIN_FAILED_COUNT)} == {500}
+    assert server.reason("asked", "2") == ""

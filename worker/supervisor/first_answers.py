@@ -1,0 +1,93 @@
+"""Takes requests back from a version that took over and fails them, while the one before stands by.
+
+A warm-up can find out that a version answers wrong, not that it refuses what clients send.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from shared.registry.desired_state import Desired, Serving
+from shared.registry.desired_store import ControlState, DesiredStore
+from shared.request_queue.model_statistics import Outcomes
+
+log = logging.getLogger(__name__)
+
+MIN_FAILED_COUNT = 5
+"""Failures from which on a version is judged."""
+MAX_JUDGED_COUNT = 100
+"""Answers after which a version is trusted."""
+
+
+class FirstAnswers:
+    """Compares what the version that took over answers with what the one before did.
+
+    Requests go back as soon as it has failed more than it answered, five at least, and the one
+    before has not: clients that ask nonsense are no reason. Only the supervisor that decides where
+    requests go looks.
+    """
+
+    def __init__(self, store: DesiredStore) -> None:
+        """Watch nothing yet."""
+        self._store = store
+        self._counted_before: dict[tuple[str, str], Outcomes] = {}
+        self._trusted: set[tuple[str, str]] = set()
+
+    @property
+    def is_watching(self) -> bool:
+        """Tell whether a version is to be looked at again soon."""
+        return bool(self._counted_before)
+
+    def look(self, state: ControlState) -> None:
+        """Judge every version whose predecessor could answer; raises RedisUnavailable."""
+        running = {key for report in state.reports.values() for key in report.running}
+        taken_over = {
+            name: (serving.versions[serving.default], serving.replaced)
+            for name, serving in state.served.items()
+            if serving.replaced in running and _is_judged(serving)
+        }
+        self._trusted &= set(taken_over.values())
+        watched = {name: pair for name, pair in taken_over.items() if pair not in self._trusted}
+        found = self._store.outcomes([key for pair in watched.values() for key in pair])
+        before, self._counted_before = self._counted_before, {}
+        for (name, pair), new, old in zip(watched.items(), found[::2], found[1::2], strict=True):
+            first = self._counted_before[pair] = before.get(pair, new)
+            since = Outcomes(new.answered - first.answered, new.failed - first.failed)
+            if _is_worse(since, old):
+                self._take_back(name, state.served[name], since)
+            elif sum(since) >= MAX_JUDGED_COUNT:
+                self._trusted.add(pair)
+                del self._counted_before[pair]
+
+    def _take_back(self, name: str, serving: Serving, found: Outcomes) -> None:
+        """Have requests go to the version before; unless they go elsewhere by now."""
+        version, before = serving.default, _version(serving.replaced)
+        reason = (
+            f"it took over and failed {found.failed} of its first {sum(found)} requests: "
+            f"they go to version {before} again, until a higher one is there or `use` names it"
+        )
+        log.error("%s: version %s is taken back, %s", name, version, reason)
+
+        def update(now: Desired, current: Serving | None) -> Desired | None:
+            if current is None or current.default != version:
+                return None
+            taken_back = now.taken_back | {version: reason}
+            return now.model_copy(update={"use": before, "split": {}, "taken_back": taken_back})
+
+        self._store.change(name, update)
+
+
+def _is_judged(serving: Serving) -> bool:
+    """Tell whether another version served before, and neither was found wanting."""
+    before = _version(serving.replaced)
+    return before != serving.default and not {before, serving.default} & serving.taken_back.keys()
+
+
+def _is_worse(new: Outcomes, old: Outcomes) -> bool:
+    return (
+        new.failed >= MIN_FAILED_COUNT and new.failed > new.answered and old.failed <= old.answered
+    )
+
+
+def _version(key: str) -> str:
+    return key.partition("@")[0].rpartition("/")[2]
