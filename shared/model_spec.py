@@ -22,8 +22,9 @@ class _Frozen(BaseModel):
 class TensorSpec(_Frozen):
     """One input or output as declared: `dims` without the batch dimension, -1 for any size.
 
-    Requests whose `ragged` input differs in its -1 dims still share a batch: the worker pads. An
-    `optional` input may be missing. With `reshape` the model itself takes, or gives, these dims.
+    Requests whose `ragged` input differs in its -1 dims still share a batch: the worker pads, with
+    `pad`, behind the shorter rows, or before them if `pad_left`. An `optional` input may be
+    missing. With `reshape` the model itself takes, or gives, these dims.
     """
 
     name: str
@@ -33,6 +34,8 @@ class TensorSpec(_Frozen):
     labels: tuple[str, ...] = ()
     optional: bool = False
     reshape: tuple[int, ...] | None = None
+    pad: int = 0
+    pad_left: bool = False
 
 
 class MaskInput(_Frozen):
@@ -68,11 +71,17 @@ class ImageInput(_Frozen):
 
 
 class TextInput(_Frozen):
-    """The way from a text to the model's inputs: ids by a `tokenizers` file kept as an asset."""
+    """The way from a text to the model's inputs: ids by a `tokenizers` file kept as an asset.
+
+    Ids are padded to a multiple of `pad_multiple`, as the inputs say; of a text that is too long
+    the end is kept if `cut_left`.
+    """
 
     tokenizer: str = Field(description="asset digest of the tokenizer.json")
     max_length: int
     truncate: bool = True
+    pad_multiple: int = 1
+    cut_left: bool = False
 
 
 class QueuePolicy(_Frozen):
@@ -188,6 +197,14 @@ class ModelSpec(_Frozen):
     def ragged_names(self) -> frozenset[str]:
         """Return the inputs in which requests of one batch may differ in size."""
         return frozenset(tensor.name for tensor in self.inputs if tensor.ragged)
+
+    def with_changes(self, **changes: Any) -> ModelSpec:
+        """Return a spec that differs in some fields.
+
+        subtle: pydantic's `model_copy` keeps what was made of the old ones, as `inputs_by_name`.
+        """
+        fields = {name: getattr(self, name) for name in ModelSpec.model_fields}
+        return ModelSpec(**fields | changes)
 
     def answers_as(self, other: ModelSpec) -> bool:
         """Tell whether a request that was checked against `other` can be put to this one."""

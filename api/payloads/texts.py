@@ -21,7 +21,7 @@ class TokenizerCache:
     def __init__(self, registry: Registry) -> None:
         """Start empty."""
         self._registry = registry
-        self._tokenizers: dict[tuple[str, int], Tokenizer] = {}
+        self._tokenizers: dict[tuple[str, int, bool], Tokenizer] = {}
         self._lock = Lock()
 
     def encode(self, texts: list[str], spec: ModelSpec) -> tuple[tuple[Tensor, ...], list[bool]]:
@@ -40,7 +40,8 @@ class TokenizerCache:
             if not item.strip():
                 raise BadRequest(f"text {index} is empty")
         # Long before the tokenizer would be slow: no token is shorter than a character.
-        clipped = [item[: 64 * text.max_length] for item in texts]
+        kept = 64 * text.max_length
+        clipped = [item[-kept:] if text.cut_left else item[:kept] for item in texts]
         encodings = self._tokenizer(text).encode_batch(clipped)
         cut = [bool(each.overflowing) or len(each.ids) > text.max_length for each in encodings]
         cut = [c or len(a) < len(b) for c, a, b in zip(cut, clipped, texts, strict=True)]
@@ -49,19 +50,23 @@ class TokenizerCache:
                 f"text {cut.index(True)} is longer than the {text.max_length} tokens of "
                 f"'{spec.name}'"
             )
-        length = fixed_length(spec.inputs) or max(len(encoding.ids) for encoding in encodings)
+        longest = max(len(encoding.ids) for encoding in encodings)
+        length = fixed_length(spec.inputs) or -(-longest // text.pad_multiple) * text.pad_multiple
         columns = {
             "input_ids": [encoding.ids for encoding in encodings],
             "attention_mask": [encoding.attention_mask for encoding in encodings],
             "token_type_ids": [encoding.type_ids for encoding in encodings],
         }
         return tuple(
-            Tensor.of(tensor.name, _shaped(_padded(columns[tensor.name], length), tensor, spec))
+            Tensor.of(
+                tensor.name, _shaped(_padded(columns[tensor.name], length, tensor), tensor, spec)
+            )
             for tensor in spec.inputs
         ), cut
 
     def _tokenizer(self, text: TextInput) -> Tokenizer:
-        key = text.tokenizer, text.max_length  # models may share the file, but not the length
+        # models may share the file, but not what stands beside it
+        key = text.tokenizer, text.max_length, text.cut_left
         found = self._tokenizers.get(key)
         if found is None:
             with self._lock:
@@ -70,7 +75,8 @@ class TokenizerCache:
                     raise ModelNotReady("the model's tokenizer is not in the registry yet")
                 found = Tokenizer.from_buffer(content)
                 found.no_padding()
-                found.enable_truncation(text.max_length)
+                side = "left" if text.cut_left else "right"
+                found.enable_truncation(text.max_length, direction=side)
                 self._tokenizers[key] = found
         return found
 
@@ -95,8 +101,10 @@ def _shaped(array: Array, declared: TensorSpec, spec: ModelSpec) -> Array:
     return array.astype(NUMPY_TYPES[declared.datatype], copy=False)
 
 
-def _padded(rows: list[list[int]], length: int) -> Array:
-    array = np.zeros((len(rows), length), np.int64)
+def _padded(rows: list[list[int]], length: int, declared: TensorSpec) -> Array:
+    array = np.full((len(rows), length), declared.pad, np.int64)
     for index, row in enumerate(rows):
-        array[index, : len(row)] = row[:length]  # special tokens alone may be more
+        cut = row[:length]  # special tokens alone may be more
+        start = length - len(cut) if declared.pad_left else 0
+        array[index, start : start + len(cut)] = cut
     return array

@@ -11,7 +11,7 @@ import numpy as np
 
 from shared.datatypes import NUMPY_TYPES, Array, datatype_of, to_bytes
 from shared.messages import InferRequest, Tensor
-from shared.model_spec import ModelSpec
+from shared.model_spec import ModelSpec, TensorSpec
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.model_statistics import Pass
 from worker.backends.base import Backend
@@ -73,7 +73,7 @@ class Stacked(dict[str, Array]):
 def stack(parts: Sequence[Mapping[str, Array]], spec: ModelSpec) -> dict[str, Array]:
     """Return the rows of all `parts`, which have the same inputs, in one array for each input.
 
-    Ragged inputs are padded at the end, with zeros or empty strings, to the longest. Masks are
+    Ragged inputs are padded to the longest, as their specs say; strings with empty ones. Masks are
     added where something was padded; those of inputs that were not are `tensor_adapter`'s.
     """
     if len(parts) == 1:
@@ -81,43 +81,52 @@ def stack(parts: Sequence[Mapping[str, Array]], spec: ModelSpec) -> dict[str, Ar
     joined = Stacked(parts, spec)
     for name in parts[0]:
         rows = [part[name] for part in parts]
-        ragged = name in spec.ragged_names and len({array.shape[1:] for array in rows}) > 1
-        joined[name] = _padded(rows) if ragged else np.concatenate(rows)
-        if ragged:
-            joined.update(_masks(spec, name, rows, joined[name].shape))
+        if name in spec.ragged_names and len({array.shape[1:] for array in rows}) > 1:
+            tensor = spec.inputs_by_name[name]
+            joined[name] = _padded(rows, tensor)
+            joined.update(_masks(spec, tensor, rows, joined[name].shape))
+        else:
+            joined[name] = np.concatenate(rows)
     return joined
 
 
-def _padded(parts: Sequence[Array]) -> Array:
+def _padded(parts: Sequence[Array], tensor: TensorSpec) -> Array:
     longest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
     rows = sum(len(part) for part in parts)
-    padded = np.zeros((rows, *longest), parts[0].dtype)
-    if padded.dtype == object:
-        padded.fill(b"")
-    for part, where in zip(parts, _places(parts), strict=True):
+    dtype = parts[0].dtype
+    padded = np.full((rows, *longest), b"" if dtype.hasobject else tensor.pad, dtype)
+    for part, where in zip(parts, _places(parts, longest, tensor), strict=True):
         padded[where] = part
     return padded
 
 
-def _places(parts: Sequence[Array]) -> list[tuple[slice, ...]]:
+def _places(
+    parts: Sequence[Array], longest: Sequence[int], tensor: TensorSpec
+) -> list[tuple[slice, ...]]:
     """Return where each part lies in the padded array."""
     places, first = [], 0
     for part in parts:
-        places.append((slice(first, first + len(part)), *(slice(size) for size in part.shape[1:])))
+        starts = [
+            full - size if tensor.pad_left else 0
+            for full, size in zip(longest, part.shape[1:], strict=True)
+        ]
+        sizes = zip(starts, part.shape[1:], strict=True)
+        own = [slice(start, start + size) for start, size in sizes]
+        places.append((slice(first, first + len(part)), *own))
         first += len(part)
     return places
 
 
 def _masks(
-    spec: ModelSpec, name: str, parts: Sequence[Array], shape: tuple[int, ...]
+    spec: ModelSpec, tensor: TensorSpec, parts: Sequence[Array], shape: tuple[int, ...]
 ) -> dict[str, Array]:
     """Return the mask of a padded input, if it has one: 1 where its rows are their own."""
     masks = {}
     for mask in spec.masks:
-        if mask.of == name:
+        if mask.of == tensor.name:
             dimensions = len(mask.tensor.dims) + 1
             array = np.zeros(shape[:dimensions], NUMPY_TYPES[mask.tensor.datatype])
-            for where in _places(parts):
+            for where in _places(parts, shape[1:], tensor):
                 array[where[:dimensions]] = 1
             masks[mask.tensor.name] = array
     return masks

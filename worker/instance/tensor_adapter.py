@@ -24,12 +24,11 @@ def backend_spec(spec: ModelSpec) -> ModelSpec:
     inputs = list(spec.inputs)
     for mask in sorted(spec.masks, key=lambda mask: mask.position):
         inputs.insert(mask.position, mask.tensor)
-    changed = {
-        "inputs": tuple(_reshaped_spec(tensor) for tensor in inputs),
-        "outputs": tuple(_reshaped_spec(tensor) for tensor in spec.outputs),
-        "masks": (),
-    }
-    return ModelSpec(**{name: getattr(spec, name) for name in ModelSpec.model_fields} | changed)
+    return spec.with_changes(
+        inputs=tuple(_reshaped_spec(tensor) for tensor in inputs),
+        outputs=tuple(_reshaped_spec(tensor) for tensor in spec.outputs),
+        masks=(),
+    )
 
 
 def _reshaped_spec(tensor: TensorSpec) -> TensorSpec:

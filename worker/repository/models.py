@@ -15,10 +15,11 @@ from shared.registry.registry import asset_digest
 from worker.repository.config.ensemble import EnsembleCircle, with_models
 from worker.repository.config.formats import FORMATS
 from worker.repository.config.parameters import plain_name
-from worker.repository.config.text import check_text_inputs, token_limit
+from worker.repository.config.text import IDS, check_text_inputs, token_limit
 from worker.repository.config.versions import wanted_versions
 from worker.repository.model_config import ModelConfig, read_config, read_policy
 from worker.repository.text_file import read_text
+from worker.repository.tokens import padded_inputs, token_rules
 
 log = logging.getLogger(__name__)
 
@@ -150,9 +151,9 @@ def read_model(
     elif not file.is_file() or file.stat().st_size == 0:
         raise BadModel(f"failed to load '{name}', {file} is missing or empty")
     if config.parameters.get("input_kind") != "text":
-        return ServedModel(config, config.spec, file)
-    text, tokenizer = _text(config, directory)
-    return ServedModel(config, config.spec.model_copy(update={"text": text}), file, tokenizer)
+        return ServedModel(config, _with_padding(config.spec, directory), file)
+    spec, tokenizer = _text(config, directory)
+    return ServedModel(config, spec, file, tokenizer)
 
 
 def _with_steps(repository: Path, config: ModelConfig, within: tuple[str, ...]) -> ModelConfig:
@@ -178,17 +179,33 @@ def _with_steps(repository: Path, config: ModelConfig, within: tuple[str, ...]) 
     return replace(config, spec=with_models(config.spec, read))
 
 
-def _text(config: ModelConfig, directory: Path) -> tuple[TextInput, bytes]:
-    """Return the text parameters and the tokenizer file's content."""
+def _with_padding(spec: ModelSpec, directory: Path) -> ModelSpec:
+    """Return the spec of a model whose clients send ids, which its tokenizer's files may pad."""
+    file = directory / "tokenizer.json"
+    if IDS not in spec.ragged_names or not file.is_file():
+        return spec
+    try:
+        rules = token_rules(read_text(file), directory)
+    except ValueError as error:
+        raise BadModel(f"{file}: {error}") from error
+    return spec.with_changes(inputs=padded_inputs(spec.inputs, rules))
+
+
+def _text(config: ModelConfig, directory: Path) -> tuple[ModelSpec, bytes]:
+    """Return the spec of a model that takes texts, and the tokenizer file's content."""
     try:
         check_text_inputs(config.spec)
         filename = config.parameters.get("tokenizer", "tokenizer.json")
-        tokenizer = read_text(directory / plain_name("tokenizer", filename)).encode()
+        tokenizer = read_text(directory / plain_name("tokenizer", filename))
+        rules = token_rules(tokenizer, directory)
         text = TextInput(
-            tokenizer=asset_digest(tokenizer),
-            max_length=token_limit(config.spec),
+            tokenizer=asset_digest(tokenizer.encode()),
+            max_length=token_limit(config.spec, rules.max_length),
             truncate=config.parameters.get("truncate", "true") == "true",
+            pad_multiple=rules.pad_multiple,
+            cut_left=rules.cut_left,
         )
-        return text, tokenizer
     except (OSError, ValueError) as error:
         raise BadModel(f"{directory}/config.pbtxt: {error}") from error
+    inputs = padded_inputs(config.spec.inputs, rules)
+    return config.spec.with_changes(text=text, inputs=inputs), tokenizer.encode()

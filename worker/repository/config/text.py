@@ -27,12 +27,13 @@ def check_text_inputs(spec: ModelSpec) -> None:
         raise ValueError(f"a text has as many tokens in each of its inputs, the dims say {lengths}")
 
 
-def token_limit(spec: ModelSpec) -> int:
+def token_limit(spec: ModelSpec, tokenizers_limit: int | None) -> int:
     """Return the most tokens of a text: `max_length`, but no more than the inputs hold.
 
-    Raises ValueError naming parameter and value.
+    Without that parameter it is the length that the tokenizer's own files name, else 512. Raises
+    ValueError naming parameter and value.
     """
-    limit = number(spec.parameters, "max_length", "512", int)
+    limit = number(spec.parameters, "max_length", str(tokenizers_limit or 512), int)
     if limit < 1:
         raise ValueError(f"max_length {limit}: expected a number from 1")
     return min(limit, fixed_length(spec.inputs) or limit)
