@@ -15,7 +15,7 @@ from ferry.commands.samples import DEFAULT_NAMES, NAMES, make_samples
 from ferry.errors import EXIT_BAD_USAGE, EXIT_FAILED, EXIT_INTERRUPTED, CannotStart, NoRedis
 from ferry.up.up import up
 from shared.errors import BadSetting, FerryError
-from shared.settings import Settings
+from shared.settings import NO_TELEMETRY, Settings
 
 Actions = Any
 """What `add_subparsers` returns; argparse has no public name for it."""
@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     2 for a bad setting or no Redis to look into, 1 for what is in the way or cannot be done.
     """
     options = _parser().parse_args(arguments)
+    os.environ.setdefault(*NO_TELEMETRY)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
     run: Callable[[argparse.Namespace], int] = options.run
     try:

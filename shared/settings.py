@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
 
+NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
+"""ONNX Runtime reads it when it is imported, and else keeps a session for Microsoft in TMPDIR."""
+
 
 def _setting(default: Any, variable: str, effect: str, check: Callable[[str], Any]) -> Any:
     metadata = {"variable": variable, "effect": effect, "check": check}

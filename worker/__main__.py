@@ -7,7 +7,7 @@ import sys
 import tempfile
 
 from shared.errors import BadModel, BadSetting
-from shared.settings import start
+from shared.settings import NO_TELEMETRY, start
 from shared.socket_paths import socket_base
 from worker.supervisor.supervisor import Supervisor
 
@@ -19,6 +19,7 @@ def main() -> int:
         # OpenMP's threads would otherwise spin after each forward pass, on cores the API needs:
         # twice the CPU for a small model. Read when torch loads, in the processes started later.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.environ.setdefault(*NO_TELEMETRY)
         # subtle: the forkserver listens on a socket in here, and ends at a path that is too long.
         tempfile.tempdir = socket_base()
         Supervisor(settings).run()

@@ -139,10 +139,16 @@ def _lock(directory: Path) -> int:
     """Make `directory` (mode 700) and lock it; return the descriptor that holds the lock.
 
     The lock goes when the last process that inherited the descriptor ends, so it cannot go stale.
-    Raises CannotStart when another `ferry up` has it.
+    Raises CannotStart when another `ferry up` has it, or the directory cannot be written.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotStart(
+            f"FERRY_STATE_DIR={directory}: {error.strerror}; set it to a directory that can be "
+            "written"
+        ) from error
     deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
     while not _try_lock(descriptor):
         if time.monotonic() > deadline:

@@ -84,6 +84,17 @@ def test_a_taken_port_is_said_at_once(start, variable):
     assert f"{variable}={port}: cannot listen on 127.0.0.1: Address already in use" in ferry.text()
 
 
+@pytest.mark.parametrize("name", ["file", "file/state", "/proc/state"])
+def test_a_state_directory_that_cannot_be_made_is_said(start, tmp_path, name):
+    (tmp_path / "file").write_text("")
+
+    ferry = start({"FERRY_STATE_DIR": name})
+
+    assert ferry.end(START_SECONDS) == 1
+    assert ferry.text().startswith(f"ferry: FERRY_STATE_DIR={tmp_path / name}: ")
+    assert ferry.text().endswith("; set it to a directory that can be written\n")
+
+
 def test_processes_get_absolute_paths_and_our_programs_first(start):
     ferry = start().wait_for_start()
 

@@ -26,6 +26,7 @@ def deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", str(deep))
+    monkeypatch.delenv("CI", raising=False)  # ONNX Runtime is silent where it is set
     return deep
 
 
@@ -33,7 +34,7 @@ def test_a_worker_serves_with_a_long_tmpdir(settings: Settings, tmp_path: Path, 
     add_model(tmp_path / "models", "m", 1)
 
     with running_worker(Settings(**{**vars(settings), "models": str(tmp_path / "models")})):
-        assert not list(deep.glob("pymp-*"))
+        assert list(deep.iterdir()) == [], "nor did ONNX Runtime note anything for its makers"
 
 
 def test_the_embedded_valkey_answers_with_all_paths_long(deep: Path) -> None:
