@@ -113,10 +113,10 @@ def test_torch_over_dlpack_answers_only_what_is_wanted(tmp_path: Path) -> None:
     assert both["z"].tolist() == [[9.0, 12.0]]
 
 
-def test_a_model_that_asks_another_gets_an_exception_that_says_so(tmp_path: Path) -> None:
+def test_outside_of_a_worker_there_are_no_other_models(tmp_path: Path) -> None:
     backend = triton(tmp_path, BLS, spec([X], [Y]))
 
-    with pytest.raises(pb_utils.TritonModelException, match="'other': calls of other models"):
+    with pytest.raises(pb_utils.TritonModelException, match="'other': other models are there in a"):
         backend.forward({"x": floats([1, 2])}, PLAIN)
 
 

@@ -2,7 +2,7 @@
 
 Its names are those of Triton's module of this name
 (https://github.com/triton-inference-server/python_backend). Tensors are always in the machine's
-memory. Calls of other models (BLS), loading them and decoupled answers are not offered, they raise
+memory. Loading other models and decoupled answers are not offered, they raise
 TritonModelException. Custom metrics are counted, and go nowhere.
 """
 

@@ -5,10 +5,12 @@ Their names are those of `triton_python_backend_utils`, which has them for model
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,6 +118,15 @@ Tensor = TritonTensor
 """The public name, which is Triton's; here a `Tensor` is one in a message (`shared.messages`)."""
 
 
+_asking: list[Callable[[InferenceRequest], InferenceResponse]] = []
+"""The way to other models, of this process."""
+
+
+def ask_others_by(asks: Callable[[InferenceRequest], InferenceResponse]) -> None:
+    """Give the models of this process a way to ask others."""
+    _asking[:] = [asks]
+
+
 class InferenceTrace:
     """The trace of a request."""
 
@@ -203,16 +214,22 @@ class InferenceRequest:
         trace: InferenceTrace = self._trace
         return trace
 
-    def exec(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise TritonModelException: a model cannot call another here."""
-        raise TritonModelException(
-            f"the model asks for {self._model_name!r}: calls of other models (BLS) are not "
-            "offered; make an ensemble of them"
-        )
+    def exec(self, decoupled: bool = False) -> Any:
+        """Ask the other model and return its response; an iterator over it, when `decoupled`.
 
-    def async_exec(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise TritonModelException, as `exec`."""
-        self.exec()
+        An error of that model is in the response. Raises TritonModelException outside of a worker.
+        """
+        if not _asking:
+            raise TritonModelException(
+                f"the model asks for {self._model_name!r}: other models are there in a worker only"
+            )
+        response = _asking[0](self)
+        return iter([response]) if decoupled else response
+
+    def async_exec(self, decoupled: bool = False) -> Any:
+        """Return an awaitable of what `exec` returns; for coroutines."""
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(None, partial(self.exec, decoupled))
 
     def set_release_flags(self, flags: int) -> None:
         """Take Triton's flags; raises TritonModelException for a request that is to come again."""

@@ -28,12 +28,14 @@ from shared.wire.client import connect
 from shared.wire.wire import open_wire
 from worker.backends.base import Backend, close
 from worker.backends.loading import load_file
+from worker.backends.triton_requests import ask_others_by
 from worker.ensembles.process import run_ensemble
 from worker.instance.batch import answer_batch
 from worker.instance.determinism import Make, padding_effect, unsteadiness
 from worker.instance.each import answers_each
 from worker.instance.loop import run
 from worker.instance.made_up import made_up, noise
+from worker.instance.other_models import OtherModels
 from worker.instance.out_of_memory import PiecewiseBackend
 from worker.instance.tensor_adapter import adapted, backend_spec
 from worker.instance.warmup import MadeUpPasses, run_samples, run_sizes, sample_rows, warm_up
@@ -67,6 +69,8 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a model's `print` fails no request
     log_level = LogLevel(job.log_level)
     follow_level(log_level, meter)
+    if job.backend == "python":
+        ask_others_by(OtherModels(job).ask)
     warm = None if job.spec.steps else _loaded(job, reports, meter)
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))

@@ -149,6 +149,48 @@ class TritonPythonModel:
         return responses
 '''
 
+ASYNC_BLS = '''
+import asyncio
+
+import triton_python_backend_utils as pb_utils
+
+from shared import STEPS
+
+
+class TritonPythonModel:
+    """Asks another model several times at once, and says what went wrong."""
+
+    async def execute(self, requests):
+        return await asyncio.gather(*[self.answer(request) for request in requests])
+
+    async def answer(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "x")
+        value = x.as_numpy().flat[0]
+        names = {90: "nowhere", 91: "asks", 92: "broken"}
+        if value == 93:
+            x = pb_utils.Tensor("x", x.as_numpy()[:, :1])
+        asked = [
+            pb_utils.InferenceRequest(
+                model_name=names.get(value, "double"),
+                requested_output_names=["y" if value != 94 else "z"],
+                inputs=[x],
+                model_version=7 if value == 95 else -1,
+                timeout=1 if value == 96 else 0,
+            ).async_exec(decoupled=True)
+            for _ in range(STEPS)
+        ]
+        responses = [each for found in await asyncio.gather(*asked) for each in found]
+        for response in responses:
+            if response.has_error():
+                error = pb_utils.TritonError(
+                    f"{response.error().code()}: {response.error().message()}",
+                    pb_utils.TritonError.INVALID_ARG,
+                )
+                return pb_utils.InferenceResponse(error=error)
+        found = [pb_utils.get_output_tensor_by_name(each, "y").as_numpy() for each in responses]
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", sum(found))])
+'''
+
 ASYNC = '''
 import asyncio
 
