@@ -26,7 +26,9 @@ def check_models(
     level = log.level
     log.setLevel(logging.ERROR)  # its notes are printed here
     try:
-        report = check_repository(directory or Path(settings.models), trial)
+        report = check_repository(
+            directory or Path(settings.models), trial, allow_pickle=settings.allow_pickle
+        )
     finally:
         log.setLevel(level)
     print(_as_json(report) if as_json else _as_text(report), flush=True)

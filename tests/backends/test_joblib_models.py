@@ -62,7 +62,7 @@ def test_without_being_allowed_the_file_is_not_opened(tmp_path: Path) -> None:
 
     joblib.dump(Marker(), tmp_path / "model.joblib")
 
-    with pytest.raises(BadModel, match=r"runs whatever code is in it. Set FERRY_ALLOW_PICKLE=1"):
+    with pytest.raises(BadModel, match=r"runs whatever code is in it, so set FERRY_ALLOW_PICKLE=1"):
         load("joblib", spec(TEXT_INPUT, [LABEL]), tmp_path / "model.joblib")
 
     assert not (tmp_path / "ran").exists()

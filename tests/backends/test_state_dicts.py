@@ -14,6 +14,7 @@ from safetensors.torch import save_file, save_model
 
 from shared.errors import BadModel
 from worker.backends.base import Backend
+from worker.repository.models import read_model
 
 ARCHITECTURE = '''
 from torch import nn
@@ -179,7 +180,7 @@ def test_a_whole_pickled_module_is_refused_and_not_loaded(repository: Path) -> N
     torch.save(network(), repository / "m" / "1" / "weights.pt")
     configured(repository, architecture="architectures:network")
 
-    with pytest.raises(BadModel, match=r"no state dict that torch.load takes with weights_only"):
+    with pytest.raises(BadModel, match=r"a pickled torch module .* set FERRY_ALLOW_PICKLE=1"):
         load_repository(repository, "m")
 
 
@@ -187,8 +188,52 @@ def test_a_file_with_something_else_is_refused(repository: Path) -> None:
     torch.save([torch.zeros(1)], repository / "m" / "1" / "weights.pt")
     configured(repository, architecture="architectures:network")
 
-    with pytest.raises(BadModel, match="the file holds a list, not a state dict"):
+    with pytest.raises(BadModel, match=r"/1/weights.pt: a list saved with torch.save, neither"):
         load_repository(repository, "m")
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net"])
+def test_a_checkpoint_s_weights_are_found_in_it(repository: Path, key: str) -> None:
+    module = network()
+    optimizer = torch.optim.SGD(module.parameters(), momentum=0.9).state_dict()
+    checkpoint = {"epoch": 3, "optimizer": optimizer, key: module.state_dict()}
+    torch.save(checkpoint, repository / "m" / "1" / "last.ckpt")
+    configured(repository, architecture="architectures:network")
+
+    found = answer(load_repository(repository, "m"))
+
+    np.testing.assert_allclose(found, module(torch.from_numpy(X)).detach(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "model._orig_mod."])
+def test_a_wrapper_s_name_in_front_of_all_weights_does_no_harm(
+    repository: Path, prefix: str
+) -> None:
+    module = network()
+    weights = {prefix + name: value for name, value in module.state_dict().items()}
+    torch.save(weights, repository / "m" / "1" / "model.pth")
+    configured(repository, architecture="architectures:network")
+
+    found = answer(load_repository(repository, "m"))
+
+    np.testing.assert_allclose(found, module(torch.from_numpy(X)).detach(), rtol=1e-6)
+
+
+def test_a_checkpoint_with_other_objects_is_not_unpickled(repository: Path) -> None:
+    checkpoint = {"state_dict": network().state_dict(), "hyper_parameters": Path("x")}
+    torch.save(checkpoint, repository / "m" / "1" / "last.ckpt")
+    configured(repository, architecture="architectures:network")
+
+    with pytest.raises(BadModel, match=r"a checkpoint .* save its entry 'state_dict' alone"):
+        load_repository(repository, "m")
+
+
+def test_without_an_architecture_it_says_how_to_name_one(repository: Path) -> None:
+    torch.save(network().state_dict(), repository / "m" / "1" / "model.pt")
+    configured(repository)
+
+    with pytest.raises(BadModel, match=r'/model.pt: a state dict, weights only: .* "architecture"'):
+        read_model(repository, "m")
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from formats_repository import add_format
 from tritonclient.grpc import model_config_pb2
 
+from shared.errors import BadModel
+from worker.repository.check import check_repository
 from worker.repository.config.as_json import config_json
 from worker.repository.config.formats import FORMATS, Format, find_format
+from worker.repository.models import model_names, read_model
 
 
 @pytest.fixture
@@ -111,6 +116,100 @@ def test_a_named_file_stays_in_the_model_s_directory(version: Path) -> None:
 def test_another_platform_is_refused_whatever_is_there(version: Path) -> None:
     with pytest.raises(ValueError, match="platform 'tensorrt_plan', backend 'pytorch'"):
         found(version, "model.pt", platform="tensorrt_plan", backend="pytorch")
+
+
+# What is in the file.
+
+
+def onnx_file(file: Path) -> Path:
+    add_format(file.parent / "made", "onnx").rename(file)
+    return file
+
+
+def weights_file(file: Path) -> Path:
+    torch.save({"w": torch.ones(1)}, file)
+    return file
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "best.onnx", "model.pt", "model.bin", "net.pkl"])
+def test_the_content_decides_whatever_the_name(version: Path, name: str) -> None:
+    onnx_file(version / name)
+    (version / "readme.md").write_text("words")
+
+    assert found(version) == ("onnxruntime", name)
+    assert found(version, backend="onnxruntime") == ("onnxruntime", name)
+    assert found(version, filename=name) == ("onnxruntime", name)
+
+
+def test_a_usual_name_comes_before_another(version: Path) -> None:
+    weights_file(version / "best.ckpt")
+    weights_file(version / "model.pt")
+
+    assert found(version) == ("torch_state_dict", "model.pt")
+
+
+def test_of_several_other_names_one_must_be_named(version: Path) -> None:
+    onnx_file(version / "a.onnx")
+    weights_file(version / "b.ckpt")
+
+    with pytest.raises(ValueError, match=r"there are several files: \['a.onnx', 'b.ckpt'\]"):
+        found(version)
+    assert found(version, backend="pytorch") == ("torch_state_dict", "b.ckpt")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"platform": "pytorch_libtorch"}, {"backend": "pytorch"}, {"platform": "sklearn"}],
+)
+@pytest.mark.parametrize("name", ["model.pt", "model.joblib", "best.pt"])
+def test_a_file_that_is_not_what_the_config_says_is_named(
+    version: Path, fields: dict[str, str], name: str
+) -> None:
+    onnx_file(version / name)
+    said = " ".join(f"{key} '{value}'" for key, value in fields.items())
+
+    with pytest.raises(ValueError, match="is an ONNX model") as raised:
+        found(version, **fields)
+
+    assert str(raised.value) == (
+        f'{said}, but {name} is an ONNX model: write platform: "onnxruntime_onnx", or leave '
+        "platform and backend out"
+    )
+
+
+@pytest.mark.parametrize("fields", [{}, {"backend": "pytorch"}, {"filename": "model.pt"}])
+def test_a_file_that_nothing_runs_is_told_with_its_path(
+    tmp_path: Path, fields: dict[str, str]
+) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    file = tmp_path / "m" / "1" / "model.pt"
+    file.write_text("version https://git-lfs.github.com/spec/v1\n")
+    config = {"backend": 'backend: "pytorch"', "filename": 'default_model_filename: "model.pt"'}
+    (file.parent.parent / "config.pbtxt").write_text("".join(config[key] for key in fields))
+
+    with pytest.raises(BadModel) as raised:
+        read_model(tmp_path, "m")
+
+    said = (
+        f"{file}: a Git LFS pointer, a few lines in place of the model: "
+        "fetch the file itself with git lfs pull"
+    )
+    assert str(raised.value) == f"failed to load 'm', {said}"
+    assert check_repository(tmp_path).problems == [said]
+
+
+def test_a_saved_model_and_a_directory_in_place_of_a_file_are_told(tmp_path: Path) -> None:
+    saved, plain = tmp_path / "a" / "1" / "model.savedmodel", tmp_path / "b" / "1" / "model.onnx"
+    for directory in (saved, plain):
+        directory.mkdir(parents=True)
+    (saved / "saved_model.pb").write_bytes(b"\x08\x01")
+    (plain.parent.parent / "config.pbtxt").write_text('default_model_filename: "model.onnx"')
+
+    assert model_names(tmp_path) == ["a", "b"]
+    with pytest.raises(BadModel, match=r"a/1/model.savedmodel: a TensorFlow SavedModel: convert"):
+        read_model(tmp_path, "a")
+    with pytest.raises(BadModel, match=r"b/1/model.onnx: a directory, not a file: put"):
+        read_model(tmp_path, "b")
 
 
 @pytest.mark.parametrize("each", FORMATS, ids=[each.backend for each in FORMATS])

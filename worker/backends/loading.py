@@ -13,9 +13,11 @@ from shared.model_spec import ModelSpec
 from worker.backends.base import Backend
 from worker.backends.onnxruntime import OnnxRuntimeBackend
 from worker.backends.python_model import load_python
-from worker.backends.torch_state_dict import StateDictBackend
+from worker.backends.torch_state_dict import StateDictBackend, TorchPickleBackend
 from worker.backends.torchscript import TorchScriptBackend
 from worker.devices import Placement
+from worker.repository.file_kinds import PICKLES, UNKNOWN, pickle_refusal
+from worker.repository.sniffer import what_is
 
 
 def load_file(
@@ -28,30 +30,37 @@ def load_file(
     file = file.absolute()  # a model's code may go to another directory
     if not file.is_file() or file.stat().st_size == 0:
         raise BadModel("the file is missing or empty")
+    kind = what_is(file)
+    if not kind.backend and kind != UNKNOWN and backend != "python":
+        raise BadModel(kind.sentence)
+    if backend in PICKLES and not allow_pickle:
+        raise BadModel(pickle_refusal(kind))
     match backend:
-        case "torchscript":
-            return TorchScriptBackend(spec, file, placement.device)
-        case "torch_export":
-            from worker.backends.torch_export import TorchExportBackend  # noqa: PLC0415
-
-            return TorchExportBackend(spec, file, placement.device)
-        case "torch_state_dict":
-            return StateDictBackend(spec, file, placement.device)
         case "onnxruntime":
             return OnnxRuntimeBackend(spec, file, placement)
         case "joblib":
-            return _joblib(spec, file, placement, allow_pickle=allow_pickle)
+            return _joblib(spec, file, placement)
         case "python":
             return load_python(spec, file, placement)
+    return _torch(backend, spec, file, placement.device)
+
+
+def _torch(backend: str, spec: ModelSpec, file: Path, device: str) -> Backend:
+    match backend:
+        case "torchscript":
+            return TorchScriptBackend(spec, file, device)
+        case "torch_export":
+            from worker.backends.torch_export import TorchExportBackend  # noqa: PLC0415
+
+            return TorchExportBackend(spec, file, device)
+        case "torch_pickle":
+            return TorchPickleBackend(spec, file, device)
+        case "torch_state_dict":
+            return StateDictBackend(spec, file, device)
     raise BadModel(f"no backend is called {backend!r}")
 
 
-def _joblib(spec: ModelSpec, file: Path, placement: Placement, *, allow_pickle: bool) -> Backend:
-    if not allow_pickle:
-        raise BadModel(
-            "a joblib file is a pickle: loading it runs whatever code is in it. Set "
-            "FERRY_ALLOW_PICKLE=1 for the worker if you trust every such file of the repository"
-        )
+def _joblib(spec: ModelSpec, file: Path, placement: Placement) -> Backend:
     try:
         from worker.backends.joblib_pipeline import JoblibBackend  # noqa: PLC0415
     except ModuleNotFoundError as missing:

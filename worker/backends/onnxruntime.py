@@ -17,6 +17,8 @@ from worker.backends.preprocessing import PixelArrays
 from worker.devices import Placement
 from worker.repository.config.description import onnx_tensor
 from worker.repository.config.fitting import check_described
+from worker.repository.file_kinds import ORT
+from worker.repository.sniffer import what_is
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ class OnnxRuntimeBackend:
         options.log_severity_level = 3
         # Threads that spin between two passes would take cores from the API.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if what_is(file) == ORT:  # which the runtime knows by the ending alone
+            options.add_session_config_entry("session.load_model_format", "ORT")
         providers = _providers(placement.device, wants_gpu(spec))
         self._session = onnxruntime.InferenceSession(str(file), options, providers)
         _check_names(spec, self._session)

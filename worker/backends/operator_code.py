@@ -13,11 +13,12 @@ An instance's process loads one model, so none of it is ever undone.
 
 from __future__ import annotations
 
+import ast
 import builtins
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -25,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 from shared.errors import BadModel
+from worker.repository.file_kinds import FileKind
 
 OURS = frozenset(
     {"api", "bench", "chaos", "ferry", "samples", "shared", "tests", "tools", "worker"}
@@ -32,6 +34,9 @@ OURS = frozenset(
 """Ferry's own packages at the top, whose names an operator may use as well."""
 NEVER_THEIRS = OURS | sys.stdlib_module_names | {"triton_python_backend_utils"}
 """The names that need no care, or that nothing beside a model may take."""
+
+SCRIPT = "__main__"
+"""The module of all that was defined in the script, or the notebook, that saved a pickle."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,61 @@ def named_callable(path: str, file: Path) -> Any:
     if not callable(found):
         raise BadModel(f"architecture {path!r} is no callable")
     return found
+
+
+class NamesBeside:
+    """The classes and functions that a pickle names, looked for beside its file as well."""
+
+    def __init__(self, file: Path, kind: FileKind) -> None:
+        """Make importable what lies beside `file`."""
+        self._beside = make_importable(file)
+        self._file = file
+        self._what = kind.what
+
+    def find(self, usual: Callable[[str, str], Any], module: str, name: str) -> Any:
+        """Return what a pickle calls `module` and `name`, `usual` finds what is installed.
+
+        Raises BadModel when it cannot be imported.
+        """
+        if module == SCRIPT:
+            return self._of_script(name)
+        within = self._beside.package + "." if self._beside.has_module(module) else ""
+        try:
+            return usual(within + module, name)
+        except (ImportError, AttributeError) as error:
+            raise self._missing(f"{module}.{name}", error) from error
+
+    def _of_script(self, name: str) -> Any:
+        """Return what the script that saved the file defined, from the .py file that defines it."""
+        for directory in self._beside.directories:
+            for source in sorted(Path(directory).glob("*.py")):
+                if name.partition(".")[0] in _defined(source):
+                    found = importlib.import_module(f"{self._beside.package}.{source.stem}")
+                    for part in name.split("."):
+                        found = getattr(found, part)
+                    return found
+        raise self._missing(name, "the script that saved the file defined it")
+
+    def _missing(self, name: str, why: object) -> BadModel:
+        return BadModel(
+            f"{self._what}: {name} cannot be imported ({why}), put the .py file that defines it "
+            f"beside {self._file.name} or in the model's directory, or export the model"
+        )
+
+
+def _defined(source: Path) -> set[str]:
+    """Return the names that a Python file defines, without running it; none of a broken one."""
+    try:
+        tree = ast.parse(source.read_bytes())
+    except (SyntaxError, ValueError):
+        return set()
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
 
 
 def _is_installed(name: str) -> bool:

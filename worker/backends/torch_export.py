@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,10 +28,10 @@ from worker.backends.torch_arrays import datatype_name
 from worker.backends.torch_model import Argument, TorchBackend
 from worker.repository.config.description import Described
 from worker.repository.config.fitting import check_described
+from worker.repository.file_kinds import AOTI
+from worker.repository.sniffer import what_is
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-COMPILED = "/data/aotinductor/"
-"""Where an archive holds machine code, compiled for one machine."""
 
 
 class TorchExportBackend(TorchBackend):
@@ -107,9 +106,8 @@ def _leaves(program: Any) -> tuple[list[str], list[Any]]:
 
 def load_program(file: Path) -> Any:
     """Return the ExportedProgram in `file`; raises BadModel when loading would run foreign code."""
-    with zipfile.ZipFile(file) as archive:
-        if any(COMPILED in name for name in archive.namelist()):
-            raise BadModel("the file holds compiled machine code, not only an exported program")
+    if what_is(file) == AOTI:
+        raise BadModel(AOTI.sentence)
     with _no_pickle():
         try:
             return torch.export.load(file)

@@ -1,12 +1,18 @@
-"""State dicts: weights in a file, the module that takes them made by the operator's own code."""
+"""Files of torch.save: weights, whose module the operator's own code makes, and whole modules.
+
+A pickled module runs whatever code is in it when it is loaded. It holds the names of its classes,
+not their code: they are imported from what is installed, or found in the .py files beside it.
+"""
 
 from __future__ import annotations
 
 import inspect
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,9 +20,13 @@ from safetensors.torch import load_file
 
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec
-from worker.backends.operator_code import named_callable
+from worker.backends.operator_code import NamesBeside, named_callable
 from worker.backends.torch_model import Argument, TorchBackend
+from worker.repository.config.formats import NO_ARCHITECTURE
+from worker.repository.file_kinds import SAFETENSORS, FileKind
+from worker.repository.sniffer import LEGACY_TORCH, what_is
 
+PARALLEL = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 MAX_NAMED = 8
 """Of the wrong keys that a message names; a wrong architecture has them all wrong."""
 
@@ -31,20 +41,70 @@ class StateDictBackend(TorchBackend):
         module = _made(spec, file)
         _fill(module, weights)
         module = module.eval().to(target)
-        super().__init__(spec, module, _arguments(module), target)
+        super().__init__(spec, module, arguments_of(module), target)
+
+
+class TorchPickleBackend(TorchBackend):
+    """A pickled module in eval mode."""
+
+    def __init__(self, spec: ModelSpec, file: Path, device: str) -> None:
+        """Load `file`, which runs the code in it; raises BadModel or any error of that code."""
+        target = torch.device(device)
+        module = load_module(file).eval().to(target)
+        super().__init__(spec, module, arguments_of(module), target)
+
+
+def load_module(file: Path) -> torch.nn.Module:
+    """Return the module in a file, out of what training wrapped it in, on the CPU."""
+    kind = what_is(file)
+    if kind.backend != "torch_pickle":
+        raise BadModel(kind.sentence)
+    found = _unpickled(file, kind)
+    if kind.key:
+        found = found[kind.key]
+    if isinstance(found, PARALLEL):
+        found = found.module
+    found = getattr(found, "_orig_mod", found)  # torch.compile's wrapper
+    if not isinstance(found, torch.nn.Module):
+        raise BadModel(f"the file holds a {type(found).__name__}, no torch module")
+    return found
+
+
+def _unpickled(file: Path, kind: FileKind) -> Any:
+    names = NamesBeside(file, kind)
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            return names.find(super().find_class, module, name)
+
+    def load(stream: Any, **options: Any) -> Any:
+        return Unpickler(stream, **options).load()
+
+    by_torch = zipfile.is_zipfile(file)
+    with file.open("rb") as stream:
+        by_torch = by_torch or stream.read(len(LEGACY_TORCH)) == LEGACY_TORCH
+        stream.seek(0)
+        if not by_torch:
+            return load(stream)
+        own: Any = SimpleNamespace(Unpickler=Unpickler, load=load, __name__="pickle")
+        return torch.load(stream, map_location="cpu", pickle_module=own, weights_only=False)
 
 
 def load_weights(file: Path) -> dict[str, torch.Tensor]:
     """Return a state dict on the CPU, without running code; raises BadModel for anything else."""
-    if file.suffix == ".safetensors":
+    kind = what_is(file)
+    if kind == SAFETENSORS:
         return load_file(file)
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        alone = f"its entry {kind.key!r} alone" if kind.key else "model.state_dict()"
         raise BadModel(
-            "the file is no state dict that torch.load takes with weights_only=True; save "
-            f"model.state_dict() ({str(error).splitlines()[0]})"
+            f"{kind.what}, but with objects that torch.load refuses with weights_only=True: save "
+            f"{alone} ({str(error).splitlines()[0]})"
         ) from error
+    if kind.key:
+        found = found[kind.key]
     if not isinstance(found, Mapping):
         raise BadModel(f"the file holds a {type(found).__name__}, not a state dict")
     return dict(found)
@@ -54,10 +114,7 @@ def _made(spec: ModelSpec, file: Path) -> torch.nn.Module:
     """Call the architecture with its keyword arguments."""
     path = spec.parameters.get("architecture", "")
     if not path:
-        raise BadModel(
-            "a state dict has weights only: name the code that makes its module with "
-            'parameters { key: "architecture" value { string_value: "package.module:callable" } }'
-        )
+        raise BadModel(NO_ARCHITECTURE)
     text = spec.parameters.get("architecture_arguments", "{}")
     try:
         keywords = json.loads(text)
@@ -71,9 +128,10 @@ def _made(spec: ModelSpec, file: Path) -> torch.nn.Module:
     return module
 
 
-def _fill(module: torch.nn.Module, weights: dict[str, Any]) -> None:
+def _fill(module: torch.nn.Module, weights: Mapping[str, Any]) -> None:
     """Load the weights; raises BadModel naming keys that are missing, unexpected or misshapen."""
     wanted = module.state_dict()
+    weights = _without_prefix(weights, wanted)
     # What shares memory with a weight that is there may be missing: safetensors saves it once.
     filled = {tensor.data_ptr() for name, tensor in wanted.items() if name in weights}
     missing = {name for name, tensor in wanted.items() if tensor.data_ptr() not in filled}
@@ -94,12 +152,28 @@ def _fill(module: torch.nn.Module, weights: dict[str, Any]) -> None:
     module.load_state_dict(weights, strict=False)
 
 
+def _without_prefix(weights: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the weights without the name of a wrapper, if that is all in which they differ.
+
+    Training puts one in front: `module.` in parallel, `model.` by Lightning, `_orig_mod.` compiled.
+    """
+    while not weights.keys() & wanted.keys() and weights:
+        prefixes = {name.partition(".")[0] for name in weights}
+        if len(prefixes) > 1:
+            break
+        cut = {name.partition(".")[2]: value for name, value in weights.items()}
+        if "" in cut:
+            break
+        weights = cut
+    return weights
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(repr(name) for name in names[:MAX_NAMED]) + more
 
 
-def _arguments(module: torch.nn.Module) -> list[Argument] | None:
+def arguments_of(module: torch.nn.Module) -> list[Argument] | None:
     """Return the arguments of the module's forward, None when it takes any."""
     found = []
     for each in inspect.signature(module.forward).parameters.values():

@@ -20,7 +20,7 @@ from worker.repository.config.tensors import MASK_KEY
 
 log = logging.getLogger(__name__)
 
-CHECKED = {"torchscript", "torch_export", "torch_state_dict", "onnxruntime"}
+CHECKED = {"torchscript", "torch_export", "torch_pickle", "torch_state_dict", "onnxruntime"}
 OPT_OUT = "allow_nondeterministic"
 PROBE_ROWS = 3
 REPEAT_TOLERANCE = 1e-3

@@ -33,7 +33,7 @@ def main(repository: Path, name: str, version: str) -> int:
     say = partial(print, file=_own_output(), flush=True)
     settings = Settings.from_env(os.environ)
     try:
-        model = read_model(repository, name, version)
+        model = read_model(repository, name, version, allow_pickle=settings.allow_pickle)
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         groups, allow_cpu = model.config.instance_groups, settings.allow_cpu_fallback
         device = devices_of(groups, gpus, allow_cpu=allow_cpu)[0]

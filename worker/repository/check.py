@@ -65,21 +65,26 @@ class CheckReport:
             self.notes.append(message)
 
 
-def check_repository(repository: Path, trial: Trial | None = None) -> CheckReport:
+def check_repository(
+    repository: Path, trial: Trial | None = None, *, allow_pickle: bool = True
+) -> CheckReport:
     """Read every version of every model; with `trial`, have each that can be read tried as well.
 
-    Raises BadModel when there is no such repository.
+    Without `allow_pickle` files that are pickles are problems. Raises BadModel when there is no
+    such repository.
     """
     if not repository.is_dir():
         raise BadModel(f"{repository}: no such model repository")
     report = CheckReport()
     for directory in sorted(repository.iterdir()):
         if not os.path.isfile(directory) and not is_set_aside(directory):
-            _check_model(directory, report, trial)
+            _check_model(directory, report, trial, allow_pickle)
     return report
 
 
-def _check_model(directory: Path, report: CheckReport, trial: Trial | None) -> None:
+def _check_model(
+    directory: Path, report: CheckReport, trial: Trial | None, allow_pickle: bool
+) -> None:
     if not MODEL_NAME.fullmatch(directory.name) or not is_model(directory):
         report.add_problem(directory, f"{directory}: {why_left_out(directory)}")
         return
@@ -98,12 +103,14 @@ def _check_model(directory: Path, report: CheckReport, trial: Trial | None) -> N
         )
     for version in versions:
         report.version_count += 1
-        _check_version(directory, version, report, trial)
+        _check_version(directory, version, report, trial, allow_pickle)
 
 
-def _check_version(directory: Path, version: str, report: CheckReport, trial: Trial | None) -> None:
+def _check_version(
+    directory: Path, version: str, report: CheckReport, trial: Trial | None, allow_pickle: bool
+) -> None:
     try:
-        model = read_model(directory.parent, directory.name, version)
+        model = read_model(directory.parent, directory.name, version, allow_pickle=allow_pickle)
     except BadModel as error:
         report.add_problem(directory, str(error))
         return

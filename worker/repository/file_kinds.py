@@ -137,7 +137,6 @@ def pickle_refusal(kind: FileKind) -> str:
     if kind.backend == "torch_pickle":
         way = "export it with torch.export.save or torch.jit.script"
     return (
-        f"the file is {kind.what}, a pickle, and loading it runs whatever code is in it: set "
-        "FERRY_ALLOW_PICKLE=1 for the worker if you trust every such file of the repository, or "
-        f"{way}"
+        f"{kind.what}: loading a pickle runs whatever code is in it, so set FERRY_ALLOW_PICKLE=1 "
+        f"for the worker if you trust every such file of the repository, or {way}"
     )

@@ -24,13 +24,14 @@ from worker.repository.config.as_json import config_json
 from worker.repository.config.batching import read_batching
 from worker.repository.config.completion import complete
 from worker.repository.config.fields import check_fields
-from worker.repository.config.formats import ModelFile, find_format
+from worker.repository.config.formats import ModelFile, content_fault, find_format
 from worker.repository.config.groups import InstanceGroup, read_groups
 from worker.repository.config.image import read_image
 from worker.repository.config.parameters import parameter_notes
 from worker.repository.config.tensors import check_tensors, read_tensor, take_masks
 from worker.repository.config.versions import VersionPolicy, read_version_policy
 from worker.repository.config.warmup import WarmupSample, read_warmup
+from worker.repository.file_kinds import MISSING
 from worker.repository.text_file import read_text
 
 LINE_END = re.compile("\r\n?")
@@ -54,14 +55,16 @@ class ModelConfig:
     notes: tuple[str, ...] = ()
 
 
-def read_config(path: Path, version: str, override: str | None = None) -> ModelConfig:
+def read_config(
+    path: Path, version: str, override: str | None = None, *, allow_pickle: bool = True
+) -> ModelConfig:
     """Parse and check one `config.pbtxt`; raises BadModel naming file, field and value.
 
     `override` is a configuration as JSON that counts instead. Fields that it leaves out are
     completed from the model's file, where that tells them; the config file may be missing then.
     """
     with _naming(path, override):
-        return _config(_parsed(path, override), path.parent, version)
+        return _config(_parsed(path, override), path.parent, version, allow_pickle)
 
 
 def read_policy(path: Path, override: str | None = None) -> VersionPolicy:
@@ -91,10 +94,10 @@ def _naming(path: Path, override: str | None) -> Iterator[None]:
         raise BadModel(f"{where}: {_sentence(error)}") from error
 
 
-def _config(message: Any, directory: Path, version: str) -> ModelConfig:
+def _config(message: Any, directory: Path, version: str, allow_pickle: bool) -> ModelConfig:
     notes = check_fields(message)
     steps = ensemble.read_steps(message)
-    found, filename = _completed(message, directory / version)
+    found, filename, _ = _completed(message, directory / version, allow_pickle)
     _check(message, directory)
     parameters = {key: value.string_value for key, value in message.parameters.items()}
     if (kind := parameters.get("input_kind", "tensor")) not in {"image", "text", "tensor"}:
@@ -127,15 +130,23 @@ def _config(message: Any, directory: Path, version: str) -> ModelConfig:
     )  # fmt: skip
 
 
-def _completed(message: Any, directory: Path) -> ModelFile:
-    """Return the model's format and file, once fields left out of the config are filled in."""
+def _completed(message: Any, directory: Path, allow_pickle: bool) -> ModelFile:
+    """Return the model's format and file, once fields left out of the config are filled in.
+
+    Raises BadModel naming the file when nothing runs what is in it.
+    """
     if message.platform == ensemble.PLATFORM:
-        return ModelFile(ensemble.FORMAT, "")
+        return ModelFile(ensemble.FORMAT, "", MISSING)
+    has_architecture = "architecture" in message.parameters
     found = find_format(
         message.platform, message.backend, message.default_model_filename,
-        "architecture" in message.parameters, directory,
+        has_architecture, directory,
     )  # fmt: skip
-    complete(message, found.format, directory / found.filename)
+    file = directory / found.filename
+    fault = content_fault(found, has_architecture=has_architecture, allow_pickle=allow_pickle)
+    if fault:
+        raise BadModel(f"failed to load '{directory.parent.name}', {file}: {fault}")
+    complete(message, found.format, file)
     return found
 
 

@@ -13,7 +13,7 @@ from shared.model_spec import EnsembleStep, ModelSpec, TextInput
 from shared.names import MODEL_NAME, VERSION
 from shared.registry.registry import asset_digest
 from worker.repository.config.ensemble import EnsembleCircle, with_models
-from worker.repository.config.formats import FORMATS
+from worker.repository.config.formats import holds_model_file
 from worker.repository.config.parameters import plain_name
 from worker.repository.config.text import IDS, check_text_inputs, token_limit
 from worker.repository.config.versions import wanted_versions
@@ -22,8 +22,6 @@ from worker.repository.text_file import read_text
 from worker.repository.tokens import padded_inputs, token_rules
 
 log = logging.getLogger(__name__)
-
-KNOWN_FILES = tuple(name for each in FORMATS for name in each.files)
 
 
 @dataclass(frozen=True)
@@ -53,12 +51,11 @@ def model_names(repository: Path) -> list[str]:
 
 
 def is_model(directory: Path) -> bool:
-    """Tell whether a directory has a `config.pbtxt`, or a version with a file known by its name."""
+    """Tell whether a directory has a `config.pbtxt`, or a version with a file named as a model."""
     # subtle: os.path, for pathlib raises where nobody may look, and that is one directory's fault.
     return os.path.isfile(directory / "config.pbtxt") or any(
-        VERSION.fullmatch(file.parent.name) and os.path.isfile(file)
-        for name in KNOWN_FILES
-        for file in directory.glob(f"*/{name}")
+        VERSION.fullmatch(version.name) and holds_model_file(version)
+        for version in directory.glob("*/")
     )
 
 
@@ -103,7 +100,7 @@ def no_versions(directory: Path) -> dict[str, str]:
 
 def _holds_a_model(directory: Path) -> bool:
     is_number = directory.name.isdigit() and directory.is_dir()
-    return is_number or any(os.path.isfile(directory / name) for name in KNOWN_FILES)
+    return is_number or holds_model_file(directory)
 
 
 def version_numbers(directory: Path) -> list[str]:
@@ -131,18 +128,20 @@ def read_model(
     version: str | None = None,
     override: str | None = None,
     within: tuple[str, ...] = (),
+    *,
+    allow_pickle: bool = True,
 ) -> ServedModel:
     """Read one version of a model, its highest unless one is named.
 
     `override` is a configuration as JSON that counts instead of the repository's, `within` are the
-    ensembles that it is a step of.
+    ensembles that it is a step of. Without `allow_pickle` a file that is one is refused.
 
     Raises BadModel naming the file that is missing or wrong.
     """
     directory = repository / name
     versions = version_numbers(directory)
     version = version or versions[-1]
-    config = read_config(directory / "config.pbtxt", version, override)
+    config = read_config(directory / "config.pbtxt", version, override, allow_pickle=allow_pickle)
     for note in config.notes:
         log.warning("%s/config.pbtxt: %s", directory, note)
     file = directory / version / config.filename

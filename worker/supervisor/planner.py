@@ -157,7 +157,10 @@ class Planner:
             try:
                 if version not in existing:
                     raise BadModel(f"failed to load '{name}', it has no version {version}")
-                model = read_model(self._repository, name, version, override)
+                model = read_model(
+                    self._repository, name, version, override,
+                    allow_pickle=self._settings.allow_pickle,
+                )  # fmt: skip
                 content = self._content(signature, name, version, override)
                 versions[version] = PlannedVersion(model, content)
             except BadModel as error:

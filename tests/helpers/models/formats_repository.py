@@ -42,6 +42,7 @@ CONFIGS = {
     "torch_export": 'backend: "pytorch"\n',
     "state_dict": f'backend: "pytorch"\n{ARCHITECTURE_PARAMETER}',
     "safetensors": f'backend: "pytorch"\n{ARCHITECTURE_PARAMETER}',
+    "torch_pickle": 'backend: "pytorch"\n',
     "onnx": 'platform: "onnxruntime_onnx"\n',
     "joblib": f'backend: "sklearn"\n{PARAMETER.format("methods", "y=transform")}',
     "python": 'backend: "python"\n',
@@ -52,6 +53,7 @@ FILES = {
     "torch_export": "model.pt2",
     "state_dict": "weights.pt",
     "safetensors": "model.safetensors",
+    "torch_pickle": "model.pth",
     "onnx": "model.onnx",
     "joblib": "model.joblib",
     "python": "model.py",
@@ -82,6 +84,10 @@ def _save(kind: str, file: Path) -> None:
             (file.parent / "doubling.py").write_text(ARCHITECTURE)
             weights = {"weight": 2 * torch.eye(2)}
             torch.save(weights, file) if kind == "state_dict" else save_file(weights, file)
+        case "torch_pickle":
+            module = torch.nn.Linear(2, 2, bias=False).requires_grad_(requires_grad=False)
+            module.weight.copy_(2 * torch.eye(2))
+            torch.save(module, file)
         case "onnx":
             onnx.save(_onnx(), file)
         case "joblib":

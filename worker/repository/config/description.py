@@ -20,6 +20,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from worker.repository.file_kinds import TORCH_EXPORT
+from worker.repository.sniffer import what_is
+
 LONGEST_SECONDS = 300.0
 LEAST_KNOWN_ROWS = 2
 """torch.export writes 2 as the least size of a dimension whose least size nobody gave."""
@@ -84,7 +87,8 @@ def describe(file: Path) -> Description:
 
 def main(file: Path) -> None:
     """Print the description of `file`."""
-    read: Callable[[Path], Description] = _exported if file.suffix == ".pt2" else _onnx
+    is_exported = what_is(file) == TORCH_EXPORT or file.suffix == ".pt2"
+    read: Callable[[Path], Description] = _exported if is_exported else _onnx
     try:
         print(json.dumps(read(file)._asdict()))
     except Exception as error:  # a border: whatever the file does to its reader is the answer
