@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.measurements import Measurement
 from bench.processes import Child, running
-from shared.settings import default_cores
+from shared.cores import default_cores
 
 START_TIMEOUT_SECONDS = 120.0
 # One batch of the slowest model on a busy machine.

@@ -10,7 +10,8 @@ from pathlib import Path
 from bench.comparison import Plan
 from bench.measurements import Row
 from bench.processes import PROJECT_ROOT
-from shared.settings import Settings, default_cores
+from shared.cores import default_cores
+from shared.settings import Settings
 
 RESULTS = Path(__file__).resolve().parent / "results"
 HEADINGS = ("scenario", "variant", "clients", "per_s", "p50_ms", "p99_ms", "batch", "errors",

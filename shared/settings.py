@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from shared import setting_checks as check
+from shared.cores import default_cores
 from shared.errors import BadSetting
 
 log = logging.getLogger(__name__)
@@ -250,8 +250,3 @@ def start(environ: Mapping[str, str]) -> Settings:
     logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
     mention_service_links(service_links(environ), log)
     return settings
-
-
-def default_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -12,7 +12,8 @@ from rooms import ROOT, arrows, circle, imports, product_modules, room
 
 FLOORS = {
     "shared": (
-        "errors datatypes names ticket messages model_spec setting_checks settings socket_paths",
+        "errors datatypes names ticket messages model_spec setting_checks cores settings "
+        "socket_paths",
         "wire",
         "courier",
         "request_queue",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from fake_backend import fake_spec
 
+from shared.cores import default_cores
 from shared.errors import BadModel
-from shared.settings import default_cores
 from worker.devices import cpu_threads, devices_of, falls_back
 from worker.repository.model_config import InstanceGroup, ModelConfig
 from worker.repository.models import ServedModel

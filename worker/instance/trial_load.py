@@ -17,8 +17,9 @@ from typing import TextIO
 
 import torch
 
+from shared.cores import default_cores
 from shared.errors import FerryError, described
-from shared.settings import Settings, default_cores
+from shared.settings import Settings
 from worker.devices import Placement, cpu_threads, devices_of
 from worker.instance.process import warm_backend
 from worker.job import InstanceJob

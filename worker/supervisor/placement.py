@@ -7,9 +7,10 @@ import logging
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
+from shared.cores import default_cores
 from shared.errors import BadModel
 from shared.registry.log_settings import LogLevel
-from shared.settings import Settings, default_cores
+from shared.settings import Settings
 from worker.devices import Placement, cpu_threads, devices_of, falls_back
 from worker.repository.models import ServedModel
 from worker.supervisor.deployment import Deployment
