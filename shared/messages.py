@@ -24,6 +24,8 @@ LARGE_BYTES = 64 * 1024
 """From here on a copy costs more than another system call."""
 Buffer = bytes | memoryview
 NO_PARAMETERS: Parameters = MappingProxyType({})
+_WITHOUT_WISH = ("outputs", "inputs", "parameters")
+"""The parts of a request without a time on the queue, as most are."""
 _FROM_CACHE = struct.Struct("<Bd")
 """In front of an answer from the cache: a sign that no message begins with, the seconds waited."""
 _CACHE_SIGN = b"\xc1"
@@ -64,7 +66,8 @@ class InferRequest(NamedTuple):
     `outputs` names the wanted outputs, empty for all. `signature` is 8 bytes that are equal for
     requests that can share a batch (`ModelSpec.signature` makes it). `parameters` are the client's,
     for the model to read. `queue_timeout_seconds` is how long the client would have it wait on the
-    queue, 0 when it did not say; its level's queue policy decides what that means. One that is not
+    queue, 0 when it did not say; its level's queue policy decides what that means, or those of the
+    steps of an ensemble. One that is not
     `named` wants no special version: it is refused where such requests go to another one by now.
     """
 
@@ -80,8 +83,9 @@ class InferRequest(NamedTuple):
     named: bool = False
 
     def encode(self) -> bytes:
-        """Encode inputs and wanted outputs; id, rows and times travel in the ticket."""
-        return _pack([self.outputs, self.inputs, dict(self.parameters)])
+        """Encode inputs and wanted outputs; id, rows and other times travel in the ticket."""
+        wish = [self.queue_timeout_seconds] if self.queue_timeout_seconds else []
+        return _pack([self.outputs, self.inputs, dict(self.parameters), *wish])
 
     def encode_large(self) -> bytes | Buffers:
         """Encode the same; fast: large tensors are buffers by themselves, not copied."""
@@ -89,7 +93,7 @@ class InferRequest(NamedTuple):
             return self.encode()
         packer = msgpack.Packer(autoreset=False)
         buffers: list[Buffer] = []
-        packer.pack_array_header(3)
+        packer.pack_array_header(4)
         packer.pack(self.outputs)
         packer.pack_array_header(len(self.inputs))
         for name, datatype, shape, data, pixels in self.inputs:
@@ -101,6 +105,7 @@ class InferRequest(NamedTuple):
             packer.reset()
             packer.pack(pixels)
         packer.pack(dict(self.parameters))
+        packer.pack(self.queue_timeout_seconds)
         return Buffers([*buffers, packer.bytes()])
 
     def digest(self) -> str:
@@ -123,6 +128,7 @@ class InferRequest(NamedTuple):
                 tuple(_tensor(item) for item in parts[1]),
                 tuple(parts[0]),
                 parameters=parts[2],
+                queue_timeout_seconds=parts[3] if len(parts) > len(_WITHOUT_WISH) else 0.0,
             ),
         )
 

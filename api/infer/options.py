@@ -22,7 +22,7 @@ class RequestOptions(NamedTuple):
     `client` is the connection that is watched while the request waits, if there is one.
     `parameters` are those that Ferry itself has no use for: the model gets them.
     `queue_timeout_seconds` is v2's `timeout`, 0 without: of a model with queue policies it is for
-    these to judge, of any other it is the request's deadline.
+    these to judge, of an ensemble for its steps' models, of any other it is the request's deadline.
     """
 
     timeout_seconds: float | None = None
@@ -33,7 +33,7 @@ class RequestOptions(NamedTuple):
 
     def deadline_seconds(self, spec: ModelSpec, default_seconds: float) -> float:
         """Return the time from its push to its answer; to its batch, where nobody waits for it."""
-        wish = 0.0 if spec.queue_policies else self.queue_timeout_seconds
+        wish = 0.0 if spec.queue_policies or spec.steps else self.queue_timeout_seconds
         return wish or self.timeout_seconds or default_seconds
 
     def level(self, spec: ModelSpec) -> int:

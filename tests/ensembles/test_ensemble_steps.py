@@ -10,6 +10,8 @@ import pytest
 from hand_driven import HandDriven, chain, hand_driven, model
 from waiting import wait_until
 
+from api.infer.options import RequestOptions
+from api.infer.question import Question
 from shared.errors import (
     BadModel,
     BadModelOutput,
@@ -21,8 +23,8 @@ from shared.errors import (
     QueueFull,
     RequestExpired,
 )  # fmt: skip
-from shared.messages import Tensor
-from shared.model_spec import EnsembleStep, ModelSpec, TensorSpec
+from shared.messages import InferRequest, Tensor
+from shared.model_spec import EnsembleStep, ModelSpec, QueuePolicy, TensorSpec
 from shared.settings import Settings
 
 FIRST, SECOND = model("first"), model("second")
@@ -48,6 +50,61 @@ def test_each_step_gets_what_is_left_of_the_deadline(settings: Settings) -> None
 
     assert first.deadline == pytest.approx(second.deadline, abs=0.2)
     assert 6.5 - passed < second.deadline - second.claimed_at < 7.0
+
+
+def policy(action: str) -> QueuePolicy:
+    return QueuePolicy(timeout_action=action, allow_timeout_override=True)
+
+
+def test_the_clients_time_out_delays_a_step_whose_policy_says_so(settings: Settings) -> None:
+    first = model("first", queue_policies=(policy("DELAY"),))
+    with hand_driven(settings, chain("first", "second"), first, SECOND) as driven:
+        hasty = driven.push(1.0, queue_timeout_seconds=0.2)
+        wait_until(lambda: driven.depth("first") == 1, 10, "it waits")
+        patient, over = driven.push(2.0), time.monotonic() + 0.3
+        wait_until(lambda: driven.depth("first") == 2 and time.monotonic() > over, 10, "in vain")
+        order = []
+        for _ in range(2):
+            item = driven.claim("first")
+            order.append(driven.value(item))
+            driven.answer("first", item)
+            driven.answer("second", driven.claim("second"))
+        assert hasty.wait().outputs and patient.wait().outputs
+
+    assert order == [2.0, 1.0]
+
+
+def test_the_clients_time_out_rejects_a_step_whose_policy_says_so(settings: Settings) -> None:
+    first = model("first", queue_policies=(policy("REJECT"),))
+    with hand_driven(settings, chain("first", "second"), first, SECOND) as driven:
+        with pytest.raises(RequestExpired, match=r"step 1 \('first'\): Request timeout expired"):
+            driven.push(1.0, queue_timeout_seconds=0.2).wait()
+        wait_until(lambda: driven.depth("first") == 0, 10, "the step is taken off")
+
+
+def test_the_clients_time_out_bounds_each_step_without_a_policy(settings: Settings) -> None:
+    with hand_driven(settings, chain("first", "second"), FIRST, SECOND) as driven:
+        waiting = driven.push(1.0, seconds=50.0, queue_timeout_seconds=5.0)
+        left = []
+        for name in ("first", "second"):
+            item = driven.claim(name)
+            left.append(item.deadline - item.claimed_at)
+            driven.answer(name, item)
+        waiting.wait()
+
+    assert all(4.0 < seconds <= 5.0 for seconds in left)
+
+
+def test_the_clients_time_out_is_not_the_ensembles_deadline() -> None:
+    options = RequestOptions(timeout_seconds=7.0, queue_timeout_seconds=0.5)
+    ensemble = chain("first", "second")
+    asked = Question(ensemble, (Tensor.of("in", np.zeros((1, 2), np.float32)),), (), options)
+
+    request = asked.request("id", 30.0)
+
+    assert (request.timeout_seconds, request.queue_timeout_seconds) == (7.0, 0.5)
+    assert InferRequest.decode("id", 1, request.encode()).queue_timeout_seconds == 0.5
+    assert options.deadline_seconds(FIRST, 30.0) == 0.5
 
 
 def test_a_request_that_expires_in_a_step_says_in_which(settings: Settings) -> None:

@@ -181,6 +181,7 @@ class EnsembleScheduler:
                 step_level(self._spec, request.claimed.level, model),
                 request.decoded.parameters,
                 bool(step.version),
+                request.decoded.queue_timeout_seconds,
             )
             answered = partial(self._events.put, partial(self._take_answer, request, number))
             request.asked[number] = self._steps.push(step_request, answered)

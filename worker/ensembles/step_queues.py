@@ -19,7 +19,11 @@ from shared.request_queue.limits import Limits
 
 
 class StepRequest(NamedTuple):
-    """The request of one step to its model; `deadline` is monotonic seconds."""
+    """The request of one step to its model; `deadline` is monotonic seconds.
+
+    `queue_timeout_seconds` is the client's `timeout`: of a model with queue policies it is for
+    these to judge, of any other it bounds this step, as over the API; 0 without.
+    """
 
     model: ModelSpec
     inputs: tuple[Tensor, ...]
@@ -28,6 +32,7 @@ class StepRequest(NamedTuple):
     priority: int
     parameters: Parameters
     named: bool
+    queue_timeout_seconds: float = 0.0
 
 
 class StepQueues:
@@ -59,8 +64,10 @@ class StepQueues:
 
         Raises RequestExpired, or BadModelOutput for tensors that are too large to be handed on.
         """
-        model, inputs, outputs, deadline, priority, parameters, named = request
+        model, inputs, outputs, deadline, priority, parameters, named, wish = request
         seconds = deadline - time.monotonic()
+        if wish and not (model.queue_policies or model.steps):
+            seconds, wish = min(seconds, wish), 0.0
         if seconds <= 0:
             raise RequestExpired("Request timeout expired")
         size = sum(len(tensor.data) for tensor in inputs)
@@ -80,7 +87,8 @@ class StepQueues:
                 model.signature(inputs),
                 priority,
                 parameters,
-                named=named,
+                wish,
+                named,
             ),
             then,
         )

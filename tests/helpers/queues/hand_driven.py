@@ -19,7 +19,7 @@ from shared.model_spec import EnsembleStep, ModelSpec, TensorSpec
 from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.keys import QueueKeys
-from shared.request_queue.limits import Limits
+from shared.request_queue.limits import Batching, Limits
 from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
 from shared.ticket import TICKET
@@ -86,8 +86,9 @@ class HandDriven:
         keys = QueueKeys(self._settings.key_prefix, spec.key, spec.levels)
         self.keys[spec.name] = keys
         self._ends[spec.name] = WorkQueue(
-            open_wire(self.redis), keys, "by-hand", result_ttl_seconds=60.0
-        )
+            open_wire(self.redis), keys, "by-hand", result_ttl_seconds=60.0,
+            batching=Batching.of(spec),
+        )  # fmt: skip
 
     def push(self, value: float, seconds: float = TIMEOUT_SECONDS, **fields: Any) -> PendingRequest:
         """Ask the ensemble for a row of `value`s."""
