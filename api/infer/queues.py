@@ -39,9 +39,11 @@ class Queues:
         self._client = client
         self._settings = settings
         self._catalog = catalog
-        self._shadowing = Shadowing(Comparisons(client, settings.key_prefix), self.push)
         self._queues: dict[tuple[str, int, bool], RequestQueue] = {}
         self._making = Lock()
+        self._shadowing = Shadowing(
+            Comparisons(client, settings.key_prefix), self._queue, settings.request_timeout_seconds
+        )
 
     def ask(self, question: Question) -> Answered:
         """Push one request and wait for its answer (stop 3); raises what either raises.
@@ -56,6 +58,7 @@ class Queues:
         """Push one request; raises QueueFull when too many wait in this process."""
         queue = self._queue(question.spec)
         waiting = sum([other.waiting for other in list(self._queues.values())])
+        waiting -= self._shadowing.under_way
         if waiting >= self._settings.max_waiting:
             busy = [key for (key, *_), other in list(self._queues.items()) if other.waiting]
             raise self._with_retry_after(busy, QueueFull.with_waiting(waiting))

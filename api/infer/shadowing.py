@@ -1,99 +1,178 @@
 """Sends copies of answered requests to a shadow version and compares the answers.
 
-Nobody waits for a shadow: its copy is pushed once the request is answered, at the lowest priority,
-and when too many are under way no further one is.
+Nobody waits for a shadow. Copies are gathered while requests are answered, and sent together, at
+the lowest priority, by a thread that takes no more than a tenth of its process's time.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
+import random
+import time
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from threading import Event, Lock, Thread
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from api.infer.question import Question
-from shared.errors import FerryError, RedisUnavailable
+from shared.errors import FerryError, QueueFull, RedisUnavailable, VersionRetired
 from shared.messages import InferResult
-from shared.operations.shadow_comparison import Comparison, Comparisons, compared
-from shared.request_queue.api_end import PendingRequest
+from shared.model_spec import ModelSpec
+from shared.operations.shadow_comparison import Comparison, Comparisons, compared, summed
+from shared.request_queue.api_end import PendingRequest, RequestQueue
 
 log = logging.getLogger(__name__)
 
-Push = Callable[[Question], PendingRequest]
-
-MAX_COPIES = 64
-"""Copies that one process has under way; with more, the shadow is too slow for the load."""
+GATHER_SECONDS = 0.1
+"""Copies of so long are sent together, and travel in the shadow's batches."""
+MAX_COPIES = 256
+"""Copies that one process sends together; of more, so many are drawn at random."""
+MAX_COPIES_BYTES = 64 * 2**20
+PAUSES = 9
+"""The time between two rounds, in times of what the last one cost the process."""
+Result = TypeVar("Result")
+Pair = tuple[str, str]
+"""A shadow's `ModelSpec.key` and the version that it is compared with."""
 
 
 class Copy(NamedTuple):
-    """A request that a shadow is asked as well: both versions, and the answer that was given."""
+    """A request that a shadow is to be asked as well, and the answer that `version` gave to it."""
 
-    shadow_key: str
+    question: Question
     version: str
     answer: InferResult
-    waiting: PendingRequest
+
+    @property
+    def pair(self) -> Pair:
+        """Return what is compared with what."""
+        return self.question.spec.key, self.version
+
+
+class Round:
+    """Copies to be sent together: of those that came, each as likely as any other."""
+
+    def __init__(self) -> None:
+        """Hold none yet."""
+        self.copies: list[Copy] = []
+        self.skipped: Counter[Pair] = Counter()
+        self._came = self._bytes = 0
+
+    def add(self, copy: Copy) -> None:
+        """Keep a copy, perhaps in the place of one that came before (reservoir sampling)."""
+        self._came += 1
+        size = sum([len(tensor.data) for tensor in copy.question.inputs])
+        if len(self.copies) < MAX_COPIES and self._bytes + size <= MAX_COPIES_BYTES:
+            self.copies.append(copy)
+            self._bytes += size
+            return
+        place = random.randrange(self._came)
+        if place < len(self.copies):
+            copy, self.copies[place] = self.copies[place], copy
+        self.skipped[copy.pair] += 1
+
+
+class Stopwatch:
+    """Adds up what pieces of work take, and lets requests have their turn between them."""
+
+    def __init__(self) -> None:
+        """Begin at nothing."""
+        self.seconds = 0.0
+
+    def of(self, work: Callable[[], Result]) -> Result:
+        """Do a piece of work."""
+        time.sleep(0)
+        began = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.seconds += time.perf_counter() - began
 
 
 class Shadowing:
-    """One thread that reads the shadows' answers in the order in which they were asked."""
+    """One thread that asks the shadows, round by round, and counts how they compare."""
 
-    def __init__(self, comparisons: Comparisons, push: Push) -> None:
-        """Count into `comparisons`, ask by `push`; the thread starts with the first copy."""
+    def __init__(
+        self,
+        comparisons: Comparisons,
+        queue_of: Callable[[ModelSpec], RequestQueue],
+        timeout_seconds: float,
+    ) -> None:
+        """Count into `comparisons`, ask by the queues; the thread starts with the first copy."""
         self._comparisons = comparisons
-        self._push = push
-        self._copies: deque[Copy] = deque()
-        self._skipped: dict[tuple[str, str], int] = {}
+        self._queue_of = queue_of
+        self._timeout_seconds = timeout_seconds
+        self._round = Round()
         self._more = Event()
         self._starting = Lock()
         self._started = False
+        self.under_way = 0
 
     def copy(self, question: Question, version: str, answer: InferResult) -> None:
-        """Ask a shadow the `question` that `version` answered; never fails, and never waits."""
-        shadow_key = question.spec.key
-        if len(self._copies) >= MAX_COPIES:
-            key = (shadow_key, version)
-            self._skipped[key] = self._skipped.get(key, 0) + 1
-            return
-        try:
-            self._copies.append(Copy(shadow_key, version, answer, self._push(question)))
-        except FerryError as error:
-            log.debug("%s gets no copy: %s", shadow_key, error)
-            return
-        if not self._started:
-            self._start()
-        self._more.set()
-
-    def _start(self) -> None:
+        """Ask a shadow soon the `question` that `version` answered; never fails or waits."""
         with self._starting:
+            self._round.add(Copy(question, version, answer))
             if not self._started:
                 Thread(target=self._compare_forever, name="ferry-shadow", daemon=True).start()
                 self._started = True
+        self._more.set()
 
     def _compare_forever(self) -> None:
         while True:
             self._more.wait()
+            time.sleep(GATHER_SECONDS)
             self._more.clear()
-            while self._copies:
-                copy = self._copies[0]
-                counted = self._compare(copy)
-                self._copies.popleft()
-                self._count(copy, counted)
+            with self._starting:
+                gathered, self._round = self._round, Round()
+            try:
+                spent_seconds = self._compare_round(gathered)
+            except Exception:  # a border: the next round is compared
+                log.exception("a round of copies is not counted")
+            else:
+                time.sleep(PAUSES * spent_seconds)
 
-    def _compare(self, copy: Copy) -> Comparison:
-        try:
-            return compared(copy.answer, copy.waiting.wait())
-        except FerryError as error:
-            log.debug("the shadow %s failed: %s", copy.shadow_key, error)
-        except Exception:  # a border: whatever a shadow answers, the next ones are compared
-            log.exception("an answer of the shadow %s is counted as failed", copy.shadow_key)
-        return Comparison(request_count=1, failed_count=1)
+    def _compare_round(self, gathered: Round) -> float:
+        """Ask, wait and count; return how many seconds of this process that took."""
+        took = Stopwatch()
+        asked = [took.of(partial(self._ask, copy)) for copy in gathered.copies]
+        for spec in {
+            copy.question.spec.key: copy.question.spec for copy in gathered.copies
+        }.values():
+            took.of(self._queue_of(spec).release)
+        for waiting in asked:
+            waiting.done.wait()
+        self.under_way = 0
+        found: dict[Pair, list[Comparison]] = {}
+        for copy, waiting in zip(gathered.copies, asked, strict=True):
+            found.setdefault(copy.pair, []).append(took.of(partial(_compare, copy, waiting)))
+        for pair, count in gathered.skipped.items():
+            found.setdefault(pair, []).append(Comparison(skipped_count=count))
+        for pair, each in found.items():
+            self._count(pair, summed(each))
+        return took.seconds
 
-    def _count(self, copy: Copy, counted: Comparison) -> None:
-        skipped = self._skipped.pop((copy.shadow_key, copy.version), 0)
+    def _ask(self, copy: Copy) -> PendingRequest:
+        queue = self._queue_of(copy.question.spec)
+        request = copy.question.request(queue.new_id(), self._timeout_seconds)
+        self.under_way += 1
+        return queue.hold(request, lambda: None)
+
+    def _count(self, pair: Pair, counted: Comparison) -> None:
         try:
-            self._comparisons.add(
-                copy.shadow_key, copy.version, counted._replace(skipped_count=skipped)
-            )
+            self._comparisons.add(*pair, counted)
         except RedisUnavailable as error:
             log.debug("a comparison is lost: %s", error)
+
+
+def _compare(copy: Copy, waiting: PendingRequest) -> Comparison:
+    try:
+        return compared(copy.answer, waiting.wait())
+    except QueueFull:  # the shadow is slower than what it is asked
+        return Comparison(skipped_count=1)
+    except VersionRetired:
+        return Comparison()
+    except FerryError as error:
+        log.debug("the shadow %s failed: %s", copy.pair[0], error)
+    except Exception:  # a border: whatever a shadow answers, the next ones are compared
+        log.exception("an answer of the shadow %s is counted as failed", copy.pair[0])
+    return Comparison(request_count=1, failed_count=1)

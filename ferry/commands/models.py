@@ -37,7 +37,7 @@ COMPARISON_COLUMNS = (
     Column("shadow", lambda row: row["shadow"], is_number=True),
     Column("requests", lambda row: row["request_count"], is_number=True),
     Column("failed", lambda row: row["failed_count"], is_number=True),
-    Column("skipped", lambda row: row["skipped_count"], is_number=True),
+    Column("skipped", lambda row: _percent(row["skipped_share"]), is_number=True),
     Column("same top-1", lambda row: _percent(row["agreement"]), is_number=True),
     Column("max abs difference", lambda row: _number(row["max_abs_difference"]), is_number=True),
     Column("served ms", lambda row: _ms(row["served_seconds"]), is_number=True),
@@ -103,6 +103,7 @@ def compare_model(environ: Mapping[str, str], name: str, *, as_json: bool) -> in
 
 def _compared(name: str, shadow_key: str, version: str, found: Comparison) -> Row:
     answered = found.request_count - found.failed_count
+    came = found.request_count + found.skipped_count
     return {
         "model": name,
         "version": version,
@@ -110,6 +111,7 @@ def _compared(name: str, shadow_key: str, version: str, found: Comparison) -> Ro
         "request_count": int(found.request_count),
         "failed_count": int(found.failed_count),
         "skipped_count": int(found.skipped_count),
+        "skipped_share": found.skipped_count / came if came else None,
         "row_count": int(found.row_count),
         "agreement": found.agreed_count / found.row_count if found.row_count else None,
         "max_abs_difference": _finite(found.max_abs_difference),

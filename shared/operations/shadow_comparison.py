@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +18,11 @@ from shared.wire.scripts import script_text
 class Comparison(NamedTuple):
     """Sums over the requests that a shadow got a copy of.
 
-    `failed` ones were answered with an error by the shadow, or not in time, and `skipped` ones were
-    not sent to it, since too many were under way. Of the others `row_count` rows were compared:
-    `agreed_count` of them have the same highest element in the first output that has numbers (the
-    top-1 class), and no number of any output differs by more than `max_abs_difference`. The seconds
-    are those from push to answer: queue, batch and forward pass.
+    `failed` ones were answered with an error by the shadow, or not in time. Besides, `skipped` ones
+    were not sent: too many came, or its queue was full. Of the others `row_count` rows were
+    compared: `agreed_count` of them have the same highest element in the first output that has
+    numbers (the top-1 class), and no number of any output differs by more than
+    `max_abs_difference`. The seconds are those from push to answer: queue, batch, forward pass.
     """
 
     request_count: float = 0.0
@@ -71,6 +72,12 @@ class Comparisons:
     def forget(self, shadow_key: str, version: str) -> None:
         """Begin anew."""
         asking(lambda: self._client.delete(self._keys.compared(shadow_key, version)))
+
+
+def summed(found: Sequence[Comparison]) -> Comparison:
+    """Return the sums of comparisons, and the largest of their differences."""
+    total = Comparison(*(sum(column) for column in zip(*found, strict=True)))
+    return total._replace(max_abs_difference=max(each.max_abs_difference for each in found))
 
 
 def compared(served: InferResult, shadow: InferResult) -> Comparison:
