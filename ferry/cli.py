@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     2 for a bad setting or no Redis to look into, 1 for what is in the way or cannot be done.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names need not fit a terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     os.environ.setdefault(*NO_TELEMETRY)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from itertools import combinations
 from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
@@ -89,9 +90,16 @@ def _check_surroundings(settings: Settings) -> None:
             f"FERRY_MODELS={settings.models!r}: no such directory; "
             "`ferry samples` makes one with sample models in it"
         )
-    _check_port("FERRY_PORT", settings.host, settings.port)
-    _check_port("FERRY_GRPC_PORT", settings.host, settings.grpc_port)
-    _check_port("FERRY_DASHBOARD_PORT", "127.0.0.1", settings.dashboard_port)
+    ports = {
+        "FERRY_PORT": (settings.host, settings.port),
+        "FERRY_GRPC_PORT": (settings.host, settings.grpc_port),
+        "FERRY_DASHBOARD_PORT": ("127.0.0.1", settings.dashboard_port),
+    }
+    for variable, (host, port) in ports.items():
+        _check_port(variable, host, port)
+    for first, second in combinations(ports, 2):
+        if ports[first][1] == ports[second][1]:
+            raise BadSetting(f"{first} and {second} are both {ports[first][1]}: set one to another")
     if settings.redis_url:
         _check_redis(settings.redis_url)
 
@@ -104,9 +112,14 @@ def _check_port(variable: str, host: str, port: int) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
+    except socket.gaierror as error:
+        raise BadSetting(
+            f"FERRY_HOST={host!r}: no address of this machine: {error.strerror}"
+        ) from error
     except OSError as error:
         raise CannotStart(
-            f"{variable}={port}: cannot listen on {host}: {error.strerror}"
+            f"{variable}={port}: cannot listen on {host}: {error.strerror}; "
+            "set it to another port, or stop what listens there"
         ) from error
 
 

@@ -95,6 +95,27 @@ def test_a_state_directory_that_cannot_be_made_is_said(start, tmp_path, name):
     assert ferry.text().endswith("; set it to a directory that can be written\n")
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("PORT", "GRPC_PORT"), ("PORT", "DASHBOARD_PORT"), ("GRPC_PORT", "DASHBOARD_PORT")],
+)
+def test_two_servers_cannot_have_one_port(start, one, other):
+    port = free_port()
+
+    ferry = start({f"FERRY_{one}": port, f"FERRY_{other}": port})
+
+    assert ferry.end(START_SECONDS) == 2
+    expected = f"ferry: FERRY_{one} and FERRY_{other} are both {port}: set one to another\n"
+    assert ferry.text() == expected
+
+
+def test_a_host_that_is_none_is_named(start):
+    ferry = start({"FERRY_HOST": "no such host"})
+
+    assert ferry.end(START_SECONDS) == 2
+    assert ferry.text().startswith("ferry: FERRY_HOST='no such host': no address of this machine: ")
+
+
 def test_processes_get_absolute_paths_and_our_programs_first(start):
     ferry = start().wait_for_start()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,23 @@ def test_every_model_and_version_is_read_and_each_problem_is_one_line(
         f"{models}/c: no config.pbtxt, and no version directory with a model file in it",
         "3 models, 4 versions: 5 problems",
     ]
+
+
+def test_a_terminal_of_another_encoding_gets_every_line(tmp_path: Path) -> None:
+    (tmp_path / "größe").mkdir()
+
+    done = subprocess.run(
+        [sys.executable, "-m", "ferry", "models", "check", str(tmp_path)],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert f"{tmp_path}/gr\\xf6\\xdfe: the name ".encode() in done.stdout
+    assert done.stderr == b""
 
 
 @pytest.mark.parametrize(
