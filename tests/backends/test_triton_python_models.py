@@ -244,6 +244,18 @@ def test_what_is_looked_for_by_name_and_is_not_there_is_none() -> None:
     assert pb_utils.get_output_config_by_name({"output": []}, "x") is None
 
 
+def test_names_may_be_bytes_as_string_tensors_have_them() -> None:
+    request = pb_utils.InferenceRequest(
+        model_name=texts("other")[0][0],
+        requested_output_names=[b"y"],  # type: ignore[list-item]
+        inputs=[pb_utils.Tensor(b"x", floats([1]))],  # type: ignore[arg-type]
+    )
+
+    assert (request.model_name(), request.requested_output_names()) == ("other", ["y"])
+    assert request.inputs()[0].name() == "x"
+    assert pb_utils.TritonError(b"why").message() == "why"  # type: ignore[arg-type]
+
+
 def test_bytes_have_no_dlpack_and_lists_are_no_tensors() -> None:
     with pytest.raises(pb_utils.TritonModelException, match="tensor 't': BYTES have no DLPack"):
         pb_utils.Tensor("t", texts("a")).to_dlpack()

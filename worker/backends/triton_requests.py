@@ -22,6 +22,14 @@ TRITONSERVER_REQUEST_RELEASE_ALL = 1
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 
 
+def as_text(value: object) -> str:
+    """Return text for what a model gives as such: Triton takes bytes as well, its own examples do.
+
+    A name that came in a string tensor is bytes.
+    """
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
 class TritonModelException(Exception):
     """The error that a model raises on purpose, and that calls not offered here raise."""
 
@@ -44,7 +52,7 @@ class TritonError:
 
     def __init__(self, message: str, code: int = INTERNAL) -> None:
         """Take a sentence for the client and one of the codes above."""
-        self._message, self._code = str(message), code
+        self._message, self._code = as_text(message), code
 
     def message(self) -> str:
         """Return the sentence."""
@@ -67,7 +75,7 @@ class TritonTensor:
         if not isinstance(numpy_array, np.ndarray):
             kind = type(numpy_array).__name__
             raise TritonModelException(f"tensor {name!r}: expected a numpy array, not a {kind}")
-        self._name, self._array = name, numpy_array
+        self._name, self._array = as_text(name), numpy_array
 
     def name(self) -> str:
         """Return the name."""
@@ -152,9 +160,9 @@ class InferenceRequest:
         parameters: Mapping[str, Any] | str | None = None,
     ) -> None:
         """Take Triton's arguments; parameters as a mapping or as JSON."""
-        self._model_name, self._model_version = model_name, model_version
-        self._outputs, self._inputs = list(requested_output_names), list(inputs)
-        self._id, self._correlation_id = request_id, correlation_id
+        self._model_name, self._model_version = as_text(model_name), model_version
+        self._outputs, self._inputs = [*map(as_text, requested_output_names)], list(inputs)
+        self._id, self._correlation_id = as_text(request_id), correlation_id
         self._flags, self._timeout, self._preferred_memory = flags, timeout, preferred_memory
         text = parameters if isinstance(parameters, str) else json.dumps(dict(parameters or {}))
         self._parameters = text
