@@ -10,10 +10,15 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from google.protobuf.json_format import ParseError
+from loaded import own_imports
 from onnx import TensorProto, helper
+from tritonclient.grpc import model_config_pb2
 
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec, TensorSpec
+from worker.instance.auto_complete import auto_completed
+from worker.repository.config.completion import add_declared
 from worker.repository.config.description import Described, Description, describe
 from worker.repository.models import model_names, read_model
 
@@ -262,3 +267,89 @@ def test_a_description_crosses_the_process_whole(tmp_path: Path) -> None:
     assert describe(tmp_path / "m" / "1" / "model.onnx") == Description(
         [Described("x", "INT64", [-1, 2])], [Described("y", "INT64", [-1, 2])], (1, 0)
     )
+
+
+AUTO = """
+import triton_python_backend_utils as pb_utils
+
+from .declared import INPUT
+
+print("not the answer")
+
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config):
+        config = auto_complete_model_config.as_dict()
+        if INPUT["name"] not in [each["name"] for each in config["input"]]:
+            auto_complete_model_config.add_input(INPUT)
+        auto_complete_model_config.add_output(
+            {{"name": "y", "data_type": "TYPE_FP32", "dims": [3]}}
+        )
+        auto_complete_model_config.set_max_batch_size(16)
+        auto_complete_model_config.set_dynamic_batching()
+        {}
+        return auto_complete_model_config
+
+    def execute(self, requests): ...
+"""
+X_AS_TRITON = "{'name': 'x', 'data_type': 'TYPE_FP32', 'dims': (3,), 'optional': False}"
+
+
+def auto(repository: Path, config: str = "", more: str = "") -> Path:
+    directory = repository / "auto"
+    (directory / "1").mkdir(parents=True)
+    (directory / "1" / "model.py").write_text(AUTO.format(more))
+    (directory / "1" / "declared.py").write_text(f"INPUT = {X_AS_TRITON}\n")
+    if config:
+        (directory / "config.pbtxt").write_text(config)
+    return repository
+
+
+def test_a_triton_python_model_completes_its_config(tmp_path: Path) -> None:
+    model = read_model(auto(tmp_path), "auto")
+
+    assert (model.spec.inputs, model.spec.outputs, model.spec.max_batch_size) == ((X,), (Y,), 16)
+    assert "dynamic_batching" in model.spec.config
+
+
+def test_what_its_config_says_is_not_changed(tmp_path: Path) -> None:
+    config = (
+        'backend: "python" max_batch_size: 2 input [ { name: "x" data_type: TYPE_FP32 dims: 3 } ]'
+    )
+
+    model = read_model(auto(tmp_path, config), "auto")
+
+    assert (model.spec.inputs, model.spec.outputs, model.spec.max_batch_size) == ((X,), (Y,), 2)
+
+
+def test_why_it_does_not_complete_it_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BadModel, match=r"model\.py: exit code 3"):
+        read_model(auto(tmp_path, more="import os; os._exit(3)"), "auto")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("raise ValueError('not today')", "not today"),
+        ("return None", "must return the ModelConfig"),
+        ("auto_complete_model_config.add_input({'name': 'z'})", "data_type is not there"),
+        (
+            "auto_complete_model_config.add_output({'name': 'y', 'data_type': 'TYPE_FP32', "
+            "'dims': [4]})",
+            "output 'y': auto_complete_config says",
+        ),
+        ("config['input'][0]['data_type'] = 'TYPE_NONE'", "TYPE_NONE"),
+        (
+            "auto_complete_model_config.set_model_transaction_policy({'decoupled': True})",
+            "decoupled models are not offered",
+        ),
+    ],
+)
+def test_what_it_declares_wrongly_is_said(tmp_path: Path, more: str, said: str) -> None:
+    file = auto(tmp_path, more=more) / "auto" / "1" / "model.py"
+
+    with own_imports(), pytest.raises((BadModel, ValueError, ParseError), match=said):
+        add_declared(
+            model_config_pb2.ModelConfig(), auto_completed(file, {"input": [], "max_batch_size": 0})
+        )

@@ -8,6 +8,7 @@ TritonModelException. Custom metrics are counted, and go nowhere.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -42,6 +43,7 @@ __all__ = [
     "InferenceTrace",
     "Logger",
     "MetricFamily",
+    "ModelConfig",
     "PreferredMemory",
     "Tensor",
     "TritonError",
@@ -71,6 +73,60 @@ _model_dir: list[Path] = []
 """The version's directory, of the one model in this process."""
 
 log = logging.getLogger("model")
+
+
+class TritonModelConfig:
+    """The configuration that `auto_complete_config` adds to, and returns."""
+
+    def __init__(self, model_config: Mapping[str, Any]) -> None:
+        """Begin with the configuration as it is written."""
+        self._model_config: dict[str, Any] = json.loads(json.dumps(model_config))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it with the names of Triton's proto."""
+        return self._model_config
+
+    def set_max_batch_size(self, max_batch_size: int) -> None:
+        """Set it, where the configuration has none."""
+        self._model_config["max_batch_size"] = (
+            self._model_config.get("max_batch_size") or max_batch_size
+        )
+
+    def set_dynamic_batching(self) -> None:
+        """Batch by the defaults, where the configuration does not say how."""
+        if not {"sequence_batching", "ensemble_scheduling"} & self._model_config.keys():
+            self._model_config.setdefault("dynamic_batching", {})
+
+    def set_model_transaction_policy(self, transaction_policy_dict: Mapping[str, Any]) -> None:
+        """Set whether it is decoupled."""
+        self._model_config["model_transaction_policy"] = dict(transaction_policy_dict)
+
+    def add_input(self, input: Mapping[str, Any]) -> None:
+        """Declare an input; raises ValueError when it is declared otherwise."""
+        self._add("input", input)
+
+    def add_output(self, output: Mapping[str, Any]) -> None:
+        """Declare an output; raises ValueError when it is declared otherwise."""
+        self._add("output", output)
+
+    def _add(self, kind: str, tensor: Mapping[str, Any]) -> None:
+        if missing := {"name", "data_type", "dims"} - tensor.keys():
+            raise ValueError(f"{kind} {dict(tensor)}: {sorted(missing)[0]} is not there")
+        declared = self._model_config.setdefault(kind, [])
+        wanted = (tensor["data_type"], list(tensor["dims"]))
+        for known in declared:
+            if known["name"] == tensor["name"]:
+                if (known["data_type"], list(known["dims"])) != wanted:
+                    raise ValueError(
+                        f"{kind} {tensor['name']!r}: auto_complete_config says {wanted}, "
+                        f"the config {(known['data_type'], list(known['dims']))}"
+                    )
+                return
+        declared.append({**tensor, "dims": list(tensor["dims"])})
+
+
+ModelConfig = TritonModelConfig
+"""The public name, which is Triton's; here a `ModelConfig` is a config file's content."""
 
 
 class PreferredMemory(NamedTuple):

@@ -7,13 +7,19 @@ free in the first dimension of every tensor is taken to have a batch dimension, 
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2
 
-from worker.repository.config.description import Described, Description, describe
+from worker.repository.config.as_json import message_json
+from worker.repository.config.description import LONGEST_SECONDS, Described, Description, describe
 from worker.repository.config.formats import Format
 
 DEFAULT_MAX_BATCH_SIZE = 4
@@ -33,6 +39,9 @@ def complete(
     missing = [name for name in ("input", "output") if not getattr(message, name)]
     if not missing and message.max_batch_size:
         return
+    if found.backend == "python" and _completes_itself(file):
+        auto_complete(message, file)
+        missing = [name for name in ("input", "output") if not getattr(message, name)]
     if found.backend not in DESCRIBED:
         if missing:
             raise ValueError(_what_to_write(missing, found, file))
@@ -48,6 +57,49 @@ def complete(
     _complete_batch_size(message, description)
     for name in missing:
         _declare(message, name, getattr(description, f"{name}s"))
+
+
+def _completes_itself(file: Path) -> bool:
+    """Tell whether a `model.py` is one of Triton's that has an `auto_complete_config`."""
+    return file.is_file() and b"def auto_complete_config" in file.read_bytes()
+
+
+def auto_complete(message: Any, file: Path) -> None:
+    """Add to a ModelConfig what the model's own `auto_complete_config` declares.
+
+    Raises ValueError with the error of that code, or naming a field that is refused.
+    """
+    config = message_json(message) | {"name": file.parent.parent.name}
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.instance.auto_complete", str(file)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+        input=json.dumps(config).encode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=LONGEST_SECONDS,
+        check=False,
+    )
+    try:
+        answer = json.loads(done.stdout)
+        if "error" not in answer:
+            return add_declared(message, answer)
+    except (ValueError, json_format.ParseError) as error:
+        answer = {"error": f"exit code {done.returncode}, {error}"}
+    raise ValueError(f"auto_complete_config of {file}: {answer['error']}")
+
+
+def add_declared(message: Any, config: dict[str, Any]) -> None:
+    """Add batch size, tensors and batching that a message does not have yet."""
+    if config.get("model_transaction_policy", {}).get("decoupled"):
+        raise ValueError("decoupled models are not offered")
+    message.max_batch_size = message.max_batch_size or config["max_batch_size"]
+    for kind in ("input", "output"):
+        known = {item.name for item in getattr(message, kind)}
+        for each in config[kind]:
+            if each["name"] not in known:
+                json_format.ParseDict(each, getattr(message, kind).add())
+    if "dynamic_batching" in config and message.WhichOneof("scheduling_choice") is None:
+        message.dynamic_batching.SetInParent()
 
 
 def _what_to_write(missing: list[str], found: Format, file: Path) -> str:
