@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from ferry.errors import NoRedis
 from ferry.up.embedded_valkey import find_socket
@@ -33,7 +33,10 @@ def redis_to_inspect(environ: Mapping[str, str]) -> Iterator[tuple[Settings, red
         yield settings, client
     except (RedisError, RedisUnavailable) as error:
         reason = error.__cause__ if isinstance(error, RedisUnavailable) else error
-        raise NoRedis(f"no Redis at {_without_password(settings.redis_url)}: {reason}") from error
+        where = _without_password(settings.redis_url)
+        if isinstance(reason, ResponseError):  # it is there, and says why it does not serve
+            raise NoRedis(f"Redis at {where} refuses: {reason}") from error
+        raise NoRedis(f"no Redis at {where}: {reason}") from error
     finally:
         client.close()
 

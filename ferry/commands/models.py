@@ -31,6 +31,13 @@ MODEL_COLUMNS = (
     Column("instances", lambda row: row["instance_count"], is_number=True),
     Column("reason", lambda row: row["reason"]),
 )
+REQUEST_WORDS = {
+    "all": "those that name no version, and those that name this one",
+    "named": "those that name this version",
+    "copies": "copies of what others answer, and those that name this version",
+    "none": "no request",
+}
+"""What a version gets, as the column `requests` calls it."""
 COMPARISON_COLUMNS = (
     Column("model", lambda row: row["model"]),
     Column("served", lambda row: row["version"], is_number=True),
@@ -62,8 +69,18 @@ def list_models(environ: Mapping[str, str], *, as_json: bool) -> int:
     """Print every version of every model, and which requests it gets; return the exit code."""
     with _models(environ) as models:
         rows = _rows(models)
-    show(rows, MODEL_COLUMNS, as_json=as_json, nothing="no models: no worker runs on this Redis")
+    nothing = "no models: no worker runs on this Redis"
+    show(rows, MODEL_COLUMNS, as_json=as_json, nothing=nothing, footer=_footer(rows))
     return 0
+
+
+def _footer(rows: list[Row]) -> str:
+    """Explain the words that stand in the column `requests`."""
+    shown = {row["requests"] for row in rows}
+    parts = [f"{word}: {meaning}" for word, meaning in REQUEST_WORDS.items() if word in shown]
+    if any(word.endswith("%") for word in shown):
+        parts.append("a share: of those that name no version")
+    return f"requests  {'; '.join(parts)}" if parts else ""
 
 
 def show_model(environ: Mapping[str, str], name: str) -> int:
@@ -191,7 +208,10 @@ def use_version(environ: Mapping[str, str], name: str, version: str) -> int:
 
 def split_model(environ: Mapping[str, str], name: str, shares: list[str]) -> int:
     """Share requests out among versions, `VERSION=WEIGHT` each, or no longer (`off`)."""
-    weights = {} if shares == ["off"] else dict(map(_share, shares))
+    pairs = [] if shares == ["off"] else list(map(_share, shares))
+    weights = dict(pairs)
+    if len(weights) < len(pairs):
+        raise BadRequest(f"{' '.join(shares)}: each version may have one share")
     with _models(environ) as models:
         began = time.monotonic()
         models.control.split(name, weights)

@@ -30,10 +30,18 @@ class Column(NamedTuple):
     is_number: bool = False
 
 
-def show(rows: Sequence[Row], columns: Sequence[Column], *, as_json: bool, nothing: str) -> None:
+def show(
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    *,
+    as_json: bool,
+    nothing: str,
+    footer: str = "",
+) -> None:
     """Print `rows` on standard output: all of each as JSON, or its `columns`.
 
-    `nothing` is what people are told when there are no rows; a program gets `[]`.
+    `nothing` is what people are told when there are no rows; a program gets `[]`. The `footer` is
+    for people at a terminal.
     """
     # subtle: what is printed is no markup: a reason may hold brackets, colons, anything.
     # It takes our width on every terminal only together with a height, which nothing here asks for.
@@ -44,9 +52,21 @@ def show(rows: Sequence[Row], columns: Sequence[Column], *, as_json: bool, nothi
         console.print(nothing)
     else:
         table = _table(rows, columns)
-        if sys.stdout.isatty():
-            console.width = max(_least_width(table), get_terminal_size().columns)
+        if not sys.stdout.isatty():
+            _print_unpadded(console, table)
+            return
+        console.width = max(_least_width(table), get_terminal_size().columns)
         console.print(table)
+        if footer:
+            console.print(f"\n{footer}")
+
+
+def _print_unpadded(console: Console, table: Table) -> None:
+    """Print a table without the spaces at its lines' ends, as wide as its longest cell."""
+    with console.capture() as captured:
+        console.print(table)
+    lines = captured.get().splitlines()
+    console.print("\n".join(line.rstrip() for line in lines), soft_wrap=True)
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:

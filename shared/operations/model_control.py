@@ -101,11 +101,14 @@ class ModelControl:
     def split(self, name: str, weights: dict[str, int]) -> None:
         """Share the requests that name no version out by `weights`; empty: end it.
 
-        The version that serves now goes on taking them when the split ends.
+        The version that serves now goes on taking them when the split ends. Ends the shadow of a
+        version that gets a share.
         """
 
         def update(now: Desired, serving: Serving | None) -> Desired:
-            return now.model_copy(update={"split": weights, "use": _pin(now, serving)})
+            shadow = "" if now.shadow in weights else now.shadow
+            change = {"split": weights, "use": _pin(now, serving), "shadow": shadow}
+            return now.model_copy(update=change)
 
         self._route(name, list(weights), update)
 
@@ -116,7 +119,7 @@ class ModelControl:
         """
 
         def update(now: Desired, serving: Serving | None) -> Desired:
-            if serving is not None and version == serving.default:
+            if serving is not None and version in (serving.split or {serving.default}):
                 raise LoadFailed(f"version {version} of '{name}' serves: it cannot be its shadow")
             return now.model_copy(update={"shadow": version, "use": _pin(now, serving)})
 

@@ -89,7 +89,8 @@ class Catalog:
     def serving(self, name: str, version: str | None = None) -> ModelSpec:
         """Return a model that takes requests; raises UnknownModel or ModelNotReady.
 
-        Without a version it is the one that serves, or one drawn by the weights of a split.
+        Without a version it is the one that serves, or one drawn by the weights of a split. Raises
+        RedisUnavailable too, when no worker can be seen because Redis takes no writes.
         """
         self._asked_at = time.monotonic()
         if not self._has_refresher:
@@ -97,7 +98,10 @@ class Catalog:
         try:
             return self._serving(self._current(), name, version)
         except (UnknownModel, ModelNotReady):
-            return self._serving(self._renewed(), name, version)
+            renewed = self._renewed()
+            if not renewed.supervised:  # they may be there, and a Redis that refuses their signs
+                self._registry.check_writes()
+            return self._serving(renewed, name, version)
 
     def by_current(self, attempt: Callable[[], Answer]) -> Answer:
         """Return what `attempt` returns; again where it fails by a copy older than a change.

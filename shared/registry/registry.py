@@ -28,6 +28,10 @@ class Registry:
         """Raise RedisUnavailable unless Redis answers."""
         asking(self._client.ping)
 
+    def check_writes(self) -> None:
+        """Raise RedisUnavailable, with Redis's own reason, unless it takes what is written."""
+        asking(lambda: self._client.set(self._keys.probe, "", px=1000))
+
     def changes(self) -> int:
         """Return a number that is another one once requests may go elsewhere."""
         return read_changes(self._client, self._keys)

@@ -160,6 +160,7 @@ def test_a_shadow_gets_copies_and_is_compared(
         (["split", "m", "1=50", "9=50"], "it has no version 9"),
         (["split", "m", "1:50"], "must be VERSION=WEIGHT"),
         (["split", "m", "1=0"], "must be VERSION=WEIGHT"),
+        (["split", "m", "1=50", "1=50"], "each version may have one share"),
         (["shadow", "m", "1"], "version 1 of 'm' serves"),
         (["compare", "m"], "has no shadow"),
         (["load", "unknown"], "no such model in the repository"),

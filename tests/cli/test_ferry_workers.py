@@ -207,3 +207,25 @@ def test_a_reader_that_has_enough_is_no_traceback(registry: Registry) -> None:
     ferry.stdout.close()
 
     assert ferry.communicate()[1] == ""
+
+
+def test_a_table_in_a_pipe_is_not_padded(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = (Column("name", lambda row: row["name"]), Column("reason", lambda row: row["why"]))
+
+    show(
+        [{"name": "a", "why": ""}, {"name": "b", "why": "x" * 300}], columns,
+        as_json=False, nothing="", footer="not for a pipe",
+    )  # fmt: skip
+
+    assert capsys.readouterr().out.splitlines() == ["name  reason", "a", "b     " + "x" * 300]
+
+
+def test_a_footer_explains_a_table_at_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    columns = (Column("name", lambda row: row["name"]),)
+
+    show([{"name": "a"}], columns, as_json=False, nothing="", footer="name  what it is called")
+
+    assert capsys.readouterr().out.splitlines()[-1] == "name  what it is called"

@@ -22,12 +22,16 @@ from waiting import wait_until
 from werkzeug.test import TestResponse
 
 from api.app import create_app
+from ferry.cli import main
+from ferry.errors import EXIT_BAD_USAGE
 from ferry.up.embedded_valkey import EmbeddedValkey, spawn, wait_until_answers
 from shared.datatypes import Array
+from shared.registry import catalog
 from shared.request_queue.worker_end import recover
 from shared.settings import Settings
 from shared.wire.wire import open_wire
 
+DISK_FULL = "Errors writing to the AOF file: File too large"
 PREDICT, INFER = "/predict/fake", "/v2/models/fake/infer"
 WAYS: dict[str, tuple[str, Any, dict[str, str]]] = {
     "predict": (PREDICT, tensor(9.0), {}),
@@ -188,18 +192,57 @@ def test_a_read_only_replica_refuses_until_it_is_the_master_again(trouble: Troub
 
 def test_a_full_disk_refuses_until_there_is_room(trouble: Troubled, tmp_path: Path) -> None:
     asked = trouble.two_waiting()
-    pid, unlimited = trouble.server.process.pid, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    size = max(file.stat().st_size for file in (tmp_path / "appendonlydir").iterdir())
 
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-    accepted = trouble.ask(4.0)  # what finds the disk full is not written to it, and not lost
-    wait_until(lambda: aof_fails(trouble), 10, "it cannot write its file")
+    with full_disk(trouble, tmp_path) as accepted:
+        assert trouble.refuses(DISK_FULL)
 
-    assert trouble.refuses("Errors writing to the AOF file: File too large")
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
-    wait_until(lambda: not aof_fails(trouble), 10, "it writes its file again")
     served_again(trouble, asked)
     assert answer(accepted.result(15))["prediction"] == [[8.0, 8.0]]
+
+
+def test_the_reason_stays_when_no_worker_can_be_seen_any_more(
+    trouble: Troubled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor cannot renew its sign of life on a full disk."""
+    monkeypatch.setattr(catalog, "RESTART_GRACE_SECONDS", 0.1)
+    (sign,) = trouble.redis.scan_iter("*supervisors:*")
+    answer(trouble.ask(0.0).result(15))
+    trouble.redis.pexpire(sign, 500)
+
+    with full_disk(trouble, tmp_path):
+        wait_until(lambda: not trouble.redis.exists(sign), 10, "nobody is seen")
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() - began > 1.0, 10, "what is known got old")
+        assert trouble.refuses(DISK_FULL)
+
+
+def test_a_command_says_why_redis_refuses(
+    trouble: Troubled, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("REDIS_URL", trouble.server.url)
+
+    with full_disk(trouble, tmp_path):
+        assert main(["models", "list"]) == EXIT_BAD_USAGE
+
+    said = capsys.readouterr().err
+    assert "refuses: " in said and DISK_FULL in said
+    assert "no Redis" not in said
+
+
+@contextmanager
+def full_disk(trouble: Troubled, directory: Path) -> Iterator[Future[TestResponse]]:
+    """Leave the server no room for its file; yield the request that finds it so."""
+    pid, unlimited = trouble.server.process.pid, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    size = max(file.stat().st_size for file in (directory / "appendonlydir").iterdir())
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        accepted = trouble.ask(4.0)
+        wait_until(lambda: aof_fails(trouble), 10, "it cannot write its file")
+        yield accepted
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
+        wait_until(lambda: not aof_fails(trouble), 10, "it writes its file again")
 
 
 def aof_fails(trouble: Troubled) -> bool:
