@@ -39,7 +39,7 @@ proc_name = "ferry-api"
 # It would put a socket into the home directory, one for all instances.
 control_socket_disable = True
 # Heartbeat files in memory: on a slow disk gunicorn would take its processes for hung.
-worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
 
 
 def on_starting(server: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -90,6 +91,7 @@ def _check_surroundings(settings: Settings) -> None:
             f"FERRY_MODELS={settings.models!r}: no such directory; "
             "`ferry samples` makes one with sample models in it"
         )
+    _check_semaphores()
     ports = {
         "FERRY_PORT": (settings.host, settings.port),
         "FERRY_GRPC_PORT": (settings.host, settings.grpc_port),
@@ -102,6 +104,17 @@ def _check_surroundings(settings: Settings) -> None:
             raise BadSetting(f"{first} and {second} are both {ports[first][1]}: set one to another")
     if settings.redis_url:
         _check_redis(settings.redis_url)
+
+
+def _check_semaphores() -> None:
+    """Make one, as honcho's queue between the processes does."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise CannotStart(
+            f"/dev/shm: {error.strerror}; mount a file system there that can be written, "
+            "as `docker run --tmpfs /dev/shm` does"
+        ) from error
 
 
 def _check_port(variable: str, host: str, port: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -18,8 +19,9 @@ from ferry_up_process import (
     wait_until,
 )
 
+from ferry.errors import CannotStart
 from ferry.up.processes import read_procfile
-from ferry.up.up import PROJECT_ROOT, child_environment
+from ferry.up.up import PROJECT_ROOT, child_environment, up
 from shared.settings import Settings
 
 
@@ -131,6 +133,16 @@ def test_a_repository_behind_a_link_is_left_behind_it(start, tmp_path):
 
     expected = f"worker FERRY_MODELS={tmp_path}/models "
     wait_until(lambda: expected in ferry.text(), START_SECONDS, ferry.text)
+
+
+def test_without_semaphores_nothing_is_started(tmp_path, monkeypatch):
+    def refuse():
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("multiprocessing.Lock", refuse)
+
+    with pytest.raises(CannotStart, match="/dev/shm: Permission denied; mount a file system"):
+        up({"FERRY_MODELS": str(tmp_path), "FERRY_STATE_DIR": str(tmp_path / "state")})
 
 
 def test_processes_read_the_settings_that_ferry_up_has():
