@@ -6,6 +6,7 @@ prepares pictures and texts, and names the answers.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from typing import Any, Literal
@@ -114,11 +115,12 @@ class ModelSpec(_Frozen):
     """One served version of a model.
 
     `revision` counts how often the content of this version was replaced while it was served.
-    `queue_policies` has one policy for each level of priority, level 1 first, or is empty when the
-    config has none. `cached` says that answers are kept for the same question asked again, `steps`
-    are those of an ensemble. `config` is the whole configuration with the field names of Triton's
-    model_config.proto, to be shown: what has an effect stands in the other fields. What another
-    release of Ferry stored may have fields that this one does not know.
+    `level_floors` has the lowest level of priority that waits on each queue, or is empty where each
+    level has a queue of its own. `queue_policies` has one policy for each queue, that of level 1
+    first, or is empty when the config has none. `cached` says that answers are kept for the same
+    question asked again, `steps` are those of an ensemble. `config` is the whole configuration with
+    the field names of Triton's model_config.proto, to be shown: what has an effect stands in the
+    other fields. What another release of Ferry stored may have fields that this one does not know.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -130,6 +132,7 @@ class ModelSpec(_Frozen):
     max_queue_delay_seconds: float = 0.0
     priority_levels: int = 0
     default_priority_level: int = 1
+    level_floors: tuple[int, ...] = ()
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     masks: tuple[MaskInput, ...] = ()
@@ -167,8 +170,16 @@ class ModelSpec(_Frozen):
 
     @property
     def levels(self) -> int:
-        """Return how many queues there are, one for each level of priority."""
-        return max(1, self.priority_levels)
+        """Return how many queues there are, one for each level of priority or several of them."""
+        return len(self.level_floors) or max(1, self.priority_levels)
+
+    def queue_of(self, level: int) -> int:
+        """Return the queue on which a level of priority waits, 1 for the first."""
+        return bisect_right(self.level_floors, level) if self.level_floors else level
+
+    def level_of(self, queue: int) -> int:
+        """Return the lowest level of priority that waits on a queue."""
+        return self.level_floors[queue - 1] if self.level_floors else queue
 
     @property
     def input_kind(self) -> Literal["image", "text", "tensor"]:
@@ -209,8 +220,8 @@ class ModelSpec(_Frozen):
     def answers_as(self, other: ModelSpec) -> bool:
         """Tell whether a request that was checked against `other` can be put to this one."""
         return (
-            (self.inputs, self.image, self.text, self.levels)
-            == (other.inputs, other.image, other.text, other.levels)
+            (self.inputs, self.image, self.text, self.levels, self.level_floors)
+            == (other.inputs, other.image, other.text, other.levels, other.level_floors)
             and self.max_batch_size >= other.max_batch_size
             and self.batched == other.batched
             and {each.name for each in self.outputs} >= {each.name for each in other.outputs}

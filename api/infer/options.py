@@ -48,7 +48,7 @@ class RequestOptions(NamedTuple):
                 f"\"priority\" {self.priority}: '{spec.name}' has the levels 1 to "
                 f"{spec.priority_levels}"
             )
-        return self.priority or spec.default_priority_level
+        return spec.queue_of(self.priority or spec.default_priority_level)
 
 
 DEFAULT_OPTIONS = RequestOptions()

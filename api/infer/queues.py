@@ -88,9 +88,7 @@ class Queues:
         shadow = self._catalog.shadow_of(question.spec)
         if shadow is None or not shadow.answers_as(question.spec):
             return
-        lowest = question.options._replace(
-            priority=shadow.levels if shadow.priority_levels else 0, client=None
-        )
+        lowest = question.options._replace(priority=shadow.priority_levels, client=None)
         copied = question._replace(spec=shadow, options=lowest, named=True)
         self._shadowing.copy(copied, question.spec.version, result)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from google.protobuf import text_format
+from registered import spec
 from tritonclient.grpc import model_config_pb2
 
-from shared.model_spec import QueuePolicy
+from shared.model_spec import ModelSpec, QueuePolicy, TensorSpec
 from worker.repository.config.batching import read_batching
 
 POLICY = "{ timeout_action: DELAY default_timeout_microseconds: 1500 allow_timeout_override: true }"
@@ -56,6 +57,38 @@ def test_without_levels_the_default_policy_is_that_of_the_only_queue() -> None:
     assert read("")["queue_policies"] == ()
 
 
+def of(batching: str) -> ModelSpec:
+    return spec("m", TensorSpec(name="x", datatype="FP32", dims=(2,))).model_copy(
+        update=read(batching)
+    )
+
+
+@pytest.mark.parametrize("levels", [1, 3, 100])
+def test_each_of_few_levels_has_a_queue(levels: int) -> None:
+    found = of(f"priority_levels: {levels} default_priority_level: 1")
+
+    assert found.levels == levels and not found.level_floors
+    assert [found.queue_of(level) for level in (1, levels)] == [1, levels]
+
+
+@pytest.mark.parametrize("levels", [101, 1000, 2**31, 2**63, 2**64 - 1])
+def test_more_levels_share_queues_and_keep_their_order(levels: int) -> None:
+    some = sorted({1, 2, 31, 32, 33, 100, 101, levels // 3, levels // 2, levels - 1, levels})
+    policy = "priority_queue_policy { key: 77 value { max_queue_size: 5 } }"
+    found = of(f"priority_levels: {levels} default_priority_level: {levels // 3} {policy}")
+
+    queues = [found.queue_of(level) for level in some]
+    assert queues == sorted(queues) and queues[0] >= 1 and queues[-1] <= found.levels <= 110
+    assert [found.queue_of(level) for level in range(1, 33)] == list(range(1, 33))
+    for alone in (77, levels // 3):
+        around = [found.queue_of(level) for level in (alone - 1, alone, alone + 1)]
+        assert len(set(around)) == 3 and found.level_of(around[1]) == alone
+    assert len(found.queue_policies) == found.levels
+    sizes = [each.max_queue_size for each in found.queue_policies]
+    assert sizes[found.queue_of(77) - 1] == 5 and sum(sizes) == 5
+    assert ModelSpec.model_validate_json(found.model_dump_json()) == found
+
+
 def test_beside_max_batch_size_0_the_queues_fields_count() -> None:
     assert read("preserve_ordering: true", max_batch_size=0)["preserve_ordering"] is True
 
@@ -65,7 +98,15 @@ def test_beside_max_batch_size_0_the_queues_fields_count() -> None:
     [
         ("preferred_batch_size: 9", "preferred_batch_size 9 must be from 1 to max_batch_size 8"),
         ("preferred_batch_size: 0", "preferred_batch_size 0 must be from 1 to max_batch_size 8"),
-        ("priority_levels: 101", "priority_levels 101 must not exceed 100"),
+        ("priority_levels: 101", "default_priority_level 0 must be from 1 to 101"),
+        (
+            "priority_levels: 1000 default_priority_level: 1 "
+            + " ".join(
+                f"priority_queue_policy {{ key: {100 + n} value {{ }} }}" for n in range(64)
+            ),
+            "priority_queue_policy: 65 levels are named, of more than 100 priority_levels at most "
+            "64 can be",
+        ),
         ("priority_levels: 2", "default_priority_level 0 must be from 1 to 2"),
         (
             "priority_levels: 2 default_priority_level: 1 "

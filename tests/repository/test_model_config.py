@@ -326,7 +326,7 @@ def test_the_sample_models_are_read(sample_models: Path) -> None:
 @pytest.mark.parametrize(
     ("batching", "message"),
     [
-        ("priority_levels: 101", "priority_levels 101 must not exceed 100"),
+        ("priority_levels: 101", "default_priority_level 0 must be from 1 to 101"),
         ("priority_levels: 2", "default_priority_level 0 must be from 1 to 2"),
         (
             "priority_levels: 2 default_priority_level: 3",

@@ -9,10 +9,13 @@ import pytest
 from answers import answer, refusal
 from counting_model import CountingModel, counting_model, v2
 from flask import Flask
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 from waiting import wait_until
 
 from api.app import create_app
 from shared.settings import Settings
+from worker.repository.config.batching import read_batching
 
 INFER = "/v2/models/fake/infer"
 LEVELS = {"priority_levels": 3, "default_priority_level": 2}
@@ -48,6 +51,31 @@ def test_the_lower_level_goes_first_and_the_default_level_is_the_models(settings
         )
 
     assert order == [1.0, 2.0, 2.5, 2.75, 3.0]
+
+
+def test_of_very_many_levels_the_lower_goes_first(settings: Settings) -> None:
+    levels, default = 2**64 - 1, 2**40
+    message = text_format.Parse(
+        f"priority_levels: {levels} default_priority_level: {default}",
+        model_config_pb2.ModelDynamicBatching(),
+    )
+    fields = read_batching(model_config_pb2.ModelConfig(max_batch_size=1, dynamic_batching=message))
+    with counting_model(settings, **fields) as model:
+        order = order_of(
+            create_app(settings),
+            model,
+            (9.0, {"priority": levels}),
+            (5.0, {"priority": 10**6}),
+            (8.0, {"priority": 2**63}),
+            (6.0, {}),
+            (7.0, {"priority": 2**40 + 1}),
+            (3.0, {"priority": 31}),
+            (4.0, {"priority": 32}),
+            (1.0, {"priority": 1}),
+        )
+        refusal(create_app(settings).test_client().post(INFER, json=v2(1.0, priority=2**64)))
+
+    assert order == [1.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
 
 
 def test_without_levels_priority_is_ignored(settings: Settings) -> None:

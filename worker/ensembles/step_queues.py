@@ -109,12 +109,12 @@ class StepQueues:
 
 
 def step_level(ensemble: ModelSpec, level: int, model: ModelSpec) -> int:
-    """Return the level of priority on a step's queue, for a request on the ensemble's `level`.
+    """Return the step's queue for a request on the ensemble's queue `level`.
 
     A request without a priority has the ensemble's default, and gets the step's.
     """
     if not model.priority_levels:
         return 1
-    if level == ensemble.default_priority_level:
-        return model.default_priority_level
-    return min(level, model.priority_levels)
+    if level == ensemble.queue_of(ensemble.default_priority_level):
+        return model.queue_of(model.default_priority_level)
+    return model.queue_of(min(ensemble.level_of(level), model.priority_levels))

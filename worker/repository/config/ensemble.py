@@ -113,6 +113,7 @@ def with_models(
         update={
             "priority_levels": most.priority_levels,
             "default_priority_level": most.default_priority_level,
+            "level_floors": most.level_floors,
         }
     )
 
