@@ -7,6 +7,7 @@ prepares pictures and texts, and names the answers.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from typing import Any, Literal
@@ -208,6 +209,24 @@ class ModelSpec(_Frozen):
     def ragged_names(self) -> frozenset[str]:
         """Return the inputs in which requests of one batch may differ in size."""
         return frozenset(tensor.name for tensor in self.inputs if tensor.ragged)
+
+    def has_rows(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Tell whether there is something to compute: a batch of no rows is answered without."""
+        return not (self.batched and inputs and inputs[0].shape[0] == 0)
+
+    def no_rows(self, tensors: Iterable[TensorSpec]) -> tuple[Tensor, ...]:
+        """Return declared tensors with no rows; a dimension of -1, which nothing decides, is 0."""
+        return tuple(
+            [
+                Tensor(each.name, each.datatype, (0, *[max(0, size) for size in each.dims]), b"")
+                for each in tensors
+            ]
+        )
+
+    def answer_to_no_rows(self, wanted: tuple[str, ...]) -> tuple[Tensor, ...]:
+        """Return the outputs in `wanted`, or all of them, for a request of no rows."""
+        declared = {tensor.name: tensor for tensor in self.outputs}
+        return self.no_rows(declared[name] for name in wanted or declared)
 
     def with_changes(self, **changes: Any) -> ModelSpec:
         """Return a spec that differs in some fields.

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from api.infer.options import DEFAULT_OPTIONS, RequestOptions
-from shared.messages import AnswerForm, InferRequest, Tensor
+from shared.messages import AnswerForm, InferRequest, InferResult, Tensor
 from shared.model_spec import ModelSpec
+
+
+class Pending(Protocol):
+    """A request under way."""
+
+    def wait(self) -> InferResult:
+        """Return the answer; raises the error in its place."""
+        ...
+
+    def cancel(self) -> None:
+        """Tell that nobody waits any more."""
+        ...
+
+
+class NoRows(NamedTuple):
+    """A request of no rows under way: its answer is there, and no model is asked."""
+
+    result: InferResult
+
+    def wait(self) -> InferResult:
+        """Return the answer."""
+        return self.result
+
+    def cancel(self) -> None:
+        """Leave it as it is."""
 
 
 class Question(NamedTuple):
@@ -26,12 +51,13 @@ class Question(NamedTuple):
     def request(self, request_id: str, default_timeout_seconds: float) -> InferRequest:
         """Return the message for the queue: its rows are its first input's first dimension.
 
-        Raises BadRequest for a priority that the model does not have.
+        A request of no rows counts as one there; its instance answers it without the model. Raises
+        BadRequest for a priority that the model does not have.
         """
         spec, inputs, outputs, options = self[:4]
         return InferRequest(
             request_id,
-            inputs[0].shape[0] if spec.batched else 1,
+            (inputs[0].shape[0] or 1) if spec.batched else 1,
             inputs,
             outputs,
             options.deadline_seconds(spec, default_timeout_seconds),

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import redis
 
-from api.infer.question import Question
+from api.infer.question import NoRows, Pending, Question
 from api.infer.shadowing import Shadowing
 from shared.errors import QueueFull
 from shared.messages import InferResult
 from shared.model_spec import ModelSpec
 from shared.operations.shadow_comparison import Comparisons
 from shared.registry.catalog import Catalog
-from shared.request_queue.api_end import PendingRequest, RequestQueue
+from shared.request_queue.api_end import RequestQueue
 from shared.request_queue.async_requests import AsyncRequests
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
@@ -54,8 +54,13 @@ class Queues:
         self.copy_to_shadow(question, result)
         return Answered(question.spec, result)
 
-    def push(self, question: Question) -> PendingRequest:
-        """Push one request; raises QueueFull when too many wait in this process."""
+    def push(self, question: Question) -> Pending:
+        """Push one request; raises QueueFull when too many wait in this process.
+
+        One of no rows is answered at once.
+        """
+        if 0 in question.inputs[0].shape:
+            return NoRows(InferResult(question.spec.answer_to_no_rows(question.outputs)))
         queue = self._queue(question.spec)
         waiting = sum([other.waiting for other in list(self._queues.values())])
         waiting -= self._shadowing.under_way
@@ -65,7 +70,7 @@ class Queues:
         request = question.request(queue.new_id(), self._settings.request_timeout_seconds)
         return queue.push(request, question.options.client)
 
-    def wait(self, spec: ModelSpec, pending: PendingRequest) -> InferResult:
+    def wait(self, spec: ModelSpec, pending: Pending) -> InferResult:
         """Return a model's answer; raises what `PendingRequest.wait` raises."""
         try:
             return pending.wait()
@@ -87,6 +92,8 @@ class Queues:
         """Ask the model's shadow the same, if it has one, and compare the answers."""
         shadow = self._catalog.shadow_of(question.spec)
         if shadow is None or not shadow.answers_as(question.spec):
+            return
+        if not shadow.has_rows(question.inputs):
             return
         lowest = question.options._replace(priority=shadow.priority_levels, client=None)
         copied = question._replace(spec=shadow, options=lowest, named=True)

@@ -76,7 +76,7 @@ def checked_binary(raw: Buffer, datatype: str, shape: tuple[int, ...], where: st
             f"{where}: {len(raw)} bytes of binary data, {datatype} of shape {list(shape)} "
             f"has {wanted}"
         )
-    if datatype == "BOOL" and np.frombuffer(raw, np.uint8).max() > 1:
+    if datatype == "BOOL" and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
         raise BadRequest(f"{where}: BOOL is one byte each, 0 or 1")
     return raw
 

@@ -5,6 +5,8 @@ Source: https://github.com/triton-inference-server/server/blob/main/docs/protoco
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from shared.datatypes import to_bytes
@@ -21,7 +23,8 @@ def classified(tensor: Tensor, class_count: int, spec: ModelSpec) -> Tensor:
     BadModelOutput for NaN, which has no place among them.
     """
     array = tensor.array()
-    rows = array.reshape(len(array), -1) if spec.batched else array.reshape(1, -1)
+    leading = len(array) if spec.batched else 1
+    rows = array.reshape(leading, prod(array.shape[int(spec.batched) :]))
     if rows.dtype.kind not in "iu" and np.isnan(rows).any():
         raise BadModelOutput(f"output {tensor.name!r}: NaN among its values, which have no order")
     count = min(class_count, rows.shape[1])

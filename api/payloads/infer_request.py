@@ -139,7 +139,7 @@ def check_shape(shape: tuple[int, ...], declared: TensorSpec, spec: ModelSpec, w
     for got, want in zip(shape, wanted, strict=True):
         if want not in (got, -1):
             raise BadRequest(f"{where}: shape {list(shape)}, the model wants {wanted}")
-    if 0 in shape:
+    if 0 in (shape[1:] if spec.batched else shape):
         raise BadRequest(f"{where}: shape {list(shape)} has no elements")
     if spec.batched and shape[0] > spec.max_batch_size:
         raise BadRequest(

@@ -19,6 +19,8 @@ def describe_rows(spec: ModelSpec, result: InferResult, top_k: int) -> list[dict
     A model of one class score per row (sigmoid) answers with it as `confidence` of class 1. One
     whose first output is no score answers with its outputs under their names.
     """
+    if not spec.has_rows(result.outputs):
+        return []
     if not _gives_scores(spec):
         return _named_rows(spec, result, top_k)
     scores = _scores(result.outputs[0].array(), spec)

@@ -33,6 +33,8 @@ class TokenizerCache:
         config does not allow a cut.
         """
         text = spec.text
+        if not texts:
+            return spec.no_rows(spec.inputs if text else filter(None, [spec.string_input])), []
         if text is None:
             return (_strings(texts, spec),), [False] * len(texts)
         check_row_count(len(texts), spec)

@@ -46,7 +46,9 @@ def parse_predict(
     _check_outputs(spec)
     form, value = FORMS[asked[0]], body[asked[0]]
     if form == "predictions":
-        _check_rows(value)
+        _check_rows(value, spec)
+        if not value:
+            return form, spec.no_rows(spec.inputs)
     if spec.input_kind == "text" and _all_texts(value):
         return form, tokenizers.encode(value, spec)[0]
     columns = _columns_of_rows(value, spec) if form == "predictions" else _columns(value, spec)
@@ -88,10 +90,10 @@ def _check_outputs(spec: ModelSpec) -> None:
             )
 
 
-def _check_rows(instances: Any) -> None:
+def _check_rows(instances: Any, spec: ModelSpec) -> None:
     if not isinstance(instances, list):
         raise BadRequest(f'"instances" must be a list, not {json_type(instances)}')
-    if not instances:
+    if not instances and not spec.batched:
         raise BadRequest('"instances" is an empty list')
 
 
@@ -148,6 +150,8 @@ def _is_binary(value: Any) -> bool:
 
 def _tensor(value: Any, declared: TensorSpec, spec: ModelSpec) -> Tensor:
     where = f"input {declared.name!r}"
+    if value == [] and spec.batched:
+        return spec.no_rows([declared])[0]
     if spec.image and declared.name == spec.image.input and _all_binary(value):
         return picture_batch([_binary(item, where) for item in value], spec)
     if declared.datatype == "BYTES":

@@ -89,9 +89,9 @@ def _texts(value: Any, name: str | None, version: str | None) -> Response:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadRequest(f'"text" must be a string or a list of strings, not {json_type(value)}')
-    if not texts:
-        raise BadRequest('"text" is an empty list')
     spec = _model("text", name, version)
+    if not texts and not spec.batched:
+        raise BadRequest('"text" is an empty list')
     inputs, cut = services().tokenizers.encode(texts, spec)
     return _described(spec, inputs, version, one=isinstance(value, str), cut=cut)
 
@@ -102,6 +102,8 @@ def _tensor(data: Any, name: str | None, version: str | None) -> Response:
     if len(spec.inputs) != 1:
         raise BadRequest(f"'{spec.name}' has {len(spec.inputs)} inputs, use /v2/models/.../infer")
     declared = spec.inputs[0]
+    if data == [] and spec.batched:
+        return _respond(spec, spec.no_rows([declared]), AnswerForm("tensor"), version)
     array = to_array(mixed(data), declared.datatype, "input_tensor")
     check_shape(array.shape, declared, spec, "input_tensor")
     tensor = Tensor(declared.name, declared.datatype, array.shape, to_bytes(array))

@@ -45,6 +45,8 @@ def typed_data(tensor: proto.ModelInferRequest.InferInputTensor, where: str) -> 
     if datatype not in FIELDS:
         raise BadRequest(f"{where}: {datatype} has no typed contents, send raw_input_contents")
     given = [field.name for field, _ in tensor.contents.ListFields()]
+    if not given and 0 in shape:
+        return b""
     if given != [FIELDS[datatype]]:
         raise BadRequest(
             f"{where}: {datatype} belongs into {FIELDS[datatype]}, and nothing else, not {given}"

@@ -9,14 +9,13 @@ from tritonclient.grpc import service_pb2 as proto
 
 from api.infer.options import options_of
 from api.infer.outputs import shown_outputs, timings_json
-from api.infer.question import Question
+from api.infer.question import Pending, Question
 from api.infer.queues import Queues
 from api.rpc.requests import read_request
 from shared.errors import RequestExpired, VersionRetired
 from shared.messages import AnswerForm, InferResult
 from shared.model_spec import ModelSpec
 from shared.registry.catalog import Catalog
-from shared.request_queue.api_end import PendingRequest
 
 
 class Asked(NamedTuple):
@@ -24,7 +23,7 @@ class Asked(NamedTuple):
 
     request: proto.ModelInferRequest
     question: Question
-    pending: PendingRequest
+    pending: Pending
     until: float
 
 

@@ -14,7 +14,7 @@ from collections import deque
 
 import numpy as np
 
-from api.infer.question import Question
+from api.infer.question import Pending, Question
 from api.infer.queues import Queues
 from bench.children.simulated_device import (
     BATCH_ROWS,
@@ -26,7 +26,6 @@ from bench.children.simulated_device import (
 from shared.messages import InferResult, Tensor
 from shared.registry.catalog import Catalog
 from shared.registry.registry import Registry
-from shared.request_queue.api_end import PendingRequest
 from shared.settings import Settings
 from shared.wire.client import connect
 
@@ -45,7 +44,7 @@ class FullQueue:
         self._instance_count = instance_count
         self._spec = simulated_spec(model_name(instance_count))
         self._inputs = (Tensor.of("input", np.ones((1, WIDTH), np.float32)),)
-        self._waiting: deque[PendingRequest] = deque()
+        self._waiting: deque[Pending] = deque()
 
     def measure(self, seconds: float) -> tuple[float, list[int]]:
         """Return answers per second once every instance has answered, and some batch sizes.
@@ -77,7 +76,7 @@ class FullQueue:
         self._waiting.append(self._push())
         return result
 
-    def _push(self) -> PendingRequest:
+    def _push(self) -> Pending:
         return self._queues.push(Question(self._spec, self._inputs))
 
 

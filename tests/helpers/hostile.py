@@ -105,4 +105,4 @@ def _check_accepted(inputs: tuple[Tensor, ...], model: ModelSpec) -> None:
     assert [tensor.name for tensor in inputs] == [declared.name for declared in model.inputs]
     request = InferRequest("id", 1, inputs, signature=model.signature(inputs))
     for tensor in InferRequest.decode("id", 1, request.encode()).inputs:
-        assert tensor.array().size > 0
+        assert tensor.array().size > 0 or not model.has_rows(inputs)

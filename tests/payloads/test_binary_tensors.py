@@ -299,7 +299,7 @@ def test_a_shape_that_is_no_list_of_counts_is_refused(shape: Any) -> None:
     assert "shape must be a list of numbers" in refused_input(4, b"\1\0\2\0", shape=shape)
 
 
-@pytest.mark.parametrize("shape", [[0, 2], [1, 0]])
+@pytest.mark.parametrize("shape", [[0, 0], [1, 0]])
 def test_a_shape_without_elements_is_refused(shape: list[int]) -> None:
     assert "shape" in refused_input(0, shape=shape, model=of("INT16", -1))
 

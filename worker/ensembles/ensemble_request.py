@@ -70,7 +70,8 @@ class EnsembleRequest:
         seconds = time.monotonic() - self.started_at
         timings = item.timings(0.0, seconds, item.rows, instance)
         try:
-            outputs = ensemble_outputs(self._spec, wanted, self.tensors, item.rows)
+            rows = item.rows if self._spec.has_rows(self.decoded.inputs) else 0
+            outputs = ensemble_outputs(self._spec, wanted, self.tensors, rows)
             answer = InferResult(outputs, timings).encode()
             if len(answer) > MAX_RESULT_BYTES:
                 raise BadModelOutput(

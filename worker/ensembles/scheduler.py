@@ -22,6 +22,7 @@ from shared.errors import (
     RequestExpired,
     VersionRetired,
 )  # fmt: skip
+from shared.messages import InferResult
 from shared.model_spec import ModelSpec
 from shared.request_queue.claimed import Claimed
 from worker.ensembles.ensemble_queue import EnsembleQueue, Finished, Outbox, RowBudget
@@ -173,9 +174,15 @@ class EnsembleScheduler:
         try:
             model = self._steps.model(step)
             check_asked(step, model)
+            inputs = step_inputs(self._spec, step, model, request.tensors)
+            if not model.has_rows(inputs):
+                outputs = model.answer_to_no_rows(request.outputs_of(number))
+                request.add_result(number, InferResult(outputs))
+                self._advance(request)
+                return
             step_request = StepRequest(
                 model,
-                step_inputs(self._spec, step, model, request.tensors),
+                inputs,
                 request.outputs_of(number),
                 request.deadline,
                 step_level(self._spec, request.claimed.level, model),

@@ -89,6 +89,9 @@ def _fitted(
             f"tensor {tensor.name!r}: datatype {tensor.datatype}, {declared.name!r} of "
             f"'{model.name}' wants {declared.datatype}"
         )
+    if shape[:1] == (0,) and len(shape) == len(wanted):  # of no rows a free dimension says nothing
+        sizes = zip(shape[1:], wanted[1:], strict=True)
+        shape = (0, *[size or max(0, want) for size, want in sizes])
     if len(shape) != len(wanted) or any(
         want not in (-1, got) for got, want in zip(shape, wanted, strict=True)
     ):

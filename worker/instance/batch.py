@@ -6,7 +6,7 @@ import logging
 import time
 
 from shared.errors import BadMessage, BadModelOutput, FerryError, ModelFailed, described
-from shared.messages import InferResult
+from shared.messages import InferResult, Tensor
 from shared.model_spec import ModelSpec
 from shared.request_queue.claimed import MAX_RESULT_BYTES, Claimed, EncodedResults
 from shared.request_queue.model_statistics import Pass, encode_costs
@@ -44,27 +44,47 @@ def answer_batch(
     """
     claimed_at = time.monotonic()
     results: dict[str, bytes] = {}
-    requests = []
+    requests, empty = [], list[Claimed]()
     for item in claimed:
         try:
             requests.append(_decode(item, spec))
         except BadMessage as error:
             log.warning("request %s cannot be decoded, answering it with the error", item.id)
             results[item.id] = InferResult(error=error).encode()
+        except _NoRows as found:
+            empty.append(item)
+            timings = item.timings(0.0, 0.0, 0, instance)
+            results[item.id] = InferResult(found.outputs, timings).encode()
     context = BatchContext(spec, backend, instance, claimed_at, time.monotonic() - claimed_at, [])
     for together in _by_shape(requests) if one_length else [requests] if requests else []:
         results.update(_answer(together, context))
+    if empty:
+        context.add_pass(empty, 0, claimed_at, claimed_at, claimed_at)
     refused = _refuse_oversized(results, spec)
     passes = _without(refused, context.passes) if refused else context.passes
     costs = encode_costs(claimed, passes, time.monotonic() - claimed_at)
     return EncodedResults([results[item.id] for item in claimed], costs)
 
 
+class _NoRows(Exception):
+    """A request brings no rows; its answer is there, without the model."""
+
+    def __init__(self, outputs: tuple[Tensor, ...]) -> None:
+        """Carry the answer's outputs."""
+        super().__init__()
+        self.outputs = outputs
+
+
 def _decode(item: Claimed, spec: ModelSpec) -> DecodedRequest:
-    """Decode one request; raises BadMessage, also when it says it has other rows than it brings."""
+    """Decode one request; raises BadMessage, also when it says it has other rows than it brings.
+
+    Raises _NoRows for one that brings none.
+    """
     request = item.request()
     for tensor in request.inputs:
         if spec.batched and tensor.shape[:1] != (item.rows,):
+            if not any(each.shape[0] for each in request.inputs):
+                raise _NoRows(spec.answer_to_no_rows(request.outputs))
             raise BadMessage(
                 f"input {tensor.name!r}: shape {list(tensor.shape)} does not have {item.rows} rows"
             )
