@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -73,7 +74,8 @@ def test_of_very_many_levels_the_lower_goes_first(settings: Settings) -> None:
             (4.0, {"priority": 32}),
             (1.0, {"priority": 1}),
         )
-        refusal(create_app(settings).test_client().post(INFER, json=v2(1.0, priority=2**64)))
+        beyond = json.dumps(v2(1.0, priority=levels + 1))
+        refusal(create_app(settings).test_client().post(INFER, data=beyond))
 
     assert order == [1.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
 
