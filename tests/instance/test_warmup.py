@@ -217,15 +217,63 @@ def test_an_answer_by_another_contract_is_no_refusal() -> None:
         warmed(fake_spec(), FakeBackend(broken))
 
 
-def test_an_answer_in_another_shape_is_said_and_may_be_the_inputs_fault() -> None:
+FREE = fake_spec().model_copy(
+    update={"inputs": (TensorSpec(name="x", datatype="FP32", dims=(-1,)),)}
+)
+BREACHES: dict[str, tuple[Callable[[Mapping[str, Array]], dict[str, Array]], str]] = {
+    "another datatype": (
+        lambda inputs: {"y": np.zeros((len(inputs["x"]), 2), np.int64)},
+        "output 'y': datatype INT64, the config declares FP32",
+    ),
+    "another size": (
+        lambda inputs: {"y": np.zeros((len(inputs["x"]), 3), np.float32)},
+        r"output 'y': shape \[1, 3\], the config declares \[-1, 2\]",
+    ),
+    "another name": (
+        lambda inputs: {"z": inputs["x"]},
+        "output 'y': the model did not return it",
+    ),
+    "one row for any batch": (
+        lambda inputs: {"y": np.zeros((1, 2), np.float32)},
+        r"output 'y': shape \[1, 2\] does not have one row for each of the 2 rows",
+    ),
+    "only on the third guess": (
+        lambda inputs: {"y": np.zeros((1 // (inputs["x"].flat[0] < 1), 2), np.int64)},
+        "output 'y': datatype INT64, the config declares FP32",
+    ),
+}
+
+
+@pytest.mark.parametrize("spec", [fake_spec(), FREE], ids=["fixed", "free"])
+@pytest.mark.parametrize("breach", BREACHES)
+def test_a_model_that_breaks_its_contract_whatever_goes_in_is_refused(
+    spec: ModelSpec, breach: str
+) -> None:
+    model, said = BREACHES[breach]
+
+    with pytest.raises(BadModelOutput, match=said):
+        warmed(spec, FakeBackend(model))
+
+
+def test_a_breach_is_not_looked_for_without_end() -> None:
+    backend = FakeBackend(lambda inputs: {"y": np.zeros((len(inputs["x"]), 3), np.float32)})
+
+    with pytest.raises(BadModelOutput):
+        warmed(FREE, backend)
+
+    assert len(backend.passes) <= 20
+
+
+def test_an_answer_in_another_shape_may_be_the_fault_of_the_made_up_size() -> None:
     def halved(inputs: Mapping[str, Array]) -> dict[str, Array]:
         return {"y": inputs["x"][:, ::2]}
 
-    free = fake_spec().model_copy(
-        update={"inputs": (TensorSpec(name="x", datatype="FP32", dims=(-1,)),)}
-    )
+    def odd(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {"y": inputs["x"][:, :0:-1]}
 
-    assert warmed(free, FakeBackend(halved)).cold == ""
-    assert warmed(fake_spec(), FakeBackend(halved)).cold == (
-        "what is made up to warm it fails: output 'y': shape [1, 1], the config declares [-1, 2]"
+    assert warmed(FREE, FakeBackend(halved)).cold == ""
+    never = warmed(
+        FREE.model_copy(update={"outputs": (TensorSpec(name="y", datatype="FP32", dims=(7,)),)}),
+        FakeBackend(odd),
     )
+    assert never.cold.startswith("what is made up to warm it fails: output 'y': shape [1, 15]")

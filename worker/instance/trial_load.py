@@ -2,7 +2,8 @@
 
     python -m worker.instance.trial_load REPOSITORY NAME VERSION    prints why not; exit code 1 then
 
-Prints LOADED once nothing more can refuse it, and behind that what is wrong with it all the same.
+Prints NOT_LOADED and the reason when it could not. Else LOADED, once only its answers can still
+refuse it, and behind that what is wrong with it all the same.
 A process of its own, so that a model that takes its process down does no other harm.
 """
 
@@ -24,7 +25,7 @@ from worker.devices import Placement, cpu_threads, devices_of
 from worker.instance.process import warm_backend
 from worker.job import InstanceJob
 from worker.meter import Meter
-from worker.repository.check import LOADED
+from worker.repository.check import LOADED, NOT_LOADED
 from worker.repository.models import read_model
 
 
@@ -48,10 +49,10 @@ def main(repository: Path, name: str, version: str) -> int:
             with torch.inference_mode():
                 say(warm_backend(job, Meter(), partial(say, LOADED)).note)
     except FerryError as error:
-        say(error.message)
+        say(f"{NOT_LOADED}\n{error.message}")
         return 1
     except BaseException as error:  # a border: whatever the model raises is the answer
-        say(described(error))
+        say(f"{NOT_LOADED}\n{described(error)}")
         return 1
     return 0
 

@@ -1,7 +1,7 @@
 """Runs a model before it is ready, so that no client pays for the first pass of a batch size.
 
 The operator's samples may keep a model from being served. What is made up in their place may not:
-a model that refuses it is served cold.
+a model that refuses it is served cold. One that answers it is held to its config as ever.
 """
 
 from __future__ import annotations
@@ -32,15 +32,14 @@ SLOW_REFUSAL_SECONDS = 1.0
 """A refusal that took longer: larger inputs would take longer still."""
 LONGEST_WARMUP_SECONDS = 60.0
 """Until batch sizes that were not run yet are left cold."""
+SAME_ANSWERS = 20
+"""Until no more is made up for a model that broke its contract as often in the same way: more than
+the sizes that are tried with the first values, so that others are among them."""
 MAX_SAID = 300
 DEVICE_IS_LOST = 75
 """The exit code after a pass that left the device useless to its process."""
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
-
-
-class Misfit(Exception):
-    """An answer to made-up inputs in other shapes than declared: it may be the inputs' fault."""
 
 
 class MadeUpPasses:
@@ -59,7 +58,7 @@ class MadeUpPasses:
         self._meter = meter
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return copies of the declared outputs; raises the model's own errors, and Misfit.
+        """Return copies of the declared outputs; raises the model's own errors, or BadModelOutput.
 
         Copies, for a model may answer with a buffer of its own, or with its input.
         """
@@ -69,10 +68,7 @@ class MadeUpPasses:
         except BaseException:
             _check_device()
             raise
-        try:
-            fitting = fitted_outputs(outputs, self._spec, len(next(iter(inputs.values()))))
-        except BadModelOutput as error:
-            raise Misfit(error.message) from error
+        fitting = fitted_outputs(outputs, self._spec, len(next(iter(inputs.values()))))
         return {name: np.array(array) for name, array in fitting.items()}
 
     def end(self) -> None:
@@ -96,19 +92,29 @@ class WarmUp(NamedTuple):
     cold: str = ""
 
 
-def warm_up(spec: ModelSpec, run: Run, *, strict: bool = True) -> WarmUp:
+def warm_up(spec: ModelSpec, run: Run) -> WarmUp:
     """Run every batch size in 1, 2, 4 ... max_batch_size on inputs that the model takes.
 
-    Raises BadModelOutput of a `strict` model that answers all that is made up with other outputs
-    than its config declares. The operator's own code may answer nonsense with nonsense.
+    Raises BadModelOutput of a model that breaks its contract whatever is made up.
     """
     guess, refusals = _taken(spec, run)
     if guess is None:
-        first = refusals[0]
-        if strict and all(isinstance(error, BadModelOutput) for error in refusals):
-            raise first
-        return WarmUp(None, f"what is made up to warm it fails: {said(first)}")
+        if (broken := _broken_contract(spec, refusals)) is not None:
+            raise broken
+        return WarmUp(None, f"what is made up to warm it fails: {said(refusals[0])}")
     return WarmUp(guess, run_sizes(spec, run, lambda rows: made_up(spec, guess, rows)))
+
+
+def _broken_contract(spec: ModelSpec, refusals: Sequence[BaseException]) -> BadModelOutput | None:
+    """Return the one way in which all answers differ from what the config declares.
+
+    Inputs of several values, and of several sizes where they are free, led to it: it is not theirs.
+    """
+    answers = [error for error in refusals if isinstance(error, BadModelOutput)]
+    is_free = any(-1 in tensor.dims for tensor in spec.inputs)
+    if len(answers) > is_free and len({error.message for error in answers}) == 1:
+        return answers[0]
+    return None
 
 
 def _taken(spec: ModelSpec, run: Run) -> tuple[Guess | None, list[BaseException]]:
@@ -124,15 +130,25 @@ def _taken(spec: ModelSpec, run: Run) -> tuple[Guess | None, list[BaseException]
             guesses.refused(guess, text_of(error))
         else:
             return guess, refusals
-        now = time.monotonic()
-        is_slow = now - asked > SLOW_REFUSAL_SECONDS or now - began > SEARCH_SECONDS
-        if is_slow or is_out_of_memory(refusals[-1]):
+        if _is_settled(refusals) or is_out_of_memory(refusals[-1]):
+            break
+        now, answered = time.monotonic(), isinstance(refusals[-1], BadModelOutput)
+        if (not answered and now - asked > SLOW_REFUSAL_SECONDS) or now - began > SEARCH_SECONDS:
             break
     return None, refusals
 
 
+def _is_settled(refusals: Sequence[BaseException]) -> bool:
+    """Tell whether nothing but one broken contract was heard for long enough."""
+    last = [error for error in refusals[-SAME_ANSWERS:] if isinstance(error, BadModelOutput)]
+    return len(last) == SAME_ANSWERS and len({error.message for error in last}) == 1
+
+
 def run_sizes(spec: ModelSpec, run: Run, rows_of: Callable[[int], Mapping[str, Array]]) -> str:
-    """Run every batch size but 1; returns from which one on the model is cold, and why."""
+    """Run every batch size but 1; returns from which one on the model is cold, and why.
+
+    Raises BadModelOutput of a model that takes one row and breaks its contract with several alike.
+    """
     began = time.monotonic()
     for rows in batch_sizes(spec.batch_rows)[1:]:
         if time.monotonic() - began > LONGEST_WARMUP_SECONDS:
@@ -141,6 +157,8 @@ def run_sizes(spec: ModelSpec, run: Run, rows_of: Callable[[int], Mapping[str, A
             )
         try:
             run(rows_of(rows))
+        except BadModelOutput:
+            raise
         except BaseException as error:  # a border: what it raises is no client's yet
             return f"a batch of {rows} made up rows fails: {said(error)}"
     return ""
@@ -150,7 +168,7 @@ def said(error: BaseException) -> str:
     """Return an error's class and the last line of its text, which is where torch says it."""
     last = (text_of(error).strip().splitlines() or [""])[-1].strip()
     # torch.jit's errors say the class by themselves, ours are sentences.
-    if last.partition(":")[0].endswith("Error") or isinstance(error, Misfit | FerryError):
+    if last.partition(":")[0].endswith("Error") or isinstance(error, FerryError):
         return last[:MAX_SAID]
     return f"{type(error).__name__}: {last}"[:MAX_SAID]
 

@@ -26,8 +26,8 @@ from worker.repository.models import (
 )  # fmt: skip
 
 LONGEST_TRIAL_SECONDS = 600.0
-LOADED = "loaded"
-"""A trial's own word for a version that can be served, whatever else it finds."""
+LOADED, NOT_LOADED = "loaded", "refused"
+"""A trial's own words, before what it says: of a version that can be served, or why it cannot."""
 
 
 class Tried(NamedTuple):
@@ -189,10 +189,16 @@ def trial_in_a_process(environ: Mapping[str, str]) -> Trial:
 def _tried(output: bytes | None, failed: str) -> Tried:
     """Return what a trial's output means, and how its process failed, if it did."""
     lines = (output or b"").decode(errors="replace").strip().splitlines()
+    if NOT_LOADED in lines:
+        return Tried(problem=_behind(NOT_LOADED, lines))
     if LOADED not in lines:
-        return Tried(problem="\n".join(lines) or failed)
-    said = "\n".join(lines[lines.index(LOADED) + 1 :])
+        return Tried(problem=failed)
+    said = _behind(LOADED, lines)
     return Tried(note=said or (failed and f"served cold: {failed} when it was warmed up"))
+
+
+def _behind(word: str, lines: list[str]) -> str:
+    return "\n".join(lines[lines.index(word) + 1 :])
 
 
 def _given_path(environ: Mapping[str, str]) -> list[str]:
