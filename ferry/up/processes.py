@@ -176,7 +176,8 @@ class OrderedManager(Manager):  # type: ignore[misc]
         while self._alive(names) and not self.hurry and self._stopping_seconds() < limit_seconds:
             time.sleep(0.01)
         for name in self._alive(names):
-            self.say(f"{name} did not stop in time; it is killed")
+            why = "SIGINT came again" if self.hurry else "it did not stop in time"
+            self.say(f"{name} is killed: {why}")
             kill_session(self._processes[name]["pid"])
         deadline = time.monotonic() + 0.5
         while self._alive(names) and time.monotonic() < deadline:

@@ -86,6 +86,11 @@ def _absolute(settings: Settings) -> Settings:
 
 
 def _check_surroundings(settings: Settings) -> None:
+    if Path(settings.models).is_file():
+        raise BadSetting(
+            f"FERRY_MODELS={settings.models!r}: a file, not a directory of models; "
+            f"`ferry serve {settings.models}` serves it"
+        )
     if not Path(settings.models).is_dir():
         raise BadSetting(
             f"FERRY_MODELS={settings.models!r}: no such directory; "

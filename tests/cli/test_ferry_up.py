@@ -54,7 +54,7 @@ def test_a_process_deaf_to_sigterm_is_killed_within_ten_seconds(start):
     ferry.process.terminate()
 
     assert ferry.end() == 0
-    assert "api did not stop in time" in ferry.text()
+    assert "api is killed: it did not stop in time" in ferry.text()
     assert ferry.noted("stopped") == ["dashboard"]
 
 
@@ -66,6 +66,8 @@ def test_a_second_ctrl_c_kills_at_once(start):
     ferry.process.send_signal(signal.SIGINT)
 
     assert ferry.end(seconds=3.0) == 0
+    assert "api is killed: SIGINT came again" in ferry.text()
+    assert "in time" not in ferry.text()
 
 
 @pytest.mark.parametrize("name", ["api", "dashboard"])

@@ -60,11 +60,13 @@ class Seen:
 
 
 @contextmanager
-def working(settings: Settings, repository: Path, mode: str = "explicit") -> Iterator[Seen]:
+def working(
+    settings: Settings, repository: Path, mode: str = "explicit", load_models: str = "*"
+) -> Iterator[Seen]:
     """Run a worker of a test's own over `repository`; ask about `m`."""
     settings = replace(
         settings, models=str(repository), model_control_mode=mode, poll_seconds=0.2,
-        load_models="*" if mode == "explicit" else "",
+        load_models=load_models if mode == "explicit" else "",
     )  # fmt: skip
     with connect(settings.redis_url) as redis, running_worker(settings):
         yield Seen(settings, redis, "m")
@@ -213,6 +215,19 @@ def test_a_version_to_use_that_is_gone_after_a_restart_hinders_nobody(
         assert seen.answer() == 2.0
         assert seen.snapshot().served["m"].default == "2"
         assert seen.snapshot().all_ready()
+
+
+def test_what_was_loaded_when_it_stopped_is_loaded_in_mode_explicit(
+    settings: Settings, tmp_path: Path
+) -> None:
+    for name in ("m", "unloaded", "never"):
+        add_model(tmp_path, name, 1)
+    with working(settings, tmp_path, load_models="m,unloaded") as seen:
+        seen.control.unload("unloaded")
+
+    with working(settings, tmp_path, load_models="") as seen:
+        assert seen.answer() == 1.0
+        assert set(seen.snapshot().served) == {"m"}
 
 
 def test_a_version_behind_a_link_is_taken_up_when_the_link_changes(

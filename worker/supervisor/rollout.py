@@ -75,7 +75,7 @@ class Rollout:
         self._must_look_again = False
         self._last_report: SupervisorReport | None = None
         self._last_state = ControlState()
-        self._has_read_all = False
+        self._has_read_all = self._has_kept_loaded = False
         self._seen_changes = -1
         self._next_look = self._next_poll = 0.0
 
@@ -105,6 +105,8 @@ class Rollout:
     def _follow(self, changes: int) -> None:
         """Act upon the desired, reported and served state, whose counter stands at `changes`."""
         state = self._store.read()
+        if not self._has_kept_loaded:
+            state = self._keep_loaded(state)
         self._planner.follow(state.desired, filter(self._wanted_keys.get, self._wanted_keys))
         # Noted before anything is done about it: what changes from here on is for the next look.
         self._seen_changes, self._must_look_again = changes, False
@@ -119,6 +121,19 @@ class Rollout:
             self._first_answers.look(state)
         self._last_state = state
         self._retire(state)
+
+    def _keep_loaded(self, state: ControlState) -> ControlState:
+        """In mode explicit, want what served when the last worker stopped, before anything else."""
+        try:
+            there = set(self._planner.planner.names())
+        except (BadModel, OSError):
+            return state  # the planner says why, and looks again
+        if self._settings.model_control_mode == "explicit":
+            for name in sorted(state.served.keys() & there):
+                if state.desired.get(name, Desired()).loaded is None:
+                    self._store.change(name, lambda now, _: now.model_copy(update={"loaded": True}))
+        self._has_kept_loaded = True
+        return self._store.read()
 
     def _restore(self) -> None:
         """Write desired, served and running versions into a Redis that came back empty."""
