@@ -78,8 +78,9 @@ def test_more_levels_share_queues_and_keep_their_order(levels: int) -> None:
     found = of(f"priority_levels: {levels} default_priority_level: {levels // 3} {policy}")
 
     queues = [found.queue_of(level) for level in some]
-    assert queues == sorted(queues) and queues[0] >= 1 and queues[-1] <= found.levels <= 110
+    assert queues == sorted(queues) and queues[0] >= 1 and queues[-1] <= found.levels <= 120
     assert [found.queue_of(level) for level in range(1, 33)] == list(range(1, 33))
+    assert [found.queue_of(level) - found.levels for level in (levels - 7, levels)] == [-7, 0]
     for alone in (77, levels // 3):
         around = [found.queue_of(level) for level in (alone - 1, alone, alone + 1)]
         assert len(set(around)) == 3 and found.level_of(around[1]) == alone

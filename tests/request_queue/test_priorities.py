@@ -67,6 +67,7 @@ def test_of_very_many_levels_the_lower_goes_first(settings: Settings) -> None:
             model,
             (9.0, {"priority": levels}),
             (5.0, {"priority": 10**6}),
+            (8.5, {"priority": levels - 1}),
             (8.0, {"priority": 2**63}),
             (6.0, {}),
             (7.0, {"priority": 2**40 + 1}),
@@ -77,7 +78,7 @@ def test_of_very_many_levels_the_lower_goes_first(settings: Settings) -> None:
         beyond = json.dumps(v2(1.0, priority=levels + 1))
         refusal(create_app(settings).test_client().post(INFER, data=beyond))
 
-    assert order == [1.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
+    assert order == [1.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 8.5, 9.0]
 
 
 def test_without_levels_priority_is_ignored(settings: Settings) -> None:

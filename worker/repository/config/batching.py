@@ -12,6 +12,8 @@ MAX_OWN_QUEUES = 100
 """Up to so many levels of priority each have a queue."""
 EXACT_LEVELS = 32
 """Of more levels, the first ones that have."""
+LAST_LEVELS = 8
+"""And the last ones, for work that may wait for all other."""
 MAX_NAMED_LEVELS = 64
 """A queue's number is one byte in a ticket."""
 
@@ -46,8 +48,8 @@ def _priorities(batching: Any) -> tuple[int, int]:
 def _floors(levels: int, named: set[int]) -> tuple[int, ...]:
     """Return the lowest level of each queue; none when each level has its own.
 
-    Triton makes a queue for each of up to 2^64 - 1 levels that is asked for; here the first ones
-    and the `named` have one, and those between share one for each power of two.
+    Triton makes a queue for each of up to 2^64 - 1 levels that is asked for; here the first and
+    the last ones and the `named` have one, and those between share one for each power of two.
     """
     if levels <= MAX_OWN_QUEUES:
         return ()
@@ -56,7 +58,8 @@ def _floors(levels: int, named: set[int]) -> tuple[int, ...]:
             f"priority_queue_policy: {len(named)} levels are named, of more than {MAX_OWN_QUEUES} "
             f"priority_levels at most {MAX_NAMED_LEVELS} can be"
         )
-    exact = {*range(1, EXACT_LEVELS + 1), *named}
+    last = range(levels - LAST_LEVELS + 1, levels + 1)
+    exact = {*range(1, EXACT_LEVELS + 1), *last, *named}
     powers = {2**power for power in range(levels.bit_length())}
     starts = exact | {level + 1 for level in exact} | powers
     return tuple(sorted(level for level in starts if level <= levels))
