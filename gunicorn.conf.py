@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from shared.open_files import lift_open_files
 from shared.settings import Settings, mention_service_links, service_links
 
 _settings = Settings.from_env(os.environ)
@@ -13,7 +14,9 @@ bind = (
     else f"{_settings.host}:{_settings.port}"
 )
 workers = _settings.api_process_count
-worker_connections = _settings.api_connections
+# A process that may open no more files than these would fail at the next connection, and at all.
+_most_connections = max(1, lift_open_files() - 128)
+worker_connections = min(_settings.api_connections, _most_connections)
 # Requests mostly wait, and greenlets wait cheaper than threads: see docs/measurements.md.
 worker_class = "api.server.gunicorn_worker.PromptGeventWorker"
 # A process that answers no heartbeat for so long is replaced; requests do not count towards it.
@@ -43,7 +46,13 @@ worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else Non
 
 
 def on_starting(server: Any) -> None:
-    """Say once, not in each process, which variables are no settings."""
+    """Say once, not in each process, what of the environment counts otherwise than it stands."""
+    if worker_connections < _settings.api_connections:
+        server.log.warning(
+            "FERRY_API_CONNECTIONS=%d: %d, for a process may open few files here (`ulimit -n`)",
+            _settings.api_connections,
+            worker_connections,
+        )
     links = service_links(os.environ)
     mention_service_links(links, server.log)
     for name in links:

@@ -10,6 +10,7 @@ from typing import Any
 from shared import setting_checks as check
 from shared.cores import default_cores
 from shared.errors import BadSetting
+from shared.open_files import lift_open_files
 
 log = logging.getLogger(__name__)
 
@@ -243,10 +244,14 @@ def mention_service_links(links: Sequence[str], logger: logging.Logger) -> None:
 
 
 def start(environ: Mapping[str, str]) -> Settings:
-    """Read the settings of a process that serves, and log as they say; raises BadSetting."""
+    """Read the settings of a process that serves, and log as they say; raises BadSetting.
+
+    Lifts the limit on its open files as well.
+    """
     settings = Settings.from_env(environ)
     if not settings.redis_url:
         raise BadSetting("REDIS_URL is not set: `ferry up` sets it, or name a Redis server")
     logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
     mention_service_links(service_links(environ), log)
+    lift_open_files()
     return settings

@@ -12,8 +12,8 @@ from rooms import ROOT, arrows, circle, imports, product_modules, room
 
 FLOORS = {
     "shared": (
-        "errors datatypes names ticket messages model_spec setting_checks cores settings "
-        "socket_paths",
+        "errors datatypes names ticket messages model_spec setting_checks cores "
+        "open_files settings socket_paths",
         "wire",
         "courier",
         "request_queue",
