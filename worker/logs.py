@@ -12,6 +12,8 @@ from worker.meter import Meter
 def configure_logging(level: str) -> None:
     """Log at `level` and above, with time, process and module."""
     logging.basicConfig(level=level, format=LOG_FORMAT, force=True)
+    # A model may close standard error: a line that cannot be written must not end its instance.
+    logging.raiseExceptions = False
 
 
 def follow_level(level: LogLevel, meter: Meter) -> None:

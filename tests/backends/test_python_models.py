@@ -86,6 +86,21 @@ def test_it_is_told_where_it_lies_and_runs_and_may_clean_up(tmp_path: Path) -> N
     assert (tmp_path / "closed").read_text() == "m 1 cpu 1 red x FP32"
 
 
+def test_it_may_go_to_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data.txt").write_text("5")
+    code = (
+        "import os\nfrom pathlib import Path\nos.chdir('/')\n"
+        "class Model:\n    def forward(self, inputs):\n"
+        "        factor = int(Path(__file__).with_name('data.txt').read_text())\n"
+        "        return {'y': inputs['x'] * factor}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    backend = python(Path(), code)
+
+    assert backend.forward({"x": floats([1, 2])}, PLAIN)["y"].tolist() == [[5.0, 10.0]]
+
+
 def test_it_imports_what_lies_beside_it(tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "ferry_test_helper.py").write_text("FACTOR = 5\n")

@@ -57,6 +57,7 @@ def harmless():
     warnings.simplefilter("error")
     print("a lone \ud83d and 語")
     os.close(0)
+    sys.stderr.close()
 
 
 RAISED = [
