@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from ferry_up_process import (
@@ -139,14 +140,22 @@ def test_nothing_is_left_of_a_start_that_was_cut_short(start, sign, number):
     assert list(ferry.state_dir.glob("*.sock")) == []
 
 
+@pytest.fixture
+def short_directory() -> Iterator[Path]:
+    """A directory whose path leaves room for a socket's, as the tests' own may not."""
+    with TemporaryDirectory(dir="/tmp") as directory:
+        yield Path(directory)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_no_socket_is_left_elsewhere(start, tmp_path, number):
-    ferry = start({"FERRY_STATE_DIR": "d" * 103, "TMPDIR": str(tmp_path)}).wait_for_start()
+def test_no_socket_is_left_elsewhere(start, short_directory, number):
+    elsewhere = {"FERRY_STATE_DIR": "d" * 103, "TMPDIR": str(short_directory)}
+    ferry = start(elsewhere).wait_for_start()
     assert "is too long for a socket's path" in ferry.text()
-    assert list(tmp_path.glob("ferry-*/valkey.sock")) != []
+    assert list(short_directory.glob("ferry-*/valkey.sock")) != []
 
     ferry.process.send_signal(number)
 
     ferry.process.wait(STOP_SECONDS)
     wait_until_gone(ferry)
-    wait_until(lambda: not list(tmp_path.glob("ferry-*")), STOP_SECONDS, ferry.text)
+    wait_until(lambda: not list(short_directory.glob("ferry-*")), STOP_SECONDS, ferry.text)
