@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import log2
 
 import numpy as np
@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.datatypes import Array
-from shared.errors import BadMessage, BadModelOutput, ModelFailed
+from shared.errors import BadMessage, BadModelOutput, FerryError, ModelFailed
 from shared.messages import InferResult
 from shared.model_spec import ModelSpec, TensorSpec
 from shared.request_queue.claimed import Claimed
+from worker.backends.base import RequestTensors
 from worker.instance import batch
 from worker.instance.batch import answer_batch
 
@@ -241,26 +242,37 @@ def test_an_answer_that_is_refused_is_counted_as_failed(monkeypatch: pytest.Monk
         assert [each[:2] for each in struct.iter_unpack("<8d", passes)] == sizes
 
 
+class InPlaceEach:
+    """Writes into the strings that it is given, one request after the other; refuses "bad"."""
+
+    def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
+        raise AssertionError("it answers each")
+
+    def answer_each(
+        self, requests: Sequence[RequestTensors], pixels: frozenset[str]
+    ) -> list[dict[str, Array] | FerryError]:
+        answers: list[dict[str, Array] | FerryError] = []
+        for request in requests:
+            array = np.require(request.inputs["x"], requirements=["C", "W"])
+            array += b"!"
+            if array[0, 0] == b"bad!":
+                raise ValueError("bad")
+            answers.append({"y": np.array([[len(array[0, 0])]], np.float32)})
+        return answers
+
+
 def test_strings_are_sent_again_though_the_model_wrote_into_them() -> None:
-    spec = fake_spec(dims=(1,)).model_copy(
-        update={"inputs": (TensorSpec(name="x", datatype="BYTES", dims=(1,)),)}
-    )
-
-    def model(inputs: Mapping[str, Array]) -> dict[str, Array]:
-        array = np.require(inputs["x"], requirements=["C", "W"])
-        array += b"!"
-        if b"bad!" in array:
-            raise ValueError("bad")
-        return {"y": np.array([[len(item)] for item in array.ravel()], np.float32)}
-
-    words = [b"a", b"bad", b"ccc"]
+    strings = TensorSpec(name="x", datatype="BYTES", dims=(1,))
+    spec = fake_spec(dims=(1,)).with_changes(inputs=(strings,))
+    words = [b"a", b"ccc", b"bad", b"dd"]
     batch = [claimed(word.decode(), np.array([[word]], object)) for word in words]
 
-    results = answer_batch(batch, spec, FakeBackend(model), "i").results
+    results = answer_batch(batch, spec, InPlaceEach(), "i").results
 
     found = [InferResult.decode(result) for result in results]
-    assert [one.error is None for one in found] == [True, False, True]
-    assert [one.outputs[0].array().tolist() for one in found if not one.error] == [[[2]], [[4]]]
+    assert [one.error is None for one in found] == [True, True, False, True]
+    answers = [one.outputs[0].array().tolist() for one in found if not one.error]
+    assert answers == [[[2]], [[4]], [[3]]]
 
 
 def test_with_one_length_requests_of_another_run_by_themselves() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec
 from worker.instance.batch_parts import stack
+from worker.instance.warmup import said
 from worker.repository.config.tensors import MASK_KEY
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def _change_by_padding(spec: ModelSpec, run: Run, make: Make) -> float:
             try:
                 beside = run(stack([short, long], spec))
             except BaseException as error:  # a border: it need not take that length
-                log.debug("%s: a length is not looked at, it raised: %s", spec.key, error)
+                log.debug("%s: a length is not looked at, it raised %s", spec.key, said(error))
                 continue
             company = run(stack([short, other], spec))
             alone = run(short)
@@ -148,7 +149,7 @@ def _first_taken(
         try:
             return ask(make)
         except BaseException as error:  # a border: the model may refuse what is made up
-            log.info("%s: not looked at by some rows, it raised: %s", spec.key, error)
+            log.info("%s: not looked at by some rows, it raised %s", spec.key, said(error))
     return None
 
 
