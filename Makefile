@@ -46,6 +46,7 @@ test test-quick: export PYTHONDONTWRITEBYTECODE =
 
 test: samples ## Run the whole test suite, LANES files at a time
 	$(BIN)/$(PYTEST) --numprocesses $(LANES)
+	$(BIN)/python -m tools.older_redis --dist loadfile --numprocesses $(LANES)
 
 test-quick: samples ## Run the tests of files that start no servers
 	$(BIN)/$(PYTEST) --numprocesses 2 -m quick

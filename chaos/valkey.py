@@ -37,7 +37,8 @@ class MortalValkey:
 
     def forget(self) -> None:
         """Delete the append-only file of a server that does not run: the next one starts empty."""
-        shutil.rmtree(self._directory / "appendonlydir")
+        for written in self._directory.glob("appendonly*"):  # one file, before Redis 7.0
+            shutil.rmtree(written) if written.is_dir() else written.unlink()
 
     @property
     def url(self) -> str:

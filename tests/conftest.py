@@ -10,6 +10,7 @@ from secrets import token_hex
 from typing import Any
 
 import lanes
+import older_redis
 import pytest
 from ferry_processes import ROOT, SAMPLES, running_worker
 from flask import Flask
@@ -24,6 +25,14 @@ from shared.settings import Settings
 # Tests ask servers on this machine, and most clients would ask a proxy for them.
 for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server() -> Iterator[None]:
+    """Start another server than the embedded Valkey in this run, if one is named."""
+    with pytest.MonkeyPatch.context() as patch:
+        older_redis.embed(patch)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +88,10 @@ def ends(settings: Settings) -> Iterator[TwoEnds]:
     ends = TwoEnds(settings)
     yield ends
     ends.close()
+
+
+def pytest_report_header() -> str:
+    return older_redis.version()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

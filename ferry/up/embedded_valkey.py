@@ -28,7 +28,7 @@ LOAD_TIMEOUT_SECONDS = 300.0
 STOP_TIMEOUT_SECONDS = 5.0
 # How much an API process that is busy with something else may leave unread of its answers; with
 # Valkey's own 32mb it would lose its connection, and what it did not read be computed again.
-PUBSUB_LIMIT = "pubsub 256mb 64mb 60"
+PUBSUB_LIMIT = ("pubsub", "256mb", "64mb", "60")
 # A link in the state directory to a socket that had to go elsewhere.
 SOCKET_LINK = "valkey-socket"
 
@@ -104,8 +104,8 @@ def spawn(
     log_file = state_dir / "valkey.log"
     command = [str(get_binary_path()), "--port", "0", "--daemonize", "no", "--save", ""]
     command += ["--unixsocket", str(socket), "--unixsocketperm", "700", "--dir", str(state_dir)]
-    command += ["--appendonly", "yes", "--appendfsync", "everysec", "--latency-tracking", "no"]
-    command += ["--client-output-buffer-limit", PUBSUB_LIMIT]
+    command += ["--appendonly", "yes", "--appendfsync", "everysec"]
+    command += ["--client-output-buffer-limit", *PUBSUB_LIMIT]
     with log_file.open("wb") as output:
         process = start(command, stdout=output, stderr=subprocess.STDOUT)
     return EmbeddedValkey(process, socket, log_file)

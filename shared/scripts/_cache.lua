@@ -9,9 +9,15 @@ local function response_cache(tag, ttl, idempotent_ttl)
   local answers, expiry, used, followed = tag .. 'cache', tag .. 'cache:expiry', tag .. 'cache:used', tag .. 'followed'
   local entry_bytes = 300 -- what an entry takes in the hash and both sorted sets beside its answer
   local most_at_once = 64 * 2 ^ 20 -- bytes of answers that are handed to followers in one step
-  local clock, began = redis.call('TIME'), os.clock()
-  local now = clock[1] + clock[2] / 1e6
 
+  -- subtle: os.clock would cost less, but exists from Redis 7.4 only.
+  local function clock()
+    local time = redis.call('TIME')
+    return time[1] + time[2] / 1e6
+  end
+
+  local now = clock()
+  local began = now
   local function id_of(ticket) return string.sub(ticket, @ID@) end
   local function level_of(ticket) return string.byte(ticket, @LEVEL@) end
   local function size_of(ticket) return (struct.unpack('<I4', string.sub(ticket, @SIZE@, @ID@ - 1))) end
@@ -93,8 +99,8 @@ local function response_cache(tag, ttl, idempotent_ttl)
     local answer = kept(digest)
     if answer then
       give(id, struct.pack('<Bd', 0xc1, 0) .. answer)
-      cache.hits, cache.hit_lookup_seconds = cache.hits + 1, cache.hit_lookup_seconds + os.clock() - began
-      began = os.clock()
+      cache.hits, cache.hit_lookup_seconds = cache.hits + 1, cache.hit_lookup_seconds + clock() - began
+      began = clock()
       return 'hit'
     end
     local asked = tag .. 'asked:' .. digest
@@ -114,8 +120,8 @@ local function response_cache(tag, ttl, idempotent_ttl)
     local asked = tag .. 'asked:' .. digest
     if redis.call('LPUSH', asked, ticket) > 1 then add_followed(size_of(redis.call('LINDEX', asked, 1))) end
     hold(digest, tonumber(ttl_ms))
-    cache.misses, cache.miss_lookup_seconds = cache.misses + 1, cache.miss_lookup_seconds + os.clock() - began
-    began = os.clock()
+    cache.misses, cache.miss_lookup_seconds = cache.misses + 1, cache.miss_lookup_seconds + clock() - began
+    began = clock()
   end
 
   -- Takes the first of a list away; returns the ticket that is first then.
@@ -172,9 +178,9 @@ local function response_cache(tag, ttl, idempotent_ttl)
     lead_on(digest, ticket)
     if failed then return count, seconds end
     cache.hits, cache.hit_seconds = cache.hits + count, cache.hit_seconds + seconds
-    began = os.clock()
+    began = clock()
     keep(digest, result, max_bytes, keep_ms)
-    cache.miss_lookup_seconds = cache.miss_lookup_seconds + os.clock() - began
+    cache.miss_lookup_seconds = cache.miss_lookup_seconds + clock() - began
     return 0, 0
   end
 

@@ -234,7 +234,7 @@ def test_a_command_says_why_redis_refuses(
 def full_disk(trouble: Troubled, directory: Path) -> Iterator[Future[TestResponse]]:
     """Leave the server no room for its file; yield the request that finds it so."""
     pid, unlimited = trouble.server.process.pid, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    size = max(file.stat().st_size for file in (directory / "appendonlydir").iterdir())
+    size = max(file.stat().st_size for file in directory.rglob("*.aof"))
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     try:
         accepted = trouble.ask(4.0)
