@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import redis
 from redis.exceptions import RedisError, ResponseError
@@ -15,7 +15,7 @@ from ferry.errors import NoRedis
 from ferry.up.embedded_valkey import find_socket
 from shared.errors import RedisUnavailable
 from shared.settings import Settings
-from shared.wire.client import connect
+from shared.wire.client import connect, public_url
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def redis_to_inspect(environ: Mapping[str, str]) -> Iterator[tuple[Settings, red
         yield settings, client
     except (RedisError, RedisUnavailable) as error:
         reason = error.__cause__ if isinstance(error, RedisUnavailable) else error
-        where = _without_password(settings.redis_url)
+        where = public_url(settings.redis_url)
         if isinstance(reason, ResponseError):  # it is there, and says why it does not serve
             raise NoRedis(f"Redis at {where} refuses: {reason}") from error
         raise NoRedis(f"no Redis at {where}: {reason}") from error
@@ -48,8 +48,3 @@ def _embedded_url(state_dir: Path) -> str:
             f"no Redis: REDIS_URL is not set, and no ferry up runs in {state_dir} (FERRY_STATE_DIR)"
         )
     return f"unix://{quote(str(socket))}"
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

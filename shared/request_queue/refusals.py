@@ -12,16 +12,15 @@ from shared.errors import ModelFailed
 from shared.messages import InferResult
 from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.model_statistics import encode_costs
+from shared.wire.client import without_place
 
-RETRY_SECONDS = 0.1
-"""Until an instance tries a Redis that failed again."""
 MAX_REFUSALS = 5
 """How often an answer is sent to a Redis that takes other commands, but not this one."""
 
 
 def is_state_of_redis(error: RedisError) -> bool:
     """Tell whether Redis itself is out of order for a while, whatever it is sent."""
-    return isinstance(error, ResponseError) and not str(error).startswith("ERR ")
+    return isinstance(error, ResponseError) and not without_place(str(error)).startswith("ERR ")
 
 
 def refusal_errors(claimed: list[Claimed]) -> EncodedResults:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -15,6 +16,11 @@ from shared.errors import RedisUnavailable
 
 CONNECT_TIMEOUT_SECONDS = 0.4
 COMMAND_TIMEOUT_SECONDS = 5.0
+_PLACE_BEFORE_7 = re.compile(
+    r"(?:(?:ERR )?Error running script \(call to f_\w+\): @\w+:\d+: (?:@?user_script: ?\d+: )?"
+    r"|@user_script: \d+: )(?:-?([A-Z]{2,} .*)|(.*))"
+)
+_PLACE_SINCE_7 = re.compile(r" script: (\w+, )?on @.*")
 
 
 def connect(redis_url: str) -> redis.Redis:
@@ -34,6 +40,24 @@ def milliseconds(seconds: float) -> int:
     return int(1000 * seconds)
 
 
+def without_place(error: str) -> str:
+    """Return an error reply without what it says of the script that it came from.
+
+    Before Redis 7.0 that stands in front, and hides the code: "ERR Error running script (call to
+    f_<digest>): @user_script:1: @user_script: 1: -OOM command not allowed", since then behind it:
+    "OOM command not allowed script: <digest>, on @user_script:1."
+    """
+    if found := _PLACE_BEFORE_7.match(error):
+        return found[1] or "ERR " + found[2]
+    return _PLACE_SINCE_7.sub("", error)
+
+
+def public_url(redis_url: str) -> str:
+    """Return a REDIS_URL without its password, for messages."""
+    parts = urlsplit(redis_url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def asking(command: Callable[[], Any]) -> Any:
     """Run a client's command; raises RedisUnavailable.
 
@@ -50,7 +74,7 @@ def unavailable(error: RedisError) -> RedisUnavailable:
     if isinstance(error, BusyLoadingError):
         return RedisUnavailable("Redis is loading its data")
     if isinstance(error, ResponseError):
-        # redis-py takes the code off some replies, and scripts add where they failed.
-        reason, _, _ = re.sub("^[A-Z]+ ", "", str(error)).partition(" script: ")
+        # redis-py takes the code off some replies.
+        reason = re.sub("^[A-Z]+ ", "", without_place(str(error)))
         return RedisUnavailable(f"Redis refuses the request: {reason}")
     return RedisUnavailable("cannot reach Redis, it does not answer")

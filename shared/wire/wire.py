@@ -19,12 +19,12 @@ from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from shared.wire.client import COMMAND_TIMEOUT_SECONDS
+from shared.wire.client import COMMAND_TIMEOUT_SECONDS, without_place
 from shared.wire.packing import Command, PackedCommand, pack
 from shared.wire.scripts import SCRIPTS, script_text
 
 LONGEST_BLOCK_SECONDS = 0.5
-"""The longest that a blocking command on a wire may wait."""
+"""The longest that a blocking command on a wire may wait, and Redis still have its usual time."""
 READ_BYTES = 1 << 16
 
 NO_REPLY = PackedCommand.of("CLIENT", "REPLY", "SKIP")
@@ -49,6 +49,8 @@ class Wire:
         self._socket: socket.socket | None = None
         self._reader = _reader()
         self._unread = 0
+        self.connections = 0
+        """The number of connections so far: after another one Redis calls us by another id."""
 
     def send(self, *commands: Command) -> None:
         """Write all commands at once; their replies must then be read in the same order.
@@ -113,13 +115,26 @@ class Wire:
 
     def has_reply(self, seconds: float) -> bool:
         """Wait so long for the next reply to begin; tell whether it has."""
+        return bool(self._readable(seconds))
+
+    def has_reply_before(self, wakeup: int) -> bool:
+        """Wait for the next reply as long as `reply` does; False once `wakeup` can be read."""
+        found = self._readable(LONGEST_BLOCK_SECONDS + COMMAND_TIMEOUT_SECONDS, wakeup)
+        if not found:
+            self.close()
+            raise RedisConnectionError("Redis does not answer")
+        return found != [wakeup]
+
+    def _readable(self, seconds: float, *others: int) -> list[int]:
+        """Wait so long for the next reply to begin, or for others; return what can be read."""
         opened = self._socket
         assert opened is not None, "a reply is waited for after a send"
         if self._reader.has_data() or (isinstance(opened, ssl.SSLSocket) and opened.pending()):
-            return True
+            return [opened.fileno()]
         poll = select.poll()
-        poll.register(opened, select.POLLIN)
-        return bool(poll.poll(1000 * seconds))
+        for descriptor in (opened.fileno(), *others):
+            poll.register(descriptor, select.POLLIN)
+        return [found for found, _ in poll.poll(1000 * seconds)]
 
     @property
     def is_open(self) -> bool:
@@ -156,6 +171,7 @@ class Wire:
         opened: socket.socket = self._connection._sock
         _set_timeout(opened, LONGEST_BLOCK_SECONDS + COMMAND_TIMEOUT_SECONDS)
         self._socket = opened
+        self.connections += 1
         return opened
 
 
@@ -189,7 +205,7 @@ def _reply_error(text: str) -> RedisError:
 
     Source: https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors
     """
-    code = text.partition(" ")[0]
+    code = without_place(text).partition(" ")[0]
     if code == "LOADING":
         return BusyLoadingError(text)
     if code in ("NOSCRIPT", "MASTERDOWN"):

@@ -11,13 +11,9 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError, ResponseError
 
 from shared.request_queue.claimed import Claimed, EncodedResults
-from shared.request_queue.refusals import (
-    MAX_REFUSALS,
-    RETRY_SECONDS,
-    is_state_of_redis,
-    refusal_errors,
-)  # fmt: skip
+from shared.request_queue.refusals import MAX_REFUSALS, is_state_of_redis, refusal_errors
 from shared.request_queue.worker_end import WorkQueue
+from shared.wire.outage import RETRY_SECONDS, Outage
 from shared.wire.packing import Command
 from worker.meter import Meter
 
@@ -156,6 +152,7 @@ class Outbox:
         self._budget = budget
         self._meter = meter
         self._refusals: dict[str, int] = {}
+        self._outage = Outage(log)
 
     def add(self, finished: Finished) -> None:
         """Publish an answer with the next ones."""
@@ -168,9 +165,10 @@ class Outbox:
         try:
             refusals = self._queue.publish_each(self.waiting)
         except RedisError as error:
-            log.warning("Redis fails, %d answers wait, trying again: %s", len(self.waiting), error)
+            self._outage.note(error, f"{len(self.waiting)} answers wait, trying again")
             self.next_try = time.monotonic() + RETRY_SECONDS
             return
+        self._outage.end()
         tried, self.waiting = self.waiting, []
         for one, refusal in zip(tried, refusals, strict=True):
             if refusal is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
 import redis
@@ -13,8 +12,8 @@ from shared.registry.catalog import Catalog
 from shared.registry.registry import Registry
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.keys import QueueKeys
-from shared.request_queue.refusals import RETRY_SECONDS
 from shared.wire.client import connect
+from shared.wire.outage import Outage, rest
 from shared.wire.wire import open_wire
 from worker.ensembles.ensemble_queue import EnsembleQueue, RowBudget
 from worker.ensembles.scheduler import EnsembleScheduler
@@ -33,7 +32,9 @@ FINISH_SECONDS = 1.0
 """Given to requests under way after SIGTERM; then they go back to the queue."""
 
 
-def run_ensemble(job: InstanceJob, stop: Callable[[], bool], meter: Meter) -> None:
+def run_ensemble(
+    job: InstanceJob, stop: Callable[[], bool], meter: Meter, wakeup: int | None = None
+) -> None:
     """Serve an ensemble until `stop` returns true, then finish or put back the requests under way.
 
     The supervisor sees in `meter` when the scheduler does not move any more while requests are
@@ -42,15 +43,17 @@ def run_ensemble(job: InstanceJob, stop: Callable[[], bool], meter: Meter) -> No
     """
     spec, client = job.spec, connect(job.redis_url)
     queue, answers = _queue(job, client), _queue(job, client)  # one for each of the two threads
+    queue.wakeup = wakeup
     budget = RowBudget(max(MAX_ROWS_UNDER_WAY, MAX_BATCHES_UNDER_WAY * spec.batch_rows))
     catalog = Catalog(Registry(client, job.key_prefix))
     steps = StepQueues(client, job.key_prefix, job.limits, catalog)
     scheduler = EnsembleScheduler(spec, answers, steps, budget, meter, job.id)
     scheduler.start()
+    outage = Outage(log)
     while not stop():
         free = budget.wait_free(WAIT_SECONDS)
         if free:
-            scheduler.begin(_claim(queue, free, budget, stop))
+            scheduler.begin(_claim(queue, free, budget, stop, outage))
     if not budget.wait_empty(FINISH_SECONDS):
         _put_back(queue)
     scheduler.stop()
@@ -67,20 +70,28 @@ def _queue(job: InstanceJob, client: redis.Redis) -> EnsembleQueue:
 
 
 def _claim(
-    queue: EnsembleQueue, rows: int, budget: RowBudget, stop: Callable[[], bool]
+    queue: EnsembleQueue,
+    rows: int,
+    budget: RowBudget,
+    stop: Callable[[], bool],
+    outage: Outage,
 ) -> list[Claimed]:
     """Claim up to `rows`; after a lost connection, return the batch of its lost reply."""
     try:
-        return queue.claim(rows, 0.0)
+        claimed = queue.claim(rows, 0.0)
+        outage.end()
+        return claimed
     except RedisError as error:
-        log.warning("Redis fails, trying again: %s", error)
+        pause = outage.note(error, "trying again")
     while not stop():
-        time.sleep(RETRY_SECONDS)
+        rest(pause, stop)
         try:
             found = queue.lost(budget.tickets)
-        except RedisError:
+        except RedisError as error:
+            pause = outage.note(error, "trying again")
             continue
-        log.info("Redis is back, %d requests were claimed and not heard of", len(found))
+        if found:
+            log.info("%d requests were claimed and not heard of", len(found))
         return found
     return []
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
 from shared.request_queue.claimed import Claimed, EncodedResults
-from shared.request_queue.refusals import (
-    MAX_REFUSALS,
-    RETRY_SECONDS,
-    is_state_of_redis,
-    refusal_errors,
-)  # fmt: skip
+from shared.request_queue.refusals import MAX_REFUSALS, is_state_of_redis, refusal_errors
 from shared.request_queue.worker_end import WorkQueue
+from shared.wire.outage import RETRY_SECONDS, Outage, rest
 from worker.meter import Meter
 
 log = logging.getLogger(__name__)
@@ -37,6 +32,7 @@ def run(
     """
     claimed: list[Claimed] = []
     answers = EncodedResults([], (b"", b""))
+    outage = Outage(log)
     while claimed or not stop():
         rows = meter.row_limit or max_rows
         try:
@@ -49,9 +45,12 @@ def run(
                 # fast: one write instead of two (docs/decisions/queue.md, 6)
                 claimed = queue.publish_and_claim(claimed, answers, rows, max_delay_seconds)
         except RedisError as error:
-            log.warning("Redis fails, %d answers wait, trying again: %s", len(claimed), error)
-            _publish_when_back(queue, claimed, answers, stop)
+            pause = outage.note(error, f"{len(claimed)} answers wait, trying again")
+            rest(RETRY_SECONDS if claimed else pause, stop)
+            _publish_when_back(queue, claimed, answers, stop, outage)
             claimed = []
+        else:
+            outage.end()
         if claimed:
             answers = answer_claimed(claimed, answer, meter)
 
@@ -72,15 +71,18 @@ def answer_claimed(
 
 
 def _publish_when_back(
-    queue: WorkQueue, claimed: list[Claimed], answers: EncodedResults, stop: Callable[[], bool]
+    queue: WorkQueue,
+    claimed: list[Claimed],
+    answers: EncodedResults,
+    stop: Callable[[], bool],
+    outage: Outage,
 ) -> None:
     """Publish the answers once Redis is back, and put back the requests of a lost reply.
 
     Errors take the place of answers that Redis refuses while it takes other commands.
     """
-    refusals = 0
+    refusals = tries = 0
     while True:
-        time.sleep(RETRY_SECONDS)
         try:
             if claimed:
                 # The publish that failed may have been done, and the claim behind it too: `drop`
@@ -94,8 +96,11 @@ def _publish_when_back(
             if refusals == MAX_REFUSALS:
                 log.error("Redis does not take %d answers, errors go out: %s", len(claimed), error)
                 answers = refusal_errors(claimed)
+            tries += 1
+            pause = outage.note(error, "trying again")
+            # Somebody waits for the answers, so Redis is asked often, but not for ever.
+            rest(RETRY_SECONDS if claimed and tries < 2 * MAX_REFUSALS else pause, stop)
         else:
-            log.info("Redis is back")
             return
 
 
