@@ -3,8 +3,10 @@
 import os
 from typing import Any
 
+from shared.errors import BadSetting
 from shared.open_files import lift_open_files
 from shared.settings import Settings, mention_service_links, service_links
+from shared.wire.server_check import check_server
 
 _settings = Settings.from_env(os.environ)
 
@@ -46,7 +48,11 @@ worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else Non
 
 
 def on_starting(server: Any) -> None:
-    """Say once, not in each process, what of the environment counts otherwise than it stands."""
+    """Say once, not in each process, what of the environment counts otherwise than it stands.
+
+    And look whether the Redis can serve: gunicorn prints a RuntimeError without where it comes
+    from, and ends with 1.
+    """
     if worker_connections < _settings.api_connections:
         server.log.warning(
             "FERRY_API_CONNECTIONS=%d: %d, for a process may open few files here (`ulimit -n`)",
@@ -57,3 +63,8 @@ def on_starting(server: Any) -> None:
     mention_service_links(links, server.log)
     for name in links:
         del os.environ[name]
+    try:
+        if _settings.redis_url:
+            check_server(_settings)
+    except BadSetting as error:
+        raise RuntimeError(str(error)) from error

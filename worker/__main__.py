@@ -9,13 +9,15 @@ import tempfile
 from shared.errors import BadModel, BadSetting
 from shared.settings import NO_TELEMETRY, start
 from shared.socket_paths import socket_base
+from shared.wire.server_check import check_server
 from worker.supervisor.supervisor import Supervisor
 
 
 def main() -> int:
-    """Supervise until told to stop; 2 for a bad setting or repository."""
+    """Supervise until told to stop; 2 for a bad setting, server or repository."""
     try:
         settings = start(os.environ)
+        check_server(settings)
         # OpenMP's threads would otherwise spin after each forward pass, on cores the API needs:
         # twice the CPU for a small model. Read when torch loads, in the processes started later.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

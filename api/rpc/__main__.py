@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from api.rpc.server import Server
 from shared.errors import BadSetting
 from shared.settings import start
+from shared.wire.server_check import check_server
 
 
 def main() -> int:
-    """Answer calls until told to stop; 2 for a bad setting."""
+    """Answer calls until told to stop; 2 for a bad setting or server."""
     try:
-        server = Server(start(os.environ))
+        settings = start(os.environ)
+        check_server(settings)
+        server = Server(settings)
     except BadSetting as error:
         print(f"grpc: {error}", file=sys.stderr)
         return 2

@@ -16,7 +16,6 @@ from dataclasses import fields, replace
 from itertools import combinations
 from pathlib import Path
 from types import FrameType
-from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 
@@ -28,7 +27,8 @@ from ferry.up.readiness import Announcer
 from ferry.up.reaper import Reaper
 from shared.errors import BadSetting
 from shared.settings import Settings, mention_service_links, service_links
-from shared.wire.client import connect
+from shared.wire.client import connect, public_url
+from shared.wire.server_check import check_server
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,7 @@ def _check_surroundings(settings: Settings) -> None:
         if ports[first][1] == ports[second][1]:
             raise BadSetting(f"{first} and {second} are both {ports[first][1]}: set one to another")
     if settings.redis_url:
+        check_server(settings)
         _check_redis(settings.redis_url)
 
 
@@ -146,10 +147,9 @@ def _check_redis(url: str) -> None:
     try:
         client.ping()
     except RedisError as error:
-        parts = urlsplit(url)
-        where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         raise CannotStart(
-            f"REDIS_URL={where}: {error}; start it, or unset REDIS_URL to have one embedded"
+            f"REDIS_URL={public_url(url)}: {error}; "
+            "start it, or unset REDIS_URL to have one embedded"
         ) from error
     finally:
         client.close()
