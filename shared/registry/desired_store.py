@@ -210,6 +210,13 @@ class DesiredStore:
 
         asking(run)
 
+    def open_closed(self, model_keys: Iterable[str]) -> None:
+        """Open those of these versions' queues that are closed; one command when none is."""
+        keys = {key: QueueKeys(self._prefix, key).closed for key in model_keys}
+        if keys and asking(lambda: self._client.exists(*keys.values())):
+            for key in keys:
+                self.open(key)
+
     def close(self, model_key: str, levels: int, instances: Iterable[str]) -> bool:
         """Close a version's queue to new requests; False while it has work left."""
         keys = QueueKeys(self._prefix, model_key, levels)

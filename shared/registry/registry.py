@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, cast
 
@@ -14,6 +15,9 @@ from shared.registry.desired_state import Serving, SupervisorReport
 from shared.registry.keys import RegistryKeys, living_supervisors, read_changes
 from shared.registry.snapshot import InstanceRecord, Snapshot, snapshot_of
 from shared.wire.client import asking
+
+# fast: what is idle writes the same row again and again.
+_record = lru_cache(1024)(InstanceRecord.model_validate_json)
 
 
 class Registry:
@@ -38,7 +42,13 @@ class Registry:
 
     def add_model(self, spec: ModelSpec) -> None:
         """Register one version; `ready` says separately whether anybody serves it."""
-        asking(lambda: self._client.hset(self._keys.models, spec.key, spec.model_dump_json()))
+        self.add_models([spec])
+
+    def add_models(self, specs: Iterable[ModelSpec]) -> None:
+        """Register versions, in one command."""
+        rows: dict[Any, Any] = {spec.key: spec.model_dump_json() for spec in specs}
+        if rows:
+            asking(lambda: self._client.hset(self._keys.models, mapping=rows))
 
     def remove_model(self, model_key: str) -> None:
         """Forget one version."""
@@ -60,16 +70,22 @@ class Registry:
 
     def put_instance(self, record: InstanceRecord) -> None:
         """Register an instance or its new state."""
-        asking(lambda: self._client.hset(self._keys.instances, record.id, record.model_dump_json()))
+        self.put_instances([record])
+
+    def put_instances(self, records: Iterable[InstanceRecord]) -> None:
+        """Register instances or their new states, in one command."""
+        rows: dict[Any, Any] = {record.id: record.model_dump_json() for record in records}
+        if rows:
+            asking(lambda: self._client.hset(self._keys.instances, mapping=rows))
 
     def drop_instance(self, instance_id: str) -> None:
         """Forget an instance that ended and whose work was put back."""
         asking(lambda: self._client.hdel(self._keys.instances, instance_id))
 
-    def beat(self, supervisor_id: str, ttl_seconds: float) -> None:
-        """Renew a supervisor's sign of life, for `ttl_seconds`."""
+    def beat(self, supervisor_id: str, ttl_seconds: float) -> bool:
+        """Renew a supervisor's sign of life, for `ttl_seconds`; tell whether it was still there."""
         key, ttl_ms = self._keys.supervisors + supervisor_id, int(1000 * ttl_seconds)
-        asking(lambda: self._client.set(key, "1", px=ttl_ms))
+        return asking(lambda: self._client.set(key, "1", px=ttl_ms, get=True)) is not None
 
     def stop_beating(self, supervisor_id: str) -> None:
         """Remove a supervisor's sign of life, at its orderly end."""
@@ -109,7 +125,7 @@ class Registry:
     def instances_and_log(self) -> tuple[list[InstanceRecord], set[str], dict[str, int]]:
         """Return the same and the log settings that were set, which cost no round trip more."""
         rows, log = self._read(("HVALS", self._keys.instances), ("HGETALL", self._keys.log))
-        records = [InstanceRecord.model_validate_json(row) for row in rows]
+        records = [_record(row) for row in rows]
         return records, self._living(record.supervisor for record in records), _numbers(log)
 
     def snapshot(self) -> Snapshot:
@@ -120,7 +136,7 @@ class Registry:
             ("GET", keys.changes), ("HVALS", keys.models), ("HVALS", keys.instances),
             ("HGETALL", keys.log), ("HGETALL", keys.served), ("HGETALL", keys.reports),
         )  # fmt: skip
-        records = [InstanceRecord.model_validate_json(row) for row in rows]
+        records = [_record(row) for row in rows]
         reported = {
             name.decode(): SupervisorReport.model_validate_json(row)
             for name, row in reports.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 
 from redis.exceptions import RedisError
@@ -12,10 +13,14 @@ from shared.request_queue.commands import claim_command, publisher, recover_comm
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Batching, CacheLimits, InstanceEnd
 from shared.wire.packing import PackedCommand
-from shared.wire.wire import LONGEST_BLOCK_SECONDS, NO_REPLY, Wire
+from shared.wire.wire import LONGEST_BLOCK_SECONDS, NO_REPLY, READ_BYTES, Wire
 
 log = logging.getLogger(__name__)
 
+WORKLESS_SECONDS = 10.0
+"""After so long without a batch an instance looks less often what the bell may not have told."""
+WORKLESS_BLOCK_SECONDS = 3.0
+"""Less than the 5.5 s after which a wire takes Redis for dead, so that is noticed as soon."""
 SHORT_WAIT_SECONDS = 0.002
 """The longest wait that is slept through, which is more exact than waiting for the bell."""
 
@@ -43,20 +48,31 @@ class WorkQueue:
         self._keys = keys
         self._end = InstanceEnd(keys, instance, result_ttl_seconds, batching, cache)
         self._bell = PackedCommand.of("BLPOP", keys.bell, LONGEST_BLOCK_SECONDS)
+        self._idle_bell = PackedCommand.of("BLPOP", keys.bell, WORKLESS_BLOCK_SECONDS)
+        self.wakeup: int | None = None
+        """A descriptor that can be read when the process was sent a signal; an idle instance waits
+        longer with it.
+        """
+        self._busy_at = time.monotonic()
+        self._is_idle = False
+        self._client_id = self._connection = 0
         self._publish = publisher(self._end)
         self._claims: dict[tuple[int, float], PackedCommand] = {}  # fast: each packed once
         self._stale = keys.answers if keys.cache else []
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
-        """Take one batch, waiting up to half a second for work (stop 5); empty when there is none.
+        """Take one batch, waiting for work (stop 5); empty when there is none for half a second.
 
-        The batch is recorded as this instance's in-flight work in the same step. Raises RedisError.
+        One that has been idle for long waits up to three seconds. The batch is recorded as this
+        instance's in-flight work in the same step. Raises RedisError.
         Next stop: `worker.instance.loop.answer_claimed`.
         """
         if self._stale:  # the model's file may have been another one when these were filled
             self._wire.send(("UNLINK", *self._stale))
             self._wire.reply()
             self._stale = []
+        if self._is_idle and self._wire.is_open:  # fast: the last look was a claim, and in vain
+            return self._wait_and_claim(max_rows, max_delay_seconds, -1.0)
         batch, wait_seconds = self.claim_now(max_rows, max_delay_seconds)
         return batch or self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
 
@@ -130,18 +146,32 @@ class WorkQueue:
             time.sleep(wait_seconds)
             self._wire.send(claim)
             return self._read_batch()[0]
-        seconds = min(wait_seconds, LONGEST_BLOCK_SECONDS)
-        self._wire.send(("CLIENT", "ID"), self._bell, claim)
-        client_id = self._wire.reply()
-        if seconds >= 0 and not self._wire.has_reply(seconds):
-            self._wake(client_id)
+        self._learn_id()
+        if wait_seconds >= 0:
+            self._wire.send(self._bell, claim)
+            if not self._wire.has_reply(min(wait_seconds, LONGEST_BLOCK_SECONDS)):
+                self._wake()
+        elif self.wakeup is None or time.monotonic() - self._busy_at < WORKLESS_SECONDS:
+            self._wire.send(self._bell, claim)
+        else:
+            self._wire.send(self._idle_bell, claim)
+            if not self._wire.has_reply_before(self.wakeup):
+                os.read(self.wakeup, READ_BYTES)
+                self._wire.close()  # should it have claimed something, that is put back behind us
+                return []
         self._wire.reply()
         return self._read_batch()[0]
 
-    def _wake(self, client_id: int) -> None:
+    def _learn_id(self) -> None:
+        """Ask how Redis calls our connection, by which `_wake` can end its wait."""
+        if self._connection != self._wire.connections or not self._wire.is_open:
+            self._wire.send(("CLIENT", "ID"))
+            self._client_id, self._connection = self._wire.reply(), self._wire.connections
+
+    def _wake(self) -> None:
         """End our own wait for the bell: by itself an idle Redis ends it up to 0.1 s too late."""
         try:
-            self._waker.send(("CLIENT", "UNBLOCK", client_id))
+            self._waker.send(("CLIENT", "UNBLOCK", self._client_id))
             self._waker.reply()
         except RedisError as error:
             log.debug("the wait ends by itself, Redis does not end it: %s", error)
@@ -153,6 +183,9 @@ class WorkQueue:
             Claimed.of(ticket, body, abs(now) / 1e6)
             for ticket, body in zip(parts[::2], parts[1::2], strict=True)
         ]
+        self._is_idle = not batch and wait < 0
+        if not self._is_idle:
+            self._busy_at = time.monotonic()
         return batch, wait / 1e6, now < 0
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from multiprocessing import parent_process
+from multiprocessing import Pipe, parent_process
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
@@ -73,6 +73,10 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
         ask_others_by(OtherModels(job).ask)
     warm = None if job.spec.steps else _loaded(job, reports, meter)
     stopping: list[int] = []
+    # subtle: Python goes on waiting after a signal; what it writes here ends the wait.
+    wakeup, written = Pipe(duplex=False)
+    os.set_blocking(written.fileno(), False)
+    signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the model may have set its own
     reports.send(("ready", warm.note if warm else ""))
@@ -82,13 +86,13 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
         return bool(stopping)
 
     if warm is None:
-        run_ensemble(job, stop, meter)
+        run_ensemble(job, stop, meter, wakeup.fileno())
     else:
-        _run_batches(job, warm, stop, meter)
+        _run_batches(job, warm, stop, meter, wakeup.fileno())
 
 
 def _run_batches(
-    job: InstanceJob, warm: WarmBackend, stop: Callable[[], bool], meter: Meter
+    job: InstanceJob, warm: WarmBackend, stop: Callable[[], bool], meter: Meter, wakeup: int
 ) -> None:
     queue = WorkQueue(
         open_wire(connect(job.redis_url)),
@@ -98,6 +102,7 @@ def _run_batches(
         batching=Batching.of(job.spec),
         cache=job.limits.cache,
     )
+    queue.wakeup = wakeup
     with torch.inference_mode():  # fast: once, not for every batch
         run(
             queue,

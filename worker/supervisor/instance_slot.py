@@ -41,7 +41,7 @@ class InstanceSlot:
         self.process: ForkServerProcess | None = None
         self.reports: Connection | None = None
         self.start_at = 0.0
-        self.recorded = False
+        self.recorded: InstanceRecord | None = None
         self._placement = placement
         self._name = f"{supervisor}-{index}"
         self._supervisor = supervisor
@@ -124,17 +124,19 @@ class InstanceSlot:
             log.info("%s: %s is ready", self.model.spec.key, self.instance_id)
         return True
 
-    def reap(self, max_batch_seconds: float) -> str | None:
+    def reap(self, max_batch_seconds: float, *, has_ended: bool) -> str | None:
         """Return the id of an instance that died and whose work must be put back, if one did.
 
-        Kills an instance whose batch runs longer than `max_batch_seconds`. One that had been ready
-        is replaced at once; one that failed to load is tried again after a growing pause.
+        `has_ended` tells that its process has. Kills an instance whose batch runs longer than
+        `max_batch_seconds`. One that had been ready is replaced at once; one that failed to load is
+        tried again after a growing pause.
         """
         if self.process is None:
             return None
-        self._kill_overdue(max_batch_seconds)
-        if self.process.is_alive():
+        killed = self._kill_overdue(max_batch_seconds)
+        if not (has_ended or killed):  # fast: to ask each slot at each tick costs many models much
             return None
+        self.process.join()
         self.read_reports()
         ended = f"{self.instance_id} ended with exit code {self.process.exitcode}"
         if self._state == "ready":
@@ -147,11 +149,11 @@ class InstanceSlot:
         else:
             self._fail(f"failed to load '{self.model.spec.name}', {self.model.file}: {ended}")
         self._close()
-        self.recorded = False
+        self.recorded = None
         return self.instance_id
 
-    def _kill_overdue(self, max_batch_seconds: float) -> None:
-        """Kill the process when its batch, or a pass of its warm-up, runs too long."""
+    def _kill_overdue(self, max_batch_seconds: float) -> bool:
+        """Kill the process when its batch, or a pass of its warm-up, runs too long; tell so."""
         assert self.process is not None, "only a slot with a process is looked at"
         now, busy, warming = time.monotonic(), self._meter.busy_since, self._meter.making_up_since
         if busy and now - busy > max_batch_seconds:
@@ -159,9 +161,9 @@ class InstanceSlot:
         elif warming and now - warming > FIRST_PASS_FACTOR * max_batch_seconds:
             log.error("%s: a pass of its warm-up runs too long, killing it", self.instance_id)
         else:
-            return
+            return False
         self.process.kill()
-        self.process.join()
+        return True
 
     def _start_cold(self, ended: str) -> None:
         """Have the next process left alone with what took this one down: nobody asked it that."""

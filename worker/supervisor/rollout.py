@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 DESIRED_LOOK_SECONDS = 0.1
 """Time between two looks for a change of the desired state; each costs one GET."""
+REPORT_SECONDS = 1.0
+"""Time between two comparisons of our report with the last one, besides those at every change."""
 GRACE_SECONDS = 1.5
 """Time that a version which takes no more requests stays: API processes may look late.
 
@@ -77,7 +79,7 @@ class Rollout:
         self._last_state = ControlState()
         self._has_read_all = self._has_kept_loaded = False
         self._seen_changes = -1
-        self._next_look = self._next_poll = 0.0
+        self._next_look = self._next_report = self._next_poll = 0.0
 
     @property
     def has_read_all(self) -> bool:
@@ -95,7 +97,8 @@ class Rollout:
         if changes < self._seen_changes:  # the counter only grows, unless Redis lost it
             self._restore()
         # fast: nothing else is read while nothing changes, which is nearly always.
-        if changes != self._seen_changes or self._is_busy or self._first_answers.is_watching:
+        is_watching = self._first_answers.is_watching
+        if changes != self._seen_changes or self._is_busy(now) or is_watching:
             self._follow(changes)
         if self._settings.model_control_mode == "poll":
             self._planner.poll(self._last_state.desired, is_due=now >= self._next_poll)
@@ -145,14 +148,15 @@ class Rollout:
             self._store.restore_revision(deployment.content, revision, self._supervisor)
         self._last_report = None
 
-    @property
-    def _is_busy(self) -> bool:
+    def _is_busy(self, now: float) -> bool:
         """Tell whether something goes on that no change of the store announces."""
-        return (
-            self._must_look_again
-            or self._planner.is_making
-            or self._model_reports() != self._last_report
-        )
+        if self._must_look_again or self._planner.is_making:
+            return True
+        # fast: nothing changes our report that does not have us look now.
+        if now < self._next_report:
+            return False
+        self._next_report = now + REPORT_SECONDS
+        return self._model_reports() != self._last_report
 
     def _apply_plans(self, state: ControlState) -> None:
         """Deploy the versions of finished plans that are not there yet."""
@@ -224,8 +228,8 @@ class Rollout:
             self._last_report = report
 
     def look_now(self) -> None:
-        """Look at once: an instance has something to say."""
-        self._next_look = 0.0
+        """Look at once: an instance has something to say, or has ended."""
+        self._next_look = self._next_report = 0.0
 
     def _model_reports(self) -> SupervisorReport:
         models = {name: self._model_report(plan) for name, plan in self._planner.made.items()}

@@ -12,11 +12,12 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterable
 from multiprocessing import connection, get_context
-from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from secrets import token_hex
+from select import POLLIN, poll
 
 from redis.exceptions import RedisError
 
@@ -26,6 +27,7 @@ from shared.registry.log_settings import LogLevel
 from shared.registry.registry import Registry
 from shared.settings import Settings
 from shared.wire.client import connect
+from shared.wire.outage import Outage
 from worker.repository.models import ServedModel, model_names
 from worker.supervisor.deployment import Deployment
 from worker.supervisor.instance_slot import InstanceSlot
@@ -36,10 +38,11 @@ from worker.supervisor.rollout import DESIRED_LOOK_SECONDS, Rollout
 log = logging.getLogger(__name__)
 
 LOOKS_PER_HEARTBEAT = 4
+HEARTBEATS_PER_REFILL = 5
+"""Heartbeats between two that write all of the registry, which Redis may have lost in part."""
 BEAT_TERM = 3 - 1 / LOOKS_PER_HEARTBEAT
 """Heartbeats that a sign of life lasts: a loss is seen, and taken over, within three."""
 DRAIN_TICK_SECONDS = 0.2
-OUTAGE_PAUSE_SECONDS = 0.1
 
 
 class Supervisor:
@@ -73,8 +76,14 @@ class Supervisor:
         self._placer = Placer(self.id, settings, self._context, self._log_level)
         self._has_cleaned_registry = False
         self._recovery = Recovery(self._client, self._registry, settings)
+        self._outage = Outage(log)
         self._stopping = False
+        self._watched: set[int] = set()
+        self._poll = poll()
+        self._stirred: set[int] = set()
+        self._beats_to_refill = 0
         self._next_beat = 0.0
+        self._retry_at = 0.0
         self._next_takeover = 0.0
 
     def run(self) -> None:
@@ -88,11 +97,23 @@ class Supervisor:
         model_names(Path(self._settings.models))  # raises BadModel when there is no repository
         while not self._stopping:
             self._tick()
-            waiting: list[int | Connection] = [signalled]
-            waiting += [slot.process.sentinel for slot in self._slots if slot.process]
-            waiting += [slot.reports for slot in self._slots if slot.reports]
-            connection.wait(waiting, timeout=self._pause())
+            self._wait(signalled.fileno())
         self._drain()
+
+    def _wait(self, signalled: int) -> None:
+        """Wait until something is due, or a process has ended or reported: that is `_stirred`.
+
+        fast: with many models it is this that an idle supervisor does, so what is waited for is
+        told to `poll` once.
+        """
+        watched = {signalled} | {slot.process.sentinel for slot in self._slots if slot.process}
+        if time.monotonic() >= self._retry_at:  # else nobody reads the reports
+            watched |= {slot.reports.fileno() for slot in self._slots if slot.reports}
+        if watched != self._watched:
+            self._poll, self._watched = poll(), watched
+            for descriptor in watched:
+                self._poll.register(descriptor, POLLIN)
+        self._stirred = {found for found, _ in self._poll.poll(1000 * self._pause())}
 
     def _on_signal(self, *_: object) -> None:
         self._stopping = True
@@ -104,7 +125,7 @@ class Supervisor:
     def _make(self, new: ServedModel, models: list[ServedModel]) -> Deployment:
         """Return a new model's deployment, registered; raises BadModel and RedisUnavailable."""
         deployment = self._placer.place(new, models)
-        self._register(new)
+        self._register([new])
         return deployment
 
     def _clean_registry(self) -> None:
@@ -124,9 +145,13 @@ class Supervisor:
         # Outside of the border below: who died is seen, and noted, while Redis is away too.
         for deployment in self._rollout.deployments.values():
             for slot in deployment.slots if not deployment.leaving else ():
-                dead = slot.reap(self._settings.max_batch_seconds)
+                has_ended = slot.process is not None and slot.process.sentinel in self._stirred
+                dead = slot.reap(self._settings.max_batch_seconds, has_ended=has_ended)
                 if dead:
                     self._recovery.note(dead, deployment.key)
+                    self._rollout.look_now()
+        if time.monotonic() < self._retry_at:
+            return
         try:
             self._recovery.recover_noted()  # first: its requests wait for nothing but this
             # subtle: an instance may only be recorded while its supervisor is known to live.
@@ -141,11 +166,13 @@ class Supervisor:
             if self._rollout.has_read_all and not self._has_cleaned_registry:
                 self._clean_registry()
         except (RedisUnavailable, RedisError) as error:
-            log.warning("Redis fails, the supervisor tries again: %s", error)
-            self._next_beat = 0.0  # it may come back empty
+            pause = self._outage.note(error, "the supervisor tries again")
+            self._retry_at = time.monotonic() + pause
+            self._next_beat, self._beats_to_refill = 0.0, 0  # it may come back empty
             # subtle: after an outage all signs of life have run out; who lives beats again first.
             self._next_takeover = time.monotonic() + BEAT_TERM * self._settings.heartbeat_seconds
-            time.sleep(OUTAGE_PAUSE_SECONDS)
+        else:
+            self._outage.end()
 
     def _serve(self, deployment: Deployment) -> None:
         """Start and restart a version's instances, or have them leave when its time is up."""
@@ -183,36 +210,51 @@ class Supervisor:
         return self._store.close(deployment.key, deployment.model.spec.levels, instances)
 
     def _look_after(self, slot: InstanceSlot) -> None:
-        changed = slot.read_reports()
+        stirred = slot.reports is not None and slot.reports.fileno() in self._stirred
+        changed = stirred and slot.read_reports()
         if slot.process is None and time.monotonic() >= slot.start_at:
             self._recovery.note(slot.instance_id, slot.model.spec.key)  # its last record goes too
             slot.start()
             changed = True
         if changed:
             self._rollout.look_now()
-        if changed or not slot.recorded:
-            slot.recorded = False
-            self._registry.put_instance(slot.record())
-            slot.recorded = True
+        if changed or slot.recorded is None:
+            slot.recorded = None
+            record = slot.record()
+            self._registry.put_instance(record)
+            slot.recorded = record
 
     def _beat(self) -> None:
-        """Renew our sign of life, and fill the registry again, which Redis may have lost."""
-        heartbeat = self._settings.heartbeat_seconds
-        self._registry.beat(self.id, BEAT_TERM * heartbeat)
-        for deployment in self._rollout.deployments.values():
-            self._register(deployment.model)
-            if not deployment.retired_at:
-                self._store.open(deployment.key)  # in the rare case that it closed meanwhile
-        for slot in self._slots:
-            if slot.process is not None:
-                slot.measure()
-                self._registry.put_instance(slot.record())
+        """Renew our sign of life, and bring our instances' figures up to date.
+
+        Fills the registry again when Redis has lost the sign of life, and now and then: what else
+        it may have lost is not known.
+        """
+        heartbeat, deployments = self._settings.heartbeat_seconds, self._rollout.deployments
+        was_alive = self._registry.beat(self.id, BEAT_TERM * heartbeat)
+        self._beats_to_refill -= 1
+        refills = not was_alive or self._beats_to_refill < 0
+        if refills:
+            self._beats_to_refill = HEARTBEATS_PER_REFILL
+            self._register(each.model for each in deployments.values())
+        # In the rare case that one closed meanwhile.
+        self._store.open_closed(key for key, each in deployments.items() if not each.retired_at)
+        running = [slot for slot in self._slots if slot.process is not None]
+        for slot in running:
+            slot.measure()
+        records = {slot: slot.record() for slot in running}
+        changed = {slot: new for slot, new in records.items() if refills or new != slot.recorded}
+        self._registry.put_instances(changed.values())
+        for slot, record in changed.items():
+            slot.recorded = record
         self._next_beat = time.monotonic() + heartbeat
 
-    def _register(self, model: ServedModel) -> None:
-        self._registry.add_model(model.spec)
-        if model.asset is not None:
-            self._registry.keep_asset(model.asset)
+    def _register(self, models: Iterable[ServedModel]) -> None:
+        models = list(models)
+        self._registry.add_models(model.spec for model in models)
+        for model in models:
+            if model.asset is not None:
+                self._registry.keep_asset(model.asset)
 
     def _take_over(self) -> None:
         """Put back the work of supervisors that are gone; log as was set."""
@@ -232,7 +274,7 @@ class Supervisor:
         """Return how long nothing is due: no beat, takeover, restart or look at the store."""
         due = [self._next_beat, self._next_takeover, time.monotonic() + DESIRED_LOOK_SECONDS]
         due += [slot.start_at for slot in self._slots if slot.process is None]
-        return max(0.01, min(due) - time.monotonic())
+        return max(0.01, max(min(due), self._retry_at) - time.monotonic())
 
     def _drain(self) -> None:
         """Stop every instance after its batch, then leave the registry.

@@ -1,0 +1,146 @@
+"""An instance that has been idle for long asks Redis seldom, and misses nothing by it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from own_valkey import OwnValkey
+from redis.exceptions import ConnectionError as RedisConnectionError
+from two_ends import TwoEnds
+from waiting import wait_until
+
+from shared.request_queue import worker_end
+from shared.request_queue.claimed import Claimed
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.worker_end import WORKLESS_BLOCK_SECONDS, WorkQueue, recover
+from shared.settings import Settings
+from shared.wire.client import connect
+from shared.wire.wire import open_wire
+
+
+class Idle:
+    """The instance's end, idle from the beginning, whose claims run on a thread of their own."""
+
+    def __init__(self, ends: TwoEnds) -> None:
+        self.ends = ends
+        self._reader, self._writer = os.pipe()
+        self._thread = ThreadPoolExecutor(1)
+        self.claim().result(10)  # the first one looks at the queue before it waits
+        ends.work.wakeup = self._reader
+
+    def claim(self) -> Future[list[Claimed]]:
+        return self._thread.submit(self.ends.work.claim, 8, 0.0)
+
+    def waiting(self) -> Future[list[Claimed]]:
+        """Return a claim that waits for the bell."""
+        claim = self.claim()
+        wait_until(lambda: self.blocked() or claim.done(), 10, "it waits for the bell")
+        assert not claim.done()
+        return claim
+
+    def blocked(self) -> bool:
+        mine = self.ends.work._client_id
+        clients = self.ends.redis.client_list()
+        return any(int(c["id"]) == mine and "b" in c["flags"] for c in clients)
+
+    def signal(self) -> None:
+        os.write(self._writer, b"\x0f")
+
+    def close(self) -> None:
+        self.signal()
+        self._thread.shutdown()
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+@pytest.fixture
+def idle(ends: TwoEnds, monkeypatch: pytest.MonkeyPatch) -> Iterator[Idle]:
+    monkeypatch.setattr(worker_end, "WORKLESS_SECONDS", 0.0)
+    idle = Idle(ends)
+    yield idle
+    idle.close()
+
+
+def test_it_asks_redis_once_in_three_seconds(idle: Idle) -> None:
+    began = time.monotonic()
+
+    assert idle.waiting().result(20) == []
+
+    assert time.monotonic() - began >= WORKLESS_BLOCK_SECONDS - 0.5
+
+
+def test_a_request_wakes_it_at_once(idle: Idle) -> None:
+    claim = idle.waiting()
+    (asked,) = idle.ends.push(1)
+
+    (claimed,) = claim.result(10)
+
+    assert claimed.id == asked.id
+    assert claimed.queue_seconds < 0.5  # by itself it would look after three seconds
+
+
+def test_a_signal_ends_its_wait_at_once_and_the_next_claim_finds_what_came(idle: Idle) -> None:
+    claim, began = idle.waiting(), time.monotonic()
+    idle.signal()
+    assert claim.result(10) == []
+    assert time.monotonic() - began < WORKLESS_BLOCK_SECONDS - 0.5
+
+    asked = idle.ends.push(2)
+
+    assert {each.id for each in idle.claim().result(10)} == {each.id for each in asked}
+
+
+def test_it_learns_its_new_id_after_a_lost_connection(idle: Idle) -> None:
+    before = idle.ends.work._client_id
+    idle.ends.redis.client_kill_filter(_id=str(before))
+    with pytest.raises(RedisConnectionError):
+        idle.claim().result(10)
+
+    idle.waiting()
+
+    assert idle.ends.work._client_id != before
+
+
+def test_a_hung_redis_is_noticed_as_soon_as_by_a_busy_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_end, "WORKLESS_SECONDS", 0.0)
+    valkey = OwnValkey(tmp_path)
+    ends = TwoEnds(Settings(redis_url=valkey.server.url))
+    idle = Idle(ends)
+    monkeypatch.setattr("shared.wire.wire.COMMAND_TIMEOUT_SECONDS", WORKLESS_BLOCK_SECONDS - 1.5)
+    began, claim = time.monotonic(), idle.waiting()
+    os.kill(valkey.server.process.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(RedisConnectionError, match="Redis does not answer"):
+            claim.result(20)
+        assert time.monotonic() - began < WORKLESS_BLOCK_SECONDS
+    finally:
+        os.kill(valkey.server.process.pid, signal.SIGCONT)
+        idle.close()
+        ends.close()
+        valkey.server.stop()
+
+
+def test_what_a_dead_instance_left_waiting_for_company_is_found_at_once(
+    settings: Settings, ends: TwoEnds
+) -> None:
+    ends.push(1)
+    with connect(settings.redis_url) as redis:
+        dead = open_wire(redis)
+        keys = QueueKeys(settings.key_prefix, "m/1")
+        queue = WorkQueue(dead, keys, "dead", result_ttl_seconds=60.0)
+        redis.lpop(keys.bell)
+        batch, wait_seconds = queue.claim_now(8, 60.0)
+        assert (batch, wait_seconds > 0) == ([], True)
+
+        recover(dead, keys, "dead", crashed=True, result_ttl_seconds=60.0)
+
+        assert redis.llen(keys.bell) == 1
+        dead.close()
