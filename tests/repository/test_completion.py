@@ -19,7 +19,8 @@ from shared.errors import BadModel
 from shared.model_spec import ModelSpec, TensorSpec
 from worker.instance.auto_complete import auto_completed
 from worker.repository.config.completion import add_declared
-from worker.repository.config.description import Described, Description, describe
+from worker.repository.config.description import Described, Description
+from worker.repository.describer import describe
 from worker.repository.models import model_names, read_model
 
 FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING

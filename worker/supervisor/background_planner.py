@@ -48,6 +48,8 @@ class BackgroundPlanner:
         """Take these plans off `new`: they were acted upon."""
         for plan in plans:
             del self._making[plan.name]
+        if not self._making:
+            self._thread.submit(self.planner.rest)
 
     def plan_again(self, name: str) -> None:
         """Plan a model anew at the next `follow`, whatever is desired."""

@@ -18,6 +18,7 @@ from shared.names import MODEL_NAME, VERSION
 from shared.registry.desired_state import Desired
 from shared.registry.desired_store import Content
 from shared.settings import Settings
+from worker.repository.describer import Describer, describing_by
 from worker.repository.models import (
     ServedModel,
     is_set_aside,
@@ -75,7 +76,12 @@ class Planner:
         self._repository = Path(settings.models)
         self._settings = settings
         self._left_out: dict[str, set[str]] = {}
+        self._describer = Describer()
         self._digests: dict[str, dict[Entry, bytes]] = {}
+
+    def rest(self) -> None:
+        """End the process that described models, until the next one is to be read."""
+        self._describer.close()
 
     def names(self) -> list[str]:
         """Return the models of the repository; raises BadModel when it is not there."""
@@ -127,7 +133,8 @@ class Planner:
         if not MODEL_NAME.fullmatch(name):
             return Plan(name, desired.generation, exists=False)
         try:
-            return self._plan(name, desired, self.signature(name))
+            with describing_by(self._describer):
+                return self._plan(name, desired, self.signature(name))
         except BadModel as error:
             reason = str(error)
         except Exception as error:  # a border: the repository is other people's

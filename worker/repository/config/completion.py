@@ -19,8 +19,9 @@ from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2
 
 from worker.repository.config.as_json import message_json
-from worker.repository.config.description import LONGEST_SECONDS, Described, Description, describe
+from worker.repository.config.description import Described, Description
 from worker.repository.config.formats import Format
+from worker.repository.describer import LONGEST_SECONDS, describe
 
 DEFAULT_MAX_BATCH_SIZE = 4
 """Triton's `default-max-batch-size`."""

@@ -1,21 +1,15 @@
 """Describes the tensors that a model's file takes and gives: ONNX, exported programs.
 
-    python -m worker.repository.config.description FILE
-
-prints one Description as JSON, or {"error": why not}.
-
-It runs as a process of its own: a damaged file can then do no harm to the supervisor, which loads
-no framework either. Exported programs are archives whose graph is JSON, so torch is not needed.
+Reading a file happens in the process of `worker.repository.describer`: what is damaged can then do
+no harm to the supervisor, which loads no framework either. Exported programs are archives whose
+graph is JSON, so torch is not needed.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +17,7 @@ from typing import Any, NamedTuple
 from worker.repository.file_kinds import TORCH_EXPORT
 from worker.repository.sniffer import what_is
 
-LONGEST_SECONDS = 300.0
+EXPORTED_SUFFIX = ".pt2"
 LEAST_KNOWN_ROWS = 2
 """torch.export writes 2 as the least size of a dimension whose least size nobody gave."""
 ONNX_TYPES = {
@@ -60,40 +54,16 @@ class Description(NamedTuple):
     rows: tuple[int, int] | None
 
 
-def describe(file: Path) -> Description:
-    """Read `file` in a process of its own; raises ValueError saying why it tells nothing."""
-    root = str(Path(__file__).resolve().parents[3])
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "worker.repository.config.description", str(file)],
-            env=os.environ | {"PYTHONPATH": root},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=LONGEST_SECONDS,
-            check=False,
-        )
-        answer = json.loads(done.stdout)
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"{file} was not read within {LONGEST_SECONDS:.0f} s") from None
-    except ValueError:
-        raise ValueError(
-            f"{file}: the process that read it ended with exit code {done.returncode}"
-        ) from None
-    if "error" in answer:
-        raise ValueError(f"{file}: {answer['error']}")
-    inputs, outputs = ([Described(*each) for each in answer[key]] for key in ("inputs", "outputs"))
-    return Description(inputs, outputs, tuple(answer["rows"]) if answer["rows"] else None)
+def read(file: Path) -> Description:
+    """Describe `file`, in this process; raises whatever it does to its reader."""
+    is_exported = what_is(file) == TORCH_EXPORT or file.suffix == EXPORTED_SUFFIX
+    return _exported(file) if is_exported else _onnx(file)
 
 
-def main(file: Path) -> None:
-    """Print the description of `file`."""
-    is_exported = what_is(file) == TORCH_EXPORT or file.suffix == ".pt2"
-    read: Callable[[Path], Description] = _exported if is_exported else _onnx
-    try:
-        print(json.dumps(read(file)._asdict()))
-    except Exception as error:  # a border: whatever the file does to its reader is the answer
-        said = str(error).strip() or type(error).__name__
-        print(json.dumps({"error": said.splitlines()[0]}))
+def import_framework(file: Path) -> None:
+    """Import what `read` needs for a file of this kind, which takes longer than to read it."""
+    if file.suffix != EXPORTED_SUFFIX:
+        import onnxruntime  # noqa: F401, PLC0415  only in a process that describes
 
 
 def _onnx(file: Path) -> Description:
@@ -190,7 +160,3 @@ def _rows(
         return None
     least, most = bounds["min_val"] or 1, bounds["max_val"] or 0
     return (least if least > LEAST_KNOWN_ROWS else 1), most
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
