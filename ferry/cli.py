@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
@@ -53,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ferry", description="Serve trained models in batches.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_up(commands.add_parser("up", help="start everything on this machine"))
+    _add_files(
+        commands.add_parser("serve", help="serve model files: add them, start everything"), "serve"
+    )
+    _add_files(commands.add_parser("add", help="add model files to the repository"), "add")
     _add_samples(commands.add_parser("samples", help="make the sample models"))
     _add_models(commands.add_parser("models", help="look at models, choose who takes requests"))
     _add_workers(commands.add_parser("workers", help="show every model instance"))
@@ -68,6 +73,68 @@ def _add_up(command: argparse.ArgumentParser) -> None:
     command.add_argument("--models", dest="FERRY_MODELS", metavar="DIR", help="as FERRY_MODELS")
     command.add_argument("--procfile", type=Path, help=argparse.SUPPRESS)  # for tests
     command.set_defaults(run=_up)
+
+
+def _add_files(command: argparse.ArgumentParser, name: str) -> None:
+    """Add the options of `ferry add`, and of `ferry serve`, which has those of `ferry up` too."""
+    if name == "serve":
+        _add_up(command)
+        command.description = "Add model files as new versions and serve them; Ctrl-C stops it."
+    else:
+        command.description = "Add model files as new versions, also beside a Ferry that runs."
+        command.add_argument("--models", dest="FERRY_MODELS", metavar="DIR", help="as FERRY_MODELS")
+    argument = command.add_argument
+    argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="or a directory with a model in it"
+    )
+    argument(
+        "--name",
+        action="append",
+        default=[],
+        dest="names",
+        metavar="N",
+        help="of the model, else the file's; once for all files or once for each",
+    )
+    argument(
+        "--input",
+        action="append",
+        default=[],
+        dest="inputs",
+        metavar="NAME:DIMS[:TYPE]",
+        help="what goes in, for one row: x:4, ids:-1:INT64, image:3x224x224, text",
+    )
+    argument(
+        "--output",
+        action="append",
+        default=[],
+        dest="outputs",
+        metavar="NAME:DIMS[:TYPE]",
+        help="what comes out, where the model cannot be asked itself",
+    )
+    argument("--labels", type=Path, metavar="FILE", help="names of the classes, one on each line")
+    argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json, to take texts")
+    argument(
+        "--architecture",
+        default="",
+        metavar="MODULE:CALLABLE",
+        help="code that makes the module of a state dict",
+    )
+    argument("--max-batch-size", type=int, metavar="N", help="most rows at a time; 0: no batches")
+    argument(
+        "--parameter",
+        action="append",
+        default=[],
+        dest="parameters",
+        metavar="KEY=VALUE",
+        help="any of config.pbtxt's parameters, as image_mean=0.5",
+    )
+    command.set_defaults(run=lambda options: _files(name, options))
+
+
+def _files(name: str, options: argparse.Namespace) -> int:
+    commands = import_module("ferry.commands.add")
+    given = {field.name: getattr(options, field.name) for field in fields(commands.Given)}
+    return int(getattr(commands, name)(_environ(options), commands.Given(**given)))
 
 
 def _add_samples(command: argparse.ArgumentParser) -> None:

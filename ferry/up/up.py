@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import combinations
@@ -39,8 +39,14 @@ STOP_SECONDS = 8.5
 LOCK_TIMEOUT_SECONDS = 2.0
 
 
-def up(environ: Mapping[str, str], procfile: Path = PROJECT_ROOT / "Procfile") -> int:
+def up(
+    environ: Mapping[str, str],
+    procfile: Path = PROJECT_ROOT / "Procfile",
+    shown: Sequence[str] = (),
+) -> int:
     """Run everything until a signal or a death; return 0 after a signal, 1 after a death.
+
+    Of the models named in `shown` a request to try is printed when they are ready.
 
     Raises BadSetting and CannotStart before anything runs. Whatever happens after that, kill -9
     included, no process and no socket is left behind.
@@ -54,9 +60,11 @@ def up(environ: Mapping[str, str], procfile: Path = PROJECT_ROOT / "Procfile") -
     with _reaper(Path(settings.state_dir)) as reaper:
         valkey = None if settings.redis_url else _start_valkey(Path(settings.state_dir), reaper)
         if valkey is None:
-            return _run(settings, environ, processes, OrderedManager(reaper, [_ready(settings)]))
+            return _run(
+                settings, environ, processes, OrderedManager(reaper, [_ready(settings, shown)])
+            )
         settings = replace(settings, redis_url=valkey.url)
-        manager = OrderedManager(reaper, [_ready(settings), _death_of(valkey)])
+        manager = OrderedManager(reaper, [_ready(settings, shown), _death_of(valkey)])
         try:
             return _run(settings, environ, processes, manager)
         finally:
@@ -96,6 +104,11 @@ def _check_surroundings(settings: Settings) -> None:
             f"FERRY_MODELS={settings.models!r}: no such directory; "
             "`ferry samples` makes one with sample models in it"
         )
+    check_free(settings)
+
+
+def check_free(settings: Settings) -> None:
+    """Raise CannotStart when a port is taken, or the Redis that is named does not answer."""
     _check_semaphores()
     ports = {
         "FERRY_PORT": (settings.host, settings.port),
@@ -231,9 +244,9 @@ def _run(
     return 1 if manager.failed else 0
 
 
-def _ready(settings: Settings) -> Callable[[OrderedManager], None]:
+def _ready(settings: Settings, shown: Sequence[str]) -> Callable[[OrderedManager], None]:
     start = time.monotonic()
-    return lambda manager: Announcer(settings, manager, start).run()
+    return lambda manager: Announcer(settings, manager, start, shown).run()
 
 
 def _death_of(valkey: EmbeddedValkey) -> Callable[[OrderedManager], None]:

@@ -15,7 +15,7 @@ import grpc
 import pytest
 import yaml
 
-from ferry.up.readiness import ask
+from ferry.up.api_client import ask
 from ferry.up.up import PROJECT_ROOT
 
 DEAD = "http://127.0.0.1:9"

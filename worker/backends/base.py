@@ -77,6 +77,14 @@ def named_outputs(answer: Any, names: Sequence[str]) -> dict[str, Any]:
     return dict(zip(names, found, strict=False))
 
 
+def all_outputs(answer: Any) -> dict[str, Any]:
+    """Return everything that a model answered: by its own names, else OUTPUT__0, OUTPUT__1 ..."""
+    named = answer if isinstance(answer, Mapping) else _fields(answer)
+    if not named:
+        named = {f"OUTPUT__{index}": each for index, each in enumerate(_in_order(answer))}
+    return {str(name): value for name, value in named.items()}
+
+
 def _fields(answer: Any) -> Mapping[str, Any]:
     """Return the fields of a named tuple (torch's own among them) or of a dataclass by name."""
     if isinstance(answer, tuple):

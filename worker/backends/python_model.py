@@ -90,6 +90,17 @@ class PythonBackend:
         found = named_outputs(answer, [*self._outputs])
         return {name: _array(value, self._outputs[name]) for name, value in found.items()}
 
+    def watch(self, see: Callable[[Any], None]) -> None:
+        """Show `see` each answer of the model as it comes, before its outputs are named."""
+        forward = self._model.forward
+
+        def shown(inputs: Mapping[str, Array]) -> Any:
+            answer = forward(inputs)
+            see(answer)
+            return answer
+
+        self._model.forward = shown
+
     def close(self) -> None:
         """Close the model, where it has a `close`."""
         if hasattr(self._model, "close"):

@@ -32,6 +32,15 @@ class Argument(NamedTuple):
     """Nothing but a tensor: not the list of texts that a TYPE_STRING input becomes."""
 
 
+class UndeclaredArguments(BadModel):
+    """Raised for arguments of `forward` that no declared input feeds: `names`."""
+
+    def __init__(self, message: str, names: list[str]) -> None:
+        """Say `message`, and keep the arguments' names."""
+        super().__init__(message)
+        self.names = names
+
+
 class TorchBackend:
     """A torch model on one device, run under `inference_mode`; subclasses load it."""
 
@@ -74,6 +83,17 @@ class TorchBackend:
             with torch.inference_mode():
                 return self._forward(inputs, pixels)
         return self._forward(inputs, pixels)
+
+    def watch(self, see: Callable[[Any], None]) -> None:
+        """Show `see` each answer of the model as it comes, before its outputs are named."""
+        call = self._call
+
+        def shown(*tensors: Any, **keywords: Any) -> Any:
+            answer = call(*tensors, **keywords)
+            see(answer)
+            return answer
+
+        self._call = shown
 
     def _forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
         """Turn arrays into tensors, call the model, turn its tensors into arrays."""
@@ -150,7 +170,9 @@ def _check(spec: ModelSpec, matched: dict[str, Argument], arguments: Sequence[Ar
     fed = set(matched.values())
     left = [each.name for each in arguments if not each.has_default and each not in fed]
     if left:
-        raise BadModel(f"forward takes {taken}, the config declares no input for {left}")
+        raise UndeclaredArguments(
+            f"forward takes {taken}, the config declares no input for {left}", left
+        )
     for tensor in spec.inputs:
         argument = matched[tensor.name]
         if tensor.datatype == "BYTES" and argument.is_tensor:

@@ -156,7 +156,6 @@ def _tokenizer_problem(content: bytes) -> str:
 
 def trial_in_a_process(environ: Mapping[str, str]) -> Trial:
     """Return a trial that loads and warms up each version in a process of its own."""
-    root = str(Path(__file__).resolve().parents[2])
 
     def run(model: ServedModel) -> Tried:
         if model.spec.steps:
@@ -165,14 +164,14 @@ def trial_in_a_process(environ: Mapping[str, str]) -> Trial:
         command = [
             sys.executable,
             "-m",
-            "worker.instance.trial_load",
+            "worker.instance.trials.trial_load",
             str(directory.parent),
             directory.name,
         ]
         try:
             done = subprocess.run(
                 [*command, model.spec.version],
-                env={**environ, "PYTHONPATH": os.pathsep.join([root, *_given_path(environ)])},
+                env=process_environment(environ),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 timeout=LONGEST_TRIAL_SECONDS,
@@ -201,6 +200,7 @@ def _behind(word: str, lines: list[str]) -> str:
     return "\n".join(lines[lines.index(word) + 1 :])
 
 
-def _given_path(environ: Mapping[str, str]) -> list[str]:
-    given = environ.get("PYTHONPATH", "")
-    return [given] if given else []
+def process_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return `environ` for a child process in any directory that imports our modules."""
+    root, given = str(Path(__file__).resolve().parents[2]), environ.get("PYTHONPATH", "")
+    return {**environ, "PYTHONPATH": os.pathsep.join([root, given] if given else [root])}

@@ -73,6 +73,25 @@ def read_policy(path: Path, override: str | None = None) -> VersionPolicy:
         return read_version_policy(_parsed(path, override))
 
 
+def read_message(path: Path) -> Any:
+    """Return a config file as a ModelConfig message, as it stands; raises BadModel."""
+    with _naming(path, None):
+        return _parsed(path, None)
+
+
+def completed(path: Path, version: str, *, allow_pickle: bool = True) -> Any:
+    """Return a config as a ModelConfig message, with all that its model's file says filled in.
+
+    Raises BadModel as `read_config` does.
+    """
+    with _naming(path, None):
+        message = _parsed(path, None)
+        found = _completed(message, path.parent / version, allow_pickle)
+        if not message.platform and not message.backend:
+            message.platform, message.backend = found.format.platform, found.format.triton_backend
+        return message
+
+
 def _parsed(path: Path, override: str | None) -> Any:
     message = model_config_pb2.ModelConfig()
     if override is not None:

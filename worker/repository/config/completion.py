@@ -40,7 +40,7 @@ def complete(
     missing = [name for name in ("input", "output") if not getattr(message, name)]
     if not missing and message.max_batch_size:
         return
-    if found.backend == "python" and _completes_itself(file):
+    if found.backend == "python" and completes_itself(file):
         auto_complete(message, file)
         missing = [name for name in ("input", "output") if not getattr(message, name)]
     if found.backend not in DESCRIBED:
@@ -57,10 +57,10 @@ def complete(
         return
     _complete_batch_size(message, description)
     for name in missing:
-        _declare(message, name, getattr(description, f"{name}s"))
+        declare(message, name, getattr(description, f"{name}s"))
 
 
-def _completes_itself(file: Path) -> bool:
+def completes_itself(file: Path) -> bool:
     """Tell whether a `model.py` is one of Triton's that has an `auto_complete_config`."""
     return file.is_file() and b"def auto_complete_config" in file.read_bytes()
 
@@ -130,7 +130,7 @@ def _complete_batch_size(message: Any, description: Description) -> None:
         message.dynamic_batching.SetInParent()
 
 
-def _declare(message: Any, name: str, tensors: Iterable[Described]) -> None:
+def declare(message: Any, name: str, tensors: Iterable[Described]) -> None:
     """Add the tensors of a file to `message.input` or `message.output`."""
     for tensor in tensors:
         dims = tensor.shape

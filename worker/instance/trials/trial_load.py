@@ -1,6 +1,6 @@
 """Loads and warms up one version of a model, as an instance would, and says whether it could.
 
-    python -m worker.instance.trial_load REPOSITORY NAME VERSION    prints why not; exit code 1 then
+    python -m worker.instance.trials.trial_load REPOSITORY NAME VERSION
 
 Prints NOT_LOADED and the reason when it could not. Else LOADED, once only its answers can still
 refuse it, and behind that what is wrong with it all the same.
@@ -32,7 +32,7 @@ from worker.repository.models import read_model
 def main(repository: Path, name: str, version: str) -> int:
     """Try one version on the first device that its config names."""
     logging.disable()
-    say = partial(print, file=_own_output(), flush=True)
+    say = partial(print, file=own_output(), flush=True)
     settings = Settings.from_env(os.environ)
     try:
         model = read_model(repository, name, version, allow_pickle=settings.allow_pickle)
@@ -57,7 +57,7 @@ def main(repository: Path, name: str, version: str) -> int:
     return 0
 
 
-def _own_output() -> TextIO:
+def own_output() -> TextIO:
     """Return the standard output, for us alone: what the model prints goes to the errors."""
     ours = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
