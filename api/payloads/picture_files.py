@@ -28,6 +28,8 @@ from shared.errors import BadRequest
 
 log = logging.getLogger(__name__)
 
+FIRST_BYTES = 4096
+"""So much of a file that is not taken is looked at for its name."""
 ORIENTATION = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -100,6 +102,7 @@ TAKEN = {
 }
 """The formats that are taken: how their files begin, and what reads them."""
 
+_SPACE = rb"\s*(?:<!--(?:(?!-->).)*-->\s*)*"  # and comments; a comment ends at its first end
 NOT_TAKEN = {
     "an AVIF picture": rb"....ftyp(?:avi[fs]|mif1.{,64}?avif)",
     "a HEIC picture": rb"....ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)",
@@ -115,8 +118,10 @@ NOT_TAKEN = {
     "a sound": rb"RIFF....WAVE|ID3|fLaC",
     "a PDF": rb"\s*%PDF-",
     "a PostScript file": rb"%!PS|\xc5\xd0\xd3\xc6",
-    "an SVG drawing": rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*(?:<!DOCTYPE svg[^>]*>\s*)?<svg",
-    "an HTML page": rb"\s*(?:<!--.*?-->\s*)*<(?:!DOCTYPE html|html|head|body)",
+    "an SVG drawing": (
+        _SPACE + rb"(?:<\?xml[^>]*>\s*)?" + _SPACE + rb"(?:<!DOCTYPE svg[^>]*>\s*)?<svg"
+    ),
+    "an HTML page": _SPACE + rb"<(?:!DOCTYPE html|html|head|body)",
     "an XML file": rb"\s*<\?xml",
     "a Photoshop file": rb"8BPS",
     "an OpenEXR picture": rb"v/1\x01",
@@ -220,7 +225,7 @@ def _in_exif(exif: bytes) -> int | None:
 def _name(data: bytes) -> str:
     """Return the name of a file that is not taken, and of those that are."""
     for name, begin in _NOT_TAKEN_BEGIN:
-        if begin.match(data):
+        if begin.match(data[:FIRST_BYTES]):
             return f"{name}, {_not_taken()}"
     return f"not a picture: {_expected()}"
 

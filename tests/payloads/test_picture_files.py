@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from typing import Any
 
@@ -197,6 +198,15 @@ def test_what_is_not_taken_is_refused_by_name(data: bytes, name: str) -> None:
 
     assert f"{name}, which is not taken" in message
     assert all(taken in message for taken in TAKEN)
+
+
+@pytest.mark.parametrize("start", [b"", b"<?xml version='1.0'?>", b" "])
+@pytest.mark.parametrize("piece", [b"<!--a-->", b"<!--", b"-->", b" ", b"<", b"<!--a--> \n"])
+def test_the_name_of_what_is_not_taken_is_found_at_once(start: bytes, piece: bytes) -> None:
+    began = time.process_time()
+    refusal(start + piece * 20_000 + b"?")
+
+    assert time.process_time() - began < 1.0
 
 
 def test_what_is_nothing_known_is_told_what_is_taken() -> None:
