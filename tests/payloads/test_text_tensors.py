@@ -75,3 +75,32 @@ def test_models_that_share_a_tokenizer_have_their_own_lengths() -> None:
     short, _ = encoded(["good " * 9], described(-1, max_length=4), cache)
 
     assert (len(long[0]), len(short[0])) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("left", "found"),
+    [
+        (False, [[2, 4, 5, 6, 3], [2, 4, 3, 9, 9]]),
+        (True, [[2, 7, 8, 9, 3], [9, 9, 2, 4, 3]]),
+    ],
+)
+def test_texts_are_cut_and_padded_on_the_side_that_the_tokenizer_names(
+    left: bool, found: list[list[int]]
+) -> None:
+    model = described(5, max_length=5)
+    assert model.text is not None
+    ids, mask = (each.model_copy(update={"pad_left": left}) for each in model.inputs)
+    padded = model.with_changes(
+        inputs=(ids.model_copy(update={"pad": 9}), mask),
+        text=model.text.model_copy(update={"cut_left": left}),
+    )
+
+    assert encoded(["good bad film food the was", "good"], padded) == (found, [True, False])
+
+
+def test_a_text_far_beyond_the_length_keeps_the_side_that_the_tokenizer_names() -> None:
+    model = described(-1, max_length=4)
+    assert model.text is not None
+    cut = model.with_changes(text=model.text.model_copy(update={"cut_left": True}))
+
+    assert encoded(["good " * 9999 + "bad film"], cut) == ([[2, 5, 6, 3]], [True])
