@@ -140,7 +140,7 @@ def test_company_changes_no_answer(app: Flask, model: str) -> None:
     assert max(rows for _, rows in answers) > 1
 
 
-@pytest.mark.parametrize("model", MODELS.keys() - {"plain"})
+@pytest.mark.parametrize("model", sorted(MODELS.keys() - {"plain"}))
 def test_nor_do_the_other_texts_of_a_request(app: Flask, model: str) -> None:
     scores, _ = asked(app, model, TEXTS)
 
