@@ -34,6 +34,8 @@ from shared.wire.client import connect
 
 READY_TIMEOUT_SECONDS = 900.0
 LOOK_SECONDS = 0.1
+SETTLE_SECONDS = 15.0
+"""Behind the start: an instance counts as idle after ten seconds without a batch."""
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 MIB = 2**20
 
@@ -105,7 +107,7 @@ def measure(directory: Path, wanted: int, idle_seconds: float) -> None:
             f"{usage.memory_bytes / MIB:.0f} MiB, {usage.descriptors} descriptors",
             flush=True,
         )
-        time.sleep(idle_seconds / 6)  # for what goes on behind the start
+        time.sleep(SETTLE_SECONDS)
         before, since = usage_of(process.pid), time.monotonic()
         time.sleep(idle_seconds)
         after, seconds = usage_of(process.pid), time.monotonic() - since

@@ -13,7 +13,7 @@ from shared.settings import Settings
 
 FIRST_COMPLAINT_SECONDS = 15.0
 # Between probes: quick at first, slower the longer it takes.
-QUICK_SECONDS, SLOW_SECONDS, GROWTH = 0.1, 1.0, 1.1
+QUICK_SECONDS, SLOW_SECONDS, GROWTH = 0.1, 5.0, 1.1
 MODELS_A_LINE = 8
 """Models that one line names; the others are counted."""
 WAITING = {"unloaded", "no worker has loaded it"}
