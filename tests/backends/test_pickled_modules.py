@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -31,15 +32,6 @@ class Net(nn.Module):
     def forward(self, x):
         return self.dropout(self.layer(x))
 """
-SAVING = """
-import sys, pickle, torch
-{imports}
-model = Net()
-with torch.no_grad():
-    model.layer.weight.copy_(2 * torch.eye(2))
-with open(sys.argv[1], "wb") as file:
-    {save}
-"""
 SAVES = {
     "zip": "torch.save(model, file)",
     "before zip": "torch.save(model, file, _use_new_zipfile_serialization=False)",
@@ -47,6 +39,18 @@ SAVES = {
     "in a checkpoint": 'torch.save({"epoch": 1, "model": model}, file)',
     "parallel": "torch.save(torch.nn.DataParallel(model), file)",
 }
+SAVING = f"""
+import pickle, torch
+import mynet, redis
+{NET}
+for name, module in (("mynet", mynet), ("redis", redis), ("", None)):
+    model = module.Net() if module else Net()
+    with torch.no_grad():
+        model.layer.weight.copy_(2 * torch.eye(2))
+    for how, save in {SAVES!r}.items():
+        with open(f"{{name}} {{how}}", "wb") as file:
+            exec(save)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -64,14 +68,20 @@ def model(tmp_path: Path) -> Path:
     return directory
 
 
-def save(file: Path, how: str = "zip", *, module: str = "", elsewhere: Path) -> None:
-    """Save a Net of `module`, or of the script itself, from another process."""
-    elsewhere.mkdir(exist_ok=True)
-    source, script = elsewhere / f"{module or 'train'}.py", elsewhere / "script.py"
-    source.write_text(NET)
-    imports = f"from {module} import Net" if module else NET
-    script.write_text(SAVING.format(imports=imports, save=SAVES[how]))
-    subprocess.run([sys.executable, "-W", "ignore", script, file], check=True)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of files of another process, each called by its class's module and the way."""
+    directory = tmp_path_factory.mktemp("saved")
+    for name in ("mynet", "redis"):
+        (directory / f"{name}.py").write_text(NET)
+    (directory / "train.py").write_text(SAVING)
+    command = [sys.executable, "-W", "ignore", "train.py"]
+    subprocess.run(command, check=True, cwd=directory, env={**os.environ, "PYTHONPATH": ""})
+    return directory
+
+
+def put(model: Path, saved: Path, module: str, how: str = "zip") -> None:
+    (model / "1" / "model.pt").write_bytes((saved / f"{module} {how}").read_bytes())
 
 
 def doubles(model: Path) -> bool:
@@ -81,33 +91,29 @@ def doubles(model: Path) -> bool:
 
 
 @pytest.mark.parametrize("how", SAVES)
-def test_a_class_of_a_module_beside_the_file_is_found(
-    model: Path, tmp_path: Path, how: str
-) -> None:
-    save(model / "1" / "model.pt", how, module="mynet", elsewhere=tmp_path / "elsewhere")
+def test_a_class_of_a_module_beside_the_file_is_found(model: Path, saved: Path, how: str) -> None:
+    put(model, saved, "mynet", how)
     (model / "1" / "mynet.py").write_text(NET)
 
     assert doubles(model)
 
 
-def test_the_module_may_lie_in_the_model_s_directory(model: Path, tmp_path: Path) -> None:
-    save(model / "1" / "model.pt", module="mynet", elsewhere=tmp_path / "elsewhere")
+def test_the_module_may_lie_in_the_model_s_directory(model: Path, saved: Path) -> None:
+    put(model, saved, "mynet")
     (model / "mynet.py").write_text(NET)
 
     assert doubles(model)
 
 
-def test_a_module_called_as_an_installed_one_is_theirs(model: Path, tmp_path: Path) -> None:
-    save(model / "1" / "model.pt", module="redis", elsewhere=tmp_path / "elsewhere")
+def test_a_module_called_as_an_installed_one_is_theirs(model: Path, saved: Path) -> None:
+    put(model, saved, "redis")
     (model / "1" / "redis.py").write_text(NET)
 
     assert doubles(model)
 
 
-def test_a_class_of_the_script_that_saved_it_is_found_in_any_file(
-    model: Path, tmp_path: Path
-) -> None:
-    save(model / "1" / "model.pt", elsewhere=tmp_path / "elsewhere")
+def test_a_class_of_the_script_that_saved_it_is_found_in_any_file(model: Path, saved: Path) -> None:
+    put(model, saved, "")
     (model / "1" / "broken.py").write_text("class Net(:\n")
     (model / "1" / "other.py").write_text("raise RuntimeError('this is not imported')\n")
     (model / "1" / "the_network.py").write_text(NET)
@@ -117,9 +123,9 @@ def test_a_class_of_the_script_that_saved_it_is_found_in_any_file(
 
 @pytest.mark.parametrize("module", ["mynet", ""])
 def test_a_class_that_is_nowhere_is_named_in_a_sentence(
-    model: Path, tmp_path: Path, module: str
+    model: Path, saved: Path, module: str
 ) -> None:
-    save(model / "1" / "model.pt", module=module, elsewhere=tmp_path / "elsewhere")
+    put(model, saved, module)
 
     with pytest.raises(BadModel) as raised:
         load_repository(model.parent, "mine", allow_pickle=True)

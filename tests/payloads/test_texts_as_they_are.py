@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import joblib
 import onnx
 import pytest
 from answers import answer, refusal
@@ -14,6 +15,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from onnx import TensorProto, helper
 from registered import register, spec
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from api.app import create_app
 from shared.model_spec import TensorSpec
@@ -69,13 +73,28 @@ def onnx_echo(repository: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), file)
 
 
+def pipeline(repository: Path, name: str, config: str) -> None:
+    """Write a scikit-learn pipeline from texts, with no config or a part of one."""
+    fitted = make_pipeline(CountVectorizer(), LogisticRegression())
+    fitted.fit(["good film", "bad film", "good food", "bad food"], ["positive", "negative"] * 2)
+    file = repository / name / "1" / "model.joblib"
+    file.parent.mkdir(parents=True)
+    joblib.dump(fitted, file)
+    if config:
+        (repository / name / "config.pbtxt").write_text(config)
+
+
 @pytest.fixture(scope="module")
 def app(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
     models = tmp_path_factory.mktemp("models")
     for name, config in CONFIGS.items():
         python_model(models, name, config)
     onnx_echo(models)
-    settings = Settings(redis_url=redis_url, key_prefix="strings", models=str(models))
+    pipeline(models, "mood", "")
+    pipeline(models, "contract", f"output [ {SENTIMENT} ]\n")
+    settings = Settings(
+        redis_url=redis_url, key_prefix="strings", models=str(models), allow_pickle=True
+    )
     with running_worker(settings):
         yield create_app(settings)
 
@@ -126,6 +145,29 @@ def test_scores_with_labels_are_the_confidence(client: FlaskClient) -> None:
 
 def test_an_onnx_model_of_strings_takes_texts(client: FlaskClient) -> None:
     assert ask(client, "echo", "grün") == {"heard": "grün"}
+
+
+def test_a_pipeline_s_output_is_called_as_the_config_says(client: FlaskClient) -> None:
+    assert ask(client, "contract", "a good film") == {"sentiment": "positive"}
+    assert ask(client, "contract", ["bad", "good"]) == {
+        "predictions": [{"sentiment": "negative"}, {"sentiment": "positive"}]
+    }
+
+
+def test_a_pipeline_without_a_config_gives_label_and_confidence(client: FlaskClient) -> None:
+    found = ask(client, "mood", "a bad film")
+
+    assert (found["label"], found["top_k"][0]["label"]) == ("negative", "negative")
+    assert 0.5 < found["confidence"] == found["top_k"][0]["confidence"] < 1
+    assert [each["class"] for each in found["top_k"]] == [0, 1]
+
+
+def test_a_pipeline_takes_version_1_s_instances(client: FlaskClient) -> None:
+    response = client.post("/v1/models/mood:predict", json={"instances": ["good", "bad"]})
+
+    rows = answer(response)["predictions"]
+    assert [row["label"] for row in rows] == [["positive"], ["negative"]]
+    assert rows[0]["probabilities"] == pytest.approx(rows[1]["probabilities"][::-1])
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ import builtins
 import importlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +29,7 @@ from typing import Any
 
 from shared.errors import BadModel
 from worker.repository.file_kinds import FileKind
+from worker.repository.sniffer import what_is
 
 OURS = frozenset(
     {"api", "bench", "chaos", "ferry", "samples", "shared", "tests", "tools", "worker"}
@@ -152,9 +155,28 @@ class NamesBeside:
 
     def _missing(self, name: str, why: object) -> BadModel:
         return BadModel(
-            f"{self._what}: {name} cannot be imported ({why}), put the .py file that defines it "
-            f"beside {self._file.name} or in the model's directory, or export the model"
+            f"{self._what}: {name} cannot be imported ({why}): install its package, or put the "
+            f".py file that defines it beside {self._file.name} or in the model's directory"
         )
+
+
+def load_pipeline(file: Path) -> Any:
+    """Load a joblib file, its classes found beside it; raises BadModel or its code's own errors."""
+    import joblib  # noqa: PLC0415  comes with scikit-learn, which is an extra
+    from joblib.numpy_pickle import NumpyUnpickler  # noqa: PLC0415
+
+    names, usual = NamesBeside(file, what_is(file)), NumpyUnpickler.find_class
+
+    def find_class(self: Any, module: str, name: str) -> Any:
+        return names.find(partial(usual, self), module, name)
+
+    NumpyUnpickler.find_class = find_class
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")  # one of another scikit-learn warns, and may work
+            return joblib.load(file)
+    finally:
+        NumpyUnpickler.find_class = usual
 
 
 def _defined(source: Path) -> set[str]:

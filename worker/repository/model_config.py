@@ -28,7 +28,7 @@ from worker.repository.config.formats import ModelFile, content_fault, find_form
 from worker.repository.config.groups import InstanceGroup, read_groups
 from worker.repository.config.image import read_image
 from worker.repository.config.parameters import parameter_notes
-from worker.repository.config.tensors import check_tensors, read_tensor, take_masks
+from worker.repository.config.tensors import check_tensors, read_tensor, take_masks, with_labels
 from worker.repository.config.versions import VersionPolicy, read_version_policy
 from worker.repository.config.warmup import WarmupSample, read_warmup
 from worker.repository.file_kinds import MISSING
@@ -129,7 +129,9 @@ def _config(message: Any, directory: Path, version: str, allow_pickle: bool) -> 
         platform=message.platform or message.backend or found.platform or found.triton_backend,
         max_batch_size=message.max_batch_size,
         inputs=inputs,
-        outputs=tuple(read_tensor(item, directory) for item in message.output),
+        outputs=tuple(
+            with_labels(read_tensor(item, directory), parameters) for item in message.output
+        ),
         masks=masks,
         image=read_image(message, parameters),
         output_activation=parameters.get("output_activation", "softmax"),

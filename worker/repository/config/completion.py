@@ -22,6 +22,7 @@ from worker.repository.config.as_json import message_json
 from worker.repository.config.description import Described, Description
 from worker.repository.config.formats import Format
 from worker.repository.describer import LONGEST_SECONDS, describe
+from worker.repository.pipelines import describe_pipeline
 
 DEFAULT_MAX_BATCH_SIZE = 4
 """Triton's `default-max-batch-size`."""
@@ -43,6 +44,9 @@ def complete(
     if found.backend == "python" and completes_itself(file):
         auto_complete(message, file)
         missing = [name for name in ("input", "output") if not getattr(message, name)]
+    if found.backend == "joblib" and missing and file.is_file():
+        _complete_pipeline(message, missing, file)
+        return
     if found.backend not in DESCRIBED:
         if missing:
             raise ValueError(_what_to_write(missing, found, file))
@@ -101,6 +105,20 @@ def add_declared(message: Any, config: dict[str, Any]) -> None:
                 json_format.ParseDict(each, getattr(message, kind).add())
     if "dynamic_batching" in config and message.WhichOneof("scheduling_choice") is None:
         message.dynamic_batching.SetInParent()
+
+
+def _complete_pipeline(message: Any, missing: list[str], file: Path) -> None:
+    """Fill in what a scikit-learn file takes and gives; the config's own words stay."""
+    try:
+        description, parameters = describe_pipeline(file)
+    except ValueError as error:
+        raise ValueError(f"{' and '.join(missing)} left out, and {error}") from error
+    _complete_batch_size(message, description)
+    for name in missing:
+        declare(message, name, getattr(description, f"{name}s"))
+    for key, value in parameters.items() if "output" in missing else ():
+        if key not in message.parameters:
+            message.parameters[key].string_value = value
 
 
 def _what_to_write(missing: list[str], found: Format, file: Path) -> str:

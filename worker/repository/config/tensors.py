@@ -9,6 +9,8 @@ they were padded to the longest of the batch.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from worker.repository.text_file import read_lines
 
 PICTURE_DIMENSIONS = 3
 MASK_KEY = "ragged_mask:"
+LABELS_KEY = "labels:"
 Inputs = tuple[TensorSpec, ...]
 
 
@@ -75,6 +78,20 @@ def _check_sizes(name: str, field: str, sizes: Any) -> None:
 
 def _labels(directory: Path, filename: str) -> tuple[str, ...]:
     return read_lines(directory / plain_name("label_filename", filename)) if filename else ()
+
+
+def with_labels(output: TensorSpec, parameters: Mapping[str, str]) -> TensorSpec:
+    """Return an output with the labels that the parameter `labels:<output>` lists, if it does."""
+    key = f"{LABELS_KEY}{output.name}"
+    if key not in parameters or output.labels:
+        return output
+    try:
+        labels = json.loads(parameters[key])
+    except ValueError as error:
+        raise ValueError(f"{key}: expected a JSON list of strings, {error}") from error
+    if not isinstance(labels, list) or not all(isinstance(each, str) for each in labels):
+        raise ValueError(f"{key}: expected a JSON list of strings, not {parameters[key]}")
+    return output.model_copy(update={"labels": tuple(labels)})
 
 
 def _reshape(item: Any) -> tuple[int, ...] | None:
