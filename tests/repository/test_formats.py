@@ -141,6 +141,19 @@ def test_the_content_decides_whatever_the_name(version: Path, name: str) -> None
     assert found(version, filename=name) == ("onnxruntime", name)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [("onnx", "model.pt2"), ("torch_export", "best.bin"), ("onnx", "net.pt")]
+)
+def test_a_file_of_any_name_completes_its_config(tmp_path: Path, kind: str, name: str) -> None:
+    file = add_format(tmp_path, kind)
+    file.rename(file.with_name(name))
+    (file.parent.parent / "config.pbtxt").unlink()
+
+    spec = read_model(tmp_path, kind).spec
+
+    assert [tensor.dims for tensor in (*spec.inputs, *spec.outputs)] == [(2,), (2,)]
+
+
 def test_a_usual_name_comes_before_another(version: Path) -> None:
     weights_file(version / "best.ckpt")
     weights_file(version / "model.pt")

@@ -14,7 +14,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker.repository.file_kinds import TORCH_EXPORT
 from worker.repository.sniffer import what_is
 
 EXPORTED_SUFFIX = ".pt2"
@@ -56,8 +55,9 @@ class Description(NamedTuple):
 
 def read(file: Path) -> Description:
     """Describe `file`, in this process; raises whatever it does to its reader."""
-    is_exported = what_is(file) == TORCH_EXPORT or file.suffix == EXPORTED_SUFFIX
-    return _exported(file) if is_exported else _onnx(file)
+    backend = what_is(file).backend
+    by_name = "torch_export" if file.suffix == EXPORTED_SUFFIX else "onnxruntime"
+    return _exported(file) if (backend or by_name) == "torch_export" else _onnx(file)
 
 
 def import_framework(file: Path) -> None:
