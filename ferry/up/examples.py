@@ -17,6 +17,8 @@ MOST_NUMBERS = 64
 EXAMPLE_SIZES = (8, 64, 512, 4096)
 """What free dimensions are tried with."""
 EXAMPLE_TEXTS = ("a good day", "1")
+NOT_IN_JSON = {"FP16", "BF16"}
+"""Datatypes that do not travel in JSON."""
 WIDTHS = {
     "BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2, "BF16": 2, "UINT32": 4,
     "INT32": 4, "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8,
@@ -30,12 +32,13 @@ PICTURE = (
 
 
 class Request(NamedTuple):
-    """A request: its path, its body, the header that is not curl's own, and what makes the body."""
+    """A request: path, body, headers that are not curl's own; how a shell makes and ends it."""
 
     path: str
     body: bytes
     header: tuple[str, ...] = ()
     producer: str = ""
+    consumer: str = ""
 
     def send(self, url: str) -> Answer:
         """Ask the API at `url`."""
@@ -47,7 +50,8 @@ class Request(NamedTuple):
         """Return it as a line for a shell."""
         headers = "".join(f" -H {shlex.quote(line)}" for line in self.header)
         if self.producer:
-            return f"{self.producer} | curl -s {url}{self.path}{headers} --data-binary @-"
+            curl = f"curl -s {url}{self.path}{headers} --data-binary @-{self.consumer}"
+            return f"{self.producer} | {curl}"
         return f"curl -s {url}{self.path}{headers} -d {shlex.quote(self.body.decode())}"
 
 
@@ -60,7 +64,12 @@ def working_example(url: str, name: str) -> str:
     config = ask(f"{url}/v2/models/{name}/config")
     if not (description.is_good and config.is_good):
         return ""
-    requests = _requests(name, json.loads(description.body)["inputs"], json.loads(config.body))
+    known = json.loads(description.body)
+    requests: Iterator[Request]
+    if any(each["datatype"] in NOT_IN_JSON for each in known["outputs"]):
+        requests = _in_sizes(name, known["inputs"], json.loads(config.body), binary=True)
+    else:
+        requests = _requests(name, known["inputs"], json.loads(config.body))
     return next((each.curl(url) for each in requests if each.send(url).is_good), "")
 
 
@@ -75,11 +84,18 @@ def _requests(name: str, inputs: list[dict[str, Any]], config: dict[str, Any]) -
         )  # fmt: skip
     if kind == "text" or [each["datatype"] for each in inputs] == ["BYTES"]:
         yield from (Request(predict, json.dumps({"text": text}).encode()) for text in EXAMPLE_TEXTS)
+    yield from _in_sizes(name, inputs, config, binary=False)
+
+
+def _in_sizes(
+    name: str, inputs: list[dict[str, Any]], config: dict[str, Any], *, binary: bool
+) -> Iterator[Request]:
+    """Yield requests of tensors with several sizes for free dimensions; `binary` for the answer."""
     batched = config.get("max_batch_size", 0) > 0
     is_free = any(-1 in each["shape"][batched:] for each in inputs)
     for size in EXAMPLE_SIZES if is_free else EXAMPLE_SIZES[:1]:
         shaped = [each | {"shape": _shape(each["shape"], size, batched)} for each in inputs]
-        yield from _tensors(name, shaped)
+        yield from _tensors(name, shaped, binary)
 
 
 def _shape(shape: list[int], size: int, batched: bool) -> list[int]:
@@ -87,15 +103,15 @@ def _shape(shape: list[int], size: int, batched: bool) -> list[int]:
     return [1, *dims[1:]] if batched else dims
 
 
-def _tensors(name: str, inputs: list[dict[str, Any]]) -> Iterator[Request]:
+def _tensors(name: str, inputs: list[dict[str, Any]], binary: bool) -> Iterator[Request]:
     """Yield requests with one row for each input, in JSON if it is short."""
     numbers = sum(prod(each["shape"]) for each in inputs)
     datatypes = {each["datatype"] for each in inputs}
-    if numbers <= MOST_NUMBERS and not datatypes & {"FP16", "BF16"}:
+    if numbers <= MOST_NUMBERS and not binary and not datatypes & NOT_IN_JSON:
         for text in EXAMPLE_TEXTS if "BYTES" in datatypes else EXAMPLE_TEXTS[:1]:
             yield _json(name, inputs, text)
     if "BYTES" not in datatypes:
-        yield _zeros(name, inputs)
+        yield _zeros(name, inputs, binary)
 
 
 def _json(name: str, inputs: list[dict[str, Any]], text: str) -> Request:
@@ -130,7 +146,7 @@ def _nested(values: list[Any], shape: list[int]) -> Any:
     ]
 
 
-def _zeros(name: str, inputs: list[dict[str, Any]]) -> Request:
+def _zeros(name: str, inputs: list[dict[str, Any]], binary: bool) -> Request:
     """Return zeros in the protocol's binary form, whose bytes the line takes from /dev/zero."""
     sizes = [prod(each["shape"]) * WIDTHS[each["datatype"]] for each in inputs]
     tensors = [
@@ -138,7 +154,8 @@ def _zeros(name: str, inputs: list[dict[str, Any]]) -> Request:
         | {"parameters": {"binary_data_size": size}}
         for each, size in zip(inputs, sizes, strict=True)
     ]
-    head = json.dumps({"inputs": tensors})
+    wanted = {"parameters": {"binary_data_output": True}} if binary else {}
+    head = json.dumps({"inputs": tensors} | wanted)
     return Request(
         f"/v2/models/{name}/infer",
         head.encode() + bytes(sum(sizes)),
@@ -147,4 +164,5 @@ def _zeros(name: str, inputs: list[dict[str, Any]]) -> Request:
             f"Inference-Header-Content-Length: {len(head)}",
         ),
         f"(printf %s {shlex.quote(head)}; head -c {sum(sizes)} /dev/zero)",
+        " -o answer.bin" if binary else "",
     )

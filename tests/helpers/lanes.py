@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
 
 LONGEST = (
+    "tests/cli/test_ferry_add.py",
     "tests/supervisor/test_mishaps.py",
     "tests/system/test_crashes.py",
     "tests/ensembles/test_ensemble_crashes.py",
     "tests/supervisor/test_worker_process.py",
     "tests/backends/test_damaged_files.py",
     "tests/cli/test_ferry_up.py",
+    "tests/cli/test_ferry_serve.py",
     "tests/routes/test_model_control.py",
     "tests/request_queue/test_queue_model.py",
     "tests/openapi/test_contract.py",
