@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,20 @@ from worker.repository.model_config import read_config
 from worker.repository.models import model_names
 
 Add = Callable[..., tuple[int, str, str]]
+PICKLED = """
+import joblib, torch
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+class Mine(torch.nn.Linear):
+    pass
+
+if __name__ == "__main__":
+    torch.save(Mine(2, 3), "whole.pt")
+    texts = make_pipeline(CountVectorizer(), LogisticRegression())
+    joblib.dump(texts.fit(["good day", "bad day"], ["positive", "negative"]), "texts.joblib")
+"""
 
 
 class Sums(torch.nn.Module):
@@ -249,6 +265,26 @@ def test_code_that_lies_beside_a_file_comes_along(
     assert (repository / "mine" / "1" / code_file).is_file()
     assert not (repository / "mine" / "1" / code_file).is_symlink()
     assert tensors(repository, "mine")[:2] == (4, {"x": ("FP32", 2)})
+
+
+def test_a_pickle_says_what_it_is_and_the_code_of_its_classes_comes_along(
+    add: Add, files: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (files / "training.py").write_text(PICKLED)
+    subprocess.run([sys.executable, "training.py"], cwd=files, check=True, timeout=120)
+
+    refused = add("whole.pt", "--input", "x:2")
+    monkeypatch.setenv("FERRY_ALLOW_PICKLE", "1")
+    code, _, error = add("whole.pt", "--input", "x:2")
+    completed = add("texts.joblib")
+
+    assert refused[0] == 1
+    assert "whole.pt: a pickled torch module (class __main__.Mine): " in refused[2]
+    assert code == 0, error
+    assert (repository / "whole" / "1" / "training.py").is_file()
+    assert tensors(repository, "whole")[1:] == ({"x": ("FP32", 2)}, {"OUTPUT__0": ("FP32", 3)})
+    assert completed[0] == 0, completed
+    assert list(tensors(repository, "texts")[1].values()) == [("BYTES", 1)]
 
 
 def test_weights_beside_an_onnx_file_come_along(add: Add, repository: Path, tmp_path: Path) -> None:
