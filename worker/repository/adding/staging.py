@@ -232,14 +232,7 @@ def install(settled: Settled, repository: Path) -> Path:
         with tempfile.TemporaryDirectory(prefix=COPYING, dir=repository) as scratch:
             copy = Path(scratch) / "model"
             shutil.copytree(settled.directory / part, copy)
-            copy.chmod(0o777 & ~_umask())
             os.rename(copy, model / part)
     except OSError as error:
         raise BadModel(f"{new.source}: not copied to {model / new.version}: {error}") from error
     return model / new.version
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
