@@ -440,7 +440,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 NOT_OFFERED = {
     name: ("501", word)
     for name in CALLS
-    for word in ("shared memory", "trac")
+    for word in ("shared memory",)
     if word.replace(" ", "_") in name
 }
 """By method, the status and a word of the refusal."""
