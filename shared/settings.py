@@ -84,6 +84,18 @@ class Settings:
         "how long a version that was replaced stays loaded, so that a rollback is immediate",
         check.seconds_or_none,
     )
+    canary_percent: int = _setting(
+        0,
+        "FERRY_CANARY_PERCENT",
+        "share of the requests that a version which takes over gets first; 0: all at once",
+        check.whole(0, 99),
+    )
+    canary_seconds: float = _setting(
+        600.0,
+        "FERRY_CANARY_SECONDS",
+        "how long it has that share before it gets all, unless it fails",
+        check.seconds,
+    )
     state_dir: str = _setting(
         ".ferry",
         "FERRY_STATE_DIR",

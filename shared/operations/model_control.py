@@ -256,7 +256,9 @@ def _takes_all(name: str, serving: Serving | None, reports: list[ModelReport]) -
         if versions.count(version) > 1:
             raise LoadFailed(f"version {version} of '{name}' has other files on other machines")
     keys = {key for _, key in contents}
-    return serving is not None and set(serving.versions.values()) == keys
+    taken = set(serving.versions.values()) if serving is not None else set()
+    # What a canary is to replace serves on besides.
+    return taken == keys or bool(serving and serving.canary and keys <= taken)
 
 
 def _follows(serving: Serving | None, reports: list[ModelReport], wanted: Desired) -> bool:
@@ -271,6 +273,8 @@ def _follows(serving: Serving | None, reports: list[ModelReport], wanted: Desire
         versions = {version for report in reports for version in report.versions}
         use = max(versions - {wanted.shadow}, key=int, default="")
         _check_failures([report.only([use]) for report in reports])
+    if serving.canary:
+        return use in ("", serving.canary) and serving.shadow == wanted.shadow
     return (
         use in ("", serving.default)
         and serving.split == wanted.split

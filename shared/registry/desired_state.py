@@ -105,7 +105,9 @@ class Serving(_Frozen):
     """Where one model's requests go: `versions` names the content that each version stands for.
 
     `default` takes requests without a version, unless `split` says which share each one takes.
-    `replaced` is the content that did so before; `taken_back` is as in `Desired`.
+    `replaced` is the content that did so before; `taken_back` is as in `Desired`. A `canary` is a
+    version that has a share by itself, until a second since the epoch at which it becomes the
+    default.
     """
 
     versions: dict[str, str]
@@ -114,6 +116,8 @@ class Serving(_Frozen):
     shadow: str = ""
     replaced: str = ""
     taken_back: dict[str, str] = {}
+    canary: str = ""
+    canary_until: float = 0.0
 
 
 def sent_elsewhere(key: str, serving: Serving | None) -> Literal["", "unnamed", "all"]:

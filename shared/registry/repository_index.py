@@ -50,6 +50,9 @@ def _state(snapshot: Snapshot, spec: ModelSpec) -> tuple[str, str]:
         return "READY", f"on standby: answers requests that name it{until}"
     if spec.key in snapshot.ready:
         serving = snapshot.served.get(spec.name)
+        if serving is not None and serving.canary == spec.version:
+            left = max(0.0, serving.canary_until - time.time())
+            return "READY", f"canary: takes all requests in {left:.0f} s unless it fails"
         taken_back = serving.taken_back.get(spec.version, "") if serving else ""
         return "READY", taken_back or snapshot.warnings.get(spec.key, "")
     if spec.key in snapshot.reasons:

@@ -79,6 +79,9 @@ class Server(NamedTuple):
         wait_until(is_answered, 20, f"version {version} answers")
         return len(failed) - 1
 
+    def metrics(self) -> str:
+        return self.client.get("/metrics").text
+
     def reason(self, name: str, version: str) -> str:
         index = repository_index(self.registry.snapshot())
         (found,) = (
@@ -117,9 +120,8 @@ def test_requests_go_back_and_everybody_is_told_why(server: Server) -> None:
     assert failed >= MIN_FAILED_COUNT
     reason = server.reason("bad", "2")
     assert re.search(r"failed \d+ of its first \d+ requests: they go to version 1 again", reason)
-    metrics = server.client.get("/metrics").text
-    assert 'ferry_model_taken_back{model="bad",version="2"} 1.0' in metrics
-    assert 'ferry_model_load_failure{model="bad"' not in metrics
+    assert 'ferry_model_taken_back{model="bad",version="2"} 1.0' in server.metrics()
+    assert 'ferry_model_load_failure{model="bad"' not in server.metrics()
 
 
 def test_a_higher_version_takes_over_from_what_was_taken_back(server: Server) -> None:
@@ -152,6 +154,46 @@ def test_a_version_that_answers_is_left_where_it_is(server: Server) -> None:
 
     assert {server.ask("good") for _ in range(MAX_JUDGED_COUNT + 20)} == {(200, "2")}
     assert server.reason("good", "2") == ""
+
+
+@pytest.fixture(scope="module")
+def careful(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose versions get half of the requests for some seconds before they take over."""
+    repository = tmp_path_factory.mktemp("models")
+    settings = Settings(
+        redis_url=redis_url, key_prefix="careful", models=str(repository),
+        model_control_mode="explicit", canary_percent=50, canary_seconds=4.0,
+    )  # fmt: skip
+    with connect(redis_url) as redis, running_worker(settings):
+        client = create_app(settings).test_client()
+        control = ModelControl(redis, "careful", "explicit")
+        yield Server(repository, settings, client, control, Registry(redis, "careful"))
+
+
+def test_a_canary_gets_a_share_and_then_all(careful: Server) -> None:
+    replace(careful, "m", "False")
+
+    assert "canary: takes all requests in" in careful.reason("m", "2")
+    assert {careful.ask("m") for _ in range(40)} == {(200, "1"), (200, "2")}
+    wait_until(lambda: careful.reason("m", "2") == "", 20, "it takes over")
+    assert {careful.ask("m") for _ in range(40)} == {(200, "2")}
+
+
+def test_a_canary_that_fails_gives_its_share_back(careful: Server) -> None:
+    replace(careful, "bad")
+
+    said = 'ferry_model_taken_back{model="bad"'
+    wait_until(lambda: careful.ask("bad") and said in careful.metrics(), 20, "it is taken back")
+    wait_until(lambda: {careful.ask("bad") for _ in range(20)} == {(200, "1")}, 20, "1 has all")
+
+
+def test_what_is_named_takes_over_without_a_canary(careful: Server) -> None:
+    careful.add("named", 1)
+    careful.add("named", 2)
+    careful.control.load("named")
+    careful.control.use("named", "1")
+
+    assert {careful.ask("named") for _ in range(20)} == {(200, "1")}
 
 
 def test_clients_that_ask_nonsense_are_no_reason(server: Server) -> None:

@@ -42,9 +42,9 @@ class FirstAnswers:
         """Judge every version whose predecessor could answer; raises RedisUnavailable."""
         running = {key for report in state.reports.values() for key in report.running}
         taken_over = {
-            name: (serving.versions[serving.default], serving.replaced)
+            name: pair
             for name, serving in state.served.items()
-            if serving.replaced in running and _is_judged(serving)
+            if (pair := _judged(serving)) is not None and pair[1] in running
         }
         self._trusted &= set(taken_over.values())
         watched = {name: pair for name, pair in taken_over.items() if pair not in self._trusted}
@@ -54,14 +54,13 @@ class FirstAnswers:
             first = self._counted_before[pair] = before.get(pair, new)
             since = Outcomes(new.answered - first.answered, new.failed - first.failed)
             if _is_worse(since, old):
-                self._take_back(name, state.served[name], since)
+                self._take_back(name, _version(pair[0]), _version(pair[1]), since)
             elif sum(since) >= MAX_JUDGED_COUNT:
                 self._trusted.add(pair)
                 del self._counted_before[pair]
 
-    def _take_back(self, name: str, serving: Serving, found: Outcomes) -> None:
+    def _take_back(self, name: str, version: str, before: str, found: Outcomes) -> None:
         """Have requests go to the version before; unless they go elsewhere by now."""
-        version, before = serving.default, _version(serving.replaced)
         reason = (
             f"it took over and failed {found.failed} of its first {sum(found)} requests: "
             f"they go to version {before} again, until a higher one is there or `use` names it"
@@ -69,7 +68,7 @@ class FirstAnswers:
         log.error("%s: version %s is taken back, %s", name, version, reason)
 
         def update(now: Desired, current: Serving | None) -> Desired | None:
-            if current is None or current.default != version:
+            if current is None or version not in (current.default, current.canary):
                 return None
             taken_back = now.taken_back | {version: reason}
             return now.model_copy(update={"use": before, "split": {}, "taken_back": taken_back})
@@ -77,10 +76,16 @@ class FirstAnswers:
         self._store.change(name, update)
 
 
-def _is_judged(serving: Serving) -> bool:
-    """Tell whether another version served before, and neither was found wanting."""
-    before = _version(serving.replaced)
-    return before != serving.default and not {before, serving.default} & serving.taken_back.keys()
+def _judged(serving: Serving) -> tuple[str, str] | None:
+    """Return the content that takes over and the one before; None when there is no such version.
+
+    Nor is there when one of them was found wanting.
+    """
+    new = serving.versions[serving.canary or serving.default]
+    old = serving.versions[serving.default] if serving.canary else serving.replaced
+    versions = {_version(new), _version(old)}
+    is_other = len(versions) > 1 and old
+    return (new, old) if is_other and not versions & serving.taken_back.keys() else None
 
 
 def _is_worse(new: Outcomes, old: Outcomes) -> bool:

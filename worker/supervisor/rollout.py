@@ -20,7 +20,7 @@ from worker.supervisor.background_planner import BackgroundPlanner
 from worker.supervisor.deployment import Deployment
 from worker.supervisor.first_answers import FirstAnswers
 from worker.supervisor.planner import Plan, PlannedVersion
-from worker.supervisor.traffic import Traffic
+from worker.supervisor.traffic import CanaryPlan, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,8 @@ class Rollout:
         self._settings = settings
         self._store = store
         self._make = make
-        self._traffic = Traffic(supervisor, store)
+        canary = CanaryPlan(settings.canary_percent, settings.canary_seconds)
+        self._traffic = Traffic(supervisor, store, canary)
         self._first_answers = FirstAnswers(store)
         self._planner = BackgroundPlanner(settings)
         self._wanted_keys: dict[str, dict[str, str]] = {}
@@ -97,7 +98,7 @@ class Rollout:
         if changes < self._seen_changes:  # the counter only grows, unless Redis lost it
             self._restore()
         # fast: nothing else is read while nothing changes, which is nearly always.
-        is_watching = self._first_answers.is_watching
+        is_watching = self._first_answers.is_watching or self._traffic.has_canary
         if changes != self._seen_changes or self._is_busy(now) or is_watching:
             self._follow(changes)
         if self._settings.model_control_mode == "poll":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Set
+from typing import NamedTuple
 
 from shared.registry.desired_state import Desired, Serving, promoted
 from shared.registry.desired_store import ControlState, DesiredStore
@@ -18,20 +19,29 @@ UNNAMED_SECONDS = 15.0
 """Time that a model serves on which nobody reports: its only machine may be restarting."""
 
 
+class CanaryPlan(NamedTuple):
+    """The share, in per cent, that a version gets before it takes over, and for how long."""
+
+    percent: int = 0
+    seconds: float = 0.0
+
+
 class Traffic:
     """The living supervisor with the lowest id decides; should two do, they decide the same."""
 
-    def __init__(self, supervisor: str, store: DesiredStore) -> None:
+    def __init__(self, supervisor: str, store: DesiredStore, canary: CanaryPlan) -> None:
         """Decide as `supervisor`."""
         self._supervisor = supervisor
         self._store = store
+        self._canary = canary
+        self.has_canary = False
         self._unnamed_since: dict[str, float] = {}
         self._written = False
 
     def leads(self, state: ControlState) -> bool:
         """Tell whether this supervisor decides."""
         leads = self._supervisor == min(state.reports, default=self._supervisor)
-        self._written = self._written and leads
+        self._written, self.has_canary = self._written and leads, self.has_canary and leads
         return leads
 
     def write_again(self) -> None:
@@ -44,18 +54,43 @@ class Traffic:
         is_complete = all(report.complete for report in all_reports)
         running = {key for report in all_reports for key in report.running}
         named = {name for report in all_reports for name in report.models}
+        self.has_canary = False
         for name in sorted(named | self._long_unnamed(state.served.keys() - named)):
             reports = [report.models[name] for report in all_reports if name in report.models]
-            current = state.served.get(name)
-            serving = promoted(
-                current, state.desired.get(name, Desired()), reports,
-                running if is_complete else None,
-            )  # fmt: skip
+            current, desired = state.served.get(name), state.desired.get(name, Desired())
+            serving = promoted(current, desired, reports, running if is_complete else None)
+            if current is not None and serving is not None and not desired.split:
+                serving = self._with_canary(current, serving, desired, running)
+            self.has_canary |= serving is not None and bool(serving.canary)
             if serving != current or not self._written:
                 if serving != current:
                     log.info("%s: requests go to %s", name, _described(serving))
                 self._store.serve(name, serving, _contents(name, current, running))
         self._written = True
+
+    def _with_canary(
+        self, current: Serving, target: Serving, desired: Desired, running: Set[str]
+    ) -> Serving:
+        """Return `target`, or before it the state in which its default gets a share.
+
+        What an operator names gets all at once, and so does new content of the version that serves.
+        """
+        percent, seconds = self._canary
+        old, new = current.default, target.default
+        key = current.versions[old]
+        if not percent or new in (old, desired.use) or key not in running:
+            return target
+        now = time.time()
+        until = current.canary_until if current.canary == new else now + seconds
+        if now >= until:
+            return target
+        return target.model_copy(
+            update={
+                "versions": target.versions | {old: key}, "default": old, "canary": new,
+                "split": {old: 100 - percent, new: percent}, "canary_until": until,
+                "replaced": current.replaced,
+            }
+        )  # fmt: skip
 
     def _long_unnamed(self, names: set[str]) -> set[str]:
         now = time.monotonic()
