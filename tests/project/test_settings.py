@@ -30,6 +30,8 @@ BAD = [
     ("FERRY_LOAD_MODELS", "a,../b"),
     ("FERRY_POLL_SECONDS", "0"),
     ("FERRY_STANDBY_SECONDS", "-1"),
+    ("FERRY_CANARY_SECONDS", "-1"),
+    ("FERRY_CANARY_PERCENT", "-1"),
     ("FERRY_ALLOW_PICKLE", "please"),
     ("FERRY_STATE_DIR", "\t"),
     ("FERRY_API_PROCESSES", "-1"),
