@@ -252,12 +252,16 @@ def _await_first_answers(models: Models, name: str) -> None:
 
     Raises LoadFailed when requests are taken back from it.
     """
-    serving = models.store.read().served[name]
+    serving = models.store.read().served.get(name)
+    if serving is None:  # somebody unloads it
+        return
+    version = serving.canary or serving.default
     began, first = time.monotonic(), None
     while (waited := time.monotonic() - began) < FIRST_ANSWERS_SECONDS:
-        if reason := models.store.read().served[name].taken_back.get(serving.default):
-            raise LoadFailed(f"version {serving.default} of '{name}' is taken back: {reason}")
-        (found,) = models.store.outcomes([serving.versions[serving.default]])
+        now = models.store.read().served.get(name, serving)
+        if reason := now.taken_back.get(version):
+            raise LoadFailed(f"version {version} of '{name}' is taken back: {reason}")
+        (found,) = models.store.outcomes([serving.versions[version]])
         first = first or found
         nobody_asks = found == first and waited > UNUSED_SECONDS
         if nobody_asks or found.answered - first.answered >= FIRST_ANSWER_COUNT:

@@ -95,8 +95,9 @@ class DeadLetters:
         settings, spec = self._settings, self._spec(letter)
         request_id, timeout = new_id(idempotent=True), settings.request_timeout_seconds
         request = self.request(letter)._replace(
-            id=request_id, timeout_seconds=timeout, priority=min(letter.level, spec.levels)
-        )
+            id=request_id, timeout_seconds=timeout, priority=min(letter.level, spec.levels),
+            named=True,
+        )  # fmt: skip
         keys = QueueKeys(settings.key_prefix, spec.key, spec.levels)
         requests = AsyncRequests(self._client, keys, Limits.of(spec, settings))
         requests.submit(request)
@@ -111,7 +112,7 @@ class DeadLetters:
         return request_id
 
     def _spec(self, letter: DeadLetter) -> ModelSpec:
-        name, _, version = letter.model_key.partition("/")
+        name, _, version = letter.model_key.partition("@")[0].partition("/")
         spec = self._registry.snapshot().models.get(name, {}).get(version)
         if spec is None:
             raise UnknownModel(f"no worker serves version {version} of '{name}' any more")

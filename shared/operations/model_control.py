@@ -107,7 +107,8 @@ class ModelControl:
 
         def update(now: Desired, serving: Serving | None) -> Desired:
             shadow = "" if now.shadow in weights else now.shadow
-            change = {"split": weights, "use": _pin(now, serving), "shadow": shadow}
+            use = _pin(now, serving)
+            change = {"split": weights, "use": use, "shadow": shadow, "taken_back": {}}
             return now.model_copy(update=change)
 
         self._route(name, list(weights), update)
@@ -121,7 +122,8 @@ class ModelControl:
         def update(now: Desired, serving: Serving | None) -> Desired:
             if serving is not None and version in (serving.split or {serving.default}):
                 raise LoadFailed(f"version {version} of '{name}' serves: it cannot be its shadow")
-            return now.model_copy(update={"shadow": version, "use": _pin(now, serving)})
+            change = {"shadow": version, "use": _pin(now, serving), "taken_back": {}}
+            return now.model_copy(update=change)
 
         self._route(name, [version] if version else [], update)
 
@@ -273,7 +275,7 @@ def _follows(serving: Serving | None, reports: list[ModelReport], wanted: Desire
         versions = {version for report in reports for version in report.versions}
         use = max(versions - {wanted.shadow}, key=int, default="")
         _check_failures([report.only([use]) for report in reports])
-    if serving.canary:
+    if serving.canary and not wanted.use:
         return use in ("", serving.canary) and serving.shadow == wanted.shadow
     return (
         use in ("", serving.default)
@@ -283,5 +285,7 @@ def _follows(serving: Serving | None, reports: list[ModelReport], wanted: Desire
 
 
 def _pin(now: Desired, serving: Serving | None) -> str:
-    """Return the version that is to go on serving."""
-    return now.use or (serving.default if serving is not None else "")
+    """Return the version that is to go on serving; it may be another one than was named once."""
+    if serving is not None and (now.taken_back or not now.use):
+        return serving.default
+    return now.use

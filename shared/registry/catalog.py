@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 FRESH_SECONDS = 0.5
 """Age at which the copy serves no request: the one that finds it older reads anew by itself."""
+OLD_SECONDS = 2.0
+"""Age at which requests wait for the thread that reads, and use the old copy no longer."""
 REFRESH_SECONDS = 0.35
 """Time between two reads of the refresher, of 0.2 ms each: no request finds its copy too old."""
 CHANGES_LOOK_SECONDS = 0.1
@@ -202,14 +204,15 @@ class Catalog:
     def _current(self) -> Snapshot:
         """Return the snapshot, read anew when it is old; a Redis that is away leaves the old one.
 
-        While one thread reads, the others use the old one, unless there is none or it is known to
-        be stale.
+        While one thread reads, the others use the old one, unless there is none, it is known to be
+        stale, or nobody has read for so long that the very files may be others.
         """
         now = time.monotonic()
         is_stale = self._read_at <= self._stale_before
         if now - self._read_at < FRESH_SECONDS and now < self._next_look and not is_stale:
             return self._snapshot  # fast: nearly every request, thanks to the refresher
-        self._look(FRESH_SECONDS, must_wait=is_stale)
+        is_old = now - self._read_at > OLD_SECONDS and now >= self._away_until
+        self._look(FRESH_SECONDS, must_wait=is_stale or is_old)
         return self._snapshot
 
     def _renewed(self) -> Snapshot:
@@ -276,6 +279,7 @@ class Catalog:
                 raise  # nothing to serve by: the request that reads is told that Redis is away
             # The old copy serves on, and push will say that Redis is away. That it is stale counts
             # no more, or all requests would wait in a row to find Redis away.
+            self._away_until = time.monotonic() + AWAY_SECONDS
             with self._installing:
                 self._read_at = min(self._read_at, now - FRESH_SECONDS)
                 if self._stale_before < now:  # else somebody knows of a change since

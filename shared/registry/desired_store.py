@@ -210,6 +210,11 @@ class DesiredStore:
 
         asking(run)
 
+    def correct(self, model_key: str, serving: Serving | None) -> None:
+        """Have a content's queue refuse what `serving` says, whatever it refused before."""
+        gate, who = QueueKeys(self._prefix, model_key).elsewhere, sent_elsewhere(model_key, serving)
+        asking(lambda: self._client.set(gate, who) if who else self._client.delete(gate))
+
     def open_closed(self, model_keys: Iterable[str]) -> None:
         """Open those of these versions' queues that are closed; one command when none is."""
         keys = {key: QueueKeys(self._prefix, key).closed for key in model_keys}

@@ -189,7 +189,9 @@ def _seen_models(
     models: dict[str, dict[str, ModelSpec]] = {}
     for spec in specs:
         if spec.key in standby or _is_seen(spec, served.get(spec.name), wanted):
-            models.setdefault(spec.name, {})[spec.version] = spec
+            versions = models.setdefault(spec.name, {})
+            if spec.version not in versions or versions[spec.version].revision < spec.revision:
+                versions[spec.version] = spec
     return models
 
 

@@ -87,6 +87,7 @@ class OtherModels:
                 model.signature(inputs),
                 model.default_priority_level if model.priority_levels else 1,
                 json.loads(request.parameters()),
+                named=version > 0,
             )
         ).wait()
 

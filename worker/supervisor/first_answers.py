@@ -6,6 +6,7 @@ A warm-up can find out that a version answers wrong, not that it refuses what cl
 from __future__ import annotations
 
 import logging
+import time
 
 from shared.registry.desired_state import Desired, Serving
 from shared.registry.desired_store import ControlState, DesiredStore
@@ -17,6 +18,8 @@ MIN_FAILED_COUNT = 5
 """Failures from which on a version is judged."""
 MAX_JUDGED_COUNT = 100
 """Answers after which a version is trusted."""
+UNASKED_LOOK_SECONDS = 0.5
+"""Time between two looks while nobody asks the version."""
 
 
 class FirstAnswers:
@@ -32,11 +35,12 @@ class FirstAnswers:
         self._store = store
         self._counted_before: dict[tuple[str, str], Outcomes] = {}
         self._trusted: set[tuple[str, str]] = set()
+        self._next_look = 0.0
 
     @property
     def is_watching(self) -> bool:
         """Tell whether a version is to be looked at again soon."""
-        return bool(self._counted_before)
+        return bool(self._counted_before) and time.monotonic() >= self._next_look
 
     def look(self, state: ControlState) -> None:
         """Judge every version whose predecessor could answer; raises RedisUnavailable."""
@@ -49,15 +53,23 @@ class FirstAnswers:
         self._trusted &= set(taken_over.values())
         watched = {name: pair for name, pair in taken_over.items() if pair not in self._trusted}
         found = self._store.outcomes([key for pair in watched.values() for key in pair])
-        before, self._counted_before = self._counted_before, {}
+        before, self._counted_before, is_asked = self._counted_before, {}, False
         for (name, pair), new, old in zip(watched.items(), found[::2], found[1::2], strict=True):
             first = self._counted_before[pair] = before.get(pair, new)
             since = Outcomes(new.answered - first.answered, new.failed - first.failed)
             if _is_worse(since, old):
                 self._take_back(name, _version(pair[0]), _version(pair[1]), since)
             elif sum(since) >= MAX_JUDGED_COUNT:
-                self._trusted.add(pair)
-                del self._counted_before[pair]
+                self._trust(name, pair, state.served[name])
+            is_asked = is_asked or sum(since) > 0
+        self._next_look = time.monotonic() + (0.0 if is_asked else UNASKED_LOOK_SECONDS)
+
+    def _trust(self, name: str, pair: tuple[str, str], serving: Serving) -> None:
+        """Judge it no more, nor any leader after this one."""
+        self._trusted.add(pair)
+        del self._counted_before[pair]
+        if not serving.canary:
+            self._store.serve(name, serving.model_copy(update={"replaced": ""}))
 
     def _take_back(self, name: str, version: str, before: str, found: Outcomes) -> None:
         """Have requests go to the version before; unless they go elsewhere by now."""

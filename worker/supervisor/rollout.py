@@ -11,8 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from shared.errors import BadModel
-from shared.registry.desired_state import Desired, ModelReport, SupervisorReport, VersionReport
+from shared.errors import BadModel, RedisUnavailable
+from shared.registry.desired_state import (
+    Desired,
+    ModelReport,
+    Serving,
+    SupervisorReport,
+    VersionReport,
+)
 from shared.registry.desired_store import Content, ControlState, DesiredStore
 from shared.settings import Settings
 from worker.repository.models import ServedModel
@@ -106,7 +112,11 @@ class Rollout:
         # fast: nothing else is read while nothing changes, which is nearly always.
         is_watching = self._first_answers.is_watching or self._traffic.has_canary
         if changes != self._seen_changes or self._is_busy(now) or is_watching:
-            self._follow(changes)
+            try:
+                self._follow(changes)
+            except RedisUnavailable:
+                self._must_look_again = True  # what changed may not have been acted upon
+                raise
         if self._settings.model_control_mode == "poll":
             self._planner.poll(self._last_state.desired, is_due=now >= self._next_poll)
             if now >= self._next_poll:
@@ -308,6 +318,10 @@ class Rollout:
         name = deployment.model.spec.name
         if deployment.key in self._wanted_keys.get(name, {}).values():
             self._planner.plan_again(name)
+
+    def serving(self, name: str) -> Serving | None:
+        """Return where a model's requests go now."""
+        return self._store.read().served.get(name)
 
     def is_served(self, key: str) -> bool:
         """Tell whether requests go to this content now, here or on another machine."""

@@ -111,7 +111,8 @@ class Supervisor:
             first.join()
         except (OSError, EOFError) as error:  # each slot tries again, and says why it cannot
             log.warning("the forkserver does not start: %s", error)
-        self._can_fork.set()
+        finally:
+            self._can_fork.set()
 
     def _wait(self, signalled: int) -> None:
         """Wait until something is due, or a process has ended or reported: that is `_stirred`.
@@ -220,7 +221,14 @@ class Supervisor:
             return True
         records, _ = self._registry.instances()
         instances = [record.id for record in records if record.model_key == deployment.key]
-        return self._store.close(deployment.key, deployment.model.spec.levels, instances)
+        closed = self._store.close(deployment.key, deployment.model.spec.levels, instances)
+        serving = self._rollout.serving(deployment.model.spec.name)
+        if serving is not None and deployment.key in serving.versions.values():
+            # subtle: requests came to go to it between our look and the close.
+            self._store.open(deployment.key)
+            self._store.correct(deployment.key, serving)
+            return False
+        return closed
 
     def _look_after(self, slot: InstanceSlot) -> None:
         stirred = slot.reports is not None and slot.reports.fileno() in self._stirred

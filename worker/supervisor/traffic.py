@@ -36,17 +36,18 @@ class Traffic:
         self._canary = canary
         self.has_canary = False
         self._unnamed_since: dict[str, float] = {}
-        self._written = False
+        self._written: set[str] = set()
 
     def leads(self, state: ControlState) -> bool:
         """Tell whether this supervisor decides."""
         leads = self._supervisor == min(state.reports, default=self._supervisor)
-        self._written, self.has_canary = self._written and leads, self.has_canary and leads
+        if not leads:
+            self._written, self.has_canary = set(), False
         return leads
 
     def write_again(self) -> None:
         """Write all with the next decision: Redis may have lost what its queues refuse."""
-        self._written = False
+        self._written = set()
 
     def promote(self, state: ControlState) -> None:
         """Write where every model's requests go by now; raises RedisUnavailable."""
@@ -55,18 +56,20 @@ class Traffic:
         running = {key for report in all_reports for key in report.running}
         named = {name for report in all_reports for name in report.models}
         self.has_canary = False
-        for name in sorted(named | self._long_unnamed(state.served.keys() - named)):
+        # While one reads its repository, what it has is not known: nothing is taken away.
+        unnamed = self._long_unnamed(state.served.keys() - named) if is_complete else set()
+        for name in sorted(named | unnamed):
             reports = [report.models[name] for report in all_reports if name in report.models]
             current, desired = state.served.get(name), state.desired.get(name, Desired())
             serving = promoted(current, desired, reports, running if is_complete else None)
             if current is not None and serving is not None and not desired.split:
                 serving = self._with_canary(current, serving, desired, running)
             self.has_canary |= serving is not None and bool(serving.canary)
-            if serving != current or not self._written:
+            if serving != current or (serving and name not in self._written):
                 if serving != current:
                     log.info("%s: requests go to %s", name, _described(serving))
                 self._store.serve(name, serving, _contents(name, current, running))
-        self._written = True
+                self._written.add(name)
 
     def _with_canary(
         self, current: Serving, target: Serving, desired: Desired, running: Set[str]
