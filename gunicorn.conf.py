@@ -1,12 +1,12 @@
 """How gunicorn runs the API, in every setting: ferry up, honcho, compose."""
 
 import os
+import subprocess
+import sys
 from typing import Any
 
-from shared.errors import BadSetting
 from shared.open_files import lift_open_files
 from shared.settings import Settings, mention_service_links, service_links
-from shared.wire.server_check import check_server
 
 _settings = Settings.from_env(os.environ)
 
@@ -63,8 +63,10 @@ def on_starting(server: Any) -> None:
     mention_service_links(links, server.log)
     for name in links:
         del os.environ[name]
-    try:
-        if _settings.redis_url:
-            check_server(_settings)
-    except BadSetting as error:
-        raise RuntimeError(str(error)) from error
+    if _settings.redis_url:
+        # subtle: in a process of its own, for a client of Redis that is imported before gevent
+        # patches the standard library could hang in its locks.
+        command = [sys.executable, "-m", "shared.wire.server_check"]
+        found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if found.stdout:
+            raise RuntimeError(found.stdout.strip())

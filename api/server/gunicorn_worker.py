@@ -26,8 +26,6 @@ from gunicorn import util
 from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
 
-from shared.errors import BadRequest, FerryError, Unsupported
-
 if TYPE_CHECKING:
     # subtle: at run time it would bind the standard library's locks before gevent replaces them.
     from api.server.fast_path import FastPath
@@ -167,6 +165,8 @@ def _write_error(client: socket.socket, status: int, reason: str, message: str) 
 
     In gunicorn's place, whose answer is a page.
     """
+    from shared.errors import BadRequest, FerryError, Unsupported  # noqa: PLC0415  see above
+
     error = {500: FerryError, 501: Unsupported}.get(status, BadRequest)
     body = json.dumps({"error": message or reason, "code": error.code}).encode()
     head = [

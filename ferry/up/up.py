@@ -28,7 +28,6 @@ from ferry.up.reaper import Reaper
 from shared.errors import BadSetting
 from shared.settings import Settings, mention_service_links, service_links
 from shared.wire.client import connect, public_url
-from shared.wire.server_check import check_server
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +120,8 @@ def check_free(settings: Settings) -> None:
         if ports[first][1] == ports[second][1]:
             raise BadSetting(f"{first} and {second} are both {ports[first][1]}: set one to another")
     if settings.redis_url:
+        from shared.wire.server_check import check_server  # noqa: PLC0415  it brings numpy
+
         check_server(settings)
         _check_redis(settings.redis_url)
 

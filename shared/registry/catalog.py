@@ -251,8 +251,10 @@ class Catalog:
         if not self._looking.acquire(blocking=must_wait):
             return  # another thread reads
         try:
-            if self._looked_at > asked_at:
-                return  # another thread did, since we asked
+            if self._looked_at > asked_at:  # another thread did, since we asked
+                if not self._snapshot.models and time.monotonic() < self._away_until:
+                    raise RedisUnavailable("cannot reach Redis, it does not answer")
+                return
             self._looked_at = now = time.monotonic()
             is_old = now - self._read_at >= max_age_seconds or self._read_at <= self._stale_before
             if is_old or self._has_changed():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from secrets import token_hex
 from typing import Any
 
@@ -127,3 +128,15 @@ def _probe(server: _Server, wire: Wire, settings: Settings) -> None:
                 return
     finally:
         wire.close()
+
+
+def main() -> None:
+    """Print why the environment's server is none for Ferry, nothing if it is one."""
+    try:
+        check_server(Settings.from_env(os.environ))
+    except BadSetting as error:
+        print(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from shared.errors import BadModel
 from shared.model_spec import TensorSpec
 from worker.backends.base import Backend
-from worker.repository.config.description import describe
+from worker.repository.describer import describe
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 

@@ -178,13 +178,13 @@ def test_without_scikit_learn_the_reason_says_what_to_install(
     really = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
-        if name == "joblib":
-            raise ModuleNotFoundError("No module named 'joblib'", name="joblib")
+        if name.partition(".")[0] == "sklearn":
+            raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
         return really(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
 
-    with pytest.raises(BadModel, match=r"needs joblib, .* with its extra \[sklearn\]"):
+    with pytest.raises(BadModel, match=r"needs sklearn, .* with its extra \[sklearn\]"):
         allowed(spec([tensor("x")], [LABEL]), flowers)
 
 

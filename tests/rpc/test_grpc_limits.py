@@ -25,6 +25,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from waiting import wait_until
 
 from api.rpc.errors import MAX_DETAIL_BYTES, status_code
+from api.rpc.health import MAX_WATCHES
 from api.rpc.server import SPARE_THREADS
 from ferry.up.embedded_valkey import running
 from shared.errors import BadRequest, RequestExpired, all_errors
@@ -195,9 +196,9 @@ def test_when_redis_hangs_no_more_calls_wait_than_may(tmp_path: Path) -> None:
             valkey.process.send_signal(signal.SIGSTOP)
             try:
                 request = service_pb2.ServerReadyRequest()
-                calls = [stub.ServerReady.future(request, timeout=30) for _ in range(100)]
-                held = THREADS + SPARE_THREADS + 1
-                wait_until(lambda: sum(call.done() for call in calls) >= 100 - held, 4, "refusals")
+                calls = [stub.ServerReady.future(request, timeout=30) for _ in range(400)]
+                held = THREADS + SPARE_THREADS + MAX_WATCHES + 1
+                wait_until(lambda: sum(call.done() for call in calls) >= 400 - held, 4, "refusals")
                 codes = {call.code() for call in calls if call.done()}
             finally:
                 valkey.process.send_signal(signal.SIGCONT)

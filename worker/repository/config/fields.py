@@ -80,7 +80,7 @@ CONFIG_FIELDS = (
     ),
     Field("metric_tags", NO_EFFECT, "metrics carry model and version; shown in the configuration"),
     Field("parameters", HONOURED, "pre- and post-processing, and what a model's own code reads"),
-    Field("model_warmup", HONOURED, "run before the model is ready, besides every batch size"),
+    Field("model_warmup", HONOURED, "run before the model is ready, in place of made-up inputs"),
     Field("model_operations", REFUSED, "no libraries with operators are loaded"),
     Field(
         "model_transaction_policy.decoupled", REFUSED,
