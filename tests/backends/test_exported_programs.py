@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -181,6 +182,113 @@ def test_a_program_that_hides_pickled_code_is_refused_and_the_code_does_not_run(
         exported(["first", "second"], ["sum", "difference"], file)
 
     assert not ran.exists()
+
+
+EVIL = "__import__('pathlib').Path({ran!r}).touch()"
+
+
+def _size(graph: Any, code: str) -> None:
+    name = next(iter(graph["graph_module"]["graph"]["tensor_values"]))
+    size = graph["graph_module"]["graph"]["tensor_values"][name]["sizes"][0]
+    size["as_expr"]["expr_str"] = f"{code} or Symbol('s0')"
+
+
+def _symbol(graph: Any, code: str) -> None:
+    name = next(iter(graph["graph_module"]["graph"]["tensor_values"]))
+    size = graph["graph_module"]["graph"]["tensor_values"][name]["sizes"][0]
+    size["as_expr"]["expr_str"] = f'Symbol("{code}")'
+
+
+def _guard(graph: Any, code: str) -> None:
+    graph["guards_code"] = [f"{code} or True"]
+
+
+def _operator(graph: Any, code: str) -> None:
+    node = graph["graph_module"]["graph"]["nodes"][0]
+    node["target"] = "torch.serialization.os.system"
+
+
+def _argument(graph: Any, code: str) -> None:
+    for entry in graph["graph_module"]["module_call_graph"]:
+        if entry["signature"]:
+            entry["signature"]["forward_arg_names"] = [f"a={code}", "b"]
+
+
+def _node(graph: Any, code: str) -> None:
+    old = json.dumps(graph["graph_module"]["graph"]["nodes"][0]["outputs"][0]["as_tensor"]["name"])
+    text = json.dumps(graph).replace(old, json.dumps(f"x = {code}  #"))
+    graph.clear()
+    graph.update(json.loads(text))
+
+
+def _factory(graph: Any, code: str) -> None:
+    context = {
+        "default_factory_module": "pathlib",
+        "default_factory_name": "Path",
+        "dict_context": ["a"],
+    }
+    leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
+    tree = {"type": "collections.defaultdict", "context": context, "children_spec": [leaf]}
+    for entry in graph["graph_module"]["module_call_graph"]:
+        if entry["signature"]:
+            entry["signature"]["in_spec"] = json.dumps([1, tree])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_size, "the program's size .* none that torch.export writes"),
+        (_symbol, "the program's size .* none that torch.export writes"),
+        (_operator, "the program's operator 'torch.serialization.os.system'"),
+        (_argument, "the program's argument "),
+        (_node, "the program's name "),
+        (_factory, "the program's module 'pathlib'"),
+    ],
+)
+def test_a_graph_that_hides_code_in_its_texts_is_refused_and_the_code_does_not_run(
+    tmp_path: Path, change: Any, said: str
+) -> None:
+    file, ran = tmp_path / "model.pt2", tmp_path / "ran"
+    _change_graph(export(file, SumAndDifference(), *EXAMPLE), change, ran)
+
+    with pytest.raises(BadModel, match=said):
+        exported(["first", "second"], ["sum", "difference"], file)
+
+    assert not ran.exists()
+
+
+def test_guards_in_a_file_do_not_run(tmp_path: Path) -> None:
+    file, ran = tmp_path / "model.pt2", tmp_path / "ran"
+    _change_graph(export(file, SumAndDifference(), *EXAMPLE), _guard, ran)
+    backend = exported(["first", "second"], ["sum", "difference"], file)
+
+    backend.forward({"first": ONES, "second": ONES}, PLAIN)
+
+    assert not ran.exists()
+
+
+class Sized(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.shape[0]
+        halves = torch.ones(rows // 2 + 1, (rows + 3) * 2).sum()
+        return x * (rows % 3 + 1) + halves + rows / 4
+
+
+def test_sizes_that_are_computed_are_no_code(tmp_path: Path) -> None:
+    file = export(tmp_path / "model.pt2", Sized(), torch.ones(4, 2))
+    x = floats([1, 2], [3, 4], [5, 6], [7, 8], [9, 10])
+
+    found = exported(["x"], ["y"], file).forward({"x": x}, PLAIN)["y"]
+
+    np.testing.assert_allclose(found, Sized()(torch.from_numpy(x)).numpy())
+
+
+def _change_graph(file: Path, change: Any, ran: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        name = next(each for each in archive.namelist() if each.endswith("models/model.json"))
+        graph = json.loads(archive.read(name))
+    change(graph, EVIL.format(ran=str(ran)))
+    _rewrite(file, {name.partition("/")[2]: json.dumps(graph).encode()})
 
 
 def test_a_file_with_machine_code_is_refused(tmp_path: Path) -> None:

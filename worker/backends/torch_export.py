@@ -2,13 +2,19 @@
 
 A program is a graph without Python code, and torch keeps its plain tensors as raw bytes. All else
 (subclasses of tensors, opaque objects) it pickles, and unpickles on loading: such a file runs
-code, so it is refused. Imported by the instances that need it only, for it is slow.
+code, so it is refused. The graph itself is text that torch evaluates in part, so it is refused
+as well unless it says nothing but names, sizes and operators. Imported by the instances that need
+it only, for it is slow.
 """
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import operator
 import os
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +22,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch._export.serde import schema, serialize
+from torch._export.serde.union import _Union
 from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 from torch.export.passes import move_to_device_pass
 from torch.export.pt2_archive import _package
@@ -32,6 +40,35 @@ from worker.repository.file_kinds import AOTI
 from worker.repository.sniffer import what_is
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+FACTORIES = SimpleNamespace(
+    **{each.__name__: each for each in (list, dict, set, tuple, int, float, str, bool)}
+)
+"""What a `defaultdict` among a program's arguments may make of a missing entry."""
+PREDISPATCH = "torch._functorch.predispatch"
+"""Where the plain functions are that torch exports as operators."""
+MAX_EXPRESSION = 10_000
+EXPRESSION = re.compile(r"(?:[\w ()+\-*/%<>=&|~,.'\"]|!=)*", re.ASCII)
+NAME = re.compile(r"[\w.]*")
+ATTRIBUTE = re.compile(r"[^\"'\\\x00-\x1f]*")
+"""The path of a weight: torch puts it into code between quotes."""
+FUNCTION_NAMES = """
+Symbol Dummy Integer Float Rational Add Mul Pow Min Max Abs Mod PythonMod FloorDiv CleanDiv CeilDiv
+ModularIndexing Where CeilToInt FloorToInt LShift RShift PowByNatural FloatPow FloatTrueDiv
+IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat
+Identity Eq Ne Lt Le Gt Ge Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan
+And Or Not Xor ITE Piecewise floor ceiling sqrt log exp
+"""
+FUNCTIONS = frozenset(FUNCTION_NAMES.split())
+"""What sizes are computed with, torch's functions and those of sympy."""
+OPAQUE = ("OpaqueUnaryFn_", "BitwiseFn_")
+"""How the names of more of torch's begin."""
+CALCULATION = (
+    *(ast.Expression, ast.Name, ast.Load, ast.Constant, ast.Tuple, ast.Call, ast.keyword),
+    *(ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare),
+    *(ast.operator, ast.unaryop, ast.boolop, ast.cmpop),
+)
+ARGUMENT_KINDS = 2
+"""The children of a function's arguments: those by position and those by name."""
 
 
 class TorchExportBackend(TorchBackend):
@@ -44,7 +81,8 @@ class TorchExportBackend(TorchBackend):
         if target.type != "cpu":
             program = move_to_device_pass(program, target)
         names, constants = _leaves(program)
-        module, in_spec = program.module(), program.call_spec.in_spec
+        # The guards are code in the file; without them torch checks the declared sizes itself.
+        module, in_spec = program.module(check_guards=False), program.call_spec.in_spec
 
         def call(*tensors: torch.Tensor) -> Any:
             given = iter(tensors)
@@ -108,7 +146,7 @@ def load_program(file: Path) -> Any:
     """Return the ExportedProgram in `file`; raises BadModel when loading would run foreign code."""
     if what_is(file) == AOTI:
         raise BadModel(AOTI.sentence)
-    with _no_pickle():
+    with _no_pickle(), _no_code():
         try:
             return torch.export.load(file)
         except pickle.UnpicklingError as error:
@@ -141,3 +179,137 @@ def _no_pickle() -> Iterator[None]:
         del os.environ[FORCE_WEIGHTS_ONLY]
         if before is not None:
             os.environ[FORCE_WEIGHTS_ONLY] = before
+
+
+@contextmanager
+def _no_code() -> Iterator[None]:
+    """Keep torch.export.load from running what a graph says as code, as long as the block runs.
+
+    subtle: the check stands where torch has read the graph and made nothing of it yet, so there is
+    no second reader of the archive that could see other bytes than torch does.
+    """
+    own: Any = serialize
+    tree: Any = pytree
+    read, its_importlib = own._bytes_to_dataclass, tree.importlib
+
+    def checked(kind: Any, content: bytes) -> Any:
+        found = read(kind, content)
+        _check(found)
+        return found
+
+    own._bytes_to_dataclass = checked
+    tree.importlib = SimpleNamespace(import_module=_factories)
+    try:
+        yield
+    finally:
+        own._bytes_to_dataclass = read
+        tree.importlib = its_importlib
+
+
+def _factories(module: str) -> Any:
+    if module != "builtins":
+        raise _code("module", module)
+    return FACTORIES
+
+
+def _code(what: str, text: str) -> BadModel:
+    return BadModel(
+        f"the program's {what} {text[:80]!r} is none that torch.export writes, it could run any "
+        "code: export the model again"
+    )
+
+
+def _check(part: Any) -> None:
+    """Raise BadModel if torch would run a text in this part of a graph as code."""
+    if isinstance(part, dict):
+        part = list(part.values())
+    if isinstance(part, list):
+        for each in part:
+            _check(each)
+    elif dataclasses.is_dataclass(part):
+        _check_names(part)
+        for name, value in _fields(part):
+            _check_text(name, value)
+            _check(value)
+
+
+def _fields(part: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the fields that a part has: of a union, that is one."""
+    if isinstance(part, _Union):
+        yield str(part.type), part.value
+    else:
+        for field in dataclasses.fields(part):
+            yield field.name, getattr(part, field.name)
+
+
+def _check_text(field: str, text: Any) -> None:
+    if not isinstance(text, str):
+        return
+    if field == "expr_str":
+        _check_expression(text)
+    elif field in {"target", "as_operator"}:
+        _check_operator(text)
+    elif field == "name" or field.endswith("_name"):
+        allowed = NAME if field in {"name", "as_name"} else ATTRIBUTE
+        if not allowed.fullmatch(text):
+            raise _code("name", text)
+
+
+def _check_names(part: Any) -> None:
+    """Check the names of arguments, which torch writes into the function that it makes."""
+    if not isinstance(part, schema.ModuleCallSignature):
+        return
+    names = list(part.forward_arg_names or [])
+    spec = pytree.treespec_loads(part.in_spec)
+    if spec.num_children == ARGUMENT_KINDS and spec.child(1).type is dict:
+        names += spec.child(1).context
+    for name in names:
+        if not NAME.fullmatch(str(name)):
+            raise _code("argument", str(name))
+
+
+def _check_operator(name: str) -> None:
+    """Raise BadModel unless a name is that of an operator; torch calls any function by its path."""
+    own: Any = serialize
+    found = own.GraphModuleDeserializer().deserialize_operator(name)
+    kinds = (
+        str,  # not found, which torch says itself
+        torch._ops.OpOverload,
+        torch._ops.HigherOrderOperator,
+        *own._registered_extension_types(),
+    )
+    if (
+        isinstance(found, kinds)
+        or found is operator.getitem
+        or any(found is each for each in own._SYM_OPS)
+    ):
+        return
+    if getattr(found, "__module__", "") not in {"math", PREDISPATCH}:
+        raise _code("operator", name)
+
+
+def _check_expression(text: str) -> None:
+    """Raise BadModel unless an expression of sizes only computes; torch evaluates it as Python."""
+    try:
+        is_plain = len(text) <= MAX_EXPRESSION and all(
+            isinstance(node, CALCULATION) and _computes(node)
+            for node in ast.walk(ast.parse(text, mode="eval"))
+        )
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        is_plain = False
+    if not is_plain or not EXPRESSION.fullmatch(text):
+        raise _code("size", text)
+
+
+def _computes(node: ast.AST) -> bool:
+    """Tell whether a name, number or call is one of those that sizes are made of."""
+    match node:
+        case ast.Constant(value=str() as text):
+            return text.isidentifier()  # of a symbol
+        case ast.Constant():
+            return isinstance(node.value, int | float)
+        case ast.Name():
+            return not node.id.startswith("__")
+        case ast.Call(func=ast.Name(id=name)):
+            return name in FUNCTIONS or name.startswith(OPAQUE)
+    return not isinstance(node, ast.Call)
