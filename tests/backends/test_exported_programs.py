@@ -267,6 +267,14 @@ def test_guards_in_a_file_do_not_run(tmp_path: Path) -> None:
     assert not ran.exists()
 
 
+def test_the_own_guards_of_a_program_are_kept(tmp_path: Path) -> None:
+    file = export(tmp_path / "model.pt2", SumAndDifference(), *EXAMPLE)
+    backend = exported(["first", "second"], ["sum", "difference"], file)
+
+    with pytest.raises(AssertionError, match="Guard failed"):
+        backend.forward({"first": floats([1, 1], [2, 2]), "second": ONES}, PLAIN)
+
+
 class Sized(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.shape[0]
