@@ -62,6 +62,15 @@ def test_a_damaged_file_raises_and_nothing_worse(tmp_path: Path, kind: str, dama
         load(model.config.backend, model.spec, file, allow_pickle=True)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in TEXT])
+def test_a_file_of_an_unknown_kind_is_refused_in_our_words(tmp_path: Path, kind: str) -> None:
+    file = add_format(tmp_path, kind)
+    file.write_bytes(b"\x01\x02\xff\xfe" * 200)
+
+    with pytest.raises(BadModel, match="no model that Ferry knows: bring "):
+        load_repository(tmp_path, kind, allow_pickle=True)
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A good and a damaged model of each format."""

@@ -60,6 +60,26 @@ def zipped(*names: str) -> bytes:
     return held.getvalue()
 
 
+def header(content: bytes) -> bytes:
+    """Return the beginning of a safetensors file."""
+    return len(content).to_bytes(8, "little") + content
+
+
+def damaged_zip() -> bytes:
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("model/data.pkl", np.random.default_rng(0).bytes(3000))
+    content = bytearray(held.getvalue())
+    content[60:300] = bytes(each ^ 0x5A for each in content[60:300])
+    return bytes(content)
+
+
+def deep_pickle() -> bytes:
+    """Return the pickle of dictionaries in one another, deeper than Python's stack."""
+    level = b"}X\x01\0\0\0wctorch._utils\n_rebuild_tensor\n)RsX\x01\0\0\0a"
+    return b"\x80\x02" + level * 5000 + b"}" + b"s" * 5000 + b"."
+
+
 def tarred(*names: str) -> bytes:
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w") as archive:
@@ -87,6 +107,7 @@ def pipeline() -> Any:
 
 
 LEGACY = {"_use_new_zipfile_serialization": False}
+UBJ = b"{L" + (7).to_bytes(8, "big") + b"learner{L"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 3\n"
 
 RUN: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -109,6 +130,8 @@ RUN: dict[str, tuple[Callable[[], bytes], str]] = {
     "pipeline, lz4": (lambda: b"\x04\x22\x4d\x18" + bytes(40), "joblib"),
     "pipeline, pickle.dump": (lambda: pickle.dumps(pipeline()), "joblib"),
     "pipeline, protocol 0": (lambda: pickle.dumps(pipeline(), protocol=0), "joblib"),
+    "pipeline, protocol 1": (lambda: pickle.dumps(LogisticRegression(), protocol=1), "joblib"),
+    "module, protocol 1": (lambda: pickle.dumps(Net(), protocol=1), "torch_pickle"),
     "ONNX Runtime's format": (lambda: b"\x18\0\0\0ORTM" + bytes(60), "onnxruntime"),
 }
 
@@ -161,6 +184,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "OpenVINO": (lambda: b'<?xml version="1.0"?><net name="m" version="11">', "openvino"),
     "PMML": (lambda: b'<?xml version="1.0"?>\n<PMML version="4.4">', "pmml"),
     "XGBoost": (lambda: b'{"learner":{"attributes":{}}}', "xgboost"),
+    "XGBoost, binary": (lambda: UBJ, "xgboost"),
     "LightGBM": (lambda: b"tree\nversion=v4\n", "lightgbm"),
     "CatBoost": (lambda: b"CBM1" + bytes(90), "catboost"),
     "numpy": (lambda: b"\x93NUMPY\1\0" + bytes(90), "numpy"),
@@ -174,6 +198,18 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "gzip": (lambda: gzip.compress(b"\x08\x08" * 60), "archive"),
     "zstd": (lambda: b"\x28\xb5\x2f\xfd" + bytes(90), "archive"),
     "Git LFS": (lambda: LFS, "git_lfs"),
+    "Git LFS, with a mark": (lambda: b"\xef\xbb\xbf" + LFS, "git_lfs"),
+    "HTML, Latin-1": (lambda: "<html><title>Anhänge".encode("latin-1"), "error_page"),
+    "nothing in a zip": (zipped, "archive"),
+    "a dictionary, protocol 1": (lambda: pickle.dumps({"a": 1}, protocol=1), "pickled_data"),
+    "a list, protocol 1": (lambda: pickle.dumps([1], protocol=1), "pickled_data"),
+    "words like a pickle's": (lambda: b"cat\nhello world\n", "text"),
+    "deep JSON": (lambda: b"[" * 200_000, "error_page"),
+    "deep header": (lambda: header(b'{"a":' + b"[" * 200_000), "unknown"),
+    "an end that is a text": (lambda: header(b'{"a":{"data_offsets":[0,"x"]}}'), "unknown"),
+    "an end that is none": (lambda: header(b'{"a":{"data_offsets":[0,null]}}'), "unknown"),
+    "damaged LZMA": (damaged_zip, "truncated"),
+    "deep dictionaries": (deep_pickle, "unknown"),
     "HTML": (lambda: b"\n<!DOCTYPE html><html><title>404 Not Found</title>", "error_page"),
     "HTML, UTF-16": (lambda: "<html><body>Sign in</body>".encode("utf-16"), "error_page"),
     "XML": (lambda: b"<Error><Message>Access Denied</Message></Error>", "error_page"),
@@ -256,6 +292,25 @@ def test_a_pickled_module_names_its_class(tmp_path: Path) -> None:
     refusal = pickle_refusal(found)
     assert "FERRY_ALLOW_PICKLE=1" in refusal
     assert "torch.export" in refusal
+
+
+def test_dictionaries_that_share_others_are_looked_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "model.pt"
+    content: dict[str, Any] = {"weight": torch.ones(1)}
+    for _ in range(60):
+        content = {"weight": torch.ones(1), "a": content, "b": content}
+    file.write_bytes(saved(content))
+
+    assert what_is(file).name in {"state_dict", "checkpoint"}
+
+
+def test_a_dictionary_within_itself_is_not_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "model.pt"
+    content: dict[str, Any] = {"weight": torch.ones(1)}
+    content["me"] = content
+    file.write_bytes(saved(content))
+
+    assert what_is(file).name == "state_dict"
 
 
 @pytest.mark.parametrize("how", [saved, dumped, pickle.dumps])

@@ -35,6 +35,18 @@ def load_file(
         raise BadModel(kind.sentence)
     if backend in PICKLES and not allow_pickle:
         raise BadModel(pickle_refusal(kind))
+    try:
+        return _loaded(backend, spec, file, placement)
+    except (BadModel, MemoryError):
+        raise
+    except Exception as error:
+        if kind != UNKNOWN or backend == "python":
+            raise
+        # A framework says of such a file what it stumbled over, not what it is.
+        raise BadModel(kind.sentence) from error
+
+
+def _loaded(backend: str, spec: ModelSpec, file: Path, placement: Placement) -> Backend:
     match backend:
         case "onnxruntime":
             return OnnxRuntimeBackend(spec, file, placement)

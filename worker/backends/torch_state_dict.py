@@ -23,7 +23,7 @@ from shared.model_spec import ModelSpec
 from worker.backends.operator_code import NamesBeside, named_callable
 from worker.backends.torch_model import Argument, TorchBackend
 from worker.repository.config.formats import NO_ARCHITECTURE
-from worker.repository.file_kinds import SAFETENSORS, FileKind
+from worker.repository.file_kinds import SAFETENSORS, UNKNOWN, FileKind
 from worker.repository.sniffer import LEGACY_TORCH, what_is
 
 PARALLEL = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
@@ -98,6 +98,8 @@ def load_weights(file: Path) -> dict[str, torch.Tensor]:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if kind == UNKNOWN:
+            raise BadModel(kind.sentence) from error
         alone = f"its entry {kind.key!r} alone" if kind.key else "model.state_dict()"
         raise BadModel(
             f"{kind.what}, but with objects that torch.load refuses with weights_only=True: save "

@@ -40,9 +40,12 @@ def zip_kind(file: Path) -> FileKind:
     try:
         with zipfile.ZipFile(file) as opened:
             return _zip_kind(opened)
+    except RecursionError:
+        raise  # a RuntimeError, which others here are
     except (
         zipfile.BadZipFile,
         zlib.error,
+        lzma.LZMAError,
         EOFError,
         ValueError,
         NotImplementedError,

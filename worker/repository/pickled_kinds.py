@@ -93,9 +93,10 @@ def _begins_as_module(found: Pickle) -> bool:
 def _weights(found: Pickle) -> FileKind | None:
     if found.root.kind not in MAPPINGS:
         return None
-    if _holds_tensors(found.root):
+    known: dict[int, bool] = {}
+    if _holds_tensors(found.root, known):
         return FileKind("state_dict", "a state dict, weights only", "torch_state_dict")
-    inside = [name for name, each in found.root.items.items() if _holds_tensors(each)]
+    inside = [name for name, each in found.root.items.items() if _holds_tensors(each, known)]
     if not inside:
         return None
     key = next((name for name in WEIGHT_KEYS if name in inside), inside[0])
@@ -105,13 +106,19 @@ def _weights(found: Pickle) -> FileKind | None:
     return FileKind("checkpoint", what, "torch_state_dict", key=key, classes=classes)
 
 
-def _holds_tensors(thing: Thing) -> bool:
-    """Tell whether a thing maps names to tensors, as a state dict does; its buffers may be rare."""
+def _holds_tensors(thing: Thing, known: dict[int, bool]) -> bool:
+    """Tell whether a thing maps names to tensors, as a state dict does; its buffers may be rare.
+
+    `known` has the answers for things that were met, by their ids: they may be in one another.
+    """
     if thing.kind not in MAPPINGS or not thing.items:
         return False
-    return any(each.kind.startswith(REBUILT) for each in thing.items.values()) and not any(
-        each.kind in MAPPINGS and _holds_tensors(each) for each in thing.items.values()
-    )
+    if id(thing) not in known:
+        known[id(thing)] = False
+        known[id(thing)] = any(
+            each.kind.startswith(REBUILT) for each in thing.items.values()
+        ) and not any(_holds_tensors(each, known) for each in thing.items.values())
+    return known[id(thing)]
 
 
 def _named(thing: Thing) -> str:

@@ -46,17 +46,19 @@ HEAD_BYTES = 4096
 MAX_JSON_BYTES = 1 << 20
 LONGEST_TITLE = 80
 MAX_FIELDS = 2000
+PAGES = ("<!doctype", "<html", "<head", "<?xml", "<error")
+"""How texts begin that are told in encodings of old, too."""
 ERROR_KEYS = ("error", "message", "detail", "errors", "title")
 MAX_HEADER_BYTES = 100 << 20
 """The most that safetensors itself allows for its header."""
-ZIP_START = b"PK\x03\x04"
+ZIP_START, EMPTY_ZIP = b"PK\x03\x04", b"PK\x05\x06"
 LEGACY_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 """A pickle of torch's magic number: how torch.save began its files before they were zip archives.
 Two more pickles stand before the one of what was saved."""
 PICKLES_BEFORE = 3
 PROTOCOLS = tuple(bytes([0x80, version]) for version in range(2, 6))
-TEXT_PICKLES = (b"ccopy", b"c__", b"(dp", b"(lp", b"(i")
-"""How pickles of protocol 0 begin, which are text."""
+OLD_PICKLE = re.compile(rb"c[A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n|\(dp|\(lp|\(i|[}\]]q\x00")
+"""How pickles of protocols 0 and 1 begin: with a class, a dictionary or a list."""
 STARTS = (
     (b"\x89HDF\r\n\x1a\n", HDF5),
     (b"GGUF", GGUF),
@@ -66,6 +68,7 @@ STARTS = (
     (b"\x93NUMPY", NUMPY),
     (b"tree\n", LIGHTGBM),
     (b"version https://git-lfs", GIT_LFS),
+    (b"{L\x00\x00\x00\x00\x00\x00\x00\x07learner", XGBOOST),
 )
 AT_FOUR = ((b"TFL3", TFLITE), (b"ORTM", ORT), (b"ET1", EXECUTORCH))
 """Marks of flatbuffers, behind the offset of their root."""
@@ -88,8 +91,18 @@ CONTINUES = 128
 def what_is(file: Path) -> FileKind:
     """Return the kind of a model file, of a directory in its place, or of one that is missing.
 
-    Reads a part of it only; raises OSError when it cannot be read.
+    Reads a part of it only; raises OSError when it cannot be read, and nothing else.
     """
+    try:
+        return _what_is(file)
+    except OSError:
+        raise
+    except Exception:
+        # A file may be made to break any reader of it.
+        return UNKNOWN
+
+
+def _what_is(file: Path) -> FileKind:
     if file.is_dir():
         return _directory(file)
     if not file.is_file():
@@ -114,8 +127,9 @@ def _directory(path: Path) -> FileKind:
 
 
 def _binary(file: Path, head: bytes, size: int) -> FileKind | None:
-    if head.startswith(ZIP_START):
+    if head.startswith((ZIP_START, EMPTY_ZIP)):
         return zip_kind(file)
+    head = head.removeprefix(codecs.BOM_UTF8)
     for start, kind in STARTS:
         if head.startswith(start):
             return kind
@@ -141,7 +155,7 @@ def _pickle(file: Path, head: bytes) -> FileKind | None:
             return torch_pickle(stream)
         if head.startswith(PROTOCOLS):
             return plain_pickle(stream)
-        if head.startswith(TEXT_PICKLES):
+        if OLD_PICKLE.match(head):
             found = plain_pickle(stream)
             return None if found.name == "truncated" else found
     return None
@@ -157,15 +171,14 @@ def _safetensors(file: Path, head: bytes, size: int) -> FileKind | None:
         raw = stream.read(length)
     try:
         header = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return cut_off("a safetensors file") if len(raw) < length else None
     try:
         ends = [each["data_offsets"][1] for key, each in header.items() if key != "__metadata__"]
+        is_whole = size >= 8 + length + max(ends, default=0)
     except (KeyError, TypeError, AttributeError, IndexError):
         return None
-    return (
-        SAFETENSORS if size >= 8 + length + max(ends, default=0) else cut_off("a safetensors file")
-    )
+    return SAFETENSORS if is_whole else cut_off("a safetensors file")
 
 
 def _protobuf(file: Path, head: bytes, size: int) -> FileKind | None:
@@ -245,7 +258,9 @@ def _decoded(head: bytes) -> str | None:
         # A character may be cut in two where the head ends.
         return codecs.getincrementaldecoder("utf-16" if is_wide else "utf-8")().decode(head)
     except UnicodeDecodeError:
-        return None
+        text = head.decode("latin-1")
+        is_page = text.lstrip(" \t\r\n").lower().startswith(PAGES)
+        return text if is_page and b"\x00" not in head else None
 
 
 def _between(text: str, tag: str) -> str:
@@ -259,7 +274,7 @@ def _json(file: Path, start: str) -> FileKind:
     try:
         with file.open("rb") as stream:
             content = json.loads(stream.read(MAX_JSON_BYTES))
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     said = ""
     if isinstance(content, dict):
