@@ -12,19 +12,26 @@ from shared.errors import BadModelOutput
 from shared.messages import InferResult, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
 
+ROUNDING = 1e-6
+"""So much a confidence that was computed in 32 bits may lie outside 0 to 1."""
+
 
 def describe_rows(spec: ModelSpec, result: InferResult, top_k: int) -> list[dict[str, Any]]:
-    """Return one answer per row, best class first in `top_k`; raises BadModelOutput for NaN scores.
+    """Return one answer per row, best class first in `top_k`.
 
-    A model of one class score per row (sigmoid) answers with it as `confidence` of class 1. One
-    whose first output is no score answers with its outputs under their names.
+    One score per row is the `confidence` of class 1, one whole number the class itself. A model
+    whose first output is no score answers with its outputs under their names. Raises
+    BadModelOutput for scores by which no class is the best.
     """
     if not spec.has_rows(result.outputs):
         return []
     if not _gives_scores(spec):
         return _named_rows(spec, result, top_k)
-    scores = _scores(result.outputs[0].array(), spec)
     labels = spec.outputs[0].labels
+    values = _of_rows(result.outputs[0].array(), spec)
+    if _are_classes(values, spec):
+        return [_class(spec, labels, int(row[0])) for row in values]
+    scores = _scores(values.astype(np.float64), spec)
     count = min(top_k, scores.shape[1])
     best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     return [
@@ -37,11 +44,22 @@ def _ranked(labels: tuple[str, ...], scores: Array, order: list[int]) -> list[di
     return [
         {
             "class": index,
-            "label": (labels[index] if index < len(labels) else "") or str(index),
+            "label": _label(labels, index),
             "confidence": round(float(scores[index]), 6),
         }
         for index in order
     ]
+
+
+def _label(labels: tuple[str, ...], index: int) -> str:
+    """Return what a class is called: its number where no label names it."""
+    return (labels[index] if 0 <= index < len(labels) else "") or str(index)
+
+
+def _class(spec: ModelSpec, labels: tuple[str, ...], index: int) -> dict[str, Any]:
+    """Describe a row of which the model tells the class, not how sure it is."""
+    label = _label(labels, index)
+    return {spec.label_key: label} if spec.label_key else {"class": index, "label": label}
 
 
 def _describe(
@@ -54,19 +72,59 @@ def _describe(
     return {**first, "top_k": ranked}
 
 
-def _scores(output: Array, spec: ModelSpec) -> Array:
+def _of_rows(output: Array, spec: ModelSpec) -> Array:
+    """Return the raw first output as [rows, values]."""
+    rows = len(output) if spec.batched else 1
+    return output.reshape(rows, output.size // rows)
+
+
+def _are_classes(values: Array, spec: ModelSpec) -> bool:
+    """Tell whether each row is one class (argmax): a whole number that nobody calls a score."""
+    is_score = spec.parameters.get("output_activation") == "sigmoid"
+    return values.shape[1] == 1 and values.dtype.kind in "iub" and not is_score
+
+
+def _scores(values: Array, spec: ModelSpec) -> Array:
     """Return confidences [rows, classes] from the raw first output."""
-    values = output.astype(np.float64)
-    values = values.reshape(len(output), -1) if spec.batched else values.reshape(1, -1)
+    name = spec.outputs[0].name
+    if values.shape[1] == 1:
+        return _two_classes(_one_score(values, spec), name)
     with np.errstate(invalid="ignore"):  # infinities become NaN, and are told from it
         if spec.output_activation == "softmax":
             shifted = np.exp(values - values.max(axis=1, keepdims=True, initial=-np.inf))
             values = shifted / shifted.sum(axis=1, keepdims=True)
         elif spec.output_activation == "sigmoid":
-            values = 1.0 / (1.0 + np.exp(-np.clip(values, -60, 60)))
-    if values.shape[1] == 1:
-        values = np.concatenate([1.0 - values, values], axis=1)
-    return _ordered(values, spec.outputs[0].name)
+            values = _sigmoid(values)
+    return _ordered(values, name)
+
+
+def _sigmoid(values: Array) -> Array:
+    return 1.0 / (1.0 + np.exp(-np.clip(values, -60, 60)))
+
+
+def _one_score(values: Array, spec: ModelSpec) -> Array:
+    """Return one score per row as the config says: as it is, unless it asks for more."""
+    name, activation = spec.outputs[0].name, spec.parameters.get("output_activation")
+    values = _ordered(_sigmoid(values) if activation == "sigmoid" else values, name)
+    if activation == "softmax":
+        raise BadModelOutput(
+            f"output {name!r}: there is one score per row, of which softmax makes 1 whatever it "
+            "is: set output_activation to sigmoid, or to none if it is from 0 to 1"
+        )
+    return values
+
+
+def _two_classes(values: Array, name: str) -> Array:
+    """Return one score per row as that of class 1, beside the rest; raises BadModelOutput."""
+    wrong = (np.abs(values - 0.5) > 0.5 + ROUNDING).any(axis=1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise BadModelOutput(
+            f"output {name!r}: the one score of row {row} is {values[row, 0]:g}, expected 0 to 1: "
+            "set output_activation to sigmoid if it is a logit"
+        )
+    values = np.clip(values, 0.0, 1.0)
+    return np.concatenate([1.0 - values, values], axis=1)
 
 
 def _ordered(confidences: Array, name: str) -> Array:

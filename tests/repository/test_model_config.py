@@ -51,6 +51,9 @@ def text(**values: str) -> str:
 MASKED = text().replace("[-1]", "[9]").replace("} ]", f"}}, {MASK} ]", 1)
 
 
+ONE_SCORE = 'output [ { name: "y" data_type: TYPE_FP32 dims: [1, 1] } ]\n'
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A model directory whose config is still to be written."""
@@ -175,6 +178,10 @@ def test_picture_parameters_are_read(model: Path) -> None:
         (GOOD + "instance_group [ { count: -1 } ]", "instance_group: count -1 must not be"),
         (GOOD + "instance_group [ { kind: KIND_CPU gpus: [0] } ]", r"instance_group: gpus \[0\]"),
         (GOOD + parameters(output_activation="relu"), "output_activation: .* 'relu'"),
+        (
+            PLATFORM + INPUT + ONE_SCORE + parameters(output_activation="softmax"),
+            r"softmax: output 'y' has one score per row by its dims \[1, 1\], .* expected sigmoid",
+        ),
         (image(image_channels="L"), "image_channels 'L' does not fit 3 channels"),
         (image(image_channels="CMYK"), "channels: .* 'CMYK'"),
         (image(image_resize="squash"), "resize: .* 'squash'"),
@@ -195,6 +202,15 @@ def test_a_mistake_is_named_with_file_field_and_value(
         config_of(model, config)
 
     assert str(refusal.value).startswith(f"{model}/config.pbtxt: ")
+
+
+@pytest.mark.parametrize("values", [{}, {"output_activation": "sigmoid"}])
+def test_one_score_per_row_is_taken_but_for_its_softmax(
+    model: Path, values: dict[str, str]
+) -> None:
+    config = config_of(model, PLATFORM + INPUT + ONE_SCORE + parameters(**values))
+
+    assert config.spec.outputs[0].dims == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", "."])

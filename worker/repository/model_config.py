@@ -142,6 +142,7 @@ def _config(message: Any, directory: Path, version: str, allow_pickle: bool) -> 
         steps=steps,
         **read_batching(message),
     )
+    _check_activation(spec)
     notes += parameter_notes(found.triton_backend, parameters)
     if message.optimization.HasField("graph") and found.backend != "onnxruntime":
         notes.append("optimization.graph has no effect: only ONNX graphs are optimised on loading")
@@ -179,6 +180,18 @@ def _check(message: Any, directory: Path) -> None:
     if not message.input or not message.output:
         raise ValueError("at least one input and one output must be declared")
     check_tensors(message)
+
+
+def _check_activation(spec: ModelSpec) -> None:
+    """Raise ValueError for the softmax of one score per row, which is 1 whatever the score is."""
+    first = spec.outputs[0]
+    is_one_score = all(size == 1 for size in first.dims) and first.datatype != "BYTES"
+    if spec.parameters.get("output_activation") == "softmax" and is_one_score:
+        raise ValueError(
+            f"output_activation softmax: output {first.name!r} has one score per row by its dims "
+            f"{list(first.dims)}, of which softmax makes 1 whatever it is, expected sigmoid (of a "
+            "logit) or none (of a score from 0 to 1)"
+        )
 
 
 def _sentence(error: Exception) -> str:
