@@ -168,6 +168,8 @@ def _respond(
 
 def _top_k() -> int:
     raw = request.args.get("top_k", str(DEFAULT_TOP_K))
-    if not raw.isascii() or not raw.isdigit() or not 1 <= int(raw[:6]) <= MAX_TOP_K:
+    # subtle: Python refuses to read thousands of digits.
+    digits = raw.lstrip("0") if raw.isascii() and raw.isdigit() else ""
+    if not 1 <= len(digits) <= len(str(MAX_TOP_K)) or int(digits) > MAX_TOP_K:
         raise BadRequest(f"top_k={raw!r} must be a number from 1 to {MAX_TOP_K}")
-    return int(raw)
+    return int(digits)

@@ -526,7 +526,10 @@ def test_text_that_is_no_string_is_refused(client: FlaskClient, text: Any) -> No
     assert '"text" must be a string' in refusal(client.post("/predict", json={"text": text}))
 
 
-@pytest.mark.parametrize("top_k", ["0", "-1", "x", "", "1001", "1e3", "²", "99999999999999"])
+@pytest.mark.parametrize(
+    "top_k",
+    ["0", "-1", "x", "", "1001", "1e3", "²", "99999999999999", "00010099", "000001" + "0" * 5000],
+)
 def test_a_top_k_that_is_no_small_number_is_refused_unqueued(
     client: FlaskClient, top_k: str
 ) -> None:
