@@ -11,6 +11,7 @@ import logging
 import math
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -46,15 +47,29 @@ SUBFILE, SAMPLE_BITS, PHOTOMETRIC, SAMPLE_FORMAT = 254, 258, 262, 339
 SUB_DIRECTORIES, DNG_VERSION = 330, 50706
 SENSOR_DATA = {32803, 34892}
 """Values of PHOTOMETRIC by which a camera's raw file says that no colours are made yet."""
+PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
+CHUNK_FRAME = 12
+"""Bytes of a PNG's chunk besides its content: its length, its name, and a checksum."""
+NEEDED_CHUNKS = {b"tRNS", b"eXIf"}
+TEXT_CHUNKS = {b"tEXt", b"zTXt", b"iTXt"}
+TEXTS_ON_ORIENTATION = {b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"}
+MOST_TEXT = 1 << 20
+"""Bytes of the longest text in which an orientation is looked for."""
 _NUMBER_CODES = {1: "B", 3: "H", 4: "I"}  # of TIFF's BYTE, SHORT and LONG
 
 
 class PngFile(PngImageFile):
-    """A PNG whose transparent colour is told in the 8 bits that Pillow reads its pixels as."""
+    """A PNG whose transparent colour is told in the 8 bits that Pillow reads its pixels as.
+
+    Pillow does not get to see metadata but what may tell the orientation: over large, and over
+    damaged ones, it refuses the picture.
+    """
 
     def _open(self) -> None:
+        assert self.fp is not None, "it is until the pixels are loaded"
+        self.fp = io.BytesIO(_without_metadata(self.fp.read()))
         super()._open()
-        assert self.png is not None, "it is until the pixels are loaded"
+        assert self.png is not None, "likewise"
         key, bits = self.info.get("transparency"), self.png.im_rawmode
         if self.mode == "L" and isinstance(key, int):
             largest = {"L;2": 3, "L;4": 15}.get(bits, 255)
@@ -93,7 +108,7 @@ class TiffFile(TiffImageFile):
 
 TAKEN = {
     "JPEG": (rb"\xff\xd8\xff", JpegImageFile),
-    "PNG": (rb"\x89PNG\r\n\x1a\n", PngFile),
+    "PNG": (re.escape(PNG_BEGIN), PngFile),
     "WEBP": (rb"RIFF....WEBP", WebPImageFile),
     "GIF": (rb"GIF8[79]a", GifImageFile),
     "BMP": (rb"BM", BmpImageFile),
@@ -228,6 +243,49 @@ def _name(data: bytes) -> str:
         if begin.match(data[:FIRST_BYTES]):
             return f"{name}, {_not_taken()}"
     return f"not a picture: {_expected()}"
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """Return a PNG without what is not needed to show it: colour profiles, texts, animation."""
+    parts, texts, start, at = [], set(TEXTS_ON_ORIENTATION), 0, len(PNG_BEGIN)
+    view = memoryview(data)
+    while at + CHUNK_FRAME <= len(data):
+        size, name = struct.unpack_from(">I4s", data, at)
+        end = at + CHUNK_FRAME + size
+        if end > len(data):
+            break  # cut off: Pillow says so
+        if not _is_needed(name, view[at + 8 : end - 4], texts):
+            parts.append(view[start:at])
+            start = end
+        at = end
+    return b"".join([*parts, view[start:]]) if parts else data
+
+
+def _is_needed(name: bytes, content: memoryview, texts: set[bytes]) -> bool:
+    """Tell whether a PNG's chunk is; of `texts` the first each, which is taken out of them."""
+    if name in TEXT_CHUNKS:
+        keyword = bytes(content[:80]).partition(b"\0")[0]
+        if keyword not in texts or not _is_small(name, bytes(content[: MOST_TEXT + 1])):
+            return False
+        texts.remove(keyword)
+        return True
+    is_ancillary = name[:1].islower()
+    return not is_ancillary or name in NEEDED_CHUNKS
+
+
+def _is_small(name: bytes, content: bytes) -> bool:
+    """Tell whether a text is small enough for Pillow, once its compression is undone."""
+    method, packed = content.partition(b"\0")[2][:1], content.partition(b"\0")[2][1:]
+    if name == b"iTXt" and method == b"\1":  # behind it the method, a language, a translation
+        method, packed = packed[:1], packed[1:].split(b"\0", 2)[-1]
+    elif name != b"zTXt":
+        return len(content) <= MOST_TEXT
+    unpacker = zlib.decompressobj()
+    try:
+        unpacker.decompress(packed, MOST_TEXT)
+    except zlib.error:
+        return False
+    return method == b"\0" and len(content) <= MOST_TEXT and not unpacker.unconsumed_tail
 
 
 def _not_taken() -> str:

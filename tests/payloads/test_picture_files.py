@@ -64,6 +64,70 @@ def assert_upright(data: bytes) -> None:
     assert np.abs(decoded(data).astype(int) - np.asarray(WIDE)).max() <= 12
 
 
+def chunk(name: str, content: bytes) -> bytes:
+    named = name.encode() + content
+    return struct.pack(">I", len(content)) + named + struct.pack(">I", zlib.crc32(named))
+
+
+def with_chunks(picture: Image.Image, *chunks: bytes, last: bool = False) -> bytes:
+    """Return a PNG with more chunks, before the pixels or as its last ones."""
+    data = encoded(picture.convert("RGB"))
+    at = len(data) - 12 if last else 8 + 25
+    return data[:at] + b"".join(chunks) + data[at:]
+
+
+LARGE = {
+    "a profile": [chunk("iCCP", b"p\0\0" + zlib.compress(bytes(1_100_000)))],
+    "a packed text": [chunk("zTXt", b"Comment\0\0" + zlib.compress(b"a" * 1_200_000))],
+    "a packed text of Unicode": [
+        chunk("iTXt", b"Comment\0\1\0\0\0" + zlib.compress(b"a" * 1_200_000))
+    ],
+    "packed XMP": [chunk("iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"a" * 1_200_000))],
+    "packed EXIF": [chunk("zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"a" * 1_200_000))],
+    "70 MB of texts": [chunk("tEXt", b"Comment\0" + b"a" * 10_000_000)] * 7,
+    "70 MB of XMP": [chunk("iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b"a" * 1_000_000)] * 70,
+    "an unknown compression": [chunk("zTXt", b"Comment\0\7abc")],
+    "a damaged profile": [chunk("iCCP", b"p\0\7abc")],
+    "short numbers": [chunk(name, b"") for name in ("gAMA", "cHRM", "sRGB", "pHYs", "acTL")],
+}
+"""Chunks of a sound PNG over which Pillow refuses it."""
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("what", LARGE)
+def test_a_png_is_taken_whatever_its_metadata(what: str, last: bool) -> None:
+    turn = chunk("eXIf", exif(6).removeprefix(b"Exif\0\0"))
+
+    assert_upright(with_chunks(stored(6), *LARGE[what], turn, last=last))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("named", ["exif", "XMP"])
+def test_an_orientation_in_a_text_of_a_png_is_obeyed(named: str, packed: bool, last: bool) -> None:
+    profile = f"\nexif\n  0\n{exif(6).hex()}\n".encode()
+    xmp = b'<rdf tiff:Orientation="6"/>'
+    pack = zlib.compress if packed else bytes
+    text = {
+        ("exif", False): chunk("tEXt", b"Raw profile type exif\0" + profile),
+        ("exif", True): chunk("zTXt", b"Raw profile type exif\0\0" + pack(profile)),
+        ("XMP", False): chunk("iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        ("XMP", True): chunk("iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + pack(xmp)),
+    }[named, packed]
+    comment = chunk("tEXt", b"Comment\0nothing")
+
+    assert_upright(with_chunks(stored(6), comment, text, comment, last=last))
+
+
+def test_a_text_that_unpacks_to_much_costs_little() -> None:
+    bomb = zlib.compress(bytes(400_000_000), 9)
+    data = with_chunks(WIDE, chunk("zTXt", b"Raw profile type exif\0\0" + bomb))
+
+    began = time.process_time()
+    assert_upright(data)
+    assert time.process_time() - began < 0.5
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
