@@ -99,7 +99,8 @@ def _scores(values: Array, spec: ModelSpec) -> Array:
 
 
 def _sigmoid(values: Array) -> Array:
-    return 1.0 / (1.0 + np.exp(-np.clip(values, -60, 60)))
+    confidences: Array = 1.0 / (1.0 + np.exp(-np.clip(values, -60, 60)))
+    return confidences
 
 
 def _one_score(values: Array, spec: ModelSpec) -> Array:
