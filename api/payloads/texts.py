@@ -53,7 +53,7 @@ class TokenizerCache:
                 f"'{spec.name}'"
             )
         longest = max(len(encoding.ids) for encoding in encodings)
-        length = fixed_length(spec.inputs) or -(-longest // text.pad_multiple) * text.pad_multiple
+        length = fixed_length(spec.inputs) or _rounded(longest, text)
         columns = {
             "input_ids": [encoding.ids for encoding in encodings],
             "attention_mask": [encoding.attention_mask for encoding in encodings],
@@ -81,6 +81,12 @@ class TokenizerCache:
                 found.enable_truncation(text.max_length, direction=side)
                 self._tokenizers[key] = found
         return found
+
+
+def _rounded(longest: int, text: TextInput) -> int:
+    """Return the length that texts are padded to: a multiple, but no more than the model takes."""
+    multiple = -(-longest // text.pad_multiple) * text.pad_multiple
+    return min(multiple, max(longest, text.max_length))
 
 
 def _strings(texts: list[str], spec: ModelSpec) -> Tensor:

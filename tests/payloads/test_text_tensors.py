@@ -104,3 +104,13 @@ def test_a_text_far_beyond_the_length_keeps_the_side_that_the_tokenizer_names() 
     cut = model.with_changes(text=model.text.model_copy(update={"cut_left": True}))
 
     assert encoded(["good " * 9999 + "bad film"], cut) == ([[2, 5, 6, 3]], [True])
+
+
+@pytest.mark.parametrize(("multiple", "length"), [(1, 5), (4, 8), (8, 8), (16, 9), (10**9, 9)])
+def test_a_multiple_is_padded_to_but_not_past_the_longest_text(multiple: int, length: int) -> None:
+    text = TextInput(tokenizer="digest", max_length=9, pad_multiple=multiple)
+    model = described(-1).model_copy(update={"text": text})
+
+    [ids], _ = encoded(["good bad film"], model)
+
+    assert len(ids) == length

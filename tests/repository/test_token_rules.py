@@ -93,13 +93,74 @@ def test_the_longest_text_may_stand_beside_it(
     assert rules(tmp_path, tokenizer_config={"model_max_length": length}).max_length == limit
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "<html>"])
-def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
-    text_model(tmp_path, "m", max_length=8, truncate=True)
-    (tmp_path / "m" / "tokenizer.json").write_text(text)
+@pytest.mark.parametrize("name", ["tokenizer.json", "words.json"])
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "the tokenizer is no JSON: "),
+        ("{", "the tokenizer is no JSON: "),
+        ("<html>", "the tokenizer is no JSON: "),
+        ("[" * 100_000, "the tokenizer is no JSON: too many levels of brackets"),
+        ("[]", "the tokenizer is no JSON object"),
+        ('{"added_tokens": {"a": 1}}', "added_tokens is {'a': 1}, expected a list"),
+        ('{"added_tokens": [{"content": "a"}]}', r"added_tokens[0] is {'content': 'a'}, expected"),
+        ('{"added_tokens": [{"id": 1, "content": 2}]}', "added_tokens[0] is "),
+        ('{"added_tokens": ["a"]}', "added_tokens[0] is 'a', expected an object with content"),
+        ('{"added_tokens": [{"id": [], "content": "a"}]}', "token 'a' has the id [], no number"),
+        ('{"model": {"vocab": [1]}}', "model.vocab[0] is 1, expected a list of token and score"),
+        ('{"model": {"vocab": [["a", 0], []]}}', "model.vocab[1] is [], expected"),
+        ('{"model": {"vocab": [[[], 0]]}}', "model.vocab[0] is [[], 0], expected"),
+        ('{"model": {"vocab": {"[PAD]": "x"}}}', "token '[PAD]' has the id 'x', no number"),
+        ('{"padding": {"pad_id": 2147483648}}', "pad_id 2147483648 (or what the files beside it"),
+    ],
+)
+def test_a_tokenizer_that_is_none_is_refused_by_its_name(
+    tmp_path: Path, name: str, text: str, fault: str
+) -> None:
+    text_model(tmp_path, "m", max_length=8, truncate=True, datatype="INT32")
+    config = tmp_path / "m" / "config.pbtxt"
+    parameter = f'parameters {{ key: "tokenizer" value {{ string_value: "{name}" }} }}'
+    config.write_text(config.read_text() + parameter)
+    (tmp_path / "m" / name).write_text(text)
 
-    with pytest.raises(BadModel, match=r"m/config.pbtxt: the tokenizer is no JSON"):
+    with pytest.raises(BadModel) as refused:
         read_model(tmp_path, "m")
+
+    assert str(refused.value).startswith(f"{tmp_path}/m/{name}: {fault}")
+
+
+def test_a_tokenizer_beside_a_model_that_takes_ids_is_refused_alike(tmp_path: Path) -> None:
+    text_model(tmp_path, "m", max_length=8, truncate=True)
+    config = tmp_path / "m" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"text"', '"tensor"'))
+    (tmp_path / "m" / "tokenizer.json").write_text('{"added_tokens": {"a": 1}}')
+
+    with pytest.raises(BadModel) as refused:
+        read_model(tmp_path, "m")
+
+    assert str(refused.value).startswith(f"{tmp_path}/m/tokenizer.json: added_tokens is ")
+
+
+@pytest.mark.parametrize(
+    ("datatype", "largest"),
+    [("INT32", 2**31 - 1), ("UINT32", 2**32 - 1), ("INT64", 2**63 - 1), ("FP32", 2**24)],
+)
+def test_the_largest_id_that_pads_is_what_the_input_holds(
+    tmp_path: Path, datatype: str, largest: int
+) -> None:
+    text_model(tmp_path, "m", max_length=8, truncate=True, datatype=datatype)
+    config, own = tmp_path / "m" / "config.json", tmp_path / "m" / "tokenizer.json"
+    own.write_text("{}")
+
+    config.write_text(json.dumps({"pad_token_id": largest}))
+    assert read_model(tmp_path, "m").spec.inputs_by_name["input_ids"].pad == largest
+    config.write_text(json.dumps({"pad_token_id": largest + 1}))
+    with pytest.raises(BadModel, match=rf"pad_id {largest + 1} .* TYPE_{datatype}"):
+        read_model(tmp_path, "m")
+
+
+def test_a_file_beside_it_of_too_many_brackets_is_left_out(tmp_path: Path) -> None:
+    assert rules(tmp_path, tokenizer_config="[" * 100_000) == TokenRules()
 
 
 def test_a_model_pads_its_ids_and_types_and_masks_the_rest(tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from worker.repository.config.parameters import plain_name
 from worker.repository.config.text import IDS, check_text_inputs, token_limit
 from worker.repository.config.versions import wanted_versions
 from worker.repository.model_config import ModelConfig, read_config, read_policy
-from worker.repository.text_file import read_text
-from worker.repository.tokens import padded_inputs, token_rules
+from worker.repository.tokens import read_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -183,11 +182,7 @@ def _with_padding(spec: ModelSpec, directory: Path) -> ModelSpec:
     file = directory / "tokenizer.json"
     if IDS not in spec.ragged_names or not file.is_file():
         return spec
-    try:
-        rules = token_rules(read_text(file), directory)
-    except ValueError as error:
-        raise BadModel(f"{file}: {error}") from error
-    return spec.with_changes(inputs=padded_inputs(spec.inputs, rules))
+    return spec.with_changes(inputs=read_tokenizer(file, spec.inputs)[2])
 
 
 def _text(config: ModelConfig, directory: Path) -> tuple[ModelSpec, bytes]:
@@ -195,8 +190,8 @@ def _text(config: ModelConfig, directory: Path) -> tuple[ModelSpec, bytes]:
     try:
         check_text_inputs(config.spec)
         filename = config.parameters.get("tokenizer", "tokenizer.json")
-        tokenizer = read_text(directory / plain_name("tokenizer", filename))
-        rules = token_rules(tokenizer, directory)
+        file = directory / plain_name("tokenizer", filename)
+        tokenizer, rules, inputs = read_tokenizer(file, config.spec.inputs)
         text = TextInput(
             tokenizer=asset_digest(tokenizer.encode()),
             max_length=token_limit(config.spec, rules.max_length),
@@ -206,5 +201,4 @@ def _text(config: ModelConfig, directory: Path) -> tuple[ModelSpec, bytes]:
         )
     except (OSError, ValueError) as error:
         raise BadModel(f"{directory}/config.pbtxt: {error}") from error
-    inputs = padded_inputs(config.spec.inputs, rules)
     return config.spec.with_changes(text=text, inputs=inputs), tokenizer.encode()

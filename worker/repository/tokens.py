@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
+import reprlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from shared.datatypes import NUMPY_TYPES
 from shared.errors import BadModel
 from shared.model_spec import TensorSpec
 from worker.repository.config.text import IDS
@@ -46,13 +50,28 @@ class TokenRules(NamedTuple):
     max_length: int | None = None
 
 
+def read_tokenizer(
+    file: Path, inputs: tuple[TensorSpec, ...]
+) -> tuple[str, TokenRules, tuple[TensorSpec, ...]]:
+    """Return a tokenizer's text, its rules, and a model's inputs with the values that pad them.
+
+    What the tokenizer lacks is read from the files beside it. Raises BadModel naming the file.
+    """
+    text = read_text(file)
+    try:
+        rules = token_rules(text, file.parent)
+        return text, rules, _padded_inputs(inputs, rules)
+    except ValueError as error:
+        raise BadModel(f"{file}: {error}") from error
+
+
 def token_rules(tokenizer: str, directory: Path) -> TokenRules:
     """Return the rules in a tokenizer's text, and in the files of `directory` for what it lacks.
 
-    Raises ValueError for a tokenizer that is no JSON object.
+    Raises ValueError for a tokenizer that is none.
     """
     try:
-        own = json.loads(tokenizer)
+        own = _parsed(tokenizer)
     except ValueError as error:
         raise ValueError(f"the tokenizer is no JSON: {error}") from error
     if not isinstance(own, dict):
@@ -72,13 +91,42 @@ def token_rules(tokenizer: str, directory: Path) -> TokenRules:
     )
 
 
-def padded_inputs(inputs: tuple[TensorSpec, ...], rules: TokenRules) -> tuple[TensorSpec, ...]:
+def _parsed(text: str) -> Any:
+    """Return what a JSON text says; raises ValueError, also for one of too many levels."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("too many levels of brackets") from error
+
+
+def _padded_inputs(inputs: tuple[TensorSpec, ...], rules: TokenRules) -> tuple[TensorSpec, ...]:
     """Return a model's inputs with the values that pad them: 0 for all but ids and their types."""
-    values = {IDS: rules.pad_id, TYPES: rules.pad_type_id}
+    values = {IDS: ("pad_id", rules.pad_id), TYPES: ("pad_type_id", rules.pad_type_id)}
     return tuple(
-        tensor.model_copy(update={"pad": values.get(tensor.name, 0), "pad_left": rules.pad_left})
+        tensor.model_copy(
+            update={"pad": _pad(tensor, *values[tensor.name]), "pad_left": rules.pad_left}
+            if tensor.name in values
+            else {"pad": 0, "pad_left": rules.pad_left}
+        )
         for tensor in inputs
     )
+
+
+def _pad(tensor: TensorSpec, key: str, value: int) -> int:
+    """Return the value that pads an input; raises ValueError when its datatype cannot hold it."""
+    largest = _largest(tensor.datatype)
+    if value > largest:
+        raise ValueError(
+            f"{key} {value} (or what the files beside it name) does not fit input "
+            f"{tensor.name!r} of TYPE_{tensor.datatype}, expected at most {largest}"
+        )
+    return value
+
+
+def _largest(datatype: str) -> int:
+    """Return up to which number a datatype holds every one exactly."""
+    of_floats = {"FP64": 1 << 53, "FP32": 1 << 24, "FP16": 1 << 11, "BF16": 1 << 8, "BOOL": 1}
+    return of_floats.get(datatype) or int(np.iinfo(NUMPY_TYPES[datatype]).max)
 
 
 def _beside(directory: Path) -> dict[str, Any]:
@@ -86,7 +134,7 @@ def _beside(directory: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in BESIDE:
         try:
-            read = _object(json.loads(read_text(directory / name)))
+            read = _object(_parsed(read_text(directory / name)))
         except FileNotFoundError:
             continue
         except (OSError, ValueError, BadModel) as error:
@@ -111,9 +159,33 @@ def _ids(own: dict[str, Any]) -> dict[str, int]:
     """Return the ids of all tokens by their text, added ones before those of the vocabulary."""
     vocabulary = _object(own.get("model")).get("vocab")
     if isinstance(vocabulary, list):  # Unigram's, pairs of token and score in the order of ids
-        vocabulary = {pair[0]: index for index, pair in enumerate(vocabulary)}
+        vocabulary = {_token(pair, n): n for n, pair in enumerate(vocabulary)}
     added = own.get("added_tokens") or []
-    return _object(vocabulary) | {token["content"]: token["id"] for token in added}
+    if not isinstance(added, list):
+        raise ValueError(f"added_tokens is {reprlib.repr(added)}, expected a list")
+    ids = _object(vocabulary) | dict(_added(each, n) for n, each in enumerate(added))
+    wrong = next((token for token, number in ids.items() if type(number) is not int), None)
+    if wrong is not None:
+        raise ValueError(
+            f"token {reprlib.repr(wrong)} has the id {reprlib.repr(ids[wrong])}, no number"
+        )
+    return ids
+
+
+def _token(pair: Any, index: int) -> str:
+    if isinstance(pair, list) and pair and isinstance(pair[0], str):
+        return pair[0]
+    raise ValueError(
+        f"model.vocab[{index}] is {reprlib.repr(pair)}, expected a list of token and score"
+    )
+
+
+def _added(token: Any, index: int) -> tuple[str, Any]:
+    if isinstance(token, dict) and isinstance(token.get("content"), str) and "id" in token:
+        return token["content"], token["id"]
+    raise ValueError(
+        f"added_tokens[{index}] is {reprlib.repr(token)}, expected an object with content and id"
+    )
 
 
 def _object(value: Any) -> dict[str, Any]:
