@@ -26,6 +26,7 @@ from ferry.cli import main
 from ferry.errors import EXIT_BAD_USAGE
 from ferry.up.embedded_valkey import EmbeddedValkey, spawn, wait_until_answers
 from shared.datatypes import Array
+from shared.model_spec import TensorSpec
 from shared.registry import catalog
 from shared.request_queue.worker_end import recover
 from shared.settings import Settings
@@ -101,7 +102,7 @@ class Troubled:
 
 
 @contextmanager
-def troubled(directory: Path) -> Iterator[Troubled]:
+def troubled(directory: Path, **fields: Any) -> Iterator[Troubled]:
     server = spawn(directory, directory / "s", start_ignoring_limits)
     wait_until_answers(server)
     settings = Settings(redis_url=server.url, request_timeout_seconds=20.0)
@@ -112,7 +113,7 @@ def troubled(directory: Path) -> Iterator[Troubled]:
             servers[-1].stop()
 
         stack.callback(stop)
-        model = stack.enter_context(counting_model(settings))
+        model = stack.enter_context(counting_model(settings, **fields))
         trouble = Troubled(servers, settings, model)
         stack.callback(trouble.close)
         yield trouble
@@ -303,7 +304,8 @@ def test_an_answer_that_redis_hangs_up_on_is_an_error_and_the_next_one_is_served
         return {"y": np.resize(inputs["x"], (1, 2**20 if inputs["x"][0, 0] == 1.0 else 2))}
 
     monkeypatch.setattr(CountingModel, "forward", forward)
-    with troubled(tmp_path) as trouble:
+    any_columns = TensorSpec(name="y", datatype="FP32", dims=(-1,))
+    with troubled(tmp_path, outputs=(any_columns,)) as trouble:
         trouble.redis.config_set("proto-max-bulk-len", 2**20)
 
         error = refusal(trouble.ask(1.0).result(15), 500, "model_failed")
