@@ -307,12 +307,21 @@ def test_a_file_with_machine_code_is_refused(tmp_path: Path) -> None:
         exported(["first", "second"], ["sum", "difference"], file)
 
 
-def _rewrite(file: Path, parts: dict[str, bytes]) -> None:
+def test_machine_code_behind_other_bytes_is_not_loaded(tmp_path: Path) -> None:
+    file = export(tmp_path / "model.pt2", SumAndDifference(), *EXAMPLE)
+    _rewrite(file, {"data/aotinductor/model/model.so": b"code"}, b"before")
+
+    with pytest.raises(BadModel, match="an AOTInductor package, "):
+        exported(["first", "second"], ["sum", "difference"], file)
+
+
+def _rewrite(file: Path, parts: dict[str, bytes], before: bytes = b"") -> None:
     """Put parts into the archive, in the place of those of the same name."""
     with zipfile.ZipFile(file) as archive:
         found = {name: archive.read(name) for name in archive.namelist()}
     root = next(iter(found)).split("/")[0]
     found |= {f"{root}/{name}": data for name, data in parts.items()}
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    file.write_bytes(before)
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
         for name, data in found.items():
             archive.writestr(name, data)

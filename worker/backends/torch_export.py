@@ -37,7 +37,6 @@ from worker.backends.torch_model import Argument, TorchBackend
 from worker.repository.config.description import Described
 from worker.repository.config.fitting import check_described
 from worker.repository.file_kinds import AOTI
-from worker.repository.sniffer import what_is
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 FACTORIES = SimpleNamespace(
@@ -148,8 +147,6 @@ def _leaves(program: Any) -> tuple[list[str], list[Any]]:
 
 def load_program(file: Path) -> Any:
     """Return the ExportedProgram in `file`; raises BadModel when loading would run foreign code."""
-    if what_is(file) == AOTI:
-        raise BadModel(AOTI.sentence)
     with _no_pickle(), _no_code():
         try:
             return torch.export.load(file)
@@ -194,7 +191,8 @@ def _no_code() -> Iterator[None]:
     """
     own: Any = serialize
     tree: Any = pytree
-    read, its_importlib = own._bytes_to_dataclass, tree.importlib
+    package: Any = _package
+    read, its_importlib, machine = own._bytes_to_dataclass, tree.importlib, package._load_aoti
 
     def checked(kind: Any, content: bytes) -> Any:
         found = read(kind, content)
@@ -203,11 +201,16 @@ def _no_code() -> Iterator[None]:
 
     own._bytes_to_dataclass = checked
     tree.importlib = SimpleNamespace(import_module=_factories)
+    package._load_aoti = _refuse_machine_code
     try:
         yield
     finally:
         own._bytes_to_dataclass = read
-        tree.importlib = its_importlib
+        tree.importlib, package._load_aoti = its_importlib, machine
+
+
+def _refuse_machine_code(*_: Any) -> Any:
+    raise BadModel(AOTI.sentence)
 
 
 def _factories(module: str) -> Any:
@@ -263,8 +266,7 @@ def _check_names(part: Any) -> None:
     """Check the names of arguments, which torch writes into the function that it makes."""
     if not isinstance(part, schema.ModuleCallSignature):
         return
-    names = list(part.forward_arg_names or [])
-    spec = pytree.treespec_loads(part.in_spec)
+    names, spec = list(part.forward_arg_names or []), pytree.treespec_loads(part.in_spec)
     if spec.num_children == ARGUMENT_KINDS and spec.child(1).type is dict:
         names += spec.child(1).context
     for name in names:
