@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -19,6 +20,8 @@ from ferry.up.up import up
 from shared.errors import BadSetting, FerryError
 from shared.settings import NO_TELEMETRY, Settings
 
+LARGEST_BATCH = 2**31 - 1
+"""The most rows that the field of `config.pbtxt` holds."""
 Actions = Any
 """What `add_subparsers` returns; argparse has no public name for it."""
 
@@ -119,7 +122,7 @@ def _add_files(command: argparse.ArgumentParser, name: str) -> None:
         metavar="MODULE:CALLABLE",
         help="code that makes the module of a state dict",
     )
-    argument("--max-batch-size", type=int, metavar="N", help="most rows at a time; 0: no batches")
+    argument("--max-batch-size", type=_rows, metavar="N", help="most rows at a time; 0: no batches")
     argument(
         "--parameter",
         action="append",
@@ -129,6 +132,15 @@ def _add_files(command: argparse.ArgumentParser, name: str) -> None:
         help="any of config.pbtxt's parameters, as image_mean=0.5",
     )
     command.set_defaults(run=lambda options: _files(name, options))
+
+
+def _rows(text: str) -> int:
+    """Read a number of rows, as `max_batch_size` holds it."""
+    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > LARGEST_BATCH:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a number of rows, from 0 to {LARGEST_BATCH}"
+        )
+    return int(text)
 
 
 def _files(name: str, options: argparse.Namespace) -> int:

@@ -126,6 +126,7 @@ NOT_TAKEN = {
     "a camera's raw file": (
         rb"II\*\0....CR|....ftypcrx |FUJIFILMCCD-RAW|FOVb|IIU\0|II(?:RO|RS)|MMOR|\0MRM"
     ),
+    "a HEIF picture": rb"....ftyp(?:jpe[gs]|jpgs|avc[is])",
     "a video": (
         rb"....ftyp|....(?:moov|mdat|wide|free)|\x1aE\xdf\xa3|RIFF....AVI |FLV\x01|OggS|"
         rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11|\0\0\x01[\xba\xb3]|\x47.{187}\x47"
@@ -142,7 +143,8 @@ NOT_TAKEN = {
     "an OpenEXR picture": rb"v/1\x01",
     "a Radiance picture": rb"#\?R(?:ADIANC|GB)E",
     "a QOI picture": rb"qoif",
-    "an icon": rb"\0\0[\1\2]\0|icns",
+    "an icon": rb"\0\0[\1\2]\0(?!\0\0)|icns",
+    "a TGA picture": (rb".\0[\2\3\x0a\x0b]\0{5}.{8}[\x08\x0f\x10\x18\x20]|.\x01[\1\x09].{13}\x08"),
     "a DDS texture": rb"DDS ",
     "a DICOM file": rb".{128}DICM",
     "a PAM picture": rb"P7\s",
@@ -242,7 +244,7 @@ def _name(data: bytes) -> str:
     for name, begin in _NOT_TAKEN_BEGIN:
         if begin.match(data[:FIRST_BYTES]):
             return f"{name}, {_not_taken()}"
-    return f"not a picture: {_expected()}"
+    return f"in no format that Ferry knows: {_expected()}"
 
 
 def _without_metadata(data: bytes) -> bytes:

@@ -35,12 +35,14 @@ import joblib, torch
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import LabelEncoder
 
 class Mine(torch.nn.Linear):
     pass
 
 if __name__ == "__main__":
     torch.save(Mine(2, 3), "whole.pt")
+    joblib.dump(LabelEncoder().fit([1, 2]), "numbers.joblib")
     texts = make_pipeline(CountVectorizer(), LogisticRegression())
     joblib.dump(texts.fit(["good day", "bad day"], ["positive", "negative"]), "texts.joblib")
 """
@@ -99,6 +101,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "own" / "helper.py").write_text("def double(x):\n    return x * 2\n")
     source = (directory / "own" / "model.py").read_text()
     (directory / "own" / "model.py").write_text(f"from helper import double\n{source}")
+    (directory / "empty").mkdir()
     for name, module in MODULES.items():
         save_scripted(module.eval(), directory / f"{name}.pt")
     return directory
@@ -190,8 +193,13 @@ def test_a_model_of_one_row_or_without_batches_is_told_so(add: Add, repository: 
         (["state_dict.pt", "--architecture", "doubling:double"], "with --input input:DIMS"),
         (["own"], "with --input NAME:DIMS"),
         (["own", "--input", "x"], "--input 'x': expected NAME:DIMS[:TYPE]"),
-        (["channels.pt", "--input", "x:2"], "give the shape of one row with --input"),
+        (["channels.pt", "--input", "x:2"], "give another shape of one row with --input"),
         (["onnx.onnx", "--input", "y:2"], "--input y:2:FP32: the file has no 'y', it has x:2:FP32"),
+        (["sums.pt", "--input", f"x:{2**31}"], "must be from 1 to 2147483647, or -1 for any"),
+        (["sums.pt", "--input", "x:" + "9" * 5000], "must be from 1 to 2147483647"),
+        (["."], ".: it holds several models, name one: "),
+        (["empty"], "empty: it holds no model"),
+        (["https://a/b.pt"], "https://a/b.pt is an address, and Ferry fetches nothing: "),
         (["onnx.onnx", "--name", "a b"], "--name 'a b' must be letters"),
         (["onnx.onnx", "--labels", "none.txt"], "--labels none.txt: no such file"),
         (["onnx.onnx", "--parameter", "x"], "--parameter 'x': expected KEY=VALUE"),
@@ -233,6 +241,17 @@ def test_what_is_no_model_is_refused_before_anything_is_copied(
     assert code == 1
     assert says in error
     assert not repository.exists()
+
+
+@pytest.mark.parametrize("rows", ["99999999999", "-1", "many"])
+def test_a_batch_size_that_no_config_holds_is_refused(
+    add: Add, capsys: pytest.CaptureFixture[str], rows: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        add("onnx.onnx", f"--max-batch-size={rows}")
+
+    assert stopped.value.code == 2
+    assert f"{rows!r}: expected a number of rows, from 0 to 2147483647" in capsys.readouterr().err
 
 
 def test_a_file_that_loading_refuses_is_refused_with_its_sentence(
@@ -277,7 +296,13 @@ def test_a_pickle_says_what_it_is_and_the_code_of_its_classes_comes_along(
     monkeypatch.setenv("FERRY_ALLOW_PICKLE", "1")
     code, _, error = add("whole.pt", "--input", "x:2")
     completed = add("texts.joblib")
+    (files / "training.py").unlink()
+    alone = add("whole.pt", "--input", "x:2", "--name", "alone")
+    asked = add("numbers.joblib")
 
+    assert alone[2].endswith(" or put the .py file that defines it beside whole.pt\n"), alone
+    assert asked[2].startswith("ferry: numbers.joblib: the file's LabelEncoder does not answer")
+    assert asked[2].endswith(": say --input NAME:DIMS --output NAME:DIMS\n")
     assert refused[0] == 1
     assert "whole.pt: a pickled torch module (class __main__.Mine): " in refused[2]
     assert code == 0, error
@@ -287,14 +312,18 @@ def test_a_pickle_says_what_it_is_and_the_code_of_its_classes_comes_along(
     assert list(tensors(repository, "texts")[1].values()) == [("BYTES", 1)]
 
 
-def test_weights_beside_an_onnx_file_come_along(add: Add, repository: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("location", ["large.onnx.data", "parts/w.bin"])
+def test_weights_beside_an_onnx_file_come_along(
+    add: Add, repository: Path, tmp_path: Path, location: str
+) -> None:
+    (tmp_path / "parts").mkdir()
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 64]) for name in "xy"]
     weights = numpy_helper.from_array(torch.ones(64, 64).numpy(), "w")
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     graph = helper.make_graph([node], "g", ends[:1], ends[1:], [weights])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(
-        model, tmp_path / "large.onnx", save_as_external_data=True, location="large.onnx.data",
+        model, tmp_path / "large.onnx", save_as_external_data=True, location=location,
         size_threshold=0,
     )  # fmt: skip
 
@@ -302,7 +331,8 @@ def test_weights_beside_an_onnx_file_come_along(add: Add, repository: Path, tmp_
 
     assert code == 0, error
     version = repository / "large" / "1"
-    assert sorted(path.name for path in version.iterdir()) == ["large.onnx.data", "model.onnx"]
+    assert (version / location).is_file()
+    assert (version / "model.onnx").is_file()
 
 
 @pytest.mark.usefixtures("untried")

@@ -570,7 +570,9 @@ def refused_picture(client: FlaskClient, data: bytes) -> str:
 def test_a_text_file_as_a_picture_is_refused(client: FlaskClient) -> None:
     message = refused_picture(client, b"Dear Sir or Madam,\nthis is no picture.\n")
 
-    assert message.startswith("the picture is not a picture: expected one of JPEG, PNG")
+    assert message.startswith(
+        "the picture is in no format that Ferry knows: expected one of JPEG, PNG"
+    )
 
 
 def test_a_truncated_jpeg_is_refused(client: FlaskClient) -> None:
@@ -679,7 +681,7 @@ def test_one_bad_picture_among_several_is_named(client: FlaskClient) -> None:
         "/predict/pictures", data={"file": [(io.BytesIO(data), "a.png") for data in files]}
     )
 
-    assert refusal(response).startswith("picture 1 is not a picture")
+    assert refusal(response).startswith("picture 1 is in no format that Ferry knows")
 
 
 def test_a_picture_for_a_model_of_numbers_is_refused(client: FlaskClient) -> None:

@@ -249,6 +249,11 @@ CAMERA = {"t254": (LONG, 1), "t330": (LONG, 8)}
         (b"RIFF\x24\0\0\0AVI LIST", "a video"),
         (b"8BPS\0\1", "a Photoshop file"),
         (b"\0\0\1\0\1\0", "an icon"),
+        (b"\0\0\2\0\1\0\x20\x20", "an icon"),
+        (b"\0\0\2" + bytes(9) + b"\x08\0\x08\0\x18\0", "a TGA picture"),
+        (b"\5\0\x0a" + bytes(9) + b"\x08\0\x08\0\x20\0", "a TGA picture"),
+        (b"\0\1\1\0\0\0\1\x18\0\0\0\0\x08\0\x08\0\x08\0", "a TGA picture"),
+        (b"\0\0\0\x18ftypjpeg\0\0\0\0", "a HEIF picture"),
         (b"P7\nWIDTH 6\n", "a PAM picture"),
         (b"<!DOCTYPE html><html>", "an HTML page"),
         (b"iVBORw0KGgoAAAANSUhEUg==", "base64 text"),
@@ -275,7 +280,8 @@ def test_the_name_of_what_is_not_taken_is_found_at_once(start: bytes, piece: byt
 
 def test_what_is_nothing_known_is_told_what_is_taken() -> None:
     assert refusal(b"hello") == (
-        "the picture is not a picture: expected one of JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM"
+        "the picture is in no format that Ferry knows: "
+        "expected one of JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM"
     )
 
 

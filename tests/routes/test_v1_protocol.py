@@ -284,7 +284,7 @@ def test_a_model_of_pictures_takes_its_own_tensor_too(port: int) -> None:
 
 
 def test_bad_pictures_are_refused(port: int) -> None:
-    assert "picture 1 is not a picture" in refused(
+    assert "picture 1 is in no format that Ferry knows" in refused(
         port, "mean", instances=[solid(1, 2, 3), b64(b"text")]
     )
     assert "not base64" in refused(port, "mean", instances=[{"b64": "a!"}])

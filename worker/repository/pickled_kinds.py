@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import IO
 
-from worker.repository.file_kinds import FileKind, cut_off
-from worker.repository.pickles import Pickle, Thing, read_pickle
+from worker.repository.file_kinds import NUMPY, FileKind, cut_off
+from worker.repository.pickles import ARRAY_WRAPPER, Pickle, Thing, read_pickle
 
 MAPPINGS = {"dict", "collections.OrderedDict", "collections.defaultdict"}
+ARRAYS = re.compile(rf"numpy\..*multiarray\._?(?:reconstruct|scalar)|joblib\..*{ARRAY_WRAPPER}")
+"""What makes an array of numpy, in its own pickles and in joblib's."""
 MODULE_STATE = {"_parameters", "_modules"}
 """Entries of the state of every `torch.nn.Module`."""
 GRAPH_MODULES = ("torch.fx.graph_module.", "torch._dynamo.eval_frame.")
@@ -51,6 +54,8 @@ def plain_pickle(stream: IO[bytes], how: str = "") -> FileKind:
             "a dictionary of torch's tensors, pickled without torch",
             advice="save it with torch.save or safetensors",
         )
+    if ARRAYS.match(found.root.kind):
+        return NUMPY
     plain = found.root.kind in MAPPINGS or "." not in found.root.kind
     if plain and not found.root.kind.startswith("unknown"):
         return FileKind(

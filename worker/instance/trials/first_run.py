@@ -142,7 +142,9 @@ class _Subject:
             f"{each.name} {[*([1] if batched else []), *each.dims]} {each.datatype}"
             for each in given
         )
-        hint = f"give the shape of one row with --input; {NO_BATCH}" if batched else "see --input"
+        hint = "give another shape with --input"
+        if batched:
+            hint = f"give another shape of one row with --input; {NO_BATCH}"
         raise BadModel(f"the model raises when it is asked with {shapes}: {first} ({hint})")
 
     def ask(self, rows: int | None, factor: int = 1) -> dict[str, Array]:

@@ -22,6 +22,7 @@ LONGEST_NAME = 128
 CONFIG_FILE, LABEL_FILE, TOKENIZER_FILE = "config.pbtxt", "labels.txt", "tokenizer.json"
 EXTERNAL_DATA = re.compile(rb"\n\x08location\x12(.)", re.DOTALL)
 """An entry of ONNX's TensorProto.external_data, up to the length of the file's name."""
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ def newcomer(
             f"--name {name!r} must be letters, digits, '_', '.' and '-', begin with none of the "
             f"last two, and have at most {LONGEST_NAME} characters"
         )
+    if ADDRESS.match(str(source)) and not source.exists():
+        address = ADDRESS.sub(r"\1://", str(source))  # a Path has one slash in place of two
+        raise BadModel(
+            f"{address} is an address, and Ferry fetches nothing: download the file and name that"
+        )
     file, files, beside = _parts(source)
     kind = what_is(file)
     if not kind.backend:
@@ -98,10 +104,11 @@ def version_directories(directory: Path) -> list[Path]:
 
 
 def _not_a_model(source: Path, file: Path, kind: FileKind) -> str:
-    if re.match("[a-z]+:/", str(source)):  # a Path has one slash in place of two
-        return "is an address: Ferry fetches nothing, download the file and name that"
     if kind.name == "missing":
         return "no such file"
+    if kind.name == "directory":
+        models = ", ".join(path.name for path in _models(file))
+        return f"it holds several models, name one: {models}" if models else "it holds no model"
     where = "the file" if file == source else f"{file.name} in it"
     return f"{'it' if source.is_dir() and file == source else where} is {kind.sentence}"
 
@@ -138,13 +145,18 @@ def _model_file(directory: Path) -> Path:
     usual = [name for each in FORMATS for name in each.files]
     if known := [found[name] for name in usual if name in found]:
         return known[0]
-    files = [path for path in found.values() if path.is_file() and path.suffix != ".py"]
-    models = [path for path in files if what_is(path).backend]
+    models = _models(directory)
     return models[0] if len(models) == 1 else directory
 
 
+def _models(directory: Path) -> list[Path]:
+    """Return the files in a directory that are models by what is in them, but for code."""
+    files = [path for path in entries(directory).values() if path.is_file()]
+    return [path for path in files if path.suffix != ".py" and what_is(path).backend]
+
+
 def _external_data(file: Path) -> dict[str, Path]:
-    """Return the files beside an ONNX file that hold its weights, as torch writes them."""
+    """Return the files beside an ONNX file, or below, that hold its weights, by relative path."""
     if not file.is_file() or what_is(file).name != "onnx":
         return {}
     content = file.read_bytes()
@@ -152,9 +164,11 @@ def _external_data(file: Path) -> dict[str, Path]:
         content[found.end() : found.end() + found[1][0]]
         for found in EXTERNAL_DATA.finditer(content)
     }
-    paths = {name.decode(errors="replace"): file.parent for name in names}
+    paths = [Path(name.decode(errors="replace")) for name in names]
     return {
-        name: at / name for name, at in paths.items() if "/" not in name and (at / name).is_file()
+        str(path): file.parent / path
+        for path in paths
+        if not path.is_absolute() and ".." not in path.parts and (file.parent / path).is_file()
     }
 
 

@@ -26,6 +26,10 @@ WORDS = {
     "INT": "INT32", "LONG": "INT64", "SHORT": "INT16", "BYTE": "UINT8",
 }  # fmt: skip
 """Other libraries' words for the protocol's datatypes."""
+LARGEST = 2**31 - 1
+"""Of the sizes in dims, and of batches: no model has more, and the config's fields hold it."""
+LONGEST_SIZE = 20
+"""Of a size that is looked at: Python refuses numbers of thousands of digits in its own words."""
 COLOURS = {1: "L", 3: "RGB"}
 """`image_channels` by the number of channels."""
 PIXEL_SCALE = "0.00392156862745098"
@@ -70,9 +74,12 @@ def read_notation(text: str, option: str) -> Wanted:
         )
     if datatype and datatype not in DATATYPES and not is_image:
         raise ValueError(f"{option} {text!r}: {found['type']} is none of {sorted(DATATYPES)}")
-    dims = tuple(int(size) for size in re.split("[x,]", found["dims"] or "1"))
-    if any(size < -1 or size == 0 for size in dims):
-        raise ValueError(f"{option} {text!r}: each of the dims must be positive, or -1 for any")
+    sizes = re.split("[x,]", found["dims"] or "1")
+    dims = tuple(int(size) if len(size) <= LONGEST_SIZE else 0 for size in sizes)
+    if any(not -1 <= size <= LARGEST or size == 0 for size in dims):
+        raise ValueError(
+            f"{option} {text!r}: each of the dims must be from 1 to {LARGEST}, or -1 for any"
+        )
     if is_image and not _is_picture(dims):
         raise ValueError(
             f"{option} {text!r}: a picture has three fixed dims, 1 or 3 channels first or last"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,8 +77,13 @@ def _as_named(message: str, new: Newcomer, repository: Path, directory: Path) ->
     """Return a message about staged files with the names that people know them by."""
     message = message.removeprefix(f"failed to load '{new.name}', ")
     message = message.replace(str(directory / new.version / new.filename), str(new.source))
+    if not new.source.is_dir():
+        message = re.sub(
+            rf"(?<![\w./-]){re.escape(new.filename)}\b", lambda _: new.source.name, message
+        )
     message = message.replace(str(directory), str(repository / new.name))
-    message = message.replace(f"{repository / new.name / CONFIG_FILE} (missing): ", "")
+    if not new.exists and CONFIG_FILE not in new.beside:
+        message = _without_config(message, repository / new.name / CONFIG_FILE)
     if str(new.source) not in message:
         message = f"{new.source}: {message}"
     if new.exists:
@@ -86,6 +92,14 @@ def _as_named(message: str, new: Newcomer, repository: Path, directory: Path) ->
             f"{repository / new.name} holds: --name gives it another)"
         )
     return message
+
+
+def _without_config(message: str, config: Path) -> str:
+    """Return a message about a config that nobody wrote in the words of the command's options."""
+    message = re.sub(rf"{re.escape(str(config))}(?: \(missing\))?: ", "", message)
+    message = re.sub(r"(?:input and output|input|output) left out, and ", "", message)
+    message = message.replace(" or in the model's directory", "")
+    return message.replace("write input and output", "say --input NAME:DIMS --output NAME:DIMS")
 
 
 def _link(new: Newcomer, model: Path, directory: Path) -> None:
@@ -101,6 +115,7 @@ def _link(new: Newcomer, model: Path, directory: Path) -> None:
 
 
 def _place(path: Path, link: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
     if path.name == CONFIG_FILE:  # it is completed there
         shutil.copyfile(path, link)
     else:

@@ -96,7 +96,7 @@ def parameter_notes(backend: str, parameters: Mapping[str, str]) -> list[str]:
         row = _TABLE.get((backend, key))
         if row is None:
             if backend in {"pytorch", "onnxruntime"} and TRITON_STYLE.fullmatch(key):
-                notes.append(f"parameters[{key}] {value!r} has no effect: Ferry knows none of it")
+                notes.append(f"parameters[{key}] {value!r} has no effect: Ferry does not know it")
         elif row.treatment == REFUSED:
             raise ValueError(f"parameters[{key}] {value!r} is not supported: {row.said}")
         elif row.treatment == NO_EFFECT and value.strip().lower() not in row.usual:
