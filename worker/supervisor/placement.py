@@ -85,6 +85,14 @@ def assign(
 
 def gpu_count(context: ForkServerContext) -> int:
     """Count the GPUs in a process of its own, so that the supervisor never touches CUDA."""
+    try:
+        return _counted(context)
+    except (OSError, EOFError) as error:  # the forkserver died: the next start brings another
+        log.warning("the GPUs are counted again, no process could be started: %s", error)
+        return _counted(context)
+
+
+def _counted(context: ForkServerContext) -> int:
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_count_gpus, args=(theirs,))
     process.start()
