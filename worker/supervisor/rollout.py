@@ -71,10 +71,8 @@ class Rollout:
         settings: Settings,
         store: DesiredStore,
         make: MakeDeployment,
-        may_deploy: Callable[[], bool],
     ) -> None:
-        """Read nothing yet; `make` is called from when on one `may_deploy`."""
-        self._may_deploy = may_deploy
+        """Read nothing yet."""
         self.deployments: dict[str, Deployment] = {}
         self._supervisor = supervisor
         self._settings = settings
@@ -103,7 +101,7 @@ class Rollout:
         """Do what is due; raises RedisUnavailable."""
         now = time.monotonic()
         # A plan that is there is taken at once: its versions may be what a request waits for.
-        if now < self._next_look and not (self._planner.has_new and self._may_deploy()):
+        if now < self._next_look and not self._planner.has_new:
             return
         self._next_look = now + DESIRED_LOOK_SECONDS
         changes = self._store.changes()
@@ -177,8 +175,6 @@ class Rollout:
 
     def _apply_plans(self, state: ControlState) -> None:
         """Deploy the versions of finished plans that are not there yet."""
-        if not self._may_deploy():
-            return  # they are kept, and looked at again
         plans = self._planner.new()
         new = [model for plan in plans for model in self._apply(plan, state)]
         kept = [d.model for d in self.deployments.values() if not d.retired_at]

@@ -18,7 +18,6 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from secrets import token_hex
 from select import POLLIN, poll
-from threading import Event, Thread
 
 from redis.exceptions import RedisError
 
@@ -72,9 +71,8 @@ class Supervisor:
         self._context.set_forkserver_preload(
             ["worker.instance.forkserver_preload", "worker.supervisor.instance_slot"]
         )
-        self._can_fork = Event()
         self._store = DesiredStore(self._client, settings.key_prefix)
-        self._rollout = Rollout(self.id, settings, self._store, self._make, self._can_fork.is_set)
+        self._rollout = Rollout(self.id, settings, self._store, self._make)
         self._placer = Placer(self.id, settings, self._context, self._log_level)
         self._has_cleaned_registry = False
         self._recovery = Recovery(self._client, self._registry, settings)
@@ -97,22 +95,10 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         model_names(Path(self._settings.models))  # raises BadModel when there is no repository
-        Thread(target=self._start_forkserver, name="ferry-forkserver", daemon=True).start()
         while not self._stopping:
             self._tick()
             self._wait(signalled.fileno())
         self._drain()
-
-    def _start_forkserver(self) -> None:
-        """Have the forkserver import what instances need: it takes seconds, and we are to beat."""
-        try:
-            first = self._context.Process(target=os.getpid)
-            first.start()
-            first.join()
-        except (OSError, EOFError) as error:  # each slot tries again, and says why it cannot
-            log.warning("the forkserver does not start: %s", error)
-        finally:
-            self._can_fork.set()
 
     def _wait(self, signalled: int) -> None:
         """Wait until something is due, or a process has ended or reported: that is `_stirred`.
