@@ -217,7 +217,8 @@ class Catalog:
 
     def _renewed(self) -> Snapshot:
         """Return a snapshot that holds every change until now, if Redis answers."""
-        if not self._snapshot.models or time.monotonic() >= self._away_until:
+        is_stale = self._read_at <= self._stale_before
+        if not self._snapshot.models or is_stale or time.monotonic() >= self._away_until:
             self._look(REFUSAL_FRESH_SECONDS, must_wait=True)
         return self._snapshot
 
