@@ -86,7 +86,12 @@ def _add_files(command: argparse.ArgumentParser, name: str) -> None:
     else:
         command.description = "Add model files as new versions, also beside a Ferry that runs."
         command.add_argument("--models", dest="FERRY_MODELS", metavar="DIR", help="as FERRY_MODELS")
-    argument = command.add_argument
+    _describe_files(command.add_argument)
+    command.set_defaults(run=lambda options: _files(name, options))
+
+
+def _describe_files(argument: Callable[..., object]) -> None:
+    """Add the files, and what is said of them where they do not say it themselves."""
     argument(
         "files", nargs="+", type=Path, metavar="FILE", help="or a directory with a model in it"
     )
@@ -131,7 +136,6 @@ def _add_files(command: argparse.ArgumentParser, name: str) -> None:
         metavar="KEY=VALUE",
         help="any of config.pbtxt's parameters, as image_mean=0.5",
     )
-    command.set_defaults(run=lambda options: _files(name, options))
 
 
 def _rows(text: str) -> int:
