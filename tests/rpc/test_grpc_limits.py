@@ -144,7 +144,8 @@ def test_calls_above_the_limit_are_refused_and_health_still_answered(
 def test_streams_that_stay_open_take_places_and_give_them_back(
     settings: Settings, model: CountingModel
 ) -> None:
-    asked: SimpleQueue[service_pb2.ModelInferRequest] = SimpleQueue()
+    """What opens takes a place, and so does what asks for one: each stream answers before."""
+    asked = [SimpleQueue[service_pb2.ModelInferRequest]() for _ in range(THREADS)]
     empty = service_pb2.ModelInferRequest(model_name="fake")
 
     def code() -> grpc.StatusCode:
@@ -154,16 +155,20 @@ def test_streams_that_stay_open_take_places_and_give_them_back(
         return found
 
     with grpc_client(settings) as client, stubbed(settings) as stub:
-        streams = [stub.ModelStreamInfer(iter(asked.get, None)) for _ in range(THREADS)]
-        wait_until(lambda: code() is grpc.StatusCode.UNAVAILABLE, 10, "all places are taken")
+        streams = []
+        for each in asked:
+            each.put(empty)
+            streams.append(stub.ModelStreamInfer(iter(each.get, None), timeout=60))
+            assert next(streams[-1]).error_message, "the stream has a place"
+        assert code() is grpc.StatusCode.UNAVAILABLE
         assert client.is_server_live()
 
         for stream in streams:
             stream.cancel()
 
         wait_until(lambda: code() is grpc.StatusCode.INVALID_ARGUMENT, 10, "they are free again")
-        for _ in streams:
-            asked.put(empty)  # the library's threads that read it end with it
+        for each in asked:
+            each.put(empty)  # the library's threads that read it end with it
 
 
 def test_more_calls_than_there_are_threads_are_refused_at_once(

@@ -51,6 +51,9 @@ class Seen:
     def answer(self) -> float:
         """Return the factor by which the model multiplies."""
         self.catalog.refresh()
+        return self.catalog.by_current(self._ask)  # as the API does: versions retire meanwhile
+
+    def _ask(self) -> float:
         answered = self.queues.ask(Question(self.catalog.serving(self.model), (X,)))
         factor: float = answered.result.outputs[0].array()[0, 0]
         return factor
