@@ -5,13 +5,13 @@ from __future__ import annotations
 from flask import Flask
 
 from api.openapi import document as openapi
-from api.payloads.pictures import limit_pictures
 from api.routes import infer, metrics, predict, requests, v1, v2
 from api.routes.errors import register_error_handlers
 from api.routes.flask_side import EXTENSION, HttpServices, OrjsonProvider
 from api.server.body import BoundedReads, InMemoryRequest
 from api.server.compression import Compressed
 from api.server.fast_path import FastPath
+from shared.inputs.pictures import limit_pictures
 from shared.settings import Settings
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.errors import BadRequest
 from shared.messages import Tensor
 
 
@@ -266,6 +267,15 @@ class ModelSpec(_Frozen):
                 )
                 for tensor in inputs
             )
+        )
+
+
+def check_row_count(count: int, spec: ModelSpec) -> None:
+    """Raise BadRequest when `count` pictures or texts are more than the rows of a batch."""
+    if count > spec.batch_rows:
+        raise BadRequest(
+            f"inference request batch-size must be <= {spec.batch_rows} for '{spec.name}', "
+            f"this one has {count}"
         )
 
 

@@ -148,15 +148,6 @@ def check_shape(shape: tuple[int, ...], declared: TensorSpec, spec: ModelSpec, w
         )
 
 
-def check_row_count(count: int, spec: ModelSpec) -> None:
-    """Raise BadRequest when `count` pictures or texts are more than the rows of a batch."""
-    if count > spec.batch_rows:
-        raise BadRequest(
-            f"inference request batch-size must be <= {spec.batch_rows} for '{spec.name}', "
-            f"this one has {count}"
-        )
-
-
 def check_parameters(parameters: Any, where: str) -> Parameters:
     """Return `parameters` when it is an object of strings, numbers and booleans (or absent).
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from api.payloads.infer_request import check_shape
 from api.payloads.json_arrays import BINARY_ONLY, json_type, mixed, names_booleans, to_array
-from api.payloads.pictures import picture_batch
-from api.payloads.texts import TokenizerCache
 from api.payloads.v2_json import load_object
 from shared.datatypes import Array, to_bytes
 from shared.errors import BadRequest
+from shared.inputs.pictures import picture_batch
+from shared.inputs.texts import TokenizerCache
 from shared.messages import InferResult, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
 

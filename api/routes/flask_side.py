@@ -12,8 +12,8 @@ from flask.json.provider import JSONProvider
 from api.infer.answer import OPTIONS, Headers, HttpAnswer, json_answer
 from api.infer.async_answers import AsyncAnswers
 from api.infer.inference import Inference
-from api.payloads.texts import TokenizerCache
 from api.services import Services
+from shared.inputs.texts import TokenizerCache
 from shared.settings import Settings
 
 EXTENSION = "ferry"

@@ -13,12 +13,12 @@ from api.infer.options import options_of
 from api.infer.question import Question
 from api.payloads.infer_request import check_missing, check_shape
 from api.payloads.json_arrays import json_type, mixed, to_array
-from api.payloads.pictures import picture_batch
 from api.payloads.v2_json import load_object
 from api.routes.flask_side import response_of, services
 from api.server.body import read_body, read_form
 from shared.datatypes import to_bytes
 from shared.errors import BadRequest
+from shared.inputs.pictures import picture_batch
 from shared.messages import AnswerForm, Tensor
 from shared.model_spec import ModelSpec
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from api.payloads.pictures import picture_batch
 from bench.scenarios import SCENARIOS, SENTENCE
 from shared.datatypes import NUMPY_TYPES, Array
+from shared.inputs.pictures import picture_batch
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend
 from worker.instance.process import load_backend

@@ -11,11 +11,11 @@ from werkzeug.exceptions import HTTPException
 from api.app import create_app
 from api.infer.options import options_of
 from api.payloads.binary_tensors import HEADER_VARIABLE, header_length
-from api.payloads.pictures import picture_batch
 from api.payloads.v1_json import parse_predict
 from api.payloads.v2_json import parse_infer
 from api.server.body import read_form
 from shared.errors import BadRequest
+from shared.inputs.pictures import picture_batch
 from shared.messages import InferRequest, Tensor
 from shared.model_spec import ImageInput, ModelSpec, TensorSpec
 from shared.settings import Settings

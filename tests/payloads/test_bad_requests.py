@@ -22,7 +22,7 @@ from PIL import Image
 from registered import register, spec
 
 from api.app import create_app
-from api.payloads.pictures import limit_pictures
+from shared.inputs.pictures import limit_pictures
 from shared.model_spec import ImageInput, TensorSpec
 from shared.request_queue.api_end import QueueKeys
 from shared.settings import Settings

@@ -11,8 +11,8 @@ from picture_bytes import HEIGHT, WIDTH, encoded, filled, png, tiff
 from PIL import Image
 from registered import spec
 
-from api.payloads.pictures import picture_batch
 from shared.errors import BadRequest
+from shared.inputs.pictures import picture_batch
 from shared.model_spec import ImageInput
 
 GREY = ImageInput(input="image", height=HEIGHT, width=WIDTH, channels="L")

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image, ImageFile
 from registered import spec
 
-from api.payloads import pictures
-from api.payloads.pictures import picture_batch
 from shared.errors import BadRequest
+from shared.inputs import pictures
+from shared.inputs.pictures import picture_batch
 from shared.model_spec import ImageInput, TensorSpec
 
 MODEL = spec(
@@ -40,7 +40,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return load(opened)
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", noted)
-    monkeypatch.setattr(pictures, "is_module_patched", lambda name: name == "socket")
+    monkeypatch.setattr(pictures, "_in_event_loop", lambda: True)
     return found
 
 
@@ -68,7 +68,7 @@ def test_a_small_picture_is_decoded_without_a_change_of_threads(threads: list[in
 def test_without_gevent_no_thread_is_used(
     threads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "is_module_patched", lambda name: False)
+    monkeypatch.setattr(pictures, "_in_event_loop", lambda: False)
 
     picture_batch([picture(1100)], MODEL)
 

@@ -14,10 +14,10 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from registered import spec
 
-from api.payloads.picture_files import TAKEN
-from api.payloads.pictures import picture_batch
 from shared.datatypes import Array
 from shared.errors import BadRequest
+from shared.inputs.picture_files import TAKEN
+from shared.inputs.pictures import picture_batch
 from shared.model_spec import ImageInput
 
 SHORT, LONG, TEXT = 3, 4, 2

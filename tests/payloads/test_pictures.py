@@ -15,9 +15,9 @@ from picture_bytes import encoded
 from PIL import Image
 from registered import spec
 
-from api.payloads.pictures import picture_batch
 from samples.digits import held_out
 from shared.datatypes import Array
+from shared.inputs.pictures import picture_batch
 from shared.model_spec import ImageInput
 
 PREDICT = "/predict/digits"

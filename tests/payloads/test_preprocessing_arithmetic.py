@@ -19,8 +19,8 @@ from flask.testing import FlaskClient
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from api.payloads.pictures import picture_batch
 from shared.datatypes import Array
+from shared.inputs.pictures import picture_batch
 from shared.model_spec import ImageInput, ModelSpec
 from worker.backends.preprocessing import Normaliser
 from worker.repository.model_config import read_config

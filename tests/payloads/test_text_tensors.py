@@ -8,7 +8,7 @@ import pytest
 from loaded import spec, tensor
 from stand_ins import tokenizer
 
-from api.payloads.texts import TokenizerCache
+from shared.inputs.texts import TokenizerCache
 from shared.model_spec import ModelSpec, TextInput
 
 

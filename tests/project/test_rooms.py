@@ -14,7 +14,7 @@ FLOORS = {
     "shared": (
         "errors datatypes names ticket messages model_spec setting_checks cores "
         "open_files settings socket_paths",
-        "wire",
+        "inputs wire",
         "courier",
         "request_queue",
         "registry",

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from api.payloads.picture_files import PHOTOMETRIC, SAMPLE_BITS, SAMPLE_FORMAT, TiffFile
+from shared.inputs.picture_files import PHOTOMETRIC, SAMPLE_BITS, SAMPLE_FORMAT, TiffFile
 from shared.model_spec import ImageInput
 
 WHITE = 255

@@ -1,26 +1,33 @@
-"""Texts become a model's input: strings as they are, or ids by the tokenizer in the registry."""
+"""Texts become a model's input: strings as they are, or ids by the model's tokenizer."""
 
 from __future__ import annotations
 
 from threading import Lock
+from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from api.payloads.infer_request import check_row_count
 from shared.datatypes import NUMPY_TYPES, Array
 from shared.errors import BadRequest, ModelNotReady
 from shared.messages import Tensor
-from shared.model_spec import ModelSpec, TensorSpec, TextInput, fixed_length
-from shared.registry.registry import Registry
+from shared.model_spec import ModelSpec, TensorSpec, TextInput, check_row_count, fixed_length
+
+
+class Assets(Protocol):
+    """Whatever keeps the tokenizers' files: the registry."""
+
+    def asset(self, digest: str) -> bytes | None:
+        """Return the file of this digest, None when it is not there yet."""
+        ...
 
 
 class TokenizerCache:
-    """Tokenizers by digest, fetched from the registry once per process."""
+    """Tokenizers by digest, fetched once per process."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, assets: Assets) -> None:
         """Start empty."""
-        self._registry = registry
+        self._assets = assets
         self._tokenizers: dict[tuple[str, int, bool], Tokenizer] = {}
         self._lock = Lock()
 
@@ -72,7 +79,7 @@ class TokenizerCache:
         found = self._tokenizers.get(key)
         if found is None:
             with self._lock:
-                content = self._registry.asset(text.tokenizer)
+                content = self._assets.asset(text.tokenizer)
                 if content is None:
                     raise ModelNotReady("the model's tokenizer is not in the registry yet")
                 found = Tokenizer.from_buffer(content)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import warnings
 
 import numpy as np
-from gevent import get_hub
-from gevent.monkey import is_module_patched
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 
-from api.payloads.colours import coloured, three_numbers
-from api.payloads.infer_request import check_row_count
-from api.payloads.picture_files import open_picture, readable, turned_upright
 from shared.datatypes import Array
 from shared.errors import BadRequest
+from shared.inputs.colours import coloured, three_numbers
+from shared.inputs.picture_files import open_picture, readable, turned_upright
 from shared.messages import Tensor
-from shared.model_spec import ImageInput, ModelSpec
+from shared.model_spec import ImageInput, ModelSpec, check_row_count
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -59,14 +57,21 @@ def picture_batch(pictures: list[bytes], spec: ModelSpec) -> Tensor:
         if total > limit:
             raise BadRequest(f"the pictures have more than {limit} pixels together")
         opened.append(picture)
-    # Only under gevent is there an event loop that a large picture would hold up.
-    if total > MANY_PIXELS and is_module_patched("socket"):
+    if total > MANY_PIXELS and _in_event_loop():
+        from gevent import get_hub  # noqa: PLC0415  none but the API's processes have it
+
         rows = get_hub().threadpool.apply(_decode_all, (opened, image, where))
     else:
         rows = _decode_all(opened, image, where)
     if isinstance(rows, BadRequest):
         raise rows
     return Tensor.of(image.input, np.ascontiguousarray(rows), pixels=True)
+
+
+def _in_event_loop() -> bool:
+    """Tell whether a large picture would hold up other requests: only under gevent."""
+    patched = sys.modules.get("gevent.monkey")
+    return patched is not None and bool(patched.is_module_patched("socket"))
 
 
 def _resized(picture: Image.Image, image: ImageInput, where: str) -> tuple[int, int]:
