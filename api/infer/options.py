@@ -33,8 +33,17 @@ class RequestOptions(NamedTuple):
 
     def deadline_seconds(self, spec: ModelSpec, default_seconds: float) -> float:
         """Return the time from its push to its answer; to its batch, where nobody waits for it."""
-        wish = 0.0 if spec.queue_policies or spec.steps else self.queue_timeout_seconds
+        wish = self.queue_timeout_seconds - self.queue_wish_seconds(spec)
         return wish or self.timeout_seconds or default_seconds
+
+    def queue_wish_seconds(self, spec: ModelSpec) -> float:
+        """Return the part of `timeout` that queue policies judge, its own or its steps' models'."""
+        return self.queue_timeout_seconds if spec.queue_policies or spec.steps else 0.0
+
+    def bounded(self, spec: ModelSpec, seconds: float) -> RequestOptions:
+        """Return the options of a request that has no more than these seconds."""
+        wish = self.queue_wish_seconds(spec)
+        return self._replace(timeout_seconds=seconds, queue_timeout_seconds=wish)
 
     def level(self, spec: ModelSpec) -> int:
         """Return the queue to wait on, 1 for the most urgent; raises BadRequest.

@@ -64,6 +64,6 @@ class Question(NamedTuple):
             spec.signature(inputs),
             options.level(spec),
             options.parameters,
-            options.queue_timeout_seconds if spec.queue_policies or spec.steps else 0.0,
+            options.queue_wish_seconds(spec),
             self.named,
         )

@@ -74,9 +74,7 @@ class InferCalls:
     def _bounded(self, question: Question, remaining_seconds: float) -> Question:
         """Return the question with a time-out of its own `timeout` and the call's deadline."""
         seconds = min(self._queues.timeout_seconds(question), remaining_seconds)
-        wish = question.options.queue_timeout_seconds if question.spec.queue_policies else 0.0
-        bounded = question.options._replace(timeout_seconds=seconds, queue_timeout_seconds=wish)
-        return question._replace(options=bounded)
+        return question._replace(options=question.options.bounded(question.spec, seconds))
 
 
 def _fill(

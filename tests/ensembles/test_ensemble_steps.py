@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from hand_driven import HandDriven, chain, hand_driven, model
+from tritonclient.grpc import service_pb2 as proto
 from waiting import wait_until
 
 from api.infer.options import RequestOptions
 from api.infer.question import Question
+from api.rpc.inference import InferCalls
 from shared.errors import (
     BadModel,
     BadModelOutput,
@@ -105,6 +108,22 @@ def test_the_clients_time_out_is_not_the_ensembles_deadline() -> None:
     assert (request.timeout_seconds, request.queue_timeout_seconds) == (7.0, 0.5)
     assert InferRequest.decode("id", 1, request.encode()).queue_timeout_seconds == 0.5
     assert options.deadline_seconds(FIRST, 30.0) == 0.5
+
+
+def test_the_clients_time_out_reaches_the_steps_of_a_grpc_call_with_a_deadline() -> None:
+    served = chain("first", "second")
+    pushed: list[Question] = []
+    asked = proto.ModelInferRequest(model_name=served.name, raw_input_contents=[bytes(8)])
+    asked.inputs.add(name="in", datatype="FP32", shape=[1, 2])
+    asked.parameters["timeout"].int64_param = 500_000
+    queues = SimpleNamespace(timeout_seconds=lambda _: 30.0, push=pushed.append)
+    catalog = SimpleNamespace(serving=lambda *_: served, by_current=lambda do: do())
+
+    InferCalls(cast(Any, catalog), cast(Any, queues)).push(asked, 7.0)
+
+    request = pushed[0].request("id", 30.0)
+    assert request.queue_timeout_seconds == 0.5
+    assert 0.5 < request.timeout_seconds <= 7.0
 
 
 def test_a_request_that_expires_in_a_step_says_in_which(settings: Settings) -> None:
