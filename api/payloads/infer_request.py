@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from api.payloads.binary_tensors import checked_binary
 from api.payloads.json_arrays import BINARY_ONLY, small_numbers, to_array, unnested
-from shared.datatypes import DATATYPES, to_bytes
+from shared.datatypes import DATATYPES, NUMPY_TYPES, to_bytes
 from shared.errors import BadRequest, Unsupported
 from shared.messages import Parameters, RequestedOutput, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
@@ -77,13 +77,15 @@ def check_inputs(given: Sequence[GivenInput], spec: ModelSpec) -> tuple[Tensor, 
 
 
 def check_missing(given: Collection[str], spec: ModelSpec) -> None:
-    """Raise BadRequest when a required input is missing, or there is no input at all."""
+    """Raise BadRequest when a required input is missing, or none is there to count the rows by."""
     declared = spec.inputs_by_name
     missing = [name for name in declared if name not in given and not declared[name].optional]
     if missing:
         raise BadRequest(f"missing input {missing[0]!r}: '{spec.name}' wants {list(declared)}")
-    if not given:
-        raise BadRequest(f"no input is given: '{spec.name}' takes {list(declared)}")
+    if not given and spec.batched:
+        raise BadRequest(
+            f"no input is given: '{spec.name}' takes {list(declared)}, and one says how many rows"
+        )
 
 
 def check_outputs(wanted: Sequence[RequestedOutput], binary: bool, spec: ModelSpec) -> None:
@@ -104,7 +106,7 @@ def check_outputs(wanted: Sequence[RequestedOutput], binary: bool, spec: ModelSp
                 f"unknown output {item.name!r}: the outputs of '{spec.name}' are {known}"
             )
         if item.name in seen:
-            raise BadRequest(f"output {item.name!r} is requested twice")
+            raise BadRequest(f"Duplicate output name {item.name!r} is not allowed in a request")
         seen.add(item.name)
         if item.class_count and declared[item.name].datatype in {"BYTES", "BOOL"}:
             datatype = declared[item.name].datatype
@@ -131,6 +133,7 @@ def check_shape(shape: tuple[int, ...], declared: TensorSpec, spec: ModelSpec, w
         and 0 not in shape
     ):
         return  # fast: nearly every shape fits, and this costs a third of what follows
+    _check_overflow(shape, declared.datatype, where)
     wanted = spec.full_shape(declared)
     if len(shape) != len(wanted):
         raise BadRequest(
@@ -146,6 +149,21 @@ def check_shape(shape: tuple[int, ...], declared: TensorSpec, spec: ModelSpec, w
             f"inference request batch-size must be <= {spec.max_batch_size} for '{spec.name}', "
             f"{where} has {shape[0]} rows"
         )
+
+
+def _check_overflow(shape: tuple[int, ...], datatype: str, where: str) -> None:
+    """Raise BadRequest for more elements, or bytes, than 63 bits count; in Triton's words."""
+    count, item_bytes = (
+        math.prod(shape),
+        4 if datatype == "BYTES" else NUMPY_TYPES[datatype].itemsize,
+    )
+    if count > MAX_DIMENSION:
+        raise BadRequest(
+            f"{where}: shape {list(shape)} causes total element count to exceed maximum size of "
+            f"{MAX_DIMENSION}"
+        )
+    if count * item_bytes > MAX_DIMENSION:
+        raise BadRequest(f"byte size overflow for {where}: shape {list(shape)} of {datatype}")
 
 
 def check_parameters(parameters: Any, where: str) -> Parameters:

@@ -56,7 +56,9 @@ def unnested(data: Any, depth: int, where: str) -> Any:
     if levels <= depth:
         return data
     if levels > MAX_DATA_NESTING:
-        raise BadRequest(f"{where}: data is too deep, {MAX_DATA_NESTING} levels of lists are taken")
+        raise BadRequest(
+            f"{where}: JSON nesting depth exceeds maximum allowed limit ({MAX_DATA_NESTING})"
+        )
     flat = data
     for _ in range(levels - 1):
         if not all(isinstance(item, list) for item in flat):

@@ -22,8 +22,10 @@ from PIL import Image
 from registered import register, spec
 
 from api.app import create_app
+from api.payloads.infer_request import check_missing
+from shared.errors import BadRequest
 from shared.inputs.pictures import limit_pictures
-from shared.model_spec import ImageInput, TensorSpec
+from shared.model_spec import ImageInput, ModelSpec, TensorSpec
 from shared.request_queue.api_end import QueueKeys
 from shared.settings import Settings
 from shared.wire.client import connect
@@ -153,7 +155,7 @@ def test_half_a_surrogate_pair_is_refused(client: FlaskClient) -> None:
 
 
 def test_data_nested_200_deep_is_refused(client: FlaskClient) -> None:
-    assert "too deep" in refused(client, tensor(data=nested(200)))
+    assert "nesting depth" in refused(client, tensor(data=nested(200)))
 
 
 def test_strings_nested_200_deep_are_refused(client: FlaskClient) -> None:
@@ -227,6 +229,20 @@ def test_an_unknown_input_is_named_beside_the_known_ones(client: FlaskClient) ->
     assert message == "unknown input 'y': the inputs of 'numbers' are ['x']"
 
 
+def test_no_input_is_no_request_of_a_model_that_counts_rows() -> None:
+    ends = {
+        name: TensorSpec(name=name, datatype="FP32", dims=(2,), optional=True) for name in "aby"
+    }
+    model = ModelSpec(
+        name="m", version="1", platform="p", max_batch_size=8,
+        inputs=(ends["a"], ends["b"]), outputs=(ends["y"],),
+    )  # fmt: skip
+
+    with pytest.raises(BadRequest, match=r"takes \['a', 'b'\], and one says how many rows"):
+        check_missing((), model)
+    check_missing((), model.model_copy(update={"max_batch_size": 0}))
+
+
 def test_an_input_given_twice_is_refused(client: FlaskClient) -> None:
     assert refused(client, tensor(), tensor()) == "input 'x' is given twice"
 
@@ -238,7 +254,9 @@ def test_an_unknown_output_is_refused(client: FlaskClient) -> None:
 def test_an_output_requested_twice_is_refused(client: FlaskClient) -> None:
     twice = [{"name": "out"}, {"name": "out"}]
 
-    assert refused(client, tensor(), outputs=twice) == "output 'out' is requested twice"
+    message = refused(client, tensor(), outputs=twice)
+
+    assert message == "Duplicate output name 'out' is not allowed in a request"
 
 
 @pytest.mark.parametrize("outputs", [{}, "out", [1], [{}], [None]])
@@ -285,8 +303,21 @@ def test_a_shape_without_elements_is_refused(client: FlaskClient) -> None:
     assert message == "input 'rows': shape [1, 0] has no elements"
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ([2**63 - 1, 4], "causes total element count to exceed maximum size of"),
+        ([16, 2**60 + 2], "causes total element count to exceed maximum size of"),
+        ([4, 2**60 + 2], "byte size overflow for input 'x'"),
+    ],
+)
+def test_a_size_beyond_63_bits_is_refused_in_tritons_words(
+    client: FlaskClient, shape: list[int], message: str
+) -> None:
+    assert message in refused(client, tensor(shape=shape, data=[1.0]))
+
+
 def test_a_shape_beyond_64_bits_is_refused(client: FlaskClient) -> None:
-    refused(client, tensor(shape=[2**63 - 1, 4]))
     refused_raw(client, json.dumps({"inputs": [tensor(shape=[2**70, 4])]}))
 
 

@@ -38,6 +38,13 @@ class Mixed(torch.nn.Module):
         return a + 10 * b, torch.full_like(a, 2)
 
 
+class Whatever(torch.nn.Module):
+    """Takes a or b or neither: answers how many were given."""
+
+    def forward(self, a: torch.Tensor | None = None, b: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.tensor([float(a is not None) + float(b is not None)])
+
+
 class Mean(torch.nn.Module):
     """Answers the mean of each row's own values, by the mask."""
 
@@ -72,6 +79,9 @@ def write_models(models: Path) -> None:
         optional = tensors("input", ("a", "FP32", "[2]"), ("b", "FP32", "[2]"))
         optional = optional.replace('"b"', '"b" optional: true')
         torchscript(models, name, Mixed(), config(rows, optional, two) + delay)
+    free = optional.replace('"a"', '"a" optional: true')
+    count = tensors("output", ("count", "FP32", "[1]"))
+    torchscript(models, "free", Whatever(), config(0, free, count))
     ragged = tensors("input", ("x", "FP32", "[-1]"), ("seen", "FP32", "[-1]"))
     ragged = ragged.replace('"x"', '"x" allow_ragged_batch: true')
     mask = 'parameters { key: "ragged_mask:x" value { string_value: "seen" } }\n'
@@ -174,6 +184,11 @@ def test_the_others_must_be_there_and_at_least_one(client: FlaskClient) -> None:
         client.post(path, json={"inputs": [tensor("b", [[1, 1]])]})
     )
     assert "missing input 'a'" in refusal(client.post(path, json={"inputs": []}))
+
+
+def test_all_may_be_missing_without_a_batch_dimension(client: FlaskClient) -> None:
+    assert infer(client, "free")[0]["count"].tolist() == [0]
+    assert infer(client, "free", b=[1.0, 1.0])[0]["count"].tolist() == [1]
 
 
 def test_version_1_s_rows_may_leave_it_out_all_together(client: FlaskClient) -> None:
