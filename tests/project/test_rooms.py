@@ -26,7 +26,7 @@ FLOORS = {
         "devices meter logs job",
         "backends ensembles",
         "instance",
-        "supervisor",
+        "optimise supervisor",
         "__main__",
     ),
     "ferry": ("errors", "up", "commands", "cli", "__main__"),
@@ -37,7 +37,7 @@ BETWEEN = {
     "shared": (),
     "api": ("shared",),
     "worker": ("shared",),
-    "ferry": ("shared", "worker.repository"),
+    "ferry": ("shared", "worker.repository", "worker.optimise"),
 }
 EXCEPT = {
     "api": ("shared.request_queue.worker_end",),

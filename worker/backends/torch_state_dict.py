@@ -39,7 +39,7 @@ class StateDictBackend(TorchBackend):
         target = torch.device(device)
         weights = load_weights(file)
         module = _made(spec, file)
-        _fill(module, weights)
+        fill(module, weights)
         module = module.eval().to(target)
         super().__init__(spec, module, arguments_of(module), target)
 
@@ -130,7 +130,7 @@ def _made(spec: ModelSpec, file: Path) -> torch.nn.Module:
     return module
 
 
-def _fill(module: torch.nn.Module, weights: Mapping[str, Any]) -> None:
+def fill(module: torch.nn.Module, weights: Mapping[str, Any]) -> None:
     """Load the weights; raises BadModel naming keys that are missing, unexpected or misshapen."""
     wanted = module.state_dict()
     weights = _without_prefix(weights, wanted)

@@ -115,7 +115,7 @@ def _noise(spec: ModelSpec, tensor: TensorSpec, array: Array, random: np.random.
         noise = random.integers(0, 128, array.shape)
         noise[1:] += 127
         return noise.astype(np.uint8)
-    if array.dtype == object or _usual_value(tensor) is not None:
+    if array.dtype == object or usual_value(tensor) is not None:
         return array
     if tensor.datatype.startswith(("FP", "BF")):
         values = random.normal(size=array.shape)
@@ -135,7 +135,7 @@ def _filled(spec: ModelSpec, tensor: TensorSpec, shape: tuple[int, ...], filling
         return np.full(shape, filling.text, dtype)
     is_float = tensor.datatype.startswith(("FP", "BF"))
     value = filling.number if is_float else filling.integer
-    usual = _usual_value(tensor)
+    usual = usual_value(tensor)
     if value is not None or usual is not None:
         found = value if usual is None else usual
         return np.full(shape, 2 if found == tensor.pad == 1 else found, dtype)
@@ -144,7 +144,7 @@ def _filled(spec: ModelSpec, tensor: TensorSpec, shape: tuple[int, ...], filling
     return np.resize(rising, shape).astype(dtype)
 
 
-def _usual_value(tensor: TensorSpec) -> int | None:
+def usual_value(tensor: TensorSpec) -> int | None:
     """Return the value that an input has by its name: a mask lets all through."""
     return 0 if tensor.name == "token_type_ids" else 1 if "mask" in tensor.name else None
 

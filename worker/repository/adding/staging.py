@@ -109,12 +109,13 @@ def _link(new: Newcomer, model: Path, directory: Path) -> None:
     beside = {**entries(model), **new.beside} if new.exists else dict(new.beside)
     for name, path in beside.items():
         if not (path.is_dir() and name.isdigit()):
-            _place(path, directory / name)
+            place(path, directory / name)
     for name, path in new.files.items():
-        _place(path, version / name)
+        place(path, version / name)
 
 
-def _place(path: Path, link: Path) -> None:
+def place(path: Path, link: Path) -> None:
+    """Link to a file or directory, but copy a config, which is completed where it lies."""
     link.parent.mkdir(parents=True, exist_ok=True)
     if path.name == CONFIG_FILE:  # it is completed there
         shutil.copyfile(path, link)

@@ -1,0 +1,100 @@
+"""The figures of a comparison: known answers, and what counts as a difference."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from shared.model_spec import ModelSpec, TensorSpec
+from worker.optimise.figures import BY_PRECISION, Differences, Tolerances, wilson
+
+FP32 = BY_PRECISION["FP32"]
+
+
+def spec_of(datatype: str = "FP32", dims: tuple[int, ...] = (3,)) -> ModelSpec:
+    tensors = (TensorSpec(name="y", datatype=datatype, dims=dims),)
+    return ModelSpec(
+        name="m", version="1", platform="", max_batch_size=8, inputs=tensors, outputs=tensors
+    )
+
+
+def compared(a: object, b: object, **given: object) -> Differences:
+    found = Differences(spec_of(**given))  # type: ignore[arg-type]
+    found.add({"y": np.asarray(a)}, {"y": np.asarray(b)})
+    return found
+
+
+def test_wilson_is_the_published_interval() -> None:
+    assert wilson(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_a_hand_worked_difference() -> None:
+    a, b = np.array([[3.0, 4.0, 0.0]]), np.array([[3.0, 4.0, 1.0]])
+
+    found = compared(a, b).differences["y"]
+
+    typical = math.sqrt(25 / 3)
+    assert found.max_absolute == 1.0
+    assert found.max_relative == pytest.approx(1 / typical)
+    assert found.min_cosine == pytest.approx(25 / (5 * math.sqrt(26)))
+    centred = np.corrcoef(a[0], b[0])[0, 1]
+    assert found.min_centred_cosine == pytest.approx(centred)
+
+
+def test_an_offset_does_not_hide_behind_a_cosine() -> None:
+    a = np.array([[100.0, 101.0, 102.0]])
+
+    found = compared(a, a[:, ::-1].copy()).differences["y"]
+
+    assert found.min_cosine > 0.999
+    assert found.min_centred_cosine == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_in_one_alone_is_a_fault(value: float) -> None:
+    a, b = np.array([[1.0, 2.0, 3.0]]), np.array([[1.0, 2.0, value]])
+
+    assert compared(a, b).faults(BY_PRECISION["INT8"], real=False)
+    assert compared(b, b).faults(FP32) == []
+
+
+def test_answers_of_another_shape_are_a_fault() -> None:
+    assert compared(np.zeros((2, 3)), np.zeros((2, 4)), dims=(-1,)).faults(FP32)
+
+
+def test_texts_and_whole_numbers_are_equal_or_not() -> None:
+    texts = np.array([[b"a"], [b"b"]], object)
+
+    assert compared(texts, texts, datatype="BYTES", dims=(1,)).faults(FP32) == []
+    assert compared(texts, texts[::-1], datatype="BYTES", dims=(1,)).faults(FP32)
+    assert compared([1, 2], [1, 3], datatype="INT64", dims=()).faults(FP32)
+
+
+def test_agreement_and_accuracy_count_rows_of_real_data_alone() -> None:
+    a = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
+    b = np.eye(3, dtype=np.float32)[[0, 1, 2, 1]]
+    found = Differences(spec_of())
+    found.add({"y": a}, {"y": b}, np.array([0, 1, 2, 0]))
+    loose = Tolerances(None, None, 0.9, 0.1)
+
+    assert found.as_json()["agreement"]["top1"] == 0.75
+    assert found.agreement.accuracy_drop == 0.25
+    assert len(found.faults(loose)) == 2
+    assert found.faults(loose, real=False) == []
+
+
+def test_figures_add_up_over_batches() -> None:
+    random = np.random.default_rng(3)
+    a, b = random.normal(size=(2, 10, 3))
+    whole, parts = compared(a, b).differences["y"], Differences(spec_of())
+    for rows in (slice(0, 3), slice(3, 4), slice(4, 10)):
+        parts.add({"y": a[rows]}, {"y": b[rows]})
+
+    found = parts.differences["y"]
+    assert found.rows == whole.rows
+    assert found.mean_cosine == pytest.approx(whole.mean_cosine)
+    assert found.min_centred_cosine == pytest.approx(whole.min_centred_cosine)

@@ -1,0 +1,1 @@
+"""From a trained model to a fast version of it: export, comparison, proof."""

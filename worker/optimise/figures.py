@@ -1,0 +1,291 @@
+"""Figures of how two models' answers to the same rows differ, and what may be expected of them.
+
+largest difference    max |a - b|
+relative difference   max |a - b| / (|a| + rms(a)), so that a zero among large values is none
+cosine                of a row's values, the smallest and the mean over rows; "centred" ones
+have the row's mean taken off, so that an offset proves nothing
+agreement             the share of rows whose highest score is of the same class, with its
+Wilson interval at 95 %
+accuracy              the share of rows whose class is the label's
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shared.datatypes import Array
+from shared.model_spec import ModelSpec, TensorSpec
+
+WILSON_Z = 1.959963984540054
+"""Of 95 % of the normal distribution."""
+FEWEST_CLASSES = 2
+TINY = 1e-12
+FLAT = 1e-6
+"""Of a row's largest value: differences below it are rounding."""
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """What an answer may differ by and still be the same model's; a limit of None is none.
+
+    `min_agreement` and `max_accuracy_drop` hold for real rows, the others for all.
+    """
+
+    max_relative: float | None = 1e-3
+    min_cosine: float | None = 0.9999
+    min_agreement: float | None = 0.99
+    max_accuracy_drop: float | None = 0.01
+
+
+BY_PRECISION = {
+    "FP32": Tolerances(),
+    "FP16": Tolerances(5e-2, 0.999, 0.98),
+    "BF16": Tolerances(2e-1, 0.99, 0.96),
+    "INT8": Tolerances(None, 0.99, 0.95),
+}
+"""Measured differences of the samples are a tenth of these or less (docs/optimise.md)."""
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """Return the Wilson score interval of a share, at 95 %.
+
+    Source: E. B. Wilson, Probable inference, the law of succession, JASA 22, 1927.
+    """
+    if count == 0:
+        return 0.0, 1.0
+    share, z2 = hits / count, WILSON_Z**2
+    middle = share + z2 / (2 * count)
+    half = WILSON_Z * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    scale = 1 + z2 / count
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+@dataclass
+class Difference:
+    """The differences of one output over all rows that were added."""
+
+    rows: int = 0
+    max_absolute: float = 0.0
+    max_relative: float = 0.0
+    min_cosine: float = 1.0
+    min_centred_cosine: float | None = None
+    mean_cosine: float = 1.0
+    mean_centred_cosine: float | None = None
+    unequal: int = 0
+    """Elements that are no floats and differ, or are not finite in one of the two alone."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields, infinity as a text."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+@dataclass
+class Agreement:
+    """Of two models' classes: of how many rows they are the same, and right."""
+
+    rows: int = 0
+    same: int = 0
+    labelled: int = 0
+    reference_right: int = 0
+    candidate_right: int = 0
+
+    @property
+    def share(self) -> float | None:
+        """Return the share of rows of the same class, None without rows."""
+        return self.same / self.rows if self.rows else None
+
+    @property
+    def accuracy_drop(self) -> float | None:
+        """Return by how much the candidate is less accurate than the reference; None unlabelled."""
+        if not self.labelled:
+            return None
+        return (self.reference_right - self.candidate_right) / self.labelled
+
+    def as_json(self) -> dict[str, Any]:
+        """Return shares and intervals."""
+        found: dict[str, Any] = {
+            "rows": self.rows, "top1": self.share, "interval": wilson(self.same, self.rows)
+        }  # fmt: skip
+        if self.labelled:
+            for who, right in (
+                ("reference", self.reference_right), ("candidate", self.candidate_right)
+            ):  # fmt: skip
+                found[f"{who}_accuracy"] = right / self.labelled
+                found[f"{who}_accuracy_interval"] = wilson(right, self.labelled)
+            found["labelled_rows"] = self.labelled
+            found["accuracy_drop"] = self.accuracy_drop
+        return found
+
+
+@dataclass
+class Differences:
+    """Adds up the differences of a candidate's answers from a reference's, batch by batch."""
+
+    spec: ModelSpec
+    differences: dict[str, Difference] = field(default_factory=dict)
+    agreement: Agreement = field(default_factory=Agreement)
+
+    def add(
+        self,
+        reference: Mapping[str, Array],
+        candidate: Mapping[str, Array],
+        labels: Array | None = None,
+    ) -> None:
+        """Add the answers to the same rows."""
+        for output in self.spec.outputs:
+            difference = self.differences.setdefault(output.name, Difference())
+            _add(difference, reference[output.name], candidate[output.name], self.spec.batched)
+        scored = scored_output(self.spec)
+        if scored is None or not self.spec.batched:
+            return
+        ours, theirs = (classes(self.spec, scored, each) for each in (reference, candidate))
+        self.agreement.rows += len(ours)
+        self.agreement.same += int(np.sum(ours == theirs))
+        if labels is not None:
+            self.agreement.labelled += len(labels)
+            self.agreement.reference_right += int(np.sum(ours == labels))
+            self.agreement.candidate_right += int(np.sum(theirs == labels))
+
+    def faults(self, allowed: Tolerances, *, real: bool = True) -> list[str]:
+        """Return a sentence for each tolerance that is missed, naming the output and both numbers.
+
+        Agreement and accuracy count for `real` rows alone: on noise near ties are many.
+        """
+        found = [
+            fault
+            for name, difference in self.differences.items()
+            for fault in _faults(name, difference, allowed)
+        ]
+        share, drop = self.agreement.share, self.agreement.accuracy_drop
+        if real and allowed.min_agreement is not None and (share or 1.0) < allowed.min_agreement:
+            found.append(
+                f"the same class for {share:.4f} of {self.agreement.rows} rows, expected at least "
+                f"{allowed.min_agreement:g}"
+            )
+        limit = allowed.max_accuracy_drop
+        if real and limit is not None and drop is not None and drop > limit + TINY:
+            found.append(f"accuracy falls by {drop:.4f}, expected at most {limit:g}")
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all figures as JSON has them."""
+        found: dict[str, Any] = {
+            "outputs": {name: each.as_json() for name, each in self.differences.items()}
+        }
+        if self.agreement.rows:
+            found["agreement"] = self.agreement.as_json()
+        return found
+
+
+def scored_output(spec: ModelSpec) -> TensorSpec | None:
+    """Return the output that names a row's class: scores of several, of one, or its number."""
+    for output in spec.outputs:
+        is_float = output.datatype.startswith(("FP", "BF"))
+        sizes = [size for size in output.dims if size != 1]
+        if is_float and len(sizes) == 1 and sizes[0] >= FEWEST_CLASSES:
+            return output
+    first = spec.outputs[0]
+    is_single = all(size == 1 for size in first.dims) and first.datatype != "BYTES"
+    is_class = not first.datatype.startswith(("FP", "BF"))
+    has_activation = spec.parameters.get("output_activation") == "sigmoid" or bool(first.labels)
+    return first if is_single and (is_class or has_activation) else None
+
+
+def classes(spec: ModelSpec, scored: TensorSpec, answer: Mapping[str, Array]) -> Array:
+    """Return the class of each row by the output that `scored_output` chose."""
+    array = answer[scored.name]
+    flat = array.reshape(len(array), -1)
+    if flat.shape[1] >= FEWEST_CLASSES:
+        best: Array = np.argmax(np.nan_to_num(flat.astype(np.float64), nan=-np.inf), axis=1)
+        return best
+    if not scored.datatype.startswith(("FP", "BF")):
+        return flat[:, 0].astype(np.int64)
+    limit = 0.0 if spec.output_activation == "sigmoid" else 0.5
+    return (flat[:, 0].astype(np.float64) > limit).astype(np.int64)
+
+
+def _add(found: Difference, reference: Array, candidate: Array, batched: bool) -> None:
+    count = len(reference) if batched and reference.ndim else 1
+    if reference.shape != candidate.shape:
+        found.max_absolute = found.max_relative = math.inf
+        found.unequal += max(reference.size, candidate.size)
+    elif reference.dtype.kind not in "fV" or reference.dtype.hasobject:
+        found.unequal += int(np.sum(reference != candidate))
+    elif reference.size:
+        _add_floats(found, _rows(reference, count), _rows(candidate, count))
+    found.rows += count
+
+
+def _rows(array: Array, count: int) -> Array:
+    return array.astype(np.float64).reshape(count, -1)
+
+
+def _add_floats(found: Difference, a: Array, b: Array) -> None:
+    """Add rows of numbers; what is not finite must be the same in both."""
+    finite = np.isfinite(a) & np.isfinite(b)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    odd = int(np.sum(~finite & ~same))
+    found.unequal += odd
+    a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
+    apart = np.abs(a - b)
+    typical = math.sqrt(float(np.mean(a * a)))
+    found.max_absolute = max(found.max_absolute, math.inf if odd else float(apart.max()))
+    relative = float((apart / (np.abs(a) + typical + TINY)).max())
+    found.max_relative = max(found.max_relative, math.inf if odd else relative)
+    if a.shape[1] >= FEWEST_CLASSES:  # of a single number the cosine is its sign
+        cosines = _cosines(a, b)
+        found.min_cosine = min(found.min_cosine, float(cosines.min()))
+        found.mean_cosine = _mean(found.mean_cosine, found.rows, cosines)
+    if a.shape[1] > FEWEST_CLASSES:
+        centred = _cosines(_centred(a), _centred(b))
+        before = found.min_centred_cosine
+        found.min_centred_cosine = min(1.0 if before is None else before, float(centred.min()))
+        found.mean_centred_cosine = _mean(found.mean_centred_cosine or 1.0, found.rows, centred)
+
+
+def _centred(rows: Array) -> Array:
+    """Return rows without their means; of rows that are all one value nothing is left."""
+    left: Array = rows - rows.mean(axis=1, keepdims=True)
+    is_flat = np.abs(left).max(axis=1) <= FLAT * np.abs(rows).max(axis=1)
+    return np.where(is_flat[:, None], 0.0, left)
+
+
+def _mean(before: float, count: int, values: Array) -> float:
+    return float((before * count + values.sum()) / (count + len(values)))
+
+
+def _cosines(a: Array, b: Array) -> Array:
+    """Return the cosine of each pair of rows; of two rows of zeros 1, of one such 0."""
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = (np.linalg.norm(a, axis=1) < TINY) & (np.linalg.norm(b, axis=1) < TINY)
+    cosines = (a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1.0)
+    found: Array = np.where(both_zero, 1.0, cosines)
+    return found
+
+
+def _faults(name: str, difference: Difference, allowed: Tolerances) -> list[str]:
+    faults = []
+    if difference.unequal:
+        faults.append(f"output {name!r}: {difference.unequal} elements differ")
+    relative = difference.max_relative
+    if allowed.max_relative is not None and relative > allowed.max_relative:
+        faults.append(
+            f"output {name!r}: relative difference {relative:.3g}, expected at most "
+            f"{allowed.max_relative:g}"
+        )
+    lowest = difference.min_centred_cosine
+    lowest = difference.min_cosine if lowest is None else min(lowest, difference.min_cosine)
+    if allowed.min_cosine is not None and lowest < allowed.min_cosine:
+        faults.append(
+            f"output {name!r}: cosine {lowest:.6f}, expected at least {allowed.min_cosine:g}"
+        )
+    return faults
+
+
+def _plain(value: Any) -> Any:
+    return "infinity" if isinstance(value, float) and math.isinf(value) else value
