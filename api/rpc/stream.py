@@ -22,10 +22,7 @@ Entry = tuple[str, Asked | Exception]
 
 
 class Stream:
-    """A thread of its own reads and pushes; the call's thread waits for the answers.
-
-    `cut` says that the stream was ended from our side, before the client had sent all.
-    """
+    """A thread of its own reads and pushes; the call's thread waits for the answers."""
 
     def __init__(
         self,
@@ -42,7 +39,15 @@ class Stream:
         self._places = Semaphore(MAX_STREAM_REQUESTS)
         self._all_read = False
         self._ended = False
-        self.cut = False
+        self._finishing = False
+
+    @property
+    def cut(self) -> bool:
+        """Tell whether the stream was ended from our side before the client's last was answered.
+
+        subtle: the second None is all that then lies unread, or a request came behind the first.
+        """
+        return self._finishing and not (self._all_read and self._entries.qsize() <= 1)
 
     def answers(self) -> Iterator[proto.ModelStreamInferResponse]:
         """Yield one answer, or error, for each request, until the client has sent and got all."""
@@ -55,14 +60,14 @@ class Stream:
 
     def finish(self) -> None:
         """Read no more, and end once that is answered which was read. For any thread."""
-        self.cut = not self._all_read
+        self._finishing = True
         self._entries.put(None)
 
     def _read(self) -> None:
         try:
             for request in self._requests:
                 self._places.acquire()
-                if self._ended or self.cut:
+                if self._ended or self._finishing:
                     break
                 self._entries.put((request.id, self._push(request)))
             else:

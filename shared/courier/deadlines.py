@@ -48,10 +48,12 @@ class Deadlines:
     def _reject(self, now: float) -> None:
         """Reject the requests whose queue policy does so by now.
 
-        An instance that claims rejects them as well; here they are found while all are busy.
+        An instance that claims rejects them as well; here they are found while all are busy. Redis
+        must have said that it has them: it cannot take off what it has not, and is asked once.
         """
         for request_id, request in list(self._with_policy.items()):
-            if request.queue_deadline <= now or not request.is_open:
+            late = request.accepted and request.queue_deadline <= now
+            if late or not request.is_open:
                 del self._with_policy[request_id]
                 if request.is_open:
                     self._cancels.reject(request_id)

@@ -14,8 +14,14 @@ from waiting import wait_until
 from werkzeug.test import TestResponse
 
 from api.app import create_app
+from shared.errors import RequestExpired
+from shared.messages import InferRequest
 from shared.model_spec import QueuePolicy
+from shared.request_queue.api_end import RequestQueue
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Limits
 from shared.settings import Settings
+from shared.wire.client import connect
 
 INFER = "/v2/models/fake/infer"
 SHORT = 0.2
@@ -70,6 +76,20 @@ def test_a_rejected_client_hears_of_it_while_every_instance_is_busy(settings: Se
         model.gate.set()
         answer(busy.first.result())
     assert model.computed == [0.0]
+
+
+def test_one_whose_push_came_late_is_rejected_as_soon_as_it_waits(settings: Settings) -> None:
+    keys = QueueKeys(settings.key_prefix, "m/1")
+    queue = RequestQueue(connect(settings.redis_url), keys, Limits(policies=(REJECT,)))
+    asked = queue.hold(InferRequest(queue.new_id(), 1, (), (), 20.0, bytes(8)), lambda: None)
+    began = monotonic()
+    wait_until(lambda: monotonic() > began + 2 * SHORT, 5, "its time is over")
+
+    queue.release()
+
+    with pytest.raises(RequestExpired, match=EXPIRED):
+        asked.wait()
+    assert monotonic() - began < 15.0, "it did not wait for its own deadline"
 
 
 def test_a_delayed_client_is_answered_last(settings: Settings) -> None:
