@@ -86,10 +86,6 @@ def test_outputs_go_by_name_where_there_are_names_and_else_by_order(
         ({}, "the model returned [], without ['y']"),
         ((), "the model returned 0 tensors, its config declares ['y']"),
         (ONE.to(torch.float8_e4m3fn), "output 'y': datatype float8_e4m3fn, the config declares"),
-        (
-            torch.nested.nested_tensor([ONE, TWO], layout=torch.jagged),
-            "output 'y': datatype nested tensors, the config",
-        ),
     ],
 )
 def test_what_is_no_tensor_is_refused_by_its_name(answer: Any, said: str) -> None:
@@ -121,9 +117,10 @@ def test_a_tensor_of_any_making_is_served_by_its_values(making: str) -> None:
     assert answers(MAKINGS[making]())["y"].tolist() == [[2.0, 2.0], [2.0, 2.0]]
 
 
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
 @pytest.mark.filterwarnings("ignore")
-def test_nested_tensors_have_no_shape_and_are_refused() -> None:
-    answer = torch.nested.nested_tensor([ONE, TWO])
+def test_nested_tensors_have_no_shape_and_are_refused(layout: torch.layout) -> None:
+    answer = torch.nested.nested_tensor([ONE, TWO], layout=layout)
 
     assert refusal(answer) == "output 'y': datatype nested tensors, the config declares FP32"
 

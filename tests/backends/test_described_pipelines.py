@@ -171,6 +171,7 @@ def test_without_a_config_it_completes_itself(model: Path) -> None:
     assert found["probabilities"].sum(axis=1).tolist() == pytest.approx([1, 1])
 
 
+@pytest.mark.usefixtures("forked")
 def test_an_output_of_the_config_keeps_its_name(model: Path) -> None:
     (model / "config.pbtxt").write_text(
         'output [ { name: "sentiment" data_type: TYPE_STRING dims: [1] },'
@@ -187,6 +188,7 @@ def test_an_output_of_the_config_keeps_its_name(model: Path) -> None:
     assert found["scores"].shape == (1, 2)
 
 
+@pytest.mark.usefixtures("forked")
 def test_it_is_not_loaded_where_pickles_are_not_allowed(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +198,7 @@ def test_it_is_not_loaded_where_pickles_are_not_allowed(
         read_model(model.parent, "mood")
 
 
+@pytest.mark.usefixtures("forked")
 def test_functions_of_the_saving_script_are_found_beside_it(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +217,7 @@ def test_functions_of_the_saving_script_are_found_beside_it(
     ]
 
 
+@pytest.mark.usefixtures("forked")
 def test_another_label_file_counts_and_bad_labels_are_named(model: Path) -> None:
     (model / "config.pbtxt").write_text(
         'parameters { key: "labels:probabilities" value { string_value: "[1, 2]" } }'
@@ -223,6 +227,7 @@ def test_another_label_file_counts_and_bad_labels_are_named(model: Path) -> None
         read_model(model.parent, "mood")
 
 
+@pytest.mark.usefixtures("forked")
 def test_numbers_go_in_as_they_are(model: Path) -> None:
     joblib.dump(LinearRegression().fit(NUMBERS, NUMBERS[:, 1]), model / "1" / "model.joblib")
 

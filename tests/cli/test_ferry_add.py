@@ -29,6 +29,7 @@ from worker.repository.check import Tried
 from worker.repository.model_config import read_config
 from worker.repository.models import model_names
 
+pytestmark = pytest.mark.usefixtures("forked")
 Add = Callable[..., tuple[int, str, str]]
 PICKLED = """
 import joblib, torch

@@ -75,7 +75,14 @@ def narrowed() -> dict[str, Any]:
     return narrow
 
 
-schema = schemathesis.openapi.from_dict(narrowed(), config=schemathesis.Config.from_dict(CONFIG))
+@pytest.fixture(scope="module")
+def made() -> schemathesis.BaseSchema:
+    """What requests are made from; making them takes seconds, which no other lane shall spend."""
+    config = schemathesis.Config.from_dict(CONFIG)
+    return schemathesis.openapi.from_dict(narrowed(), config=config)
+
+
+schema = schemathesis.pytest.from_fixture("made")
 
 
 @pytest.fixture(scope="module")

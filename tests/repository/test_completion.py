@@ -314,6 +314,7 @@ def test_a_triton_python_model_completes_its_config(tmp_path: Path) -> None:
     assert "dynamic_batching" in model.spec.config
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_its_config_says_is_not_changed(tmp_path: Path) -> None:
     config = (
         'backend: "python" max_batch_size: 2 input [ { name: "x" data_type: TYPE_FP32 dims: 3 } ]'
@@ -324,6 +325,7 @@ def test_what_its_config_says_is_not_changed(tmp_path: Path) -> None:
     assert (model.spec.inputs, model.spec.outputs, model.spec.max_batch_size) == ((X,), (Y,), 2)
 
 
+@pytest.mark.usefixtures("forked")
 def test_why_it_does_not_complete_it_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadModel, match=r"model\.py: exit code 3"):
         read_model(auto(tmp_path, more="import os; os._exit(3)"), "auto")

@@ -168,6 +168,7 @@ def test_the_steps_of_ensembles_must_be_there(
     assert lines[1] == "3 models, 3 versions: 1 problem"
 
 
+@pytest.mark.usefixtures("forked")
 def test_loading_finds_what_reading_does_not(
     models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
