@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import gevent
+from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.pool import Pool
 from gevent.server import StreamServer
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     # subtle: at run time it would bind the standard library's locks before gevent replaces them.
     from api.server.fast_path import FastPath
 
-LOOK_SECONDS = 0.1
+NOTIFY_SECONDS = 1.0
+"""Between two signs of life to gunicorn, which wants one in `timeout`, half a minute."""
 DRAIN_LOOK_SECONDS = 0.02
 DECODING_THREADS = 2
 """Each may hold FERRY_MAX_IMAGE_PIXELS several times over."""
@@ -54,6 +56,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         super().__init__(*arguments, **options)
         self._idle: set[socket.socket] = set()
         self._told_to_stop = False
+        self._stirred = Event()
         self._fast_path: FastPath | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -63,6 +66,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         there is still a listener, and some of them be reset with it.
         """
         self._told_to_stop = True
+        gevent.get_hub().loop.run_callback_threadsafe(self._stirred.set)
 
     def run(self) -> None:
         """Serve until SIGTERM; then answer the requests at hand, for up to `graceful_timeout`."""
@@ -73,7 +77,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         servers = [self._serve(listener) for listener in self.sockets]
         while self.alive and not self._told_to_stop:
             self.notify()
-            gevent.sleep(LOOK_SECONDS)
+            self._stirred.wait(NOTIFY_SECONDS)
         for server in servers:
             _close(server)
         self.alive = False  # from here on gunicorn answers with `Connection: close`

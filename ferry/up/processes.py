@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
@@ -28,6 +29,7 @@ from ferry.up.sessions import kill, kill_session, send
 # and a half, stays below the ten seconds that an operator is promised.
 STOP_ORDER = (({"api", "grpc"}, 4.5), ({"worker"}, 6.0))
 LAST_STOP_SECONDS = 7.0
+QUIET_LOOK_SECONDS = 5.0
 
 
 def read_procfile(path: Path) -> dict[str, str]:
@@ -103,12 +105,17 @@ class OrderedManager(Manager):  # type: ignore[misc]
         super().__init__(Printer(_Output(lambda: self.stop("the output was closed"))))
         self._process_ctor = lambda *given, **options: ManagedProcess(reaper, *given, **options)
         self._watchers = watchers
+        self.events.get = partial(self._next_event, self.events.get)
         self._reasons: SimpleQueue[str] = SimpleQueue()
         self._ended = False
         self.stopping = False
         self.stop_began = 0.0
         self.failed = False
         self.hurry = False
+
+    def _next_event(self, get: Callable[..., Message], timeout: float) -> Message:
+        """Return what happens next to a process; honcho would look ten times a second for it."""
+        return get(timeout=timeout if self.stopping else QUIET_LOOK_SECONDS)
 
     def add_all(self, processes: Mapping[str, str], environ: dict[str, str], cwd: Path) -> None:
         """Add the processes of a Procfile, none of them started yet."""

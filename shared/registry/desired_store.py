@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import redis
-from redis.exceptions import WatchError
+from redis.exceptions import RedisError, WatchError
 
 from shared.errors import RedisUnavailable
 from shared.registry.desired_state import Desired, Serving, SupervisorReport, sent_elsewhere
@@ -16,6 +17,8 @@ from shared.request_queue.keys import RETIRED_COUNTS_SECONDS, QueueKeys
 from shared.request_queue.model_statistics import Outcomes, read_outcomes
 from shared.wire.client import asking, milliseconds
 from shared.wire.scripts import script_text
+
+log = logging.getLogger(__name__)
 
 CLOSED_MS = 3_600_000
 MAX_CONFLICTS = 20
@@ -109,6 +112,7 @@ class DesiredStore:
             pipeline.hset(keys.desired, name, wanted.model_dump_json())
             pipeline.incr(keys.changes)
             pipeline.execute()
+        self._ring()
         return wanted
 
     def forget(self, name: str) -> None:
@@ -158,6 +162,7 @@ class DesiredStore:
                 pipeline.execute()
 
         asking(run)
+        self._ring()
 
     def _write(self, command: str, *arguments: str) -> None:
         def run() -> None:
@@ -168,6 +173,18 @@ class DesiredStore:
                 pipeline.execute()
 
         asking(run)
+        self._ring()
+
+    def _ring(self) -> None:
+        """Tell the supervisors of a change that was written.
+
+        Not in its transaction, which fails as a whole where Redis does not let us speak; who does
+        not hear of it finds it within a second.
+        """
+        try:
+            self._client.publish(self._keys.changed, b"")
+        except RedisError as error:
+            log.debug("nobody is told of the change, it will be found: %s", error)
 
     def revision(self, content: Content, supervisor: str, *, replaces: bool) -> int:
         """Return the number of a version's content, the same on every supervisor.

@@ -13,6 +13,7 @@ ferry:reports             hash    supervisor id -> SupervisorReport: how far it 
 ferry:served              hash    model name -> Serving: where requests go           no
 ferry:revisions           hash    numbers of versions' contents, see revision.lua    no
 ferry:changes             string  counts changes of desired, reports and served      no
+ferry:changed             channel says that `changes` was counted up                 -
 ferry:{m/s}:compared:<v>  hash    Comparison of shadow m/s with version v            7 days (see 3)
 
 1: removed when the instance ends; when its supervisor's key is gone, by whoever recovers it.
@@ -50,6 +51,7 @@ class RegistryKeys:
         self.served = f"{prefix}:served"
         self.revisions = f"{prefix}:revisions"
         self.changes = f"{prefix}:changes"
+        self.changed = f"{prefix}:changed"
         self._prefix = prefix
 
     def compared(self, shadow_key: str, version: str) -> str:

@@ -19,8 +19,10 @@ log = logging.getLogger(__name__)
 
 WORKLESS_SECONDS = 10.0
 """After so long without a batch an instance looks less often what the bell may not have told."""
-WORKLESS_BLOCK_SECONDS = 3.0
-"""Less than the 5.5 s after which a wire takes Redis for dead, so that is noticed as soon."""
+WORKLESS_BLOCK_SECONDS = 60.0
+"""fast: with a hundred models it is this that a worker does when nobody asks. That Redis is gone
+the kernel says (see `shared.wire.client.connect`), so nothing else is noticed later.
+"""
 SHORT_WAIT_SECONDS = 0.002
 """The longest wait that is slept through, which is more exact than waiting for the bell."""
 
@@ -63,7 +65,7 @@ class WorkQueue:
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
         """Take one batch, waiting for work (stop 5); empty when there is none for half a second.
 
-        One that has been idle for long waits up to three seconds. The batch is recorded as this
+        One that has been idle for long waits up to a minute. The batch is recorded as this
         instance's in-flight work in the same step. Raises RedisError.
         Next stop: `worker.instance.loop.answer_claimed`.
         """
@@ -128,6 +130,7 @@ class WorkQueue:
 
     def put_back(self) -> tuple[int, int]:
         """Return this instance's requests to the queue, after a lost connection."""
+        self._busy_at = time.monotonic()  # whether Redis is back shows soon, and is said
         return _recover(self._wire, self._end, crashed=False)
 
     def _claim(self, max_rows: int, max_delay_seconds: float) -> PackedCommand:
@@ -155,7 +158,7 @@ class WorkQueue:
             self._wire.send(self._bell, claim)
         else:
             self._wire.send(self._idle_bell, claim)
-            if not self._wire.has_reply_before(self.wakeup):
+            if not self._wire.has_reply_before(self.wakeup, WORKLESS_BLOCK_SECONDS):
                 os.read(self.wakeup, READ_BYTES)
                 self._wire.close()  # should it have claimed something, that is put back behind us
                 return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,8 @@ from shared.errors import RedisUnavailable
 
 CONNECT_TIMEOUT_SECONDS = 0.4
 COMMAND_TIMEOUT_SECONDS = 5.0
+KEEPALIVE = {socket.TCP_KEEPIDLE: 3, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 3}
+"""Seconds without a word, seconds between two questions, questions without an answer."""
 _PLACE_BEFORE_7 = re.compile(
     r"(?:(?:ERR )?Error running script \(call to f_\w+\): @\w+:\d+: (?:@?user_script: ?\d+: )?"
     r"|@user_script: \d+: )(?:-?([A-Z]{2,} .*)|(.*))"
@@ -24,9 +27,14 @@ _PLACE_SINCE_7 = re.compile(r" script: (\w+, )?on @.*")
 
 
 def connect(redis_url: str) -> redis.Redis:
-    """Return a client for `redis_url`; opens nothing until the first command."""
+    """Return a client for `redis_url`; opens nothing until the first command.
+
+    A host that is gone is noticed by the kernel within six seconds, also where nobody speaks.
+    """
+    over_network = {} if redis_url.startswith("unix:") else {"socket_keepalive_options": KEEPALIVE}
     return redis.Redis.from_url(
         redis_url,
+        **over_network,
         socket_timeout=COMMAND_TIMEOUT_SECONDS,
         socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 1),

@@ -117,9 +117,9 @@ class Wire:
         """Wait so long for the next reply to begin; tell whether it has."""
         return bool(self._readable(seconds))
 
-    def has_reply_before(self, wakeup: int) -> bool:
-        """Wait for the next reply as long as `reply` does; False once `wakeup` can be read."""
-        found = self._readable(LONGEST_BLOCK_SECONDS + COMMAND_TIMEOUT_SECONDS, wakeup)
+    def has_reply_before(self, wakeup: int, block_seconds: float) -> bool:
+        """Wait for the reply to a command that blocks so long; False once `wakeup` can be read."""
+        found = self._readable(block_seconds + COMMAND_TIMEOUT_SECONDS, wakeup)
         if not found:
             self.close()
             raise RedisConnectionError("Redis does not answer")

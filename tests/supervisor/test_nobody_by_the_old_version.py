@@ -22,6 +22,7 @@ from typing import NamedTuple
 import pytest
 from ferry_processes import free_port, running_gunicorn, running_worker
 from versioned_models import add_model, add_version
+from waiting import wait_until
 
 from shared.errors import LoadFailed
 from shared.operations.model_control import ModelControl
@@ -126,11 +127,13 @@ def test_what_is_named_is_answered_by_it_whoever_serves(server: Server) -> None:
 def test_after_a_split_nobody_is_sent_to_what_it_left(server: Server) -> None:
     server.control.use("both", "1")
     server.control.split("both", {"1": 50, "2": 50})
-    assert len(server.burst("/v2/models/both/infer")) == 2
+    path = "/v2/models/both/infer"
+    # At once it is only sure that nobody is answered by a version that is none of the two.
+    wait_until(lambda: len(server.burst(path)) == 2, 10, "both answer")
     with server.one_stands_still():
         server.control.split("both", {})
 
-    assert server.burst("/v2/models/both/infer") == {(200, "1"): BURST}
+    assert server.burst(path) == {(200, "1"): BURST}
 
 
 def test_after_a_load_the_new_version_answers(server: Server) -> None:

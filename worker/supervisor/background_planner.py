@@ -34,6 +34,11 @@ class BackgroundPlanner:
         return bool(self._making)
 
     @property
+    def goes_on(self) -> bool:
+        """Tell whether the other thread has something to do."""
+        return self.is_making or self._looking is not None
+
+    @property
     def has_new(self) -> bool:
         """Tell whether a plan is there that was not taken yet."""
         return any(making.done() for making in self._making.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from shared.registry.desired_state import VersionReport, VersionState
@@ -60,6 +61,13 @@ class Deployment:
     def is_due(self) -> bool:
         """Tell whether it is to leave now, and does not yet."""
         return bool(self.retired_at) and not self.leaving and time.monotonic() >= self._leave_at
+
+    @property
+    def due_at(self) -> float:
+        """Return when it is next to be looked after, though none of its processes stirs."""
+        if self.leaving:
+            return 0.0
+        return self._leave_at if self.retired_at else math.inf
 
     def leave(self, longest_batch_seconds: float) -> None:
         """Begin to end all instances, each after its batch; nothing is started any more."""

@@ -30,7 +30,9 @@ from worker.supervisor.traffic import CanaryPlan, Traffic
 
 log = logging.getLogger(__name__)
 
-DESIRED_LOOK_SECONDS = 0.1
+BUSY_LOOK_SECONDS = 0.1
+IDLE_LOOK_SECONDS = 1.0
+"""Between two looks at the store while nothing goes on here; a change rings before that."""
 """Time between two looks for a change of the desired state; each costs one GET."""
 REPORT_SECONDS = 1.0
 """Time between two comparisons of our report with the last one, besides those at every change."""
@@ -71,8 +73,10 @@ class Rollout:
         settings: Settings,
         store: DesiredStore,
         make: MakeDeployment,
+        may_deploy: Callable[[], bool],
     ) -> None:
-        """Read nothing yet."""
+        """Read nothing yet; `make` is called from when on one `may_deploy`."""
+        self._may_deploy = may_deploy
         self.deployments: dict[str, Deployment] = {}
         self._supervisor = supervisor
         self._settings = settings
@@ -97,19 +101,35 @@ class Rollout:
         """Tell whether every model of the repository was read once."""
         return self._has_read_all
 
-    def look(self) -> None:
-        """Do what is due; raises RedisUnavailable."""
+    @property
+    def next_look(self) -> float:
+        """Return when `look` has something to do, unless `look_now` comes before."""
+        return self._next_look
+
+    def look(self, *, rings: bool) -> None:
+        """Do what is due; raises RedisUnavailable. Changes are told by `look_now` if it `rings`."""
         now = time.monotonic()
         # A plan that is there is taken at once: its versions may be what a request waits for.
-        if now < self._next_look and not self._planner.has_new:
+        if now < self._next_look and not (self._planner.has_new and self._may_deploy()):
             return
-        self._next_look = now + DESIRED_LOOK_SECONDS
+        self._look(now)
+        hurries = not rings or self._goes_on or self._planner.goes_on
+        self._next_look = now + (BUSY_LOOK_SECONDS if hurries else IDLE_LOOK_SECONDS)
+        if self._settings.model_control_mode == "poll":
+            self._next_look = min(self._next_look, max(self._next_poll, now + BUSY_LOOK_SECONDS))
+
+    @property
+    def _goes_on(self) -> bool:
+        """Tell whether something is to be followed that no change of the store announces."""
+        is_watching = self._first_answers.is_watching or self._traffic.has_canary
+        return self._must_look_again or is_watching
+
+    def _look(self, now: float) -> None:
         changes = self._store.changes()
         if changes < self._seen_changes:  # the counter only grows, unless Redis lost it
             self._restore()
         # fast: nothing else is read while nothing changes, which is nearly always.
-        is_watching = self._first_answers.is_watching or self._traffic.has_canary
-        if changes != self._seen_changes or self._is_busy(now) or is_watching:
+        if changes != self._seen_changes or self._is_busy(now) or self._goes_on:
             try:
                 self._follow(changes)
             except RedisUnavailable:
@@ -164,8 +184,8 @@ class Rollout:
         self._last_report = None
 
     def _is_busy(self, now: float) -> bool:
-        """Tell whether something goes on that no change of the store announces."""
-        if self._must_look_again or self._planner.is_making:
+        """Tell whether our report may be another one."""
+        if self._planner.is_making:
             return True
         # fast: nothing changes our report that does not have us look now.
         if now < self._next_report:
@@ -175,6 +195,8 @@ class Rollout:
 
     def _apply_plans(self, state: ControlState) -> None:
         """Deploy the versions of finished plans that are not there yet."""
+        if not self._may_deploy():
+            return  # they are kept, and looked at again
         plans = self._planner.new()
         new = [model for plan in plans for model in self._apply(plan, state)]
         kept = [d.model for d in self.deployments.values() if not d.retired_at]

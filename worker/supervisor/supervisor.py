@@ -8,20 +8,23 @@ torch imported, so a replacement is there in well under a second.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
 import time
 from collections.abc import Iterable
-from multiprocessing import connection, get_context
+from multiprocessing import connection, forkserver, get_context
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from secrets import token_hex
 from select import POLLIN, poll
+from threading import Event, Thread
 
 from redis.exceptions import RedisError
 
 from shared.errors import RedisUnavailable
+from shared.registry.change_bell import ChangeBell
 from shared.registry.desired_store import DesiredStore
 from shared.registry.log_settings import LogLevel
 from shared.registry.registry import Registry
@@ -33,11 +36,11 @@ from worker.supervisor.deployment import Deployment
 from worker.supervisor.instance_slot import InstanceSlot
 from worker.supervisor.placement import Placer
 from worker.supervisor.recovery import Recovery
-from worker.supervisor.rollout import DESIRED_LOOK_SECONDS, Rollout
+from worker.supervisor.rollout import BUSY_LOOK_SECONDS, Rollout
 
 log = logging.getLogger(__name__)
 
-LOOKS_PER_HEARTBEAT = 4
+LOOKS_PER_HEARTBEAT = 2
 HEARTBEATS_PER_REFILL = 5
 """Heartbeats between two that write all of the registry, which Redis may have lost in part."""
 BEAT_TERM = 3 - 1 / LOOKS_PER_HEARTBEAT
@@ -53,7 +56,7 @@ class Supervisor:
         slot.reap                 sees who died, Redis or not
         Recovery.recover_noted    puts back their requests
         _beat                     each heartbeat: sign of life, models and instances in the registry
-        _take_over                four times as often: puts back what lost machines held
+        _take_over                twice as often: puts back what lost machines held
         Rollout.look              makes deployments, moves traffic, retires what is not wanted
         _serve                    starts, restarts or ends each deployment's instances
 
@@ -71,8 +74,10 @@ class Supervisor:
         self._context.set_forkserver_preload(
             ["worker.instance.forkserver_preload", "worker.supervisor.instance_slot"]
         )
+        self._can_fork = Event()
         self._store = DesiredStore(self._client, settings.key_prefix)
-        self._rollout = Rollout(self.id, settings, self._store, self._make)
+        self._bell = ChangeBell(self._client, settings.key_prefix)
+        self._rollout = Rollout(self.id, settings, self._store, self._make, self._can_fork.is_set)
         self._placer = Placer(self.id, settings, self._context, self._log_level)
         self._has_cleaned_registry = False
         self._recovery = Recovery(self._client, self._registry, settings)
@@ -95,10 +100,25 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         model_names(Path(self._settings.models))  # raises BadModel when there is no repository
+        # subtle: by this thread, which lives as long as we do, for the forkserver dies with it.
+        forkserver.ensure_running()
+        Thread(target=self._await_forkserver, name="ferry-forkserver", daemon=True).start()
         while not self._stopping:
             self._tick()
             self._wait(signalled.fileno())
+        self._bell.close()
         self._drain()
+
+    def _await_forkserver(self) -> None:
+        """Wait until it has imported what instances need: it takes seconds, and we are to beat."""
+        try:
+            first = self._context.Process(target=os.getpid)
+            first.start()
+            first.join()
+        except (OSError, EOFError) as error:  # each slot tries again, and says why it cannot
+            log.warning("the forkserver does not start: %s", error)
+        finally:
+            self._can_fork.set()
 
     def _wait(self, signalled: int) -> None:
         """Wait until something is due, or a process has ended or reported: that is `_stirred`.
@@ -109,6 +129,8 @@ class Supervisor:
         watched = {signalled} | {slot.process.sentinel for slot in self._slots if slot.process}
         if time.monotonic() >= self._retry_at:  # else nobody reads the reports
             watched |= {slot.reports.fileno() for slot in self._slots if slot.reports}
+            if self._bell.descriptor is not None:
+                watched.add(self._bell.descriptor)
         if watched != self._watched:
             self._poll, self._watched = poll(), watched
             for descriptor in watched:
@@ -159,7 +181,9 @@ class Supervisor:
                 self._beat()
             if time.monotonic() >= self._next_takeover:
                 self._take_over()
-            self._rollout.look()  # makes deployments, whose slots are filled here below
+            self._listen()
+            rings = self._bell.descriptor is not None
+            self._rollout.look(rings=rings)  # makes deployments, whose slots are filled here below
             for deployment in list(self._rollout.deployments.values()):
                 self._serve(deployment)
             # Not before: what is not deployed yet may be of a model that is still being read.
@@ -173,6 +197,13 @@ class Supervisor:
             self._next_takeover = time.monotonic() + BEAT_TERM * self._settings.heartbeat_seconds
         else:
             self._outage.end()
+
+    def _listen(self) -> None:
+        """Look at once when a change rang, and have the next one ring."""
+        if self._bell.descriptor in self._stirred:
+            self._bell.read()
+            self._rollout.look_now()
+        self._bell.listen()
 
     def _serve(self, deployment: Deployment) -> None:
         """Start and restart a version's instances, or have them leave when its time is up."""
@@ -273,15 +304,20 @@ class Supervisor:
             self._beat()  # Redis came back empty, so soon that nobody saw it go
         self._recovery.take_over(records, alive | {self.id})
         self._store.drop_reports_of_the_dead()
+        self._rollout.look_now()  # fast: an idle supervisor wakes once for both
         self._next_takeover = (
             time.monotonic() + self._settings.heartbeat_seconds / LOOKS_PER_HEARTBEAT
         )
 
     def _pause(self) -> float:
         """Return how long nothing is due: no beat, takeover, restart or look at the store."""
-        due = [self._next_beat, self._next_takeover, time.monotonic() + DESIRED_LOOK_SECONDS]
+        now = time.monotonic()
+        due = [self._next_beat, self._next_takeover, self._rollout.next_look]
         due += [slot.start_at for slot in self._slots if slot.process is None]
-        return max(0.01, max(min(due), self._retry_at) - time.monotonic())
+        # What is due and could not be done is tried again, but not at once.
+        leave = [each.due_at for each in self._rollout.deployments.values()]
+        due.append(max(min(leave, default=math.inf), now + BUSY_LOOK_SECONDS))
+        return max(0.01, max(min(due), self._retry_at) - now)
 
     def _drain(self) -> None:
         """Stop every instance after its batch, then leave the registry.
