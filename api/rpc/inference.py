@@ -18,13 +18,37 @@ from shared.model_spec import ModelSpec
 from shared.registry.catalog import Catalog
 
 
-class Asked(NamedTuple):
-    """A request under way; `until` is the monotonic second at which its call is over."""
+class Push(NamedTuple):
+    """A checked request, and what was made of it."""
 
-    request: proto.ModelInferRequest
     question: Question
     pending: Pending
-    until: float
+
+
+class Asked:
+    """A request under way, asked again where it went to a version that was replaced.
+
+    `until` is the monotonic second at which its call is over.
+    """
+
+    def __init__(self, request: proto.ModelInferRequest, until: float, pushed: Push) -> None:
+        """Hold a request that was pushed."""
+        self.request = request
+        self.until = until
+        self.pushed = pushed
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        """Take back the request, and what is asked in its place later. For any thread."""
+        self._is_cancelled = True
+        self.pushed.pending.cancel()
+
+    def ask_anew(self, pushed: Push) -> Push:
+        """Go on with another question, unless nobody waits any more."""
+        self.pushed = pushed
+        if self._is_cancelled:  # subtle: looked at last, or `cancel` might see the one before
+            pushed.pending.cancel()
+        return pushed
 
 
 class InferCalls:
@@ -41,9 +65,10 @@ class InferCalls:
         Next stop: `RequestQueue.push`.
         """
         until = time.monotonic() + remaining_seconds
-        return self._catalog.by_current(lambda: self._push(request, until))
+        pushed = self._catalog.by_current(lambda: self._push(request, until))
+        return Asked(request, until, pushed)
 
-    def _push(self, request: proto.ModelInferRequest, until: float) -> Asked:
+    def _push(self, request: proto.ModelInferRequest, until: float) -> Push:
         spec = self._catalog.serving(request.model_name, request.model_version or None)
         body = read_request(request, spec)
         remaining_seconds = until - time.monotonic()
@@ -55,21 +80,23 @@ class InferCalls:
         question = self._bounded(
             Question(spec, body.inputs, body.output_names, options, form, named), remaining_seconds
         )
-        return Asked(request, question, self._queues.push(question), until)
+        return Push(question, self._queues.push(question))
 
     def respond(self, asked: Asked, response: proto.ModelInferResponse) -> None:
         """Wait for the answer and write it into `response`; raises FerryError."""
         try:
-            result = self._queues.wait(asked.question.spec, asked.pending)
+            result = self._wait(asked.pushed)
         except VersionRetired:  # such requests go to another version by now
             self._catalog.refresh()
-            asked, result = self._catalog.by_current(lambda: self._asked_anew(asked))
-        self._queues.copy_to_shadow(asked.question, result)
-        _fill(response, asked.question.spec, result, asked.question.form)
+            result = self._catalog.by_current(
+                lambda: self._wait(asked.ask_anew(self._push(asked.request, asked.until)))
+            )
+        question = asked.pushed.question
+        self._queues.copy_to_shadow(question, result)
+        _fill(response, question.spec, result, question.form)
 
-    def _asked_anew(self, asked: Asked) -> tuple[Asked, InferResult]:
-        again = self._push(asked.request, asked.until)
-        return again, self._queues.wait(again.question.spec, again.pending)
+    def _wait(self, pushed: Push) -> InferResult:
+        return self._queues.wait(pushed.question.spec, pushed.pending)
 
     def _bounded(self, question: Question, remaining_seconds: float) -> Question:
         """Return the question with a time-out of its own `timeout` and the call's deadline."""

@@ -160,8 +160,8 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
         """Answer one request. A client that leaves takes it off the queue."""
         with self._place():
             asked = self._calls.push(request, context.time_remaining())
-            if not context.add_callback(asked.pending.cancel):
-                asked.pending.cancel()
+            if not context.add_callback(asked.cancel):
+                asked.cancel()
             response = proto.ModelInferResponse()
             self._calls.respond(asked, response)
             return response

@@ -84,7 +84,7 @@ class Stream:
             return error
         self._under_way.append(asked)
         if self._ended:
-            asked.pending.cancel()
+            asked.cancel()
         return asked
 
     def _answer(self, request_id: str, pushed: Asked | Exception) -> proto.ModelStreamInferResponse:
@@ -106,5 +106,5 @@ class Stream:
         """Cancel the requests under way: the call is over, in whatever way."""
         self._ended = True
         for asked in list(self._under_way):
-            asked.pending.cancel()
+            asked.cancel()
         self._places.release()  # the reader may wait for one

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
 
@@ -81,6 +82,47 @@ def test_a_call_that_is_cancelled_leaves_the_queue(
     wait_until(lambda: model.depth() == 0, 10, "it is off the queue")
     wait_until(lambda: model.count("cancelled") == 1, 10, "it is counted")
     assert found.get(timeout=10).status() == "StatusCode.CANCELLED"
+    assert finish(model) == [FIRST]
+
+
+@contextmanager
+def refused_once(model: CountingModel) -> Iterator[None]:
+    """Have the queue refuse the block's requests, as one of a version that was replaced, once."""
+    redis, gate = model.redis, model.keys.elsewhere
+    redis.set(gate, "all")
+    with redis.monitor() as seen:
+        yield
+        while f"GET {gate}" not in seen.next_command()["command"]:
+            pass
+    redis.delete(gate)
+
+
+def test_a_call_that_is_cancelled_takes_back_what_is_asked_in_its_place(
+    client: InferenceServerClient, model: CountingModel
+) -> None:
+    found: SimpleQueue[Any] = SimpleQueue()
+    with refused_once(model):
+        call = client.async_infer("fake", [row(1, 1)], lambda result, error: found.put(error))
+    wait_until(lambda: model.depth() == 1, 10, "it is asked again")
+
+    call.cancel()
+
+    wait_until(lambda: model.depth() == 0, 10, "it is off the queue")
+    assert found.get(timeout=10).status() == "StatusCode.CANCELLED"
+    assert finish(model) == [FIRST]
+
+
+def test_a_stream_that_is_cut_takes_back_what_is_asked_in_its_place(
+    client: InferenceServerClient, model: CountingModel
+) -> None:
+    client.start_stream(lambda result, error: None)
+    with refused_once(model):
+        client.async_stream_infer("fake", [row(1, 1)])
+    wait_until(lambda: model.depth() == 1, 10, "it is asked again")
+
+    client.stop_stream(cancel_requests=True)
+
+    wait_until(lambda: model.depth() == 0, 10, "it is off the queue")
     assert finish(model) == [FIRST]
 
 
