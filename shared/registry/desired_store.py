@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import redis
 from redis.exceptions import RedisError, WatchError
@@ -23,15 +23,20 @@ log = logging.getLogger(__name__)
 CLOSED_MS = 3_600_000
 MAX_CONFLICTS = 20
 Update = Callable[[Desired, Serving | None], Desired | None]
+Closing = Literal["closed", "busy", "served"]
 
 
 @dataclass(frozen=True)
 class ControlState:
-    """All that is desired, reported and served at one moment; only living supervisors report."""
+    """All that is desired, reported and served at one moment; only living supervisors report.
+
+    `changes` is what `DesiredStore.changes` returned then.
+    """
 
     desired: dict[str, Desired] = field(default_factory=dict)
     reports: dict[str, SupervisorReport] = field(default_factory=dict)
     served: dict[str, Serving] = field(default_factory=dict)
+    changes: int = 0
 
 
 class Content(NamedTuple):
@@ -59,14 +64,14 @@ class DesiredStore:
         """Return everything, in two round trips."""
         keys = self._keys
 
-        def fetch() -> list[dict[bytes, bytes]]:
+        def fetch() -> list[Any]:
             with self._client.pipeline(transaction=True) as opened:
                 pipeline: Any = opened
                 pipeline.hgetall(keys.desired).hgetall(keys.reports).hgetall(keys.served)
-                found: list[dict[bytes, bytes]] = pipeline.execute()
+                found: list[Any] = pipeline.get(keys.changes).execute()
                 return found
 
-        desired, reports, served = asking(fetch)
+        desired, reports, served, changes = asking(fetch)
         living = living_supervisors(self._client, keys, (name.decode() for name in reports))
         return ControlState(
             {name.decode(): Desired.model_validate_json(row) for name, row in desired.items()},
@@ -76,6 +81,7 @@ class DesiredStore:
                 if name.decode() in living
             },
             {name.decode(): Serving.model_validate_json(row) for name, row in served.items()},
+            int(changes or 0),
         )
 
     def change(self, name: str, update: Update) -> Desired:
@@ -140,17 +146,25 @@ class DesiredStore:
         for name in sorted(names - living_supervisors(self._client, self._keys, names)):
             self.drop_report(name)
 
-    def serve(self, name: str, serving: Serving | None, contents: Iterable[str] = ()) -> None:
+    def serve(
+        self, name: str, serving: Serving | None, contents: Iterable[str], changes: int
+    ) -> bool:
         """Send a model's requests elsewhere, or nowhere; from then on its queues refuse others.
 
         `contents` are the `ModelSpec.key`s that it could be asked by until now. An API process that
-        does not know of the change yet, however long it stood still, is refused by Redis.
+        does not know of the change yet, however long it stood still, is refused by Redis. So is a
+        supervisor: nothing is written, and False returned, unless the counter still stands at
+        `changes`, as when it read what it decided by. Here it is counted on by one.
         """
         keys = self._keys
 
-        def run() -> None:
+        def run() -> bool:
             with self._client.pipeline() as opened:
                 pipeline: Any = opened
+                pipeline.watch(keys.changes)
+                if int(pipeline.get(keys.changes) or 0) != changes:
+                    return False
+                pipeline.multi()
                 if serving is None:
                     pipeline.hdel(keys.served, name)
                 else:
@@ -159,10 +173,15 @@ class DesiredStore:
                     gate, who = QueueKeys(self._prefix, key).elsewhere, sent_elsewhere(key, serving)
                     pipeline.set(gate, who) if who else pipeline.delete(gate)
                 pipeline.incr(keys.changes)
-                pipeline.execute()
+                try:
+                    pipeline.execute()
+                except WatchError:
+                    return False
+            return True
 
-        asking(run)
+        written = bool(asking(run))
         self._ring()
+        return written
 
     def _write(self, command: str, *arguments: str) -> None:
         def run() -> None:
@@ -227,11 +246,6 @@ class DesiredStore:
 
         asking(run)
 
-    def correct(self, model_key: str, serving: Serving | None) -> None:
-        """Have a content's queue refuse what `serving` says, whatever it refused before."""
-        gate, who = QueueKeys(self._prefix, model_key).elsewhere, sent_elsewhere(model_key, serving)
-        asking(lambda: self._client.set(gate, who) if who else self._client.delete(gate))
-
     def open_closed(self, model_keys: Iterable[str]) -> None:
         """Open those of these versions' queues that are closed; one command when none is."""
         keys = {key: QueueKeys(self._prefix, key).closed for key in model_keys}
@@ -239,14 +253,15 @@ class DesiredStore:
             for key in keys:
                 self.open(key)
 
-    def close(self, model_key: str, levels: int, instances: Iterable[str]) -> bool:
-        """Close a version's queue to new requests; False while it has work left."""
+    def close(self, model_key: str, levels: int, instances: Iterable[str]) -> Closing:
+        """Close a version's queue to new requests, unless it has work left or requests go to it."""
         keys = QueueKeys(self._prefix, model_key, levels)
         inflight = [keys.inflight + instance for instance in instances]
         kept = [keys.stats, keys.counts, keys.dead]
-        names = [keys.closed, keys.elsewhere, *kept, *keys.lists, *inflight]
+        names = [self._keys.served, keys.closed, keys.elsewhere, *kept, *keys.lists, *inflight]
         client: Any = self._client
-        lifetimes = (CLOSED_MS, milliseconds(RETIRED_COUNTS_SECONDS))
-        return bool(
-            asking(lambda: client.eval(script_text("close"), len(names), *names, *lifetimes))
-        )
+        name = model_key.partition("/")[0]
+        arguments = (name, model_key, CLOSED_MS, milliseconds(RETIRED_COUNTS_SECONDS))
+        script = script_text("close")
+        found: Closing = asking(lambda: client.eval(script, len(names), *names, *arguments)).decode()
+        return found

@@ -34,7 +34,7 @@ def app(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
     add_model(repository, "m", 2)
     settings = Settings(redis_url=redis_url, key_prefix="retired", models=str(repository))
     with connect(redis_url) as redis:
-        assert DesiredStore(redis, "retired").close("m/1", 1, [])
+        assert DesiredStore(redis, "retired").close("m/1", 1, []) == "closed"
     with running_worker(settings):
         yield create_app(settings)
 
@@ -182,9 +182,9 @@ def test_a_version_with_work_does_not_close(settings: Settings) -> None:
         keys = f"{settings.key_prefix}:{{m/1}}:"
         for work in ("queue:1", "inflight:someone"):
             redis.rpush(keys + work, "ticket")
-            assert not store.close("m/1", 1, ["someone"])
+            assert store.close("m/1", 1, ["someone"]) == "busy"
             redis.delete(keys + work)
-        assert store.close("m/1", 1, ["someone"])
+        assert store.close("m/1", 1, ["someone"]) == "closed"
         assert redis.pttl(keys + "closed") > 0
         store.open("m/1")
         assert not redis.exists(keys + "closed")

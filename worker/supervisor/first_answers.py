@@ -58,34 +58,40 @@ class FirstAnswers:
             first = self._counted_before[pair] = before.get(pair, new)
             since = Outcomes(new.answered - first.answered, new.failed - first.failed)
             if _is_worse(since, old):
-                self._take_back(name, _version(pair[0]), _version(pair[1]), since)
+                self._take_back(name, pair, since, state.desired.get(name, Desired()).generation)
             elif sum(since) >= MAX_JUDGED_COUNT:
-                self._trust(name, pair, state.served[name])
+                self._trust(name, pair, state)
             is_asked = is_asked or sum(since) > 0
         self._next_look = time.monotonic() + (0.0 if is_asked else UNASKED_LOOK_SECONDS)
 
-    def _trust(self, name: str, pair: tuple[str, str], serving: Serving) -> None:
-        """Judge it no more, nor any leader after this one."""
-        self._trusted.add(pair)
-        del self._counted_before[pair]
-        if not serving.canary:
-            self._store.serve(name, serving.model_copy(update={"replaced": ""}))
+    def _trust(self, name: str, pair: tuple[str, str], state: ControlState) -> None:
+        """Judge it no more, nor any leader after this one; later if anything changed meanwhile."""
+        serving = state.served[name]
+        trusted = serving.model_copy(update={"replaced": ""})
+        if serving.canary or self._store.serve(name, trusted, (), state.changes):
+            self._trusted.add(pair)
+            del self._counted_before[pair]
 
-    def _take_back(self, name: str, version: str, before: str, found: Outcomes) -> None:
-        """Have requests go to the version before; unless they go elsewhere by now."""
+    def _take_back(
+        self, name: str, pair: tuple[str, str], found: Outcomes, generation: int
+    ) -> None:
+        """Have requests go to the version before; unless something else is desired by now."""
+        version, before = map(_version, pair)
         reason = (
             f"it took over and failed {found.failed} of its first {sum(found)} requests: "
             f"they go to version {before} again, until a higher one is there or `use` names it"
         )
-        log.error("%s: version %s is taken back, %s", name, version, reason)
 
         def update(now: Desired, current: Serving | None) -> Desired | None:
             if current is None or version not in (current.default, current.canary):
                 return None
+            if now.generation != generation:
+                return None
             taken_back = now.taken_back | {version: reason}
             return now.model_copy(update={"use": before, "split": {}, "taken_back": taken_back})
 
-        self._store.change(name, update)
+        if self._store.change(name, update).taken_back.get(version) == reason:
+            log.error("%s: version %s is taken back, %s", name, version, reason)
 
 
 def _judged(serving: Serving) -> tuple[str, str] | None:

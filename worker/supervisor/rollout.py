@@ -15,7 +15,6 @@ from shared.errors import BadModel, RedisUnavailable
 from shared.registry.desired_state import (
     Desired,
     ModelReport,
-    Serving,
     SupervisorReport,
     VersionReport,
 )
@@ -295,14 +294,7 @@ class Rollout:
         """Retire the deployments that are neither wanted here nor take requests."""
         wanted = {key for versions in self._wanted_keys.values() for key in versions.values()}
         serving = {key for each in state.served.values() for key in each.versions.values()}
-        elsewhere = {
-            version.key
-            for supervisor, report in state.reports.items()
-            for model in report.models.values()
-            for version in model.versions.values()
-            if supervisor != self._supervisor and version.state == "ready"
-        }
-        kept = wanted | (serving - elsewhere)
+        kept = wanted | (serving - self._ready_elsewhere(state))
         for deployment in self.deployments.values():
             if deployment.key not in kept:
                 deployment.retired_at = deployment.retired_at or time.monotonic()
@@ -313,6 +305,16 @@ class Rollout:
                 deployment.want()
             elif not deployment.leaving:
                 deployment.retire_after(self._stand_by_seconds(deployment, state))
+
+    def _ready_elsewhere(self, state: ControlState) -> set[str]:
+        """Return the contents that other machines want and have ready."""
+        return {
+            version.key
+            for supervisor, report in state.reports.items()
+            for model in report.models.values()
+            for version in model.versions.values()
+            if supervisor != self._supervisor and version.state == "ready"
+        }
 
     def _stand_by_seconds(self, deployment: Deployment, state: ControlState) -> float:
         """Return the seconds for which a replaced version stays ready to take over again.
@@ -337,9 +339,9 @@ class Rollout:
         if deployment.key in self._wanted_keys.get(name, {}).values():
             self._planner.plan_again(name)
 
-    def serving(self, name: str) -> Serving | None:
-        """Return where a model's requests go now."""
-        return self._store.read().served.get(name)
+    def is_ready_elsewhere(self, key: str) -> bool:
+        """Tell whether another machine wants this content now and has it ready."""
+        return key in self._ready_elsewhere(self._store.read())
 
     def is_served(self, key: str) -> bool:
         """Tell whether requests go to this content now, here or on another machine."""

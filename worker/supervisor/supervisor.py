@@ -234,18 +234,12 @@ class Supervisor:
 
         Others may serve it. Else no request may come any more, and none may wait or run.
         """
-        if self._rollout.is_served(deployment.key):
-            return True
         records, _ = self._registry.instances()
         instances = [record.id for record in records if record.model_key == deployment.key]
-        closed = self._store.close(deployment.key, deployment.model.spec.levels, instances)
-        serving = self._rollout.serving(deployment.model.spec.name)
-        if serving is not None and deployment.key in serving.versions.values():
-            # subtle: requests came to go to it between our look and the close.
-            self._store.open(deployment.key)
-            self._store.correct(deployment.key, serving)
-            return False
-        return closed
+        found = self._store.close(deployment.key, deployment.model.spec.levels, instances)
+        if found == "served":
+            return self._rollout.is_ready_elsewhere(deployment.key)
+        return found == "closed"
 
     def _look_after(self, slot: InstanceSlot) -> None:
         stirred = slot.reports is not None and slot.reports.fileno() in self._stirred

@@ -50,7 +50,11 @@ class Traffic:
         self._written = set()
 
     def promote(self, state: ControlState) -> None:
-        """Write where every model's requests go by now; raises RedisUnavailable."""
+        """Write where every model's requests go by now; raises RedisUnavailable.
+
+        Nothing is written once anything changed since `state` was read, which the next look is for.
+        """
+        changes = state.changes
         all_reports = list(state.reports.values())
         is_complete = all(report.complete for report in all_reports)
         running = {key for report in all_reports for key in report.running}
@@ -66,10 +70,13 @@ class Traffic:
                 serving = self._with_canary(current, serving, desired, running)
             self.has_canary |= serving is not None and bool(serving.canary)
             if serving != current or (serving and name not in self._written):
+                contents = _contents(name, current, running)
+                if not self._store.serve(name, serving, contents, changes):
+                    return
+                changes += 1
+                self._written.add(name)
                 if serving != current:
                     log.info("%s: requests go to %s", name, _described(serving))
-                self._store.serve(name, serving, _contents(name, current, running))
-                self._written.add(name)
 
     def _with_canary(
         self, current: Serving, target: Serving, desired: Desired, running: Set[str]
