@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import redis
 from redis.exceptions import RedisError, WatchError
@@ -263,5 +263,5 @@ class DesiredStore:
         name = model_key.partition("/")[0]
         arguments = (name, model_key, CLOSED_MS, milliseconds(RETIRED_COUNTS_SECONDS))
         script = script_text("close")
-        found: Closing = asking(lambda: client.eval(script, len(names), *names, *arguments)).decode()
-        return found
+        reply: bytes = asking(lambda: client.eval(script, len(names), *names, *arguments))
+        return cast("Closing", reply.decode())

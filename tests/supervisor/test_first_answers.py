@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 from ferry_processes import environment, running_worker
 from flask.testing import FlaskClient
+from versioned_models import remove_version
 from waiting import wait_until
 
 from api.app import create_app
@@ -122,6 +123,21 @@ def test_requests_go_back_and_everybody_is_told_why(server: Server) -> None:
     assert re.search(r"failed \d+ of its first \d+ requests: they go to version 1 again", reason)
     assert 'ferry_model_taken_back{model="bad",version="2"} 1.0' in server.metrics()
     assert 'ferry_model_load_failure{model="bad"' not in server.metrics()
+
+
+def test_requests_go_back_to_a_version_whose_directory_is_gone(server: Server) -> None:
+    server.add("moved", 1)
+    server.control.load("moved")
+    server.add("moved", 2, ONES)
+    remove_version(server.repository, "moved", 1)
+    server.control.load("moved")
+
+    server.ask_until("moved", "1")
+
+    assert "they go to version 1 again" in server.reason("moved", "2")
+    server.control.use("moved", "2")
+    server.control.use("moved", "1")
+    assert server.ask("moved") == (200, "1")
 
 
 def test_a_higher_version_takes_over_from_what_was_taken_back(server: Server) -> None:

@@ -48,8 +48,9 @@ class PlannedVersion:
 class Plan:
     """The versions of one model to be served, as of `generation` of its desired state.
 
-    `failures` are versions that are wanted and cannot be loaded, `reason` says why it is not known
-    which ones are wanted. Without `exists` the repository has no such model.
+    `failures` are versions that are wanted and cannot be loaded, those `gone` because their
+    directory is not there; `reason` says why it is not known which ones are wanted. Without
+    `exists` the repository has no such model.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Plan:
     signature: Signature = ()
     versions: dict[str, PlannedVersion] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
     reason: str = ""
     exists: bool = True
     note: str = ""
@@ -172,7 +174,8 @@ class Planner:
                 versions[version] = PlannedVersion(model, content)
             except BadModel as error:
                 failures[version] = str(error)
-        return Plan(name, desired.generation, signature, versions, failures)
+        gone = frozenset(wanted - set(existing))
+        return Plan(name, desired.generation, signature, versions, failures, gone)
 
     def _content(
         self, signature: Signature, name: str, version: str, override: str | None

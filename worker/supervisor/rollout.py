@@ -207,6 +207,9 @@ class Rollout:
 
     def _apply(self, plan: Plan, state: ControlState) -> list[ServedModel]:
         """Take over a plan's versions; return the models that are not deployed yet."""
+        running = self._running_though_gone(plan)
+        for version in running:
+            del plan.failures[version]
         reasons = [reason for reason in (plan.reason, *plan.failures.values()) if reason]
         for reason in reasons:
             if reason not in self._logged_reasons.get(plan.name, ()):
@@ -220,9 +223,22 @@ class Rollout:
             self._planner.made[plan.name] = replace(plan, exists=True, reason=reason)
             return []
         models = [self._with_revision(planned, state) for planned in plan.versions.values()]
-        self._wanted_keys[plan.name] = {model.spec.version: model.spec.key for model in models}
+        keys = {model.spec.version: model.spec.key for model in models}
+        self._wanted_keys[plan.name] = keys | running
         self._want_steps({step.model for model in models for step in model.spec.steps}, state)
         return [model for model in models if model.spec.key not in self.deployments]
+
+    def _running_though_gone(self, plan: Plan) -> dict[str, str]:
+        """Return the contents of versions that are named and loaded, but without a directory now.
+
+        As with all that is loaded: when its files go, it serves on.
+        """
+        found = {
+            deployment.model.spec.version: deployment.key
+            for deployment in self.deployments.values()
+            if deployment.model.spec.name == plan.name and deployment.report.state == "ready"
+        }
+        return {version: key for version, key in found.items() if version in plan.gone}
 
     def _want_steps(self, names: set[str], state: ControlState) -> None:
         """Desire the models of an ensemble's steps too, as Triton does in mode explicit."""
