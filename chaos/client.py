@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from chaos.questions import Questions, is_right
+from chaos.questions import FIRST_VERSION, Questions, answer_of, is_right
 from shared.datatypes import Array
 
 ANSWER_TIMEOUT_SECONDS = 60.0
@@ -24,12 +24,16 @@ OK, UNAVAILABLE = 200, 503
 
 
 class Answer(NamedTuple):
-    """A right answer; times are monotonic seconds, which all processes of a machine share."""
+    """A right answer; times are monotonic seconds, which all processes of a machine share.
+
+    `version` is the one that says that it gave it.
+    """
 
     sent_at: float
     received_at: float
     instance: str
     attempts: int
+    version: str = FIRST_VERSION
 
 
 class Trouble(NamedTuple):
@@ -79,10 +83,10 @@ class Failed(Exception):
 
 
 class Client:
-    """Counts in `tally` until `stopped` says so; the request in hand is waited for."""
+    """Asks and counts in `tally` while `may_ask`, which may take its time, says so."""
 
     def __init__(
-        self, number: int, port: int, model: str, questions: Questions, stopped: Callable[[], bool]
+        self, number: int, port: int, model: str, questions: Questions, may_ask: Callable[[], bool]
     ) -> None:
         """Connect at the first request."""
         self.tally = Tally()
@@ -90,12 +94,12 @@ class Client:
         self._random: Generator = np.random.default_rng(number)
         self._path = f"/v2/models/{model}/infer"
         self._questions = questions
-        self._stopped = stopped
+        self._may_ask = may_ask
         self._connection = HTTPConnection("127.0.0.1", port, timeout=ANSWER_TIMEOUT_SECONDS)
 
     def run(self) -> None:
         """Ask one request after the other."""
-        while not self._stopped():
+        while self._may_ask():
             self._ask_until_answered()
         self._connection.close()
 
@@ -134,12 +138,13 @@ class Client:
         """Count an answer as right or wrong; one to another request has another id."""
         try:
             data, timings = reply["outputs"][0]["data"], reply["timings"]
-            if reply["id"] == request_id and is_right(data, expected):
+            version = reply["model_version"]
+            if reply["id"] == request_id and is_right(data, answer_of(version, expected)):
                 instance, attempts = timings["instance"], timings["attempts"]
-                answer = Answer(sent_at, time.monotonic(), instance, attempts)
+                answer = Answer(sent_at, time.monotonic(), instance, attempts, version)
                 self.tally.answers.append(answer)
                 return
-        except (LookupError, TypeError):
+        except (LookupError, TypeError, ValueError):
             pass  # it has another form than an answer
         text = f"asked {request_id}, wanted {expected.tolist()}, got {reply}"
         self.tally.wrong.append(Trouble(sent_at, text[:500]))

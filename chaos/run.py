@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory, mkdtemp
@@ -23,6 +24,8 @@ QUESTIONS = "questions.npz"
 SEED = 20
 PAUSE_SECONDS = (0.05, 0.25)
 """Shortest and longest time between Ferry's recovery and the next blow."""
+REST_SECONDS = (0.1, 2.5)
+"""The same where nobody asks meanwhile: what an API process knows is old after two seconds."""
 QUICK_SHARE = 10
 
 
@@ -45,6 +48,8 @@ def run_scenario(scenario: Scenario, plan: Plan, settings: Settings) -> Row:
         directory = Path(name)
         model = Path(settings.models) / scenario.model
         questions.write(REFERENCES[scenario.model](model), directory / QUESTIONS)
+        processes = max(settings.api_process_count, scenario.api_processes)
+        settings = replace(settings, api_processes=processes)
         running = running_whole if scenario.whole else running_system
         with running(settings, scenario.model, scenario.instances, directory) as system:
             row = strike(system, scenario, plan)
@@ -61,8 +66,9 @@ def strike(system: System | WholeSystem, scenario: Scenario, plan: Plan) -> Row:
     with running_load(port, scenario.model, file, log_file, plan.clients) as load:
         until = time.monotonic() + plan.seconds
         while len(blows) < plan.times(scenario) and time.monotonic() < until:
-            time.sleep(random.uniform(*PAUSE_SECONDS))
-            blows.append(scenario.blow(system, random))
+            with load.resting() if scenario.rest else nullcontext():
+                time.sleep(random.uniform(*(REST_SECONDS if scenario.rest else PAUSE_SECONDS)))
+                blows.append(scenario.blow(system, random))
         time.sleep(PAUSE_SECONDS[1])
         return judge(scenario, load.stop(), blows)
 

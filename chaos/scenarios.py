@@ -15,6 +15,8 @@ class Scenario:
 
     `measures` says what a blow's `seconds` are. Where a blow ends what answers requests
     (`ends_answers`), the time until the next answer is shown. A `whole` one strikes `ferry up`.
+    Where clients `rest`, nobody asks for a while before and during a blow, and all do at once
+    after it. `api_processes` are at least so many.
     """
 
     name: str
@@ -26,6 +28,8 @@ class Scenario:
     measures: str = ""
     ends_answers: bool = True
     whole: bool = False
+    rest: bool = False
+    api_processes: int = 1
 
 
 SCENARIOS = {
@@ -74,6 +78,22 @@ SCENARIOS = {
         Scenario(
             "rolling", "every process in turn, SIGTERM and SIGHUP", strikes.roll, 3,
             measures="drain of the worker", ends_answers=False,
+        ),
+        Scenario(
+            "swap", "requests, to a new version", strikes.swap, 20,
+            measures="load and change", ends_answers=False,
+        ),
+        Scenario(
+            "rollback", "requests, to the version before", strikes.roll_back, 50,
+            measures="change", ends_answers=False,
+        ),
+        Scenario(
+            "rollback-idle", "the same, while nobody asks", strikes.roll_back, 20,
+            measures="change", ends_answers=False, rest=True, api_processes=2,
+        ),
+        Scenario(
+            "rollback-still", "the same, 1 of 2 API processes stopped", strikes.roll_back_past_one,
+            50, measures="change", ends_answers=False, api_processes=2,
         ),
         Scenario(
             "system", "all of `ferry up`, SIGTERM", strikes.restart_all, 20,

@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 from bench.errors import BenchError
+from chaos.questions import FIRST_VERSION
 from chaos.system import STOP_TIMEOUT_SECONDS, System, wait_until
 from chaos.whole import WholeSystem
 from ferry.up.sessions import kill_session, send
@@ -29,7 +30,7 @@ class Strike:
 
     `away_until` is when what was away was there again, None when nothing was; it went at
     `away_from`, or with the blow. `seconds` is how long took what the scenario measures, if
-    anything.
+    anything. From `changed_at` on `version` takes the requests, where the blow changed that.
     """
 
     at: float
@@ -37,6 +38,8 @@ class Strike:
     away_from: float | None = None
     away_until: float | None = None
     seconds: float | None = None
+    changed_at: float = 0.0
+    version: str = ""
 
 
 Blow = Callable[[Any, Random], Strike]
@@ -142,6 +145,37 @@ def restart_all(system: WholeSystem, _: Random) -> Strike:
     away_until = time.monotonic()
     time.sleep(COME_BACK_SECONDS)
     return Strike(at, away_until=away_until, seconds=seconds)
+
+
+def swap(system: System, _: Random) -> Strike:
+    """Send requests to a version that is new in the repository, and is loaded first."""
+    return _use(system, system.add_version())
+
+
+def roll_back(system: System, _: Random) -> Strike:
+    """Send requests to the version before the newest, every other time to that again."""
+    newest = system.versions()[-1]
+    if newest == int(FIRST_VERSION):
+        newest = system.add_version()
+    return _use(system, newest - (system.version == newest))
+
+
+def roll_back_past_one(system: System, random: Random) -> Strike:
+    """Do the same while one process of the API stands still (SIGSTOP)."""
+    process = random.choice(sorted(system.api_processes()))
+    send(process, signal.SIGSTOP)
+    try:
+        return roll_back(system, random)
+    finally:
+        send(process, signal.SIGCONT)
+
+
+def _use(system: System, version: int) -> Strike:
+    at = time.monotonic()
+    system.use(version)
+    changed_at = time.monotonic()
+    seconds = changed_at - at
+    return Strike(at, seconds=seconds, changed_at=changed_at, version=str(version))
 
 
 def _stopped_in_mid_batch(

@@ -16,10 +16,13 @@ from bench.errors import BenchError
 from bench.processes import free_port, last_lines, running
 from bench.servers import gunicorn, wait_until_ready
 from bench.single_requests import Request
+from chaos.questions import FIRST_VERSION
+from chaos.reference import add_version
 from chaos.valkey import MortalValkey, mortal_valkey
 from ferry.up.sessions import members, send
 from ferry.up.up import child_environment
 from shared.errors import RedisUnavailable
+from shared.operations.model_control import ModelControl
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 from shared.request_queue.keys import QueueKeys
@@ -49,12 +52,13 @@ class System:
         self.model = model
         self.valkey = valkey
         self.workers: list[Worker] = []
+        self.version = int(FIRST_VERSION)
         self.directory = directory
         self._processes = processes
         self._environ = child_environment(settings, os.environ)
         self._redis = connect(settings.redis_url)
         self._registry = Registry(self._redis, settings.key_prefix)
-        self._keys = QueueKeys(settings.key_prefix, f"{model}/1")
+        self._control = ModelControl(self._redis, settings.key_prefix)
         self._is_ready = Request(settings.port, "/v2/health/ready")
 
     def start_worker(self) -> Worker:
@@ -93,7 +97,28 @@ class System:
 
     def holds_work(self, record: InstanceRecord) -> bool:
         """Tell whether an instance has claimed requests and not published their answers."""
-        return bool(self._redis.llen(self._keys.inflight + record.id))
+        keys = QueueKeys(self.settings.key_prefix, record.model_key)
+        return bool(self._redis.llen(keys.inflight + record.id))
+
+    def versions(self) -> list[int]:
+        """Return the versions in the repository, the highest last."""
+        names = [path.name for path in self._model_directory.iterdir()]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def add_version(self) -> int:
+        """Put a version above all others into the repository, and return it."""
+        version = self.versions()[-1] + 1
+        add_version(self._model_directory, version)
+        return version
+
+    def use(self, version: int) -> None:
+        """Send requests to a version, as `ferry models use` does."""
+        self._control.use(self.model, str(version))
+        self.version = version
+
+    @property
+    def _model_directory(self) -> Path:
+        return Path(self.settings.models) / self.model
 
     def wait_ready(self, count: int, worker: Worker | None = None) -> None:
         """Return once `count` instances, of one supervisor or of all, take requests."""

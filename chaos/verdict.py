@@ -46,20 +46,22 @@ def judge(scenario: Scenario, tally: Tally, strikes: Sequence[Strike]) -> Row:
 
     A refused request was asked again, and counts by its last answer; a refusal is a failure of
     its own unless Redis was away when the request was sent. A request that is in no list was lost
-    with its client, and is a failure.
+    with its client, and is a failure. An answer by a version that another one had replaced when the
+    request was sent is wrong.
     """
+    misrouted = _misrouted(tally.answers, strikes)
     unjustified = [refusal for refusal in tally.refusals if not _justified(refusal, strikes)]
     lost = tally.sent - len(tally.answers) - len(tally.failures) - len(tally.wrong)
-    troubles = [*tally.failures, *tally.wrong, *unjustified]
+    troubles = [*tally.failures, *tally.wrong, *misrouted, *unjustified]
     waits = [answer.received_at - answer.sent_at for answer in tally.answers]
     gaps = _gaps(tally.answers, strikes) if scenario.ends_answers else []
     return Row(
         scenario,
         len(strikes),
         tally.sent,
-        len(tally.answers),
+        len(tally.answers) - len(misrouted),
         len(tally.failures) + len(unjustified) + lost,
-        len(tally.wrong),
+        len(tally.wrong) + len(misrouted),
         len(tally.refusals) - len(unjustified),
         sum(answer.attempts > 1 for answer in tally.answers),
         tally.reconnected,
@@ -78,6 +80,24 @@ def _justified(refusal: Trouble, strikes: Sequence[Strike]) -> bool:
         for strike in strikes
         if strike.away_until is not None
     )
+
+
+def _misrouted(answers: Sequence[Answer], strikes: Sequence[Strike]) -> list[Trouble]:
+    """Return the answers by another version than was to give them.
+
+    That is the one of the last change that was done when the request was sent, or of one that began
+    before its answer was there.
+    """
+    changes = [strike for strike in strikes if strike.version]
+    done = [change.changed_at for change in changes]
+    found = []
+    for answer in answers:
+        last = bisect_right(done, answer.sent_at) - 1
+        allowed = {item.version for item in changes[last:] if item.at < answer.received_at}
+        if last >= 0 and answer.version not in allowed:
+            text = f"answered by version {answer.version} after `use` of {changes[last].version}"
+            found.append(Trouble(answer.sent_at, text))
+    return found
 
 
 def _gaps(answers: Sequence[Answer], strikes: Sequence[Strike]) -> list[float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +23,7 @@ from shared.settings import Settings
 from shared.wire.client import connect
 
 CLIENTS = 32
-SWAPS = int(os.environ.get("SWAPS", "5"))
-"""`make chaos` swaps twenty times."""
+SWAPS = 5
 Answer = tuple[int, str, float]
 
 

@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from chaos.__main__ import parse_arguments
 from chaos.client import Answer, Client, Tally, Trouble
+from chaos.load import Gate
 from chaos.questions import Prepared
 from chaos.run import Plan
 from chaos.scenarios import SCENARIOS
@@ -39,6 +41,7 @@ class Server(BaseHTTPRequestHandler):
         number = {"other row": 3.0}.get(self.mood, 4.0)
         reply = {
             "id": "another" if self.mood == "other id" else asked["id"],
+            "model_version": {"other version": "2", "no version": "x"}.get(self.mood, "1"),
             "outputs": [{"data": [2.0, number]}],
             "timings": {"instance": "i", "attempts": 1},
         }
@@ -69,7 +72,7 @@ def serving(mood: str) -> Iterator[int]:
 def asked(mood: str, times: int = 1) -> Tally:
     """Ask a server in some mood so many times, by one client."""
     with serving(mood) as port:
-        client = Client(0, port, "m", TWICE, lambda: client.tally.sent >= times)
+        client = Client(0, port, "m", TWICE, lambda: client.tally.sent < times)
         client.run()
     return client.tally
 
@@ -82,7 +85,7 @@ def test_a_right_answer_is_counted_with_its_instance() -> None:
     assert tally.reconnected == 0
 
 
-@pytest.mark.parametrize("mood", ["other row", "other id"])
+@pytest.mark.parametrize("mood", ["other row", "other id", "other version", "no version"])
 def test_an_answer_that_belongs_to_another_request_is_wrong(mood: str) -> None:
     tally = asked(mood)
 
@@ -139,6 +142,49 @@ def test_the_next_answer_is_not_one_that_the_victim_had_given() -> None:
     assert row.again_count == 1
 
 
+def test_an_answer_by_a_version_that_was_replaced_before_it_was_asked_is_wrong() -> None:
+    changes = [
+        Strike(10.0, changed_at=11.0, version="2"), Strike(20.0, changed_at=21.0, version="1"),
+    ]  # fmt: skip
+    right = [
+        Answer(10.9, 12.0, "i", 1, "1"), Answer(10.5, 10.9, "i", 1, "2"),
+        Answer(19.0, 20.5, "i", 1, "1"), Answer(19.0, 20.5, "i", 1, "2"),
+        Answer(21.1, 21.2, "i", 1, "1"),
+    ]  # fmt: skip
+    wrong = [Answer(11.1, 19.0, "i", 1, "1"), Answer(21.1, 21.2, "i", 1, "2")]
+
+    row = judge(SCENARIOS["rollback"], Tally(7, right + wrong), changes)
+
+    assert (row.sent, row.right, row.wrong, row.failed, row.passed) == (7, 5, 2, 0, False)
+    assert row.troubles[0] == "at 11.100: answered by version 1 after `use` of 2"
+
+
+def test_a_gate_closes_once_the_request_in_hand_is_answered_and_holds_the_next() -> None:
+    gate, in_hand, answered, asked = Gate(1), Event(), Event(), list[int]()
+
+    def client() -> None:
+        while gate.pass_through():
+            asked.append(1)
+            in_hand.set()
+            answered.wait(60)
+
+    threads = [Thread(target=client), Thread(target=gate.close)]
+    threads[0].start()
+    in_hand.wait(60)
+    threads[1].start()
+    threads[1].join(0.1)
+    assert threads[1].is_alive()
+    answered.set()
+    threads[1].join(60)
+    assert (asked, threads[1].is_alive()) == ([1], False)
+    gate.open()
+    wait_until(lambda: len(asked) > 1, 10, "it goes on")
+    gate.close()
+    gate.end()
+    threads[0].join(60)
+    assert not threads[0].is_alive()
+
+
 def test_arguments_choose_rows_and_lengths() -> None:
     assert parse_arguments([]) == (list(SCENARIOS), Plan())
     assert parse_arguments(["api", "--seconds", "5", "--quick"]) == (["api"], Plan(5.0, True))
@@ -147,4 +193,4 @@ def test_arguments_choose_rows_and_lengths() -> None:
 
 
 def test_a_quick_run_strikes_every_row_at_least_once() -> None:
-    assert {Plan(quick=True).times(row) for row in SCENARIOS.values()} == {10, 2, 1}
+    assert {Plan(quick=True).times(row) for row in SCENARIOS.values()} == {10, 5, 2, 1}

@@ -18,14 +18,14 @@ from chaos.verdict import Row
 from shared.settings import Settings
 
 HEARTBEAT_SECONDS = 1.0
-BLOWS = {"instance": 5, "instances": 5}
+BLOWS = {"instance": 5, "instances": 5, "rollback": 4, "rollback-still": 2}
 
 
 @contextmanager
 def ferry(models: Path, directory: Path, instances: int) -> Iterator[System]:
     """Run a whole Ferry that serves `tiny`."""
     questions.write(tiny(models / "tiny"), directory / QUESTIONS)
-    settings = Settings(models=str(models), heartbeat_seconds=HEARTBEAT_SECONDS)
+    settings = Settings(models=str(models), heartbeat_seconds=HEARTBEAT_SECONDS, api_processes=2)
     with running_system(settings, "tiny", instances, directory) as system:
         yield system
 
@@ -55,7 +55,7 @@ def assert_all_answered(row: Row) -> None:
     "name",
     [
         "instance", "valkey", "valkey-waiting", "empty", "empty-waiting", "worker", "api",
-        "rolling",
+        "rolling", "swap", "rollback", "rollback-idle", "rollback-still",
     ],
 )  # fmt: skip
 def test_every_request_under_load_is_answered_right(single: System, name: str) -> None:
