@@ -202,7 +202,8 @@ def _gone(request_id: str) -> RequestGone:
 
 
 def _digest(path: str, question: Question) -> bytes:
-    """Return a hash of path, tensors, outputs, parameters and form."""
-    _, inputs, outputs, options, form, _ = question
-    asked = [path, inputs, outputs, dict(options.parameters), form]
+    """Return a hash of path, tensors, outputs, parameters and form, as the client gave them."""
+    _, inputs, outputs, options, form, _, sent = question
+    form = form._replace(cut=())  # it was the model's tokenizer that cut
+    asked = [path, sent or inputs, outputs, dict(options.parameters), form]
     return sha256(msgpack.packb(asked)).digest()

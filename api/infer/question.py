@@ -38,7 +38,8 @@ class Question(NamedTuple):
     """One request that fits its model; HTTP, gRPC and the shadows' copies all pass it whole.
 
     `outputs` names the wanted outputs, empty for all. `named` says that the client wants this
-    version and no other.
+    version and no other. `sent` is what the client sent where the model's own description made the
+    inputs of it: another version may make others.
     """
 
     spec: ModelSpec
@@ -47,6 +48,7 @@ class Question(NamedTuple):
     options: RequestOptions = DEFAULT_OPTIONS
     form: AnswerForm = AnswerForm("infer")
     named: bool = False
+    sent: tuple[bytes, ...] = ()
 
     def request(self, request_id: str, default_timeout_seconds: float) -> InferRequest:
         """Return the message for the queue: its rows are its first input's first dimension.

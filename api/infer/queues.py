@@ -106,7 +106,7 @@ class Queues:
         if not shadow.has_rows(question.inputs):
             return
         lowest = question.options._replace(priority=shadow.priority_levels, client=None)
-        copied = question._replace(spec=shadow, options=lowest, named=True)
+        copied = question._replace(spec=shadow, options=lowest, named=True, sent=())
         self._shadowing.copy(copied, question.spec.version, result)
 
     def async_requests(self, spec: ModelSpec) -> AsyncRequests:

@@ -44,7 +44,7 @@ def predict(name: str | None = None, version: str | None = None) -> Response:
     raw = read_body()
     if request.mimetype == "application/json" or raw.lstrip()[:1] == b"{":
         body = load_object(raw)
-        return catalog.by_current(lambda: _json(body, name, version))
+        return catalog.by_current(lambda: _json(body, raw, name, version))
     if not raw:
         raise BadRequest(
             'the body is empty: send a picture, {"text": ...} or {"input_tensor": ...}'
@@ -74,18 +74,18 @@ def _pictures(
     spec = _model("image", name, version)
     inputs = (picture_batch(pictures, spec),)
     one = len(pictures) == 1 if one is None else one
-    return _described(spec, inputs, version, one=one)
+    return _described(spec, inputs, version, tuple(pictures), one=one)
 
 
-def _json(body: dict[str, Any], name: str | None, version: str | None) -> Response:
+def _json(body: dict[str, Any], raw: bytes, name: str | None, version: str | None) -> Response:
     if "text" in body:
-        return _texts(body["text"], name, version)
+        return _texts(body["text"], raw, name, version)
     if "input_tensor" in body:
-        return _tensor(body["input_tensor"], name, version)
+        return _tensor(body["input_tensor"], raw, name, version)
     raise BadRequest(f'the JSON body needs "text" or "input_tensor", it has {sorted(body)[:10]}')
 
 
-def _texts(value: Any, name: str | None, version: str | None) -> Response:
+def _texts(value: Any, raw: bytes, name: str | None, version: str | None) -> Response:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadRequest(f'"text" must be a string or a list of strings, not {json_type(value)}')
@@ -93,21 +93,21 @@ def _texts(value: Any, name: str | None, version: str | None) -> Response:
     if not texts and not spec.batched:
         raise BadRequest('"text" is an empty list')
     inputs, cut = services().tokenizers.encode(texts, spec)
-    return _described(spec, inputs, version, one=isinstance(value, str), cut=cut)
+    return _described(spec, inputs, version, (raw,), one=isinstance(value, str), cut=cut)
 
 
-def _tensor(data: Any, name: str | None, version: str | None) -> Response:
+def _tensor(data: Any, raw: bytes, name: str | None, version: str | None) -> Response:
     """Answer `{"input_tensor": rows}` with the first output's raw rows."""
     spec = _model("tensor", name, version)
     if len(spec.inputs) != 1:
         raise BadRequest(f"'{spec.name}' has {len(spec.inputs)} inputs, use /v2/models/.../infer")
     declared = spec.inputs[0]
     if data == [] and spec.batched:
-        return _respond(spec, spec.no_rows([declared]), AnswerForm("tensor"), version)
+        return _respond(spec, spec.no_rows([declared]), AnswerForm("tensor"), version, (raw,))
     array = to_array(mixed(data), declared.datatype, "input_tensor")
     check_shape(array.shape, declared, spec, "input_tensor")
     tensor = Tensor(declared.name, declared.datatype, array.shape, to_bytes(array))
-    return _respond(spec, (tensor,), AnswerForm("tensor"), version)
+    return _respond(spec, (tensor,), AnswerForm("tensor"), version, (raw,))
 
 
 def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
@@ -149,20 +149,25 @@ def _described(
     spec: ModelSpec,
     inputs: tuple[Tensor, ...],
     version: str | None,
+    sent: tuple[bytes, ...],
     *,
     one: bool,
     cut: list[bool] | None = None,
 ) -> Response:
     check_missing([tensor.name for tensor in inputs], spec)
     form = AnswerForm("rows", top_k=_top_k(), one=one, cut=tuple(cut or ()))
-    return _respond(spec, inputs, form, version)
+    return _respond(spec, inputs, form, version, sent)
 
 
 def _respond(
-    spec: ModelSpec, inputs: tuple[Tensor, ...], form: AnswerForm, version: str | None
+    spec: ModelSpec,
+    inputs: tuple[Tensor, ...],
+    form: AnswerForm,
+    version: str | None,
+    sent: tuple[bytes, ...],
 ) -> Response:
     options = options_of(request.environ, {})
-    question = Question(spec, inputs, (), options, form, version is not None)
+    question = Question(spec, inputs, (), options, form, version is not None, sent)
     return response_of(services().inference.respond(question, request.environ))
 
 

@@ -64,7 +64,7 @@ def _predict(raw: bytes, name: str, version: str | None) -> Response:
     spec = services().catalog.serving(name, checked_version(version))
     kind, inputs = parse_predict(raw, spec, services().tokenizers)
     options = options_of(request.environ, {})
-    question = Question(spec, inputs, (), options, AnswerForm(kind), version is not None)
+    question = Question(spec, inputs, (), options, AnswerForm(kind), version is not None, (raw,))
     return response_of(services().inference.respond(question, request.environ))
 
 

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import pytest
 from answers import answer, refusal
 from counting_model import POISON, CountingModel, counting_model, tensor, v2
+from fake_backend import fake_spec
 from flask import Flask
 from flask.testing import FlaskClient
+from picture_bytes import encoded
+from PIL import Image
+from registered import register, spec
 from waiting import wait_until
 
 from api.app import create_app
+from shared.model_spec import ImageInput, ModelSpec, TensorSpec
 from shared.settings import Settings
 
 PREDICT, INFER = "/predict/fake", "/v2/models/fake/infer"
 KEY = {"Idempotency-Key": "order-1"}
 AN_HOUR_MS = 3_600_000
+PICTURE = Image.new("RGB", (9, 9))
+DOUBLES = spec("fake", TensorSpec(name="x", datatype="FP64", dims=(2,)))
+SIZES = [
+    spec(
+        "fake", TensorSpec(name="x", datatype="FP32", dims=(3, side, side)),
+        image=ImageInput(input="x", height=side, width=side),
+    )
+    for side in (2, 3)
+]  # fmt: skip
+"""Two versions of a model that takes pictures."""
 
 
 @pytest.fixture
@@ -90,6 +106,36 @@ def test_another_request_under_the_same_key_is_refused(
     refusal(client.post(path, json=body, headers=KEY), 422, "idempotency_conflict")
 
     assert model.computed == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "before", "after"),
+    [
+        (PREDICT, lambda: {"json": tensor(1.0)}, fake_spec(), DOUBLES),
+        (
+            "/v1/models/fake:predict", lambda: {"json": {"instances": [[1.0, 1.0]]}}, fake_spec(),
+            DOUBLES,
+        ),
+        (PREDICT, lambda: {"data": encoded(PICTURE)}, *SIZES),
+        (PREDICT, lambda: {"data": {"file": (BytesIO(encoded(PICTURE)), "name")}}, *SIZES),
+    ],
+)  # fmt: skip
+def test_the_same_body_is_the_same_request_though_the_model_makes_other_inputs_of_it(
+    settings: Settings,
+    path: str,
+    sent: Callable[[], Any],
+    before: ModelSpec,
+    after: ModelSpec,
+) -> None:
+    """Versions have datatypes and picture sizes of their own; the client sent the same."""
+    found = []
+    for version in (before, after):
+        register(settings, version)
+        client = create_app(settings).test_client()
+        found.append(client.post(path, headers={**KEY, "Prefer": "respond-async"}, **sent()))
+
+    assert [each.status_code for each in found] == [202, 202]
+    assert found[0].headers["Location"] == found[1].headers["Location"]
 
 
 def test_other_keys_are_other_requests(client: FlaskClient, model: CountingModel) -> None:
