@@ -73,11 +73,11 @@ SCENARIOS = {
         ),
         Scenario(
             "api", "gunicorn, SIGTERM beside a new one", strikes.replace_api, 20,
-            measures="drain", ends_answers=False,
+            measures="drain", ends_answers=False, api_processes=2,
         ),
         Scenario(
             "rolling", "every process in turn, SIGTERM and SIGHUP", strikes.roll, 3,
-            measures="drain of the worker", ends_answers=False,
+            measures="drain of the worker", ends_answers=False, api_processes=2,
         ),
         Scenario(
             "swap", "requests, to a new version", strikes.swap, 20,

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
 from gevent.event import Event
@@ -42,6 +42,16 @@ LINGER_SECONDS = 0.5
 A client that asks again meanwhile is answered, with `Connection: close`: closing at once would
 meet requests that are on their way.
 """
+
+
+class Listener(NamedTuple):
+    """What gunicorn asks of a listening socket at each request, also once `_close` closed it."""
+
+    name: Any
+
+    def getsockname(self) -> Any:
+        """Return its address."""
+        return self.name
 
 
 class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
@@ -155,9 +165,8 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
 
     def _serve(self, listener: socket.socket) -> StreamServer:
         listener.setblocking(True)
-        server = StreamServer(
-            listener, handle=partial(self.handle, listener), spawn=Pool(self.worker_connections)
-        )
+        handle = partial(self.handle, Listener(listener.getsockname()))
+        server = StreamServer(listener, handle=handle, spawn=Pool(self.worker_connections))
         if self.cfg.workers > 1:
             server.max_accept = 1
         server.start()
