@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,23 @@ def add_version(directory: Path, version: int) -> None:
         state[name].mul_(version)
     draft = directory / f".{version}.draft"
     draft.mkdir()
-    torch.jit.save(model, str(draft / "model.pt"))
+    with _torchscript():
+        torch.jit.save(model, str(draft / "model.pt"))
     draft.rename(directory / str(version))
 
 
 def _load(directory: Path) -> Any:
     load: Any = torch.jit.load
+    with _torchscript():
+        return load(str(directory / "1" / "model.pt"), map_location="cpu").eval()
+
+
+@contextmanager
+def _torchscript() -> Iterator[None]:
+    """Use TorchScript without torch's advice to use another format."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return load(str(directory / "1" / "model.pt"), map_location="cpu").eval()
+        yield
 
 
 REFERENCES: dict[str, Callable[[Path], Computed | Prepared]] = {"tiny": tiny, "digits": digits}
