@@ -10,12 +10,11 @@ import redis
 
 from api.infer.question import NoRows, Pending, Question
 from api.infer.shadowing import Shadowing
-from shared.errors import QueueFull, VersionRetired
+from shared.errors import QueueFull
 from shared.messages import InferResult
 from shared.model_spec import ModelSpec
 from shared.operations.shadow_comparison import Comparisons
 from shared.registry.catalog import Catalog
-from shared.registry.desired_state import sent_elsewhere
 from shared.request_queue.api_end import RequestQueue
 from shared.request_queue.async_requests import AsyncRequests
 from shared.request_queue.keys import QueueKeys
@@ -61,7 +60,7 @@ class Queues:
         One of no rows is answered at once.
         """
         if question.inputs and 0 in question.inputs[0].shape:
-            self._check_goes_there(question)
+            self._catalog.check_serves(question.spec, named=question.named)
             return NoRows(InferResult(question.spec.answer_to_no_rows(question.outputs)))
         queue = self._queue(question.spec)
         waiting = sum([other.waiting for other in list(self._queues.values())])
@@ -71,14 +70,6 @@ class Queues:
             raise self._with_retry_after(busy, QueueFull.with_waiting(waiting))
         request = question.request(queue.new_id(), self._settings.request_timeout_seconds)
         return queue.push(request, question.options.client)
-
-    def _check_goes_there(self, question: Question) -> None:
-        """Raise VersionRetired as a queue would, for a request that none is asked."""
-        spec = question.spec
-        serving = self._catalog.snapshot().served.get(spec.name)
-        elsewhere = sent_elsewhere(spec.key, serving) if serving is not None else ""
-        if elsewhere == "all" or (elsewhere == "unnamed" and not question.named):
-            raise VersionRetired.default()
 
     def wait(self, spec: ModelSpec, pending: Pending) -> InferResult:
         """Return a model's answer; raises what `PendingRequest.wait` raises."""

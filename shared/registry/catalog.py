@@ -12,12 +12,14 @@ from typing import TypeVar
 
 from shared.errors import (
     BadRequest,
+    FerryError,
     ModelNotReady,
     RedisUnavailable,
     UnknownModel,
     VersionRetired,
 )
 from shared.model_spec import ModelSpec
+from shared.registry.desired_state import sent_elsewhere
 from shared.registry.log_settings import LogLevel
 from shared.registry.registry import Registry
 from shared.registry.snapshot import Snapshot
@@ -105,11 +107,15 @@ class Catalog:
                 self._registry.check_writes()
             return self._serving(renewed, name, version)
 
-    def by_current(self, attempt: Callable[[], Answer]) -> Answer:
+    def by_current(
+        self,
+        attempt: Callable[[], Answer],
+        misfits: tuple[type[FerryError], ...] = (BadRequest,),
+    ) -> Answer:
         """Return what `attempt` returns; again where it fails by a copy older than a change.
 
-        Its request was then refused by a version that was replaced, or for not fitting it. Raises
-        what the last attempt raises.
+        Its request was then refused by a version that was replaced, or for not fitting it, which
+        are the `misfits`. Raises what the last attempt raises.
         """
         for number in range(1, MAX_TRIES):
             seen = self._snapshot
@@ -119,10 +125,17 @@ class Catalog:
                 if number > 1:  # not all of the change is done
                     time.sleep(TRY_PAUSE_SECONDS)
                 self.refresh()
-            except BadRequest:
+            except misfits:
                 if self._renewed().changes == seen.changes:
                     raise
         return attempt()
+
+    def check_serves(self, spec: ModelSpec, *, named: bool) -> None:
+        """Raise VersionRetired as the version's queue would, for a request that none is asked."""
+        serving = self.snapshot().served.get(spec.name)
+        elsewhere = sent_elsewhere(spec.key, serving) if serving is not None else ""
+        if elsewhere == "all" or (elsewhere == "unnamed" and not named):
+            raise VersionRetired.default()
 
     def _serving(self, snapshot: Snapshot, name: str, version: str | None) -> ModelSpec:
         reason = snapshot.failures.get(name)

@@ -170,32 +170,41 @@ class EnsembleScheduler:
         """Push a request to a step's model; its answer comes to `_take_answer`."""
         if request.claimed.id not in self._requests:
             return  # it failed, or its client left
-        step = self._spec.steps[number]
         try:
-            model = self._steps.model(step)
-            check_asked(step, model)
-            inputs = step_inputs(self._spec, step, model, request.tensors)
-            if not model.has_rows(inputs):
-                outputs = model.answer_to_no_rows(request.outputs_of(number))
-                request.add_result(number, InferResult(outputs))
+            asked = self._steps.by_current(lambda: self._question(request, number))
+            if isinstance(asked, InferResult):
+                request.add_result(number, asked)
                 self._advance(request)
                 return
-            step_request = StepRequest(
-                model,
-                inputs,
-                request.outputs_of(number),
-                request.deadline,
-                step_level(self._spec, request.claimed.level, model),
-                request.decoded.parameters,
-                bool(step.version),
-                request.decoded.queue_timeout_seconds,
-            )
             answered = partial(self._events.put, partial(self._take_answer, request, number))
-            request.asked[number] = self._steps.push(step_request, answered)
-        except RedisUnavailable:
+            request.asked[number] = self._steps.push(asked, answered)
+        except (RedisUnavailable, VersionRetired):
             self._ask_later(request, number)
         except FerryError as error:
             self._fail(request, number, error)
+
+    def _question(self, request: EnsembleRequest, number: int) -> StepRequest | InferResult:
+        """Return a step's request to the model that answers it now; of no rows, the answer.
+
+        Raises FerryError when the model does not fit the step.
+        """
+        step = self._spec.steps[number]
+        model, named = self._steps.model(step), bool(step.version)
+        check_asked(step, model)
+        inputs = step_inputs(self._spec, step, model, request.tensors)
+        if not model.has_rows(inputs):
+            self._steps.check_serves(model, named=named)
+            return InferResult(model.answer_to_no_rows(request.outputs_of(number)))
+        return StepRequest(
+            model,
+            inputs,
+            request.outputs_of(number),
+            request.deadline,
+            step_level(self._spec, request.claimed.level, model),
+            request.decoded.parameters,
+            named,
+            request.decoded.queue_timeout_seconds,
+        )
 
     def _ask_later(self, request: EnsembleRequest, number: int) -> None:
         due = time.monotonic() + STEP_RETRY_SECONDS
@@ -212,7 +221,9 @@ class EnsembleScheduler:
             return  # cancelled
         try:
             request.add_result(number, waiting.wait())
-        except (RedisUnavailable, VersionRetired):
+        except (RedisUnavailable, VersionRetired) as error:
+            if isinstance(error, VersionRetired):
+                self._steps.refresh()
             self._ask_later(request, number)
         except FerryError as error:
             self._fail(request, number, error)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import redis
 
-from shared.errors import BadModelOutput, ModelNotReady, RequestExpired, UnknownModel
+from shared.errors import (
+    BadModel,
+    BadModelOutput,
+    BadRequest,
+    ModelNotReady,
+    RequestExpired,
+    UnknownModel,
+)
 from shared.messages import InferRequest, Parameters, Tensor
 from shared.model_spec import EnsembleStep, ModelSpec
 from shared.registry.catalog import Catalog
@@ -16,6 +23,8 @@ from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.claimed import MAX_RESULT_BYTES
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
+
+Answer = TypeVar("Answer")
 
 
 class StepRequest(NamedTuple):
@@ -56,6 +65,19 @@ class StepQueues:
             return self._catalog.serving(step.model, step.version or None)
         except UnknownModel as error:
             raise ModelNotReady(error.message) from error
+
+    def by_current(self, attempt: Callable[[], Answer]) -> Answer:
+        """Return what `attempt` returns; again where a step does not fit by an old copy."""
+        misfits = (BadRequest, BadModel, BadModelOutput)
+        return self._catalog.by_current(attempt, misfits)
+
+    def check_serves(self, model: ModelSpec, *, named: bool) -> None:
+        """Raise VersionRetired, as its queue would, when a step goes to another version by now."""
+        self._catalog.check_serves(model, named=named)
+
+    def refresh(self) -> None:
+        """Go by what is served from now on: a queue has refused a step."""
+        self._catalog.refresh()
 
     def push(self, request: StepRequest, then: Callable[[], None]) -> PendingRequest:
         """Ask a step's model at the next `release`; `then` is called once it is answered.
