@@ -179,9 +179,10 @@ class DesiredStore:
                     return False
             return True
 
-        written = bool(asking(run))
-        self._ring()
-        return written
+        is_written = bool(asking(run))
+        if is_written:
+            self._ring()
+        return is_written
 
     def _write(self, command: str, *arguments: str) -> None:
         def run() -> None:
