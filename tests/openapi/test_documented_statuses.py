@@ -65,7 +65,7 @@ def have_supervisor(settings: Settings) -> None:
         "unloaded": ModelReport(generation=2**40),
     }
     store.put_report("somebody", SupervisorReport(mode="explicit", models=models))
-    store.serve("loaded", Serving(versions={"1": "loaded/1"}, default="1"))
+    store.serve("loaded", Serving(versions={"1": "loaded/1"}, default="1"), (), store.changes())
 
 
 class Asking(NamedTuple):

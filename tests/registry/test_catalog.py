@@ -102,7 +102,7 @@ def test_who_is_told_of_a_change_finds_it(
         for version, key in (("1", "m/1"), ("2", second.key), ("1", "m/1"), ("2", second.key)):
             paused_at = time.monotonic()
             wait_until(lambda at=paused_at: time.monotonic() - at > CHANGES_LOOK_SECONDS, 10, "it")  # type: ignore[misc]
-            store.serve("m", Serving(versions={version: key}, default=version))
+            store.serve("m", Serving(versions={version: key}, default=version), (), store.changes())
             assert catalog.serving("m").version == version
 
 

@@ -42,7 +42,7 @@ def test_each_kind_of_change_rings_until_it_is_read(
     changes = [
         lambda: store.change("m", lambda now, _: now.model_copy(update={"loaded": True})),
         lambda: store.put_report("vm-1", SupervisorReport()),
-        lambda: store.serve("m", Serving(versions={"1": "m/1"}, default="1")),
+        lambda: store.serve("m", Serving(versions={"1": "m/1"}, default="1"), (), store.changes()),
     ]
     for change in changes:
         assert not rings(bell, 0.0)

@@ -92,13 +92,13 @@ def test_where_requests_go_is_not_written_by_an_old_look(
     meanwhile(two)
     before = two.store.read(), two.gates()
 
-    traffic.promote(seen)
+    assert not traffic.promote(seen)
 
     assert (two.store.read(), two.gates()) == before
 
 
 def test_where_requests_go_is_written_by_a_look_that_nothing_followed(two: Two) -> None:
-    Traffic("a", two.store, CanaryPlan()).promote(two.store.read())
+    assert Traffic("a", two.store, CanaryPlan()).promote(two.store.read())
 
     assert two.store.read().served == {"m": SECOND}
     assert two.gates() == [b"unnamed", None]

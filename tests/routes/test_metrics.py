@@ -37,7 +37,7 @@ def test_a_version_that_serves_and_one_that_cannot_be_loaded_are_told(settings: 
     with connect(settings.redis_url) as redis:
         store = DesiredStore(redis, settings.key_prefix)
         store.put_report(SUPERVISOR, SupervisorReport(models=models | {"idle": ModelReport()}))
-        store.serve("m", Serving(versions={"1": "m/1"}, default="1"))
+        store.serve("m", Serving(versions={"1": "m/1"}, default="1"), (), store.changes())
 
     found = scraped(create_app(settings).test_client())
 
@@ -57,7 +57,9 @@ def test_a_split_is_told_in_shares(settings: Settings) -> None:
     both = {"1": "m/1", "2": "m/2"}
     with connect(settings.redis_url) as redis:
         store = DesiredStore(redis, settings.key_prefix)
-        store.serve("m", Serving(versions=both, default="1", split={"1": 3, "2": 1}))
+        store.serve(
+            "m", Serving(versions=both, default="1", split={"1": 3, "2": 1}), (), store.changes()
+        )
 
     found = scraped(create_app(settings).test_client())
 

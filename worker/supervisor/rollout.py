@@ -153,7 +153,7 @@ class Rollout:
         if self._supervisor not in state.reports:
             self._last_report = None  # others took us for dead; said again at the next look
         if self._traffic.leads(state):
-            self._traffic.promote(state)
+            self._must_look_again |= not self._traffic.promote(state)
             state = self._store.read()  # what no request goes to any more is about to retire
             self._first_answers.look(state)
         self._last_state = state

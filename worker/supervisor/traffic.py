@@ -49,10 +49,11 @@ class Traffic:
         """Write all with the next decision: Redis may have lost what its queues refuse."""
         self._written = set()
 
-    def promote(self, state: ControlState) -> None:
+    def promote(self, state: ControlState) -> bool:
         """Write where every model's requests go by now; raises RedisUnavailable.
 
-        Nothing is written once anything changed since `state` was read, which the next look is for.
+        Nothing is written once anything changed since `state` was read: False, and the next look is
+        for it.
         """
         changes = state.changes
         all_reports = list(state.reports.values())
@@ -72,11 +73,12 @@ class Traffic:
             if serving != current or (serving and name not in self._written):
                 contents = _contents(name, current, running)
                 if not self._store.serve(name, serving, contents, changes):
-                    return
+                    return False
                 changes += 1
                 self._written.add(name)
                 if serving != current:
                     log.info("%s: requests go to %s", name, _described(serving))
+        return True
 
     def _with_canary(
         self, current: Serving, target: Serving, desired: Desired, running: Set[str]
