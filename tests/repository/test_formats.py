@@ -225,6 +225,20 @@ def test_a_saved_model_and_a_directory_in_place_of_a_file_are_told(tmp_path: Pat
         read_model(tmp_path, "b")
 
 
+@pytest.mark.parametrize("config", ["", 'default_model_filename: "model.onnx"'])
+def test_a_directory_called_as_a_file_holds_it(tmp_path: Path, config: str) -> None:
+    directory = tmp_path / "m" / "1" / "model.onnx"
+    directory.mkdir(parents=True)
+    onnx_file(directory / "model.onnx")
+    if config:
+        (tmp_path / "m" / "config.pbtxt").write_text(config)
+
+    served = read_model(tmp_path, "m")
+
+    assert served.file == directory / "model.onnx"
+    assert served.config.backend == "onnxruntime"
+
+
 @pytest.mark.parametrize("each", FORMATS, ids=[each.backend for each in FORMATS])
 def test_the_configuration_shows_what_the_format_is_called(each: Format) -> None:
     shown = config_json(model_config_pb2.ModelConfig(), "m", each.backend, each.files[0])

@@ -98,6 +98,7 @@ def find_format(
     formats = _allowed(platform, backend)
     if filename:
         plain_name("default_model_filename", filename)
+        filename = _file_called(directory, filename) or filename
     else:
         filename = _found(formats, has_architecture, directory)
     if not filename:
@@ -152,8 +153,8 @@ def _found(formats: tuple[Format, ...], has_architecture: bool, directory: Path)
         ordered = (*(each for each in ordered if each.backend == "torch_state_dict"), *ordered)
     for each in ordered:
         for name in each.files:
-            if (directory / name).is_file():
-                return name
+            if inner := _file_called(directory, name):
+                return inner
     others = sorted(each for each in _entries(directory) if each.suffix.lower() in ENDINGS)
     kinds = {each.name: what_is(each) for each in others}
     allowed = {each.backend for each in ordered}
@@ -162,6 +163,15 @@ def _found(formats: tuple[Format, ...], has_architecture: bool, directory: Path)
         raise ValueError(f"default_model_filename left out, and there are several files: {models}")
     known = [name for name, kind in kinds.items() if kind.name not in LEFT_TO_LOADING]
     return next(iter(models or known or ([] if formats else kinds)), "")
+
+
+def _file_called(directory: Path, name: str) -> str:
+    """Return where the file of this name is, empty without one.
+
+    Triton takes a directory of that name for a model with what belongs to it: `model.onnx/` with
+    the file `model.onnx` and its weights.
+    """
+    return next((each for each in (name, f"{name}/{name}") if (directory / each).is_file()), "")
 
 
 def _entries(directory: Path) -> list[Path]:
