@@ -19,7 +19,7 @@ from shared.registry.desired_store import DesiredStore
 from shared.settings import Settings
 from worker.repository.adding.newcomer import Newcomer, model_name, newcomer, version_directories
 from worker.repository.adding.notation import read_notation
-from worker.repository.adding.staging import Settled, install, settle
+from worker.repository.adding.staging import Settled, check_fits, install, settle
 from worker.repository.adding.wishes import Wishes
 
 
@@ -144,7 +144,10 @@ def _wishes(given: Given) -> Wishes:
 
 
 def _is_there(new: Newcomer, repository: Path) -> bool:
-    """Tell, and say, whether the model's highest version holds these very files."""
+    """Tell, and say, whether the model's highest version holds these very files.
+
+    Raises BadModel when its config differs from the options that were given.
+    """
     versions = version_directories(repository / new.name)
     if not versions:
         return False
@@ -153,6 +156,7 @@ def _is_there(new: Newcomer, repository: Path) -> bool:
         there = highest / name
         if path.is_dir() or not there.is_file() or not cmp(path, there, shallow=False):
             return False
+    check_fits(new, repository / new.name)
     print(f"{new.name}: {highest} holds {new.source} already", flush=True)
     return True
 

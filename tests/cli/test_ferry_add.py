@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -313,7 +314,7 @@ def test_a_pickle_says_what_it_is_and_the_code_of_its_classes_comes_along(
     assert list(tensors(repository, "texts")[1].values()) == [("BYTES", 1)]
 
 
-@pytest.mark.parametrize("location", ["large.onnx.data", "parts/w.bin"])
+@pytest.mark.parametrize("location", ["large.onnx.data", "parts/w.bin", f"{200 * 'w'}.bin"])
 def test_weights_beside_an_onnx_file_come_along(
     add: Add, repository: Path, tmp_path: Path, location: str
 ) -> None:
@@ -417,6 +418,23 @@ def test_a_copy_that_fails_leaves_nothing(
     assert f"onnx.onnx: not copied to {repository}/onnx/1: " in error
     assert "No space left on device" in error
     assert list(repository.iterdir()) == []
+
+
+@pytest.mark.usefixtures("untried")
+def test_what_a_killed_copy_left_is_removed_by_the_next_but_not_under_another(
+    add: Add, repository: Path
+) -> None:
+    left = repository / ".copying-killed"
+    (left / "model").mkdir(parents=True)
+    other = os.open(repository, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_SH)
+
+    assert add("onnx.onnx")[0] == 0
+    assert left.exists()
+
+    os.close(other)
+    assert add("onnx.onnx")[0] == 0
+    assert not left.exists()
 
 
 @pytest.mark.usefixtures("untried")

@@ -153,7 +153,7 @@ def test_a_taken_port_is_said_before_anything_is_copied(serving: Serving) -> Non
 
 @pytest.mark.usefixtures("forked")
 def test_what_a_repository_holds_is_served_again_and_not_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served: list[tuple[str, list[str]]] = []
     file = add_format(tmp_path / "formats", "onnx")
@@ -168,6 +168,11 @@ def test_what_a_repository_holds_is_served_again_and_not_copied(
 
     for _ in range(2):
         assert main(["serve", str(file), "--name", "mine", "--models", "here"]) == 0
+    capsys.readouterr()
+    assert main(["serve", str(file), "--name", "mine", "--models", "here", "--input", "x:3"]) == 1
+    assert (
+        "--input x:3:FP32, but it is x:2:FP32 in here/mine/config.pbtxt" in capsys.readouterr()[1]
+    )
     file.write_bytes(file.read_bytes() + b"\x12\x01x")  # another producer's name
     assert main(["serve", str(file), "--name", "mine", "--models", "here"]) == 0
 

@@ -20,7 +20,7 @@ from worker.repository.sniffer import what_is
 
 LONGEST_NAME = 128
 CONFIG_FILE, LABEL_FILE, TOKENIZER_FILE = "config.pbtxt", "labels.txt", "tokenizer.json"
-EXTERNAL_DATA = re.compile(rb"\n\x08location\x12(.)", re.DOTALL)
+EXTERNAL_DATA = re.compile(rb"\n\x08location\x12([\x80-\xff]*[\0-\x7f])")
 """An entry of ONNX's TensorProto.external_data, up to the length of the file's name."""
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 
@@ -161,7 +161,7 @@ def _external_data(file: Path) -> dict[str, Path]:
         return {}
     content = file.read_bytes()
     names = {
-        content[found.end() : found.end() + found[1][0]]
+        content[found.end() : found.end() + _varint(found[1])]
         for found in EXTERNAL_DATA.finditer(content)
     }
     paths = [Path(name.decode(errors="replace")) for name in names]
@@ -170,6 +170,11 @@ def _external_data(file: Path) -> dict[str, Path]:
         for path in paths
         if not path.is_absolute() and ".." not in path.parts and (file.parent / path).is_file()
     }
+
+
+def _varint(raw: bytes) -> int:
+    """Return the number that protobuf wrote: seven bits in a byte, the lowest first."""
+    return sum((byte & 0x7F) << 7 * index for index, byte in enumerate(raw))
 
 
 def _configured(model: Path) -> str:

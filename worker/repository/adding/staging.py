@@ -7,6 +7,7 @@ a directory that servers do not see, and renamed to its place.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -14,7 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,7 +131,7 @@ def _complete(
     """Write the staged config as far as file, wishes and the model itself tell it."""
     config = directory / CONFIG_FILE
     if new.exists:
-        _check_fits(new, repository / new.name)
+        check_fits(new, repository / new.name)
         _check_format(new, directory)
         return []
     message = read_message(config)
@@ -160,7 +162,7 @@ def _complete(
     return notes
 
 
-def _check_fits(new: Newcomer, model: Path) -> None:
+def check_fits(new: Newcomer, model: Path) -> None:
     """Raise BadModel when the options differ from the config of a model that is there."""
     versions = [each.name for each in version_directories(model) if VERSION.fullmatch(each.name)]
     if not versions and not (model / CONFIG_FILE).exists():
@@ -245,10 +247,32 @@ def install(settled: Settled, repository: Path) -> Path:
         part = Path(new.version)
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=COPYING, dir=repository) as scratch:
+        with (
+            _cleared(repository),
+            tempfile.TemporaryDirectory(prefix=COPYING, dir=repository) as scratch,
+        ):
             copy = Path(scratch) / "model"
             shutil.copytree(settled.directory / part, copy)
             os.rename(copy, model / part)
     except OSError as error:
         raise BadModel(f"{new.source}: not copied to {model / new.version}: {error}") from error
     return model / new.version
+
+
+@contextmanager
+def _cleared(repository: Path) -> Iterator[None]:
+    """Remove what copies that were killed have left, unless one is under way; then copy.
+
+    Each copy holds a shared lock on the repository's directory, which ends with its process.
+    """
+    directory = os.open(repository, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # another one copies, or this file system has no locks
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in repository.glob(f"{COPYING}*"):
+                shutil.rmtree(left)
+        with suppress(OSError):
+            fcntl.flock(directory, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(directory)
