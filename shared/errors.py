@@ -14,6 +14,7 @@ An error raised on the worker's side crosses Redis as (code, message) and is rai
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 LONGEST_ERROR_TEXT, KEPT_ERROR_TEXT = 4000, 3800
@@ -21,13 +22,29 @@ LONGEST_ERROR_TEXT, KEPT_ERROR_TEXT = 4000, 3800
 
 A longer one is cut to the second, so that what is put around it does not have it cut again."""
 
+SCRIPT_TRACE = "Traceback of TorchScript"
+"""What TorchScript's errors have in front of their last line, which alone says what was wrong."""
+ONNX_RUNTIME_MARK = "[ONNXRuntimeError]"
+ONNX_RUNTIME = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : (?:Load model from .*? failed:)?"
+    r"|\S+\.(?:cc|h):\d+ (?:(?:\S+ )?[\w:~]+\([^()]*\)|\w+) "
+)
+"""What ONNX Runtime's errors have in front, and where in its source it raised them."""
+
 
 def text_of(error: BaseException) -> str:
-    """Return an exception's text, whatever it is: without surrogates, and cut when it is long."""
+    """Return an exception's text, whatever it is: without surrogates, and cut when it is long.
+
+    So is what frameworks say of themselves: TorchScript's traceback, ONNX Runtime's source lines.
+    """
     try:
         text = str(error)
     except BaseException as raised:  # a border: a model's own `__str__`, the text says that
         text = f"its text raises {type(raised).__name__}"
+    if SCRIPT_TRACE in text:
+        text = text.strip().splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
+    if ONNX_RUNTIME_MARK in text:
+        text = ONNX_RUNTIME.sub("", text)
     if len(text) > LONGEST_ERROR_TEXT:
         text = f"{text[:KEPT_ERROR_TEXT]}... ({len(text)} characters)"
     return text.encode(errors="backslashreplace").decode()

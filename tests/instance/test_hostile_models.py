@@ -12,7 +12,7 @@ from formats_repository import add_format
 from waiting import wait_until
 from worker_processes import Served, numbers, seen
 
-from shared.errors import ModelFailed
+from shared.errors import ModelFailed, described, text_of
 from shared.settings import Settings
 
 MODEL = r'''
@@ -171,3 +171,41 @@ def test_why_it_cannot_be_loaded_is_said_and_it_is_tried_again(
     with running_worker(settings, wait_ready=False), seen(settings, "broken") as broken:
         wait_until(lambda: any(said in record.reason for record in broken.records()), 60, said)
         wait_until(lambda: any(r.id.endswith(".2") for r in broken.records()), 60, "a second try")
+
+
+def test_what_a_script_says_is_told_without_its_traceback() -> None:
+    """As `torch.jit` raises it, here for a matrix of another type."""
+    traced = (
+        "The following operation failed in the TorchScript interpreter.\n"
+        "Traceback of TorchScript, serialized code (most recent call last):\n"
+        '  File "code/__torch__.py", line 10, in forward\n    ~~~~~~ <--- HERE\n'
+        "RuntimeError: mat1 and mat2 must have the same dtype, but got Long and Float\n"
+    )
+
+    said = "RuntimeError: mat1 and mat2 must have the same dtype, but got Long and Float"
+    assert described(RuntimeError(traced)) == said
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Load model from /m/model.onnx failed:/src/core/graph/"
+            "model.cc:256 a::Model::Model(onnx::ModelProto&&, const a::Path&) Unsupported version",
+            "Unsupported version",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Load model from /m failed:/src/load_utils.h:46 void "
+            "a::Check(const std::map<std::string, int>&, int) ONNX Runtime supports 26",
+            "ONNX Runtime supports 26",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : It failed. Error: utils.cc:461 Validate It is missing",
+            "It failed. Error: It is missing",
+        ),
+        ("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got: 3 Expected: 2", "Got: 3 Expected: 2"),
+        ("line model.h:3 is mine", "line model.h:3 is mine"),
+    ],
+)
+def test_what_onnx_runtime_says_is_told_without_lines_of_its_source(raised: str, told: str) -> None:
+    assert text_of(ValueError(raised)) == told

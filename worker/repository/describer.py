@@ -19,6 +19,7 @@ from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from shared.errors import text_of
 from worker.repository.config.description import Described, Description, import_framework, read
 
 LONGEST_SECONDS = 300
@@ -135,7 +136,7 @@ def _answer(file: Path) -> str:
     try:
         return json.dumps(read(file)._asdict())
     except Exception as error:  # a border: whatever the file does to its reader is the answer
-        said = str(error).strip() or type(error).__name__
+        said = text_of(error).strip() or type(error).__name__
         return json.dumps({"error": said.splitlines()[0]})
 
 
