@@ -82,7 +82,12 @@ class TokenizerCache:
                 content = self._assets.asset(text.tokenizer)
                 if content is None:
                     raise ModelNotReady("the model's tokenizer is not in the registry yet")
-                found = Tokenizer.from_buffer(content)
+                try:
+                    found = Tokenizer.from_buffer(content)
+                except Exception as error:  # a border: the library has no class for what it refuses
+                    raise ModelNotReady(
+                        f"the model's tokenizer is none of the `tokenizers` library: {error}"
+                    ) from error
                 found.no_padding()
                 side = "left" if text.cut_left else "right"
                 found.enable_truncation(text.max_length, direction=side)

@@ -15,6 +15,7 @@ from worker.repository.models import model_names, read_model
 INPUT = 'input [ { name: "x" data_type: TYPE_FP32 dims: [4] } ]\n'
 OUTPUT = 'output [ { name: "y" data_type: TYPE_FP32 dims: [3] } ]\n'
 PLATFORM = 'platform: "pytorch_libtorch"\n'
+TOKENIZER = '{"model": {"vocab": {}}}'
 GOOD = PLATFORM + "max_batch_size: 8\n" + INPUT + OUTPUT
 PICTURE = (
     PLATFORM
@@ -61,7 +62,7 @@ def model(tmp_path: Path) -> Path:
     (directory / "1").mkdir(parents=True)
     (directory / "1" / "model.pt").write_bytes(b"model")
     (directory / "labels.txt").write_text("zero\none \n\ntwo\n")
-    (directory / "tokenizer.json").write_text("{}")
+    (directory / "tokenizer.json").write_text(TOKENIZER)
     return directory
 
 
@@ -274,9 +275,17 @@ def test_a_text_model_brings_its_tokenizer(model: Path) -> None:
 
     served = read_model(model.parent, "m")
 
-    assert served.asset == b"{}"
+    assert served.asset == TOKENIZER.encode()
     assert served.spec.text is not None
     assert (served.spec.text.max_length, served.spec.text.truncate) == (64, False)
+
+
+def test_a_tokenizer_without_a_model_of_its_own_is_refused(model: Path) -> None:
+    (model / "config.pbtxt").write_text(text())
+    (model / "tokenizer.json").write_text("{}")
+
+    with pytest.raises(BadModel, match=r'tokenizer\.json: the tokenizer has no "model"'):
+        read_model(model.parent, "m")
 
 
 @pytest.mark.parametrize(("said", "found"), [({}, 9), ({"max_length": "5"}, 5)])

@@ -126,7 +126,7 @@ def test_labels_and_tokenizers_are_looked_at(
 ) -> None:
     text_model(models, "words", max_length=8, truncate=True)
     (models / "words" / "labels.txt").write_text("negative\n")
-    (models / "words" / "tokenizer.json").write_text("{}")
+    (models / "words" / "tokenizer.json").write_text('{"model": {}}')
 
     code, lines = check(capsys, models)
 

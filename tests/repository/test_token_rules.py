@@ -150,7 +150,7 @@ def test_the_largest_id_that_pads_is_what_the_input_holds(
 ) -> None:
     text_model(tmp_path, "m", max_length=8, truncate=True, datatype=datatype)
     config, own = tmp_path / "m" / "config.json", tmp_path / "m" / "tokenizer.json"
-    own.write_text("{}")
+    own.write_text('{"model": {}}')
 
     config.write_text(json.dumps({"pad_token_id": largest}))
     assert read_model(tmp_path, "m").spec.inputs_by_name["input_ids"].pad == largest

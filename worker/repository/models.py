@@ -192,6 +192,8 @@ def _text(config: ModelConfig, directory: Path) -> tuple[ModelSpec, bytes]:
         filename = config.parameters.get("tokenizer", "tokenizer.json")
         file = directory / plain_name("tokenizer", filename)
         tokenizer, rules, inputs = read_tokenizer(file, config.spec.inputs)
+        if not rules.splits:
+            raise BadModel(f'{file}: the tokenizer has no "model", which makes tokens of texts')
         text = TextInput(
             tokenizer=asset_digest(tokenizer.encode()),
             max_length=token_limit(config.spec, rules.max_length),

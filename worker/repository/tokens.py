@@ -40,7 +40,10 @@ LONGEST_LENGTH = 1_000_000
 
 
 class TokenRules(NamedTuple):
-    """The token that pads, its type, the sides, and the length that a tokenizer cuts at, if any."""
+    """The token that pads, its type, the sides, and the length that a tokenizer cuts at, if any.
+
+    `splits` says that the file has what makes tokens of texts.
+    """
 
     pad_id: int = 0
     pad_type_id: int = 0
@@ -48,6 +51,7 @@ class TokenRules(NamedTuple):
     pad_multiple: int = 1
     cut_left: bool = False
     max_length: int | None = None
+    splits: bool = True
 
 
 def read_tokenizer(
@@ -88,6 +92,7 @@ def token_rules(tokenizer: str, directory: Path) -> TokenRules:
         pad_multiple=max(1, _number(padding.get("pad_to_multiple_of")) or 1),
         cut_left=_is_left(cutting.get("direction") or beside.get("truncation_side")),
         max_length=_length(cutting.get("max_length")) or _length(beside.get("model_max_length")),
+        splits=isinstance(own.get("model"), dict),
     )
 
 
