@@ -149,9 +149,9 @@ def test_a_mistake_in_a_config_keeps_its_line(model: Path) -> None:
 
 def test_a_tokenizer_is_kept_without_its_mark(model: Path) -> None:
     (model / "config.pbtxt").write_text(TEXT)
-    (model / "tokenizer.json").write_bytes(codecs.BOM_UTF8 + '{"ä": 1}'.encode())
+    (model / "tokenizer.json").write_bytes(codecs.BOM_UTF8 + '{"model": {"ä": 1}}'.encode())
 
-    assert read_model(model.parent, "m").asset == '{"ä": 1}'.encode()
+    assert read_model(model.parent, "m").asset == '{"model": {"ä": 1}}'.encode()
 
 
 def test_a_tokenizer_in_another_encoding_is_named(model: Path) -> None:
@@ -180,3 +180,9 @@ def test_a_mark_before_an_override_is_none_of_it(model: Path) -> None:
     config = read_model(model.parent, "m", override=f"\ufeff{override}")
 
     assert config.spec.max_batch_size == 3
+
+
+def test_labels_that_are_missing_are_named(model: Path) -> None:
+    (model / "labels.txt").unlink()
+
+    assert problem(model) == f"{model}/labels.txt: no such file"

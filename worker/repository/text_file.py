@@ -33,6 +33,9 @@ def read_lines(path: Path) -> tuple[str, ...]:
 
     Lines end at line feeds alone, not at whatever Unicode has besides. An empty one counts.
     """
-    text = read_text(path)
+    try:
+        text = read_text(path)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise BadModel(f"{path}: no such file") from error
     lines = text.removesuffix("\n").split("\n") if text else []
     return tuple(line.strip(" \t\r") for line in lines)
