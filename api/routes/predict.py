@@ -26,6 +26,8 @@ blueprint = Blueprint("predict", __name__)
 DEFAULT_TOP_K = 3
 MAX_TOP_K = 1000
 MAX_LISTED = 10
+SENT = {"image": "a picture", "text": '{"text": "..."}', "tensor": '{"input_tensor": rows}'}
+"""The body for each kind of input."""
 
 
 @blueprint.post("/predict")
@@ -116,7 +118,9 @@ def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
     if name is not None:
         spec = catalog.serving(name, checked_version(version))
         if kind not in ("tensor", spec.input_kind):
-            raise BadRequest(f"'{name}' takes {spec.input_kind} input, not {kind}")
+            raise BadRequest(
+                f"'{name}' takes {spec.input_kind} input, not {kind}: send {SENT[spec.input_kind]}"
+            )
         return spec
     fitting = [spec.name for spec in catalog.specs() if spec.input_kind == kind]
     if len(fitting) != 1:

@@ -31,6 +31,7 @@ from shared.settings import Settings
 from shared.wire.client import connect
 
 INFER = "/v2/models/numbers/infer"
+TENSOR_SENT = """: send {"input_tensor": rows}"""
 FREE_INFER = "/v2/models/free/infer"
 NUMBERS = spec("numbers", TensorSpec(name="x", datatype="FP32", dims=(4,)))
 FREE = spec("free", TensorSpec(name="rows", datatype="FP32", dims=(-1,)))
@@ -542,7 +543,7 @@ def test_an_input_tensor_for_a_model_of_two_inputs_is_refused(client: FlaskClien
 def test_text_for_a_model_of_numbers_is_refused(client: FlaskClient) -> None:
     message = refusal(client.post("/predict/numbers", json={"text": "hello"}))
 
-    assert message == "'numbers' takes tensor input, not text"
+    assert message == "'numbers' takes tensor input, not text" + TENSOR_SENT
 
 
 def test_predict_without_a_name_lists_the_candidates(client: FlaskClient) -> None:
@@ -718,4 +719,4 @@ def test_one_bad_picture_among_several_is_named(client: FlaskClient) -> None:
 def test_a_picture_for_a_model_of_numbers_is_refused(client: FlaskClient) -> None:
     response = client.post("/predict/numbers", data=png(Image.new("RGB", (8, 8))))
 
-    assert refusal(response) == "'numbers' takes tensor input, not image"
+    assert refusal(response) == "'numbers' takes tensor input, not image" + TENSOR_SENT

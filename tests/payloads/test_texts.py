@@ -182,7 +182,7 @@ def test_top_k_limits_the_classes_named(client: FlaskClient) -> None:
 def test_a_picture_for_a_text_model_is_refused(client: FlaskClient) -> None:
     message = refusal(client.post("/predict/counts", data=b"GIF89a"))
 
-    assert message == "'counts' takes text input, not image"
+    assert message == """'counts' takes text input, not image: send {"text": "..."}"""
 
 
 def test_token_ids_through_v2_are_answered(client: FlaskClient) -> None:
