@@ -8,11 +8,13 @@ import pytest
 from ferry_processes import running_worker
 from formats_repository import OWN, add_format
 from triton_models import ASYNC_BLS, BLS
+from versioned_models import add_model
 from worker_processes import Served, numbers, seen
 
 from shared.errors import BadRequest
 from shared.settings import Settings
 
+FIRST_VALUE = 'int(pb_utils.get_input_tensor_by_name(request, "x").as_numpy()[0, 0])'
 BROKEN = OWN.replace("return", "raise ValueError('is broken')\n        return")
 
 
@@ -22,6 +24,10 @@ def settings(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     add_format(repository, "torchscript", "double")
     add_format(repository, "python", "broken").write_text(BROKEN)
     add_format(repository, "triton_python", "passes").write_text(BLS.replace("other", "double"))
+    add_model(repository, "times", 1, 2, more="version_policy: { all {} }")
+    named = BLS.replace("inputs=", f"model_version={FIRST_VALUE}, inputs=")
+    for name, code in (("names", named), ("names_none", BLS)):
+        add_format(repository, "triton_python", name).write_text(code.replace("other", "times"))
     file = add_format(repository, "triton_python", "asks")
     file.write_text(ASYNC_BLS)
     (file.parent / "shared.py").write_text("STEPS = 3\n")
@@ -39,6 +45,18 @@ def asks(settings: Settings) -> Iterator[Served]:
 def test_another_model_s_answer_is_its_own(settings: Settings) -> None:
     with seen(settings, "passes") as passes:
         assert numbers(passes.push(3.0).wait()).tolist() == [[6.0, 6.0]]
+
+
+@pytest.mark.parametrize(
+    ("model", "value", "expected"),
+    [("names", 1.0, 1.0), ("names", 2.0, 4.0), ("names_none", 1.0, 2.0)],
+)
+def test_the_version_that_it_names_answers_though_another_serves(
+    settings: Settings, model: str, value: float, expected: float
+) -> None:
+    """Version v answers v times what it is given; 2 takes the requests that name none."""
+    with seen(settings, model) as asking:
+        assert numbers(asking.push(value).wait()).tolist() == [[expected, expected]]
 
 
 def test_a_coroutine_asks_several_times_at_once(asks: Served) -> None:

@@ -153,6 +153,19 @@ def test_a_replayed_request_is_run_again_and_its_answer_can_be_read(
     assert [found["id"] for found in printed(capsys, "list")] == [dead]
 
 
+def test_a_request_is_replayed_to_a_version_that_was_replaced_and_stands_by(
+    redis: Redis, wire: Wire, keys: QueueKeys, dead: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As those that name it; a queue that takes none at all says so."""
+    redis.set(keys.elsewhere, "unnamed")
+    printed(capsys, "replay", dead)
+    assert len(WorkQueue(wire, keys, "i-0.2", result_ttl_seconds=5.0).claim(1, 0.0)) == 1
+
+    redis.set(keys.elsewhere, "all")
+    assert main(["dead", "replay", dead]) == 1
+    assert "version" in capsys.readouterr().err
+
+
 def test_the_answer_is_written_as_the_first_route_would_have(
     settings: Settings,
     redis: Redis,

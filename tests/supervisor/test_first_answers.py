@@ -165,6 +165,23 @@ def test_who_names_the_version_has_it_and_is_told_again(server: Server) -> None:
     server.ask_until("wished", "1")
 
 
+def test_a_version_that_was_taken_back_can_be_tried_out_again(server: Server) -> None:
+    """By a split, or as a shadow; when that ends, the version before has all requests."""
+    replace(server, "tried")
+    server.ask_until("tried", "1")
+    only_first, both = {(200, "1")}, {(200, "1"), (200, "2")}
+
+    server.control.split("tried", {"1": 50, "2": 50})
+    assert {server.ask("tried", 2.0) for _ in range(40)} == both
+    server.control.split("tried", {})
+    assert {server.ask("tried", 2.0) for _ in range(20)} == only_first
+    server.control.shadow("tried", "2")
+    assert {server.ask("tried") for _ in range(20)} == only_first
+    server.control.shadow("tried", "")
+    assert {server.ask("tried") for _ in range(20)} == only_first
+    assert server.reason("tried", "1") == ""
+
+
 def test_a_version_that_answers_is_left_where_it_is(server: Server) -> None:
     replace(server, "good", "False")
 
