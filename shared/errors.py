@@ -42,7 +42,8 @@ def text_of(error: BaseException) -> str:
     except BaseException as raised:  # a border: a model's own `__str__`, the text says that
         text = f"its text raises {type(raised).__name__}"
     if SCRIPT_TRACE in text:
-        text = text.strip().splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
+        _, found, said = text.rpartition(f"\n{type(error).__name__}: ")
+        text = said.strip() if found else text.strip().splitlines()[-1]
     if ONNX_RUNTIME_MARK in text:
         text = ONNX_RUNTIME.sub("", text)
     if len(text) > LONGEST_ERROR_TEXT:

@@ -180,9 +180,10 @@ def test_what_a_script_says_is_told_without_its_traceback() -> None:
         "Traceback of TorchScript, serialized code (most recent call last):\n"
         '  File "code/__torch__.py", line 10, in forward\n    ~~~~~~ <--- HERE\n'
         "RuntimeError: mat1 and mat2 must have the same dtype, but got Long and Float\n"
+        "and more\n"
     )
 
-    said = "RuntimeError: mat1 and mat2 must have the same dtype, but got Long and Float"
+    said = "RuntimeError: mat1 and mat2 must have the same dtype, but got Long and Float\nand more"
     assert described(RuntimeError(traced)) == said
 
 
