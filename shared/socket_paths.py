@@ -1,7 +1,8 @@
-"""Finds a directory with a path so short that unix sockets in it have room for theirs."""
+"""Finds a directory with a path short enough for unix sockets, and misses semaphores in time."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 
@@ -32,3 +33,15 @@ def socket_base() -> str:
         f"written and has a path short enough for a socket's "
         f"({MAX_SOCKET_PATH_BYTES - NAME_BYTES} bytes)"
     )
+
+
+def no_semaphores() -> str:
+    """Return why this machine gives processes no semaphores to share, empty when it does."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        return (
+            f"/dev/shm: {error.strerror}; mount a file system there that can be written, "
+            "as `docker run --tmpfs /dev/shm` does"
+        )
+    return ""

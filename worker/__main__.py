@@ -8,7 +8,7 @@ import tempfile
 
 from shared.errors import BadModel, BadSetting
 from shared.settings import NO_TELEMETRY, start
-from shared.socket_paths import socket_base
+from shared.socket_paths import no_semaphores, socket_base
 from shared.wire.server_check import check_server
 from worker.supervisor.supervisor import Supervisor
 
@@ -18,6 +18,8 @@ def main() -> int:
     try:
         settings = start(os.environ)
         check_server(settings)
+        if fault := no_semaphores():
+            raise BadSetting(fault)
         # OpenMP's threads would otherwise spin after each forward pass, on cores the API needs:
         # twice the CPU for a small model. Read when torch loads, in the processes started later.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import multiprocessing
 import os
 import signal
 import socket
@@ -27,6 +26,7 @@ from ferry.up.readiness import Announcer
 from ferry.up.reaper import Reaper
 from shared.errors import BadSetting
 from shared.settings import Settings, mention_service_links, service_links
+from shared.socket_paths import no_semaphores
 from shared.wire.client import connect, public_url
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,8 @@ def _check_surroundings(settings: Settings) -> None:
 
 def check_free(settings: Settings) -> None:
     """Raise CannotStart when a port is taken, or the Redis that is named does not answer."""
-    _check_semaphores()
+    if fault := no_semaphores():
+        raise CannotStart(fault)
     ports = {
         "FERRY_PORT": (settings.host, settings.port),
         "FERRY_GRPC_PORT": (settings.host, settings.grpc_port),
@@ -124,17 +125,6 @@ def check_free(settings: Settings) -> None:
 
         check_server(settings)
         _check_redis(settings.redis_url)
-
-
-def _check_semaphores() -> None:
-    """Make one, as honcho's queue between the processes does."""
-    try:
-        multiprocessing.Lock()
-    except OSError as error:
-        raise CannotStart(
-            f"/dev/shm: {error.strerror}; mount a file system there that can be written, "
-            "as `docker run --tmpfs /dev/shm` does"
-        ) from error
 
 
 def _check_port(variable: str, host: str, port: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import tempfile
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from shared.errors import BadSetting
 from shared.settings import Settings
 from shared.socket_paths import MAX_SOCKET_PATH_BYTES, NAME_BYTES, socket_base
 from shared.wire.client import connect
+from worker import __main__ as worker_entry
 
 LONGEST = MAX_SOCKET_PATH_BYTES - NAME_BYTES
 
@@ -65,3 +68,18 @@ def test_it_is_said_when_nothing_does(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(BadSetting, match="TMPDIR='/proc/nowhere': neither it nor /proc/no, "):
         socket_base()
+
+
+def test_a_worker_without_semaphores_says_so_in_one_sentence(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none() -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setattr(multiprocessing, "Lock", none)
+
+    assert worker_entry.main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("worker: /dev/shm: Read-only file system; mount a file system there")
+    assert said.count("\n") == 1
