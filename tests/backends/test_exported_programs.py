@@ -208,6 +208,10 @@ def _operator(graph: Any, code: str) -> None:
     node["target"] = "torch.serialization.os.system"
 
 
+def _file(graph: Any, code: str) -> None:
+    graph["graph_module"]["graph"]["nodes"][0]["target"] = "torch.ops.aten.from_file.default"
+
+
 def _argument(graph: Any, code: str) -> None:
     for entry in graph["graph_module"]["module_call_graph"]:
         if entry["signature"]:
@@ -240,6 +244,7 @@ def _factory(graph: Any, code: str) -> None:
         (_size, "the program's size .* none that torch.export writes"),
         (_symbol, "the program's size .* none that torch.export writes"),
         (_operator, "the program's operator 'torch.serialization.os.system'"),
+        (_file, "'torch.ops.aten.from_file.default' reads or writes a file"),
         (_argument, "the program's argument "),
         (_node, "the program's name "),
         (_factory, "the program's module 'pathlib'"),

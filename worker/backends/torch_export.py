@@ -278,6 +278,8 @@ def _check_operator(name: str) -> None:
     """Raise BadModel unless a name is that of an operator; torch calls any function by its path."""
     own: Any = serialize
     found = own.GraphModuleDeserializer().deserialize_operator(name)
+    if isinstance(found, torch._ops.OpOverload) and _names_a_file(found):
+        raise BadModel(f"the program's operator {name!r} reads or writes a file of this machine")
     kinds = (
         str,  # not found, which torch says itself
         torch._ops.OpOverload,
@@ -292,6 +294,12 @@ def _check_operator(name: str) -> None:
         return
     if getattr(found, "__module__", "") not in {"math", PREDISPATCH}:
         raise _code("operator", name)
+
+
+def _names_a_file(operator: torch._ops.OpOverload) -> bool:
+    """Tell whether an operator takes a file's name, as `aten::from_file` does, which may write."""
+    arguments = operator._schema.arguments
+    return any("str" in str(each.type) and "file" in each.name for each in arguments)
 
 
 def _check_expression(text: str) -> None:
