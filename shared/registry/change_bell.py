@@ -23,28 +23,31 @@ class ChangeBell:
         """Use the connection settings of `client`; opens nothing before `listen`."""
         self._wire = open_wire(client)
         self._channel = RegistryKeys(prefix).changed
-        self._is_refused = False
+        self._is_deaf = False
 
     @property
     def descriptor(self) -> int | None:
         """Return what can be read when it rings, None while it does not listen."""
         opened = self._wire.plain_socket()
-        return None if opened is None or self._is_refused else opened.fileno()
+        return None if opened is None else opened.fileno()
 
     def listen(self) -> None:
         """Connect, unless it is: from then on it rings. Raises RedisError.
 
-        It does not over TLS, whose layer may hold what `poll` cannot see, nor where Redis does not
-        let us listen: who asks looks more often then.
+        It never does over TLS, whose layer may hold what `poll` cannot see, nor where Redis does
+        not let us listen: then there is no `descriptor`, and who asks looks more often.
         """
-        if self._is_refused or self._wire.is_open:
+        if self._is_deaf or self._wire.is_open:
             return
         self._wire.send(("SUBSCRIBE", self._channel))
         try:
             self._wire.reply()
         except ResponseError as error:
             log.warning("changes are looked for instead of heard of: %s", error)
-            self._is_refused = True
+            self._wire.close()
+        if self.descriptor is None:
+            self._is_deaf = True
+            self._wire.close()  # else Redis would keep for us what nobody reads
 
     def read(self) -> None:
         """Take in what was said, so that it can ring again; a lost connection closes it."""

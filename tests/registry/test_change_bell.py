@@ -88,3 +88,15 @@ def test_who_may_not_listen_or_speak_is_told_once_and_writes_all_the_same(
     assert [record.message for record in caplog.records if "heard" in record.message] == [
         "changes are looked for instead of heard of: NOPERM No permissions to access a channel"
     ]
+
+
+def test_over_tls_nothing_is_listened_to(
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bell = ChangeBell(redis, settings.key_prefix)
+    monkeypatch.setattr("shared.wire.wire.Wire.plain_socket", lambda self: None)
+    bell.listen()
+    bell.listen()
+
+    assert bell.descriptor is None
+    assert redis.pubsub_numsub(f"{settings.key_prefix}:changed")[0][1] == 0
