@@ -21,9 +21,10 @@ from shared.errors import LoadFailed
 from shared.operations.model_control import ModelControl
 from shared.registry.registry import Registry
 from shared.registry.repository_index import repository_index
+from shared.request_queue.model_statistics import Outcomes
 from shared.settings import Settings
 from shared.wire.client import connect
-from worker.supervisor.first_answers import MAX_JUDGED_COUNT, MIN_FAILED_COUNT
+from worker.supervisor.first_answers import MAX_JUDGED_COUNT, MIN_FAILED_COUNT, is_worse
 
 CONFIG = """
 backend: "python" max_batch_size: 8
@@ -138,6 +139,39 @@ def test_requests_go_back_to_a_version_whose_directory_is_gone(server: Server) -
     server.control.use("moved", "2")
     server.control.use("moved", "1")
     assert server.ask("moved") == (200, "1")
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "expected"),
+    [
+        ((0, 5), (1000, 0), True), ((0, 4), (1000, 0), False),
+        ((19, 5), (1000, 0), True), ((21, 5), (1000, 0), False),
+        # Clients that ask nonsense do so of both.
+        ((19, 5), (850, 150), False), ((10, 5), (850, 150), True), ((0, 50), (0, 1000), False),
+        ((2, 98), (50, 50), False),
+        # Of the one before little is known.
+        ((19, 5), (19, 0), False), ((4, 5), (0, 0), True), ((4, 5), (5, 5), False),
+    ],
+)  # fmt: skip
+def test_a_version_is_worse_that_fails_much_more_of_its_first_requests(
+    new: tuple[int, int], old: tuple[int, int], expected: bool
+) -> None:
+    assert is_worse(Outcomes(*new), Outcomes(*old)) is expected
+
+
+def test_a_version_that_fails_some_of_what_clients_ask_gives_all_back(server: Server) -> None:
+    """A third of it: rows whose first value is 1."""
+    server.add("some", 1)
+    server.control.load("some")
+    assert {server.ask("some", x) for x in range(1, 31)} == {(200, "1")}
+    server.add("some", 2, ONES)
+    server.control.load("some")
+
+    found = [server.ask("some", x % 3) for x in range(1, 41)]
+
+    assert (200, "2") in found and (500, "") in found
+    by_first = {(200, "1")}
+    wait_until(lambda: {server.ask("some", x) for x in (1, 2, 3)} == by_first, 10, "they go back")
 
 
 def test_a_higher_version_takes_over_from_what_was_taken_back(server: Server) -> None:

@@ -16,6 +16,10 @@ log = logging.getLogger(__name__)
 
 MIN_FAILED_COUNT = 5
 """Failures from which on a version is judged."""
+LEAST_SHARE, TIMES_WORSE = 0.2, 2.0
+"""The share of failures from which on a version is worse, and how many times the usual one."""
+MIN_KNOWN_COUNT, LEAST_SHARE_OF_UNKNOWN = 20, 0.5
+"""Below so many answers of the version before its usual share is not known."""
 MAX_JUDGED_COUNT = 100
 """Answers after which a version is trusted."""
 UNASKED_LOOK_SECONDS = 0.5
@@ -25,9 +29,8 @@ UNASKED_LOOK_SECONDS = 0.5
 class FirstAnswers:
     """Compares what the version that took over answers with what the one before did.
 
-    Requests go back as soon as it has failed more than it answered, five at least, and the one
-    before has not: clients that ask nonsense are no reason. Only the supervisor that decides where
-    requests go looks.
+    Requests go back as soon as `is_worse`. Only the supervisor that decides where requests go
+    looks.
     """
 
     def __init__(self, store: DesiredStore) -> None:
@@ -57,7 +60,7 @@ class FirstAnswers:
         for (name, pair), new, old in zip(watched.items(), found[::2], found[1::2], strict=True):
             first = self._counted_before[pair] = before.get(pair, new)
             since = Outcomes(new.answered - first.answered, new.failed - first.failed)
-            if _is_worse(since, old):
+            if is_worse(since, old):
                 self._take_back(name, pair, since, state.desired.get(name, Desired()).generation)
             elif sum(since) >= MAX_JUDGED_COUNT:
                 self._trust(name, pair, state)
@@ -106,10 +109,20 @@ def _judged(serving: Serving) -> tuple[str, str] | None:
     return (new, old) if is_other and not versions & serving.taken_back.keys() else None
 
 
-def _is_worse(new: Outcomes, old: Outcomes) -> bool:
-    return (
-        new.failed >= MIN_FAILED_COUNT and new.failed > new.answered and old.failed <= old.answered
-    )
+def is_worse(new: Outcomes, old: Outcomes) -> bool:
+    """Tell whether a version's first answers are failures that the one before would not have had.
+
+    Clients that ask nonsense fail with both; of one that was hardly asked it is not known.
+    """
+    if new.failed < MIN_FAILED_COUNT:
+        return False
+    usual = _failed_share(old)
+    least = LEAST_SHARE if sum(old) >= MIN_KNOWN_COUNT else LEAST_SHARE_OF_UNKNOWN
+    return _failed_share(new) > max(least, TIMES_WORSE * usual)
+
+
+def _failed_share(found: Outcomes) -> float:
+    return found.failed / sum(found) if sum(found) else 0.0
 
 
 def _version(key: str) -> str:
