@@ -29,7 +29,7 @@ from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
 from shared.wire.client import connect
 
-READY_TIMEOUT_SECONDS = 30.0
+READY_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 45.0
 """gunicorn lets requests finish until their deadline, 30 seconds."""
 

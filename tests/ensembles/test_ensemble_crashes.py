@@ -18,6 +18,7 @@ from waiting import wait_until
 from worker_processes import Served, runs, seen
 
 from api.app import create_app
+from shared.registry.snapshot import InstanceRecord
 from shared.settings import Settings
 
 CLIENTS = 16
@@ -91,8 +92,13 @@ def load(app: Flask) -> Iterator[Load]:
 
 def kill_while_it_works(model: Served) -> None:
     """Kill an instance with work in its hands; return when another one is ready."""
-    victim = model.holder()
-    os.kill(victim.pid, signal.SIGKILL)
+    struck = list[InstanceRecord]()
+    wait_until(
+        lambda: struck.append(model.holder()) or model.kill_if_it_holds_work(struck[-1]),
+        30,
+        "one is killed in mid-batch",
+    )
+    victim = struck[-1]
     wait_until(lambda: not runs(victim.pid), 10, "it is dead")
     wait_until(lambda: [each for each in model.ready() if each.id != victim.id], 30, "another one")
 

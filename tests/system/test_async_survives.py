@@ -89,6 +89,8 @@ def test_requests_accepted_by_a_process_that_is_killed_are_answered(ferry: Ferry
 def test_requests_accepted_before_the_worker_is_killed_are_answered(ferry: Ferry) -> None:
     locations = accept(ferry)
 
-    os.kill(ferry.slow.holder().pid, signal.SIGKILL)
+    wait_until(
+        lambda: ferry.slow.kill_if_it_holds_work(ferry.slow.holder()), 10, "one is killed at work"
+    )
 
     assert sorted(all_answered(ferry, locations)) == [1] * (COUNT - 1) + [2]

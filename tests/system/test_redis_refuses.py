@@ -91,7 +91,7 @@ class Troubled:
         for path, body, headers in WAYS.values():
             began = time.monotonic()
             response = self.client.post(path, json=body, headers=headers)
-            assert time.monotonic() - began < 10.0  # the request's own time is 20 s
+            assert time.monotonic() - began < 10.0  # the request's own time is 60 s
             assert reason in refusal(response, 503, "redis_unavailable")
             assert response.headers["Retry-After"] == "1"
         return True
@@ -105,7 +105,7 @@ class Troubled:
 def troubled(directory: Path, **fields: Any) -> Iterator[Troubled]:
     server = spawn(directory, directory / "s", start_ignoring_limits)
     wait_until_answers(server)
-    settings = Settings(redis_url=server.url, request_timeout_seconds=20.0)
+    settings = Settings(redis_url=server.url, request_timeout_seconds=60.0)
     with ExitStack() as stack:
         servers = [server]
 

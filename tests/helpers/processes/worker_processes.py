@@ -72,17 +72,21 @@ class Served:
     def kill_in_mid_batch(self, value: float) -> tuple[PendingRequest, InstanceRecord]:
         """Ask for `value` and kill the instance that computes it; return the request and its id.
 
-        The instance is halted first: one that has published by then is not in mid-batch, and
-        `value` is asked for again.
+        One that has published before it was killed was not in mid-batch, and `value` is asked for
+        again.
         """
         while True:
             asked, victim = self.push(value), self.holder()
-            os.kill(victim.pid, signal.SIGSTOP)
-            held = victim.id in self.holders()
-            os.kill(victim.pid, signal.SIGKILL if held else signal.SIGCONT)
-            if held:
+            if self.kill_if_it_holds_work(victim):
                 return asked, victim
             asked.wait()
+
+    def kill_if_it_holds_work(self, victim: InstanceRecord) -> bool:
+        """Kill an instance, unless it holds nothing once it is halted; tell which."""
+        os.kill(victim.pid, signal.SIGSTOP)
+        held = victim.id in self.holders()
+        os.kill(victim.pid, signal.SIGKILL if held else signal.SIGCONT)
+        return held
 
 
 @contextmanager
