@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,7 +35,7 @@ EXAMPLES = "10"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run pytest once for each server; 1 when a test fails, or when CI has no server."""
+    """Run pytest once for each server, at once; 1 when a test fails, or when CI has no server."""
     found = sorted(servers(), key=version)
     if not found:
         print(
@@ -42,17 +43,33 @@ def main(arguments: Sequence[str]) -> int:
             "apt-get install redis-server"
         )
         return 1 if os.environ.get("CI") else 0
-    failed = 0
-    for number, server in enumerate(found):
-        print(f"tests on Redis {'.'.join(map(str, version(server)))}: {server}", flush=True)
-        tests = SCRIPTS if number else OLDEST_ONLY + SCRIPTS
-        command = [sys.executable, "-m", "pytest", "-q", *arguments, *tests]
-        failed |= subprocess.run(
-            command,
-            env={"STATE_EXAMPLES": EXAMPLES} | os.environ | {VARIABLE: str(server)},
-            check=False,
-        ).returncode
+    failed = False
+    with ThreadPoolExecutor() as pool:  # side by side: most of it waits for processes
+        runs = [
+            pool.submit(_tested, server, SCRIPTS if number else OLDEST_ONLY + SCRIPTS, arguments)
+            for number, server in enumerate(found)
+        ]
+        for server, run in zip(found, runs, strict=True):
+            done = run.result()
+            print(f"tests on Redis {'.'.join(map(str, version(server)))}: {server}")
+            print(done.stdout, flush=True)
+            failed |= done.returncode != 0
+    print(f"tests on older Redis servers: {'FAILED' if failed else 'passed'}")
     return 1 if failed else 0
+
+
+def _tested(
+    server: Path, tests: Sequence[str], arguments: Sequence[str]
+) -> subprocess.CompletedProcess[str]:
+    """Run tests on one server; return pytest's end, and what it said."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *arguments, *tests],
+        env={"STATE_EXAMPLES": EXAMPLES} | os.environ | {VARIABLE: str(server)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
 
 
 def servers() -> Iterator[Path]:
