@@ -21,21 +21,28 @@ STOP_SECONDS = 10.0
 START_SECONDS = 30.0
 
 # One process of the Procfile: notes its start and its end, and whether Valkey was there still.
+# fast: it imports little, since a hundred of them are started.
 PROCESS = """
-import http.server, os, signal, subprocess, sys, threading, time
-import redis
+import os, signal, sys, time
 name, log, mode = sys.argv[1:]
-valkey = redis.Redis.from_url(os.environ["REDIS_URL"])
+def ping():
+    import socket
+    with socket.socket(socket.AF_UNIX) as valkey:
+        valkey.connect(os.environ["REDIS_URL"].removeprefix("unix://"))
+        valkey.sendall(b"PING\\r\\n")
+        return valkey.recv(100) == b"+PONG\\r\\n"
 def note(what):
     with open(log, "a") as file:
         file.write(f"{what} {name} {os.getpid()}\\n")
 def stop(number, frame):
-    note("stopped" if valkey.ping() else "alone")
+    note("stopped" if ping() else "alone")
     sys.exit(0)
 signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "stubborn" else stop)
 if mode == "parent":
+    import subprocess
     subprocess.Popen([sys.executable, "-c", "import os, time; os.setpgrp(); time.sleep(600)"])
 if mode == "http":
+    import http.server, threading
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
@@ -90,9 +97,8 @@ class FerryUp:
             )
 
     def _line(self, name: str, mode: str) -> str:
-        return (
-            f"{name}: exec {sys.executable} {self.directory}/process.py {name} {self.log} {mode}\n"
-        )
+        program = f"{sys.executable} -S {self.directory}/process.py"
+        return f"{name}: exec {program} {name} {self.log} {mode}\n"
 
     def _settings(self) -> dict[str, str]:
         name, _, value = self.mark.partition("=")
