@@ -16,7 +16,7 @@ import pytest
 from ferry_processes import ROOT, SAMPLES, running_worker
 from flask import Flask
 from flask.testing import FlaskClient
-from forks import Forks
+from forks import FORKS
 from two_ends import TwoEnds
 
 from api.app import create_app
@@ -92,18 +92,10 @@ def ends(settings: Settings) -> Iterator[TwoEnds]:
     ends.close()
 
 
-@pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
-    """A process whose forks need not import torch; it starts when it is first asked."""
-    forks = Forks()
-    yield forks
-    forks.close()
-
-
 @pytest.fixture
-def forked(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have our code run the worker's commands as forks, where how they start is not the subject."""
-    monkeypatch.setattr(subprocess, "run", forks.run)
+    monkeypatch.setattr(subprocess, "run", FORKS.run)
 
 
 def pytest_report_header() -> str:

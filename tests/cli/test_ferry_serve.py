@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from ferry_up_process import STOP_SECONDS, free_port, wait_until
-from forks import Forks
+from forks import FORKS
 from formats_repository import add_format
 from scripted_models import save_scripted
 
@@ -76,7 +76,7 @@ class Serving:
 
 
 @pytest.fixture(scope="module")
-def serving(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Serving]:
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     directory = tmp_path_factory.mktemp("serving")
     for name in ("a", "b"):
         (directory / name).mkdir()
@@ -85,7 +85,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[
         patch.chdir(directory)
         for name, (module, options) in ADDED.items():
             if name != "halves":  # which is asked in processes of its own, as all others would be
-                patch.setattr(subprocess, "run", forks.run)
+                patch.setattr(subprocess, "run", FORKS.run)
             save_scripted(module.eval(), directory / f"{name}.pt")
             assert main(["add", f"{name}.pt", *options]) == 0
     started = Serving(directory)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
+from forks import FORKS, Forked
 from waiting import wait_until
 
 from shared.registry.registry import Registry
@@ -25,20 +26,23 @@ SAMPLES = ["digits", "sentiment", "resnet18", "tiny"]
 
 @contextmanager
 def running_worker(
-    settings: Settings, *, wait_ready: bool = True, log_file: Path | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
+    settings: Settings,
+    *,
+    wait_ready: bool = True,
+    log_file: Path | None = None,
+    forked: bool = True,
+) -> Iterator[Forked | subprocess.Popen[bytes]]:
     """Run `python -m worker` with `settings` until the block ends; SIGTERM ends it.
 
     Waits until every model of the repository is ready. The test fails if it does not stop. Its log
-    goes to `log_file`, or to the test's own standard error.
+    goes to `log_file`, or to the test's own standard error. It is `forked` from a process that has
+    torch, where how it starts is not the subject.
     """
-    with open(log_file or os.devnull, "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "worker"],
-            env=os.environ | environment(settings),
-            cwd=ROOT,
-            stderr=log if log_file else None,
-        )
+    environ = os.environ | environment(settings)
+    if forked:
+        process = FORKS.start(["worker"], environ, ROOT, None, None, log_file)
+    else:
+        process = _spawned(environ, log_file)
     registry = Registry(connect(settings.redis_url), settings.key_prefix)
     try:
         if wait_ready:
@@ -47,6 +51,16 @@ def running_worker(
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
+
+
+def _spawned(environ: dict[str, str], log_file: Path | None) -> subprocess.Popen[bytes]:
+    with open(log_file or os.devnull, "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "worker"],
+            env=environ,
+            cwd=ROOT,
+            stderr=log if log_file else None,
+        )
 
 
 def environment(settings: Settings) -> dict[str, str]:
