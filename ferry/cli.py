@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -14,14 +13,13 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from ferry.commands.optimise_options import add_export, describe_input, environment
 from ferry.commands.samples import DEFAULT_NAMES, NAMES, make_samples
 from ferry.errors import EXIT_BAD_USAGE, EXIT_FAILED, EXIT_INTERRUPTED, CannotStart, NoRedis
 from ferry.up.up import up
 from shared.errors import BadSetting, FerryError
 from shared.settings import NO_TELEMETRY, Settings
 
-LARGEST_BATCH = 2**31 - 1
-"""The most rows that the field of `config.pbtxt` holds."""
 Actions = Any
 """What `add_subparsers` returns; argparse has no public name for it."""
 
@@ -61,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("serve", help="serve model files: add them, start everything"), "serve"
     )
     _add_files(commands.add_parser("add", help="add model files to the repository"), "add")
+    add_export(commands.add_parser("export", help="export a torch module, proved to be the same"))
     _add_samples(commands.add_parser("samples", help="make the sample models"))
     _add_models(commands.add_parser("models", help="look at models, choose who takes requests"))
     _add_workers(commands.add_parser("workers", help="show every model instance"))
@@ -104,14 +103,6 @@ def _describe_files(argument: Callable[..., object]) -> None:
         help="of the model, else the file's; once for all files or once for each",
     )
     argument(
-        "--input",
-        action="append",
-        default=[],
-        dest="inputs",
-        metavar="NAME:DIMS[:TYPE]",
-        help="what goes in, for one row: x:4, ids:-1:INT64, image:3x224x224, text",
-    )
-    argument(
         "--output",
         action="append",
         default=[],
@@ -119,38 +110,19 @@ def _describe_files(argument: Callable[..., object]) -> None:
         metavar="NAME:DIMS[:TYPE]",
         help="what comes out, where the model cannot be asked itself",
     )
-    argument("--labels", type=Path, metavar="FILE", help="names of the classes, one on each line")
-    argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json, to take texts")
     argument(
         "--architecture",
         default="",
         metavar="MODULE:CALLABLE",
         help="code that makes the module of a state dict",
     )
-    argument("--max-batch-size", type=_rows, metavar="N", help="most rows at a time; 0: no batches")
-    argument(
-        "--parameter",
-        action="append",
-        default=[],
-        dest="parameters",
-        metavar="KEY=VALUE",
-        help="any of config.pbtxt's parameters, as image_mean=0.5",
-    )
-
-
-def _rows(text: str) -> int:
-    """Read a number of rows, as `max_batch_size` holds it."""
-    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > LARGEST_BATCH:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected a number of rows, from 0 to {LARGEST_BATCH}"
-        )
-    return int(text)
+    describe_input(argument)
 
 
 def _files(name: str, options: argparse.Namespace) -> int:
     commands = import_module("ferry.commands.add")
     given = {field.name: getattr(options, field.name) for field in fields(commands.Given)}
-    return int(getattr(commands, name)(_environ(options), commands.Given(**given)))
+    return int(getattr(commands, name)(environment(options), commands.Given(**given)))
 
 
 def _add_samples(command: argparse.ArgumentParser) -> None:
@@ -287,7 +259,7 @@ def _call(module: str, name: str, *values: object, **named: object) -> int:
 
 
 def _up(options: argparse.Namespace) -> int:
-    return up(_environ(options), **({"procfile": options.procfile} if options.procfile else {}))
+    return up(environment(options), **({"procfile": options.procfile} if options.procfile else {}))
 
 
 def _samples(options: argparse.Namespace) -> int:
@@ -297,14 +269,9 @@ def _samples(options: argparse.Namespace) -> int:
             f"ferry: no sample {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr
         )
         return EXIT_BAD_USAGE
-    settings = Settings.from_env(_environ(options))
+    settings = Settings.from_env(environment(options))
     try:
         make_samples(options.names, Path(settings.models), options.force, options.weights)
     except (OSError, ValueError) as error:
         raise CannotStart(str(error)) from error
     return 0
-
-
-def _environ(options: argparse.Namespace) -> dict[str, str]:
-    given = {name: value for name, value in vars(options).items() if name.startswith("FERRY_")}
-    return {**os.environ, **{name: value for name, value in given.items() if value is not None}}

@@ -194,6 +194,12 @@ class Settings:
         "1 serves joblib files, which run whatever code is in them when they are loaded",
         check.flag,
     )
+    allow_machine_code: bool = _setting(
+        False,
+        "FERRY_ALLOW_MACHINE_CODE",
+        "1 serves AOTInductor packages (.pt2), machine code that runs when it is loaded",
+        check.flag,
+    )
     key_prefix: str = _setting(
         "ferry", "FERRY_KEY_PREFIX", "first word of every Redis key", check.key_prefix
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from shared.errors import BadModel
 from worker.repository.config.groups import InstanceGroup
+
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,13 @@ def cpu_threads(cpu_instance_count: int, core_count: int, configured: int) -> in
     At least one, so more instances than cores do share.
     """
     return configured or max(1, core_count // max(1, cpu_instance_count))
+
+
+def cpu_flags(info: Path = CPU_INFO) -> frozenset[str]:
+    """Return the instruction sets of this machine's CPU as Linux calls them, as `avx2`."""
+    try:
+        lines = info.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    found = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(found.partition(":")[2].split())

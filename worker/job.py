@@ -5,6 +5,7 @@ A module without any framework, as the supervisor's process has none.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,6 @@ class InstanceJob:
     result_ttl_seconds: float
     log_level: str
     limits: Limits = Limits()  # noqa: RUF009, it is frozen
-    allow_pickle: bool = False
+    trusted: Collection[str] = ()
     warmup: tuple[WarmupSample, ...] = ()
     cold: str = ""

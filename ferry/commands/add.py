@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path
@@ -21,6 +21,7 @@ from worker.repository.adding.newcomer import Newcomer, model_name, newcomer, ve
 from worker.repository.adding.notation import read_notation
 from worker.repository.adding.staging import Settled, check_fits, install, settle
 from worker.repository.adding.wishes import Wishes
+from worker.repository.file_kinds import trusted_backends
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def add(environ: Mapping[str, str], given: Given) -> int:
     """Add each file as a new version; a Ferry that runs is asked to load it, or does by itself."""
     settings = Settings.from_env(environ)
     names = _added(environ, Path(settings.models), given, again=True)
-    return _told(environ, names)
+    return told(environ, names)
 
 
 def serve(environ: Mapping[str, str], given: Given) -> int:
@@ -61,7 +62,7 @@ def _added(environ: Mapping[str, str], repository: Path, given: Given, *, again:
 
     Nothing is copied before each file was found good. Raises CannotStart, and BadModel.
     """
-    found = _newcomers(repository, given, Settings.from_env(environ).allow_pickle)
+    found = _newcomers(repository, given, trusted_backends(Settings.from_env(environ)))
     before = signal.signal(signal.SIGTERM, _interrupt)  # so that no half of a copy is left
     try:
         _settle_and_install(environ, repository, found, again=again)
@@ -84,11 +85,11 @@ def _settle_and_install(
             _say(each, install(each, repository))
 
 
-def _newcomers(repository: Path, given: Given, allow_pickle: bool) -> list[Newcomer]:
-    wishes = _wishes(given)
+def _newcomers(repository: Path, given: Given, trusted: Collection[str]) -> list[Newcomer]:
+    wishes = wishes_of(given)
     names = _names(given)
     found = [
-        newcomer(repository, file, name, wishes, allow_pickle=allow_pickle)
+        newcomer(repository, file, name, wishes, trusted=trusted)
         for file, name in zip(given.files, names, strict=True)
     ]
     before = Counter[str]()
@@ -125,7 +126,8 @@ def _names(given: Given) -> list[str]:
     return names
 
 
-def _wishes(given: Given) -> Wishes:
+def wishes_of(given: Given) -> Wishes:
+    """Return the options as what they mean; raises CannotStart naming the one that is wrong."""
     try:
         inputs = tuple(read_notation(text, "--input") for text in given.inputs)
         outputs = tuple(read_notation(text, "--output") for text in given.outputs)
@@ -174,7 +176,7 @@ def _say(settled: Settled, directory: Path) -> None:
         print(f"{new.name}: {note}", flush=True)
 
 
-def _told(environ: Mapping[str, str], names: list[str]) -> int:
+def told(environ: Mapping[str, str], names: list[str]) -> int:
     """Have a Ferry that runs load the models, or say what makes it do so."""
     settings = Settings.from_env(environ)
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ferry.errors import EXIT_FAILED
 from shared.settings import Settings
 from worker.repository.check import CheckReport, check_repository, trial_in_a_process
+from worker.repository.file_kinds import trusted_backends
 
 
 def check_models(
@@ -27,7 +28,7 @@ def check_models(
     log.setLevel(logging.ERROR)  # its notes are printed here
     try:
         report = check_repository(
-            directory or Path(settings.models), trial, allow_pickle=settings.allow_pickle
+            directory or Path(settings.models), trial, trusted=trusted_backends(settings)
         )
     finally:
         log.setLevel(level)

@@ -17,7 +17,7 @@ from shared.errors import BadModel, BadModelOutput
 from shared.model_spec import ModelSpec, TensorSpec
 from worker.backends.base import Backend
 from worker.backends.onnxruntime import OnnxRuntimeBackend
-from worker.backends.torchscript import TorchScriptBackend
+from worker.backends.torch_compiled import TorchScriptBackend
 from worker.devices import Placement
 from worker.instance.process import load_backend, warm_backend
 from worker.job import InstanceJob

@@ -159,8 +159,8 @@ def test_where_pickles_are_not_allowed_it_says_what_it_is_and_both_ways_out(
         (model / "config.pbtxt").unlink()
 
     with pytest.raises(BadModel) as raised:
-        read_model(model.parent, "mine", allow_pickle=False)
-    report = check_repository(model.parent, allow_pickle=False)
+        read_model(model.parent, "mine", trusted=())
+    report = check_repository(model.parent, trusted=())
 
     said = (
         f"{model}/1/model.pt: a pickled torch module (class torch.nn.modules.linear.Linear): "

@@ -14,7 +14,7 @@ from scripted_models import save_scripted
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec
 from worker.backends.preprocessing import Normaliser
-from worker.backends.torchscript import TorchScriptBackend
+from worker.backends.torch_compiled import TorchScriptBackend
 from worker.instance.out_of_memory import PiecewiseBackend
 from worker.meter import Meter
 from worker.repository.models import read_model

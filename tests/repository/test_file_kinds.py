@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from worker.repository import pickles
-from worker.repository.file_kinds import pickle_refusal
+from worker.repository.file_kinds import code_refusal
 from worker.repository.sniffer import what_is
 
 
@@ -132,6 +132,10 @@ RUN: dict[str, tuple[Callable[[], bytes], str]] = {
     "pipeline, protocol 0": (lambda: pickle.dumps(pipeline(), protocol=0), "joblib"),
     "pipeline, protocol 1": (lambda: pickle.dumps(LogisticRegression(), protocol=1), "joblib"),
     "module, protocol 1": (lambda: pickle.dumps(Net(), protocol=1), "torch_pickle"),
+    "AOTInductor": (
+        lambda: zipped("m/data/aotinductor/model/a.so", "m/archive_format"),
+        "torch_aoti",
+    ),
     "ONNX Runtime's format": (lambda: b"\x18\0\0\0ORTM" + bytes(60), "onnxruntime"),
 }
 
@@ -167,7 +171,6 @@ def test_every_format_is_known_under_another_formats_name(
 
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
-    "AOTInductor": (lambda: zipped("m/data/aotinductor/model/a.so", "m/archive_format"), "aoti"),
     "torch.package": (lambda: zipped("m/.data/extern_modules"), "torch_package"),
     "torch of old": (lambda: tarred("sys_info", "pickle", "storages", "tensors"), "old_torch"),
     "a tensor": (lambda: saved(torch.ones(2)), "torch_other"),
@@ -292,7 +295,7 @@ def test_a_pickled_module_names_its_class(tmp_path: Path) -> None:
 
     assert found.what == f"a pickled torch module (class {__name__}.Net)"
     assert {f"{__name__}.Net", "torch.nn.modules.linear.Linear"} <= found.classes
-    refusal = pickle_refusal(found)
+    refusal = code_refusal(found)
     assert "FERRY_ALLOW_PICKLE=1" in refusal
     assert "torch.export" in refusal
 

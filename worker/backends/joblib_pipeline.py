@@ -26,7 +26,7 @@ from shared.model_spec import ModelSpec, TensorSpec
 from shared.settings import Settings
 from worker.backends.operator_code import load_pipeline
 from worker.devices import Placement
-from worker.repository.file_kinds import PICKLES, pickle_refusal
+from worker.repository.file_kinds import PICKLES, code_refusal, trusted_backends
 from worker.repository.sniffer import what_is
 
 MADE_UP_TEXTS = ["a text", "another text"]
@@ -170,8 +170,8 @@ def _read(file: Path) -> dict[str, Any]:
     kind = what_is(file)
     if kind.backend not in PICKLES:
         raise ValueError(kind.sentence)
-    if not Settings.from_env(os.environ).allow_pickle:
-        raise ValueError(pickle_refusal(kind))
+    if kind.backend not in trusted_backends(Settings.from_env(os.environ)):
+        raise ValueError(code_refusal(kind))
     return described(load_pipeline(file))
 
 

@@ -6,6 +6,7 @@ so that the forkserver has them.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from shared.errors import BadModel
@@ -13,15 +14,15 @@ from shared.model_spec import ModelSpec
 from worker.backends.base import Backend
 from worker.backends.onnxruntime import OnnxRuntimeBackend
 from worker.backends.python_model import load_python
+from worker.backends.torch_compiled import TorchAotiBackend, TorchScriptBackend
 from worker.backends.torch_state_dict import StateDictBackend, TorchPickleBackend
-from worker.backends.torchscript import TorchScriptBackend
 from worker.devices import Placement
-from worker.repository.file_kinds import PICKLES, UNKNOWN, pickle_refusal
+from worker.repository.file_kinds import RUN_CODE, UNKNOWN, code_refusal
 from worker.repository.sniffer import what_is
 
 
 def load_file(
-    backend: str, spec: ModelSpec, file: Path, placement: Placement, *, allow_pickle: bool
+    backend: str, spec: ModelSpec, file: Path, placement: Placement, *, trusted: Collection[str]
 ) -> Backend:
     """Return the loaded model; `backend` is a name of `worker.repository.config.formats`.
 
@@ -33,8 +34,8 @@ def load_file(
     kind = what_is(file)
     if not kind.backend and kind != UNKNOWN and backend != "python":
         raise BadModel(kind.sentence)
-    if backend in PICKLES and not allow_pickle:
-        raise BadModel(pickle_refusal(kind))
+    if backend in RUN_CODE and backend not in trusted:
+        raise BadModel(code_refusal(kind))
     try:
         return _loaded(backend, spec, file, placement)
     except (BadModel, MemoryError):
@@ -65,6 +66,8 @@ def _torch(backend: str, spec: ModelSpec, file: Path, device: str) -> Backend:
             from worker.backends.torch_export import TorchExportBackend  # noqa: PLC0415
 
             return TorchExportBackend(spec, file, device)
+        case "torch_aoti":
+            return TorchAotiBackend(spec, file, device)
         case "torch_pickle":
             return TorchPickleBackend(spec, file, device)
         case "torch_state_dict":

@@ -72,6 +72,11 @@ class TorchBackend:
         self._outputs = _by_position([*self._declared], [])
         self._normaliser = Normaliser.of(spec, self._device)
 
+    @property
+    def input_names(self) -> list[str]:
+        """Return the inputs in the order of the arguments that they feed."""
+        return self._inputs
+
     def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
         """Run one batch on the device (stop 8); see `Backend.forward`.
 

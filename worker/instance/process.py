@@ -220,7 +220,7 @@ def load_backend(job: InstanceJob) -> Backend:
     if placement.device == "cpu":
         torch.set_num_threads(threads)
     spec = backend_spec(job.spec)
-    loaded = load_file(job.backend, spec, job.file, placement, allow_pickle=job.allow_pickle)
+    loaded = load_file(job.backend, spec, job.file, placement, trusted=job.trusted)
     return adapted(loaded, job.spec)
 
 

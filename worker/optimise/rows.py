@@ -126,7 +126,11 @@ def _batch(tensors: Sequence[Tensor], count: int) -> Batch:
 
 
 def made_up_rows(
-    spec: ModelSpec, count: int, seed: int = 0, tokenizer: bytes | None = None
+    spec: ModelSpec,
+    count: int,
+    seed: int = 0,
+    tokenizer: bytes | None = None,
+    sizes: Sequence[int] = MADE_UP_SIZES,
 ) -> Rows:
     """Return seeded rows of many kinds: pictures of noise and of shapes, words, numbers.
 
@@ -141,7 +145,7 @@ def made_up_rows(
     names = frozenset({spec.image.input} if spec.image else ())
 
     def take(numbers: Sequence[int]) -> Batch:
-        size = MADE_UP_SIZES[(numbers[0] // 7) % len(MADE_UP_SIZES)]
+        size = sizes[(numbers[0] // 7) % len(sizes)]
         rows = [_row(spec, np.random.default_rng((seed, number)), size) for number in numbers]
         stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         return array_rows(stacked, spec, names)(range(len(numbers)))

@@ -28,7 +28,10 @@ from worker.instance.outputs import fitted_outputs
 from worker.instance.process import load_backend
 from worker.instance.tensor_adapter import adapted, backend_spec
 from worker.job import InstanceJob
+from worker.optimise.quiet import first_sentence
 from worker.optimise.rows import Batch
+from worker.repository.check import Trial, Tried
+from worker.repository.file_kinds import trusted_backends
 from worker.repository.models import ServedModel
 
 
@@ -51,6 +54,15 @@ class Subject:
         fitting = fitted_outputs(outputs, self.spec, batch.rows)
         return {name: np.array(array) for name, array in fitting.items()}
 
+    def asked(self, batch: Batch) -> dict[str, Array]:
+        """Return the answer; raises BadModel in one sentence for whatever the model raises."""
+        try:
+            return self.answer(batch)
+        except Exception as error:  # a border: a model may raise anything
+            rows = f"a batch of {batch.rows}" if batch.rows > 1 else "one row alone"
+            said = first_sentence(error)
+            raise BadModel(f"{self.name} raises for {rows}: {said}") from error
+
 
 def load_version(
     model: ServedModel, settings: Settings, placement: Placement | None = None
@@ -63,7 +75,7 @@ def load_version(
     job = InstanceJob(
         "optimise", model.spec, model.config.backend, model.file,
         placement or Placement("cpu", torch.get_num_threads()), "", "", 0.0, settings.log_level,
-        allow_pickle=settings.allow_pickle,
+        trusted=trusted_backends(settings),
     )  # fmt: skip
     if model.spec.steps:
         raise BadModel(f"{model.spec.key} is an ensemble: compare the models of its steps")
@@ -71,6 +83,19 @@ def load_version(
         return Subject(model.spec.key, model.spec, load_backend(job))
     except Exception as error:  # a border: whatever a file's own code raises is told
         raise BadModel(f"{model.file}: {described(error)}") from error
+
+
+def loads_here(settings: Settings) -> Trial:
+    """Return a trial that loads a version in this process, for files of our own making."""
+
+    def run(model: ServedModel) -> Tried:
+        try:
+            load_version(model, settings)
+        except BadModel as error:
+            return Tried(str(error).removeprefix(f"{model.file}: "))
+        return Tried()
+
+    return run
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from shared.errors import BadModel
 from shared.model_spec import ModelSpec
 from shared.names import MODEL_NAME
 from worker.repository.config.versions import wanted_versions
+from worker.repository.file_kinds import RUN_CODE
 from worker.repository.model_config import read_policy
 from worker.repository.models import (
     ServedModel,
@@ -66,24 +67,24 @@ class CheckReport:
 
 
 def check_repository(
-    repository: Path, trial: Trial | None = None, *, allow_pickle: bool = True
+    repository: Path, trial: Trial | None = None, *, trusted: Collection[str] = RUN_CODE
 ) -> CheckReport:
     """Read every version of every model; with `trial`, have each that can be read tried as well.
 
-    Without `allow_pickle` files that are pickles are problems. Raises BadModel when there is no
-    such repository.
+    Files that run code are problems, but for those of `trusted` backends. Raises BadModel when
+    there is no such repository.
     """
     if not repository.is_dir():
         raise BadModel(f"{repository}: no such model repository")
     report = CheckReport()
     for directory in sorted(repository.iterdir()):
         if not os.path.isfile(directory) and not is_set_aside(directory):
-            _check_model(directory, report, trial, allow_pickle)
+            _check_model(directory, report, trial, trusted)
     return report
 
 
 def _check_model(
-    directory: Path, report: CheckReport, trial: Trial | None, allow_pickle: bool
+    directory: Path, report: CheckReport, trial: Trial | None, trusted: Collection[str]
 ) -> None:
     if not MODEL_NAME.fullmatch(directory.name) or not is_model(directory):
         report.add_problem(directory, f"{directory}: {why_left_out(directory)}")
@@ -103,14 +104,18 @@ def _check_model(
         )
     for version in versions:
         report.version_count += 1
-        _check_version(directory, version, report, trial, allow_pickle)
+        _check_version(directory, version, report, trial, trusted)
 
 
 def _check_version(
-    directory: Path, version: str, report: CheckReport, trial: Trial | None, allow_pickle: bool
+    directory: Path,
+    version: str,
+    report: CheckReport,
+    trial: Trial | None,
+    trusted: Collection[str],
 ) -> None:
     try:
-        model = read_model(directory.parent, directory.name, version, allow_pickle=allow_pickle)
+        model = read_model(directory.parent, directory.name, version, trusted=trusted)
     except BadModel as error:
         report.add_problem(directory, str(error))
         return

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from shared.settings import Settings
+
 PICKLES = {"torch_pickle", "joblib"}
 """The backends that unpickle: loading runs whatever code is in the file."""
+RUN_CODE = frozenset({*PICKLES, "torch_aoti"})
+"""The backends whose files run code when they are loaded, and are for who trusts them alone."""
 CONVERT = "convert it to ONNX"
 COPY_AGAIN = "copy it again"
 MAX_SHOWN = 3
@@ -44,6 +48,7 @@ PYTHON = FileKind("python", "a Python file", "python")
 AOTI = FileKind(
     "aoti",
     "an AOTInductor package, machine code that was compiled for one kind of machine",
+    "torch_aoti",
     advice="save the program itself with torch.export.save",
 )
 TORCH_PACKAGE = FileKind(
@@ -131,8 +136,21 @@ def archive(what: str, names: list[str]) -> FileKind:
     return FileKind("archive", f"{what}{held}", advice="unpack it and bring the model's own file")
 
 
-def pickle_refusal(kind: FileKind) -> str:
-    """Return why a pickle is not loaded, and both ways out, in one sentence."""
+def trusted_backends(settings: Settings) -> frozenset[str]:
+    """Return the backends among RUN_CODE whose files the settings allow to be loaded."""
+    return frozenset(
+        {*(PICKLES if settings.allow_pickle else ())}
+        | ({AOTI.backend} if settings.allow_machine_code else set())
+    )
+
+
+def code_refusal(kind: FileKind) -> str:
+    """Return why a file that runs code is not loaded, and the ways out, in one sentence."""
+    if kind.backend == AOTI.backend:
+        return (
+            f"{kind.what}: loading it runs that code, so set FERRY_ALLOW_MACHINE_CODE=1 for the "
+            f"worker if you trust every such file of the repository, or {kind.advice}"
+        )
     way = "convert it to ONNX"
     if kind.backend == "torch_pickle":
         way = "export it with torch.export.save or torch.jit.script"

@@ -7,7 +7,7 @@ post-processing are described by the config's own `parameters`, see docs/models.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ from worker.repository.config.parameters import parameter_notes
 from worker.repository.config.tensors import check_tensors, read_tensor, take_masks, with_labels
 from worker.repository.config.versions import VersionPolicy, read_version_policy
 from worker.repository.config.warmup import WarmupSample, read_warmup
-from worker.repository.file_kinds import MISSING
+from worker.repository.file_kinds import MISSING, RUN_CODE
 from worker.repository.text_file import read_text
 
 LINE_END = re.compile("\r\n?")
@@ -56,7 +56,7 @@ class ModelConfig:
 
 
 def read_config(
-    path: Path, version: str, override: str | None = None, *, allow_pickle: bool = True
+    path: Path, version: str, override: str | None = None, *, trusted: Collection[str] = RUN_CODE
 ) -> ModelConfig:
     """Parse and check one `config.pbtxt`; raises BadModel naming file, field and value.
 
@@ -64,7 +64,7 @@ def read_config(
     completed from the model's file, where that tells them; the config file may be missing then.
     """
     with _naming(path, override):
-        return _config(_parsed(path, override), path.parent, version, allow_pickle)
+        return _config(_parsed(path, override), path.parent, version, trusted)
 
 
 def read_policy(path: Path, override: str | None = None) -> VersionPolicy:
@@ -79,14 +79,14 @@ def read_message(path: Path) -> Any:
         return _parsed(path, None)
 
 
-def completed(path: Path, version: str, *, allow_pickle: bool = True) -> Any:
+def completed(path: Path, version: str, *, trusted: Collection[str] = RUN_CODE) -> Any:
     """Return a config as a ModelConfig message, with all that its model's file says filled in.
 
     Raises BadModel as `read_config` does.
     """
     with _naming(path, None):
         message = _parsed(path, None)
-        found = _completed(message, path.parent / version, allow_pickle)
+        found = _completed(message, path.parent / version, trusted)
         if not message.platform and not message.backend:
             message.platform, message.backend = found.format.platform, found.format.triton_backend
         return message
@@ -113,10 +113,10 @@ def _naming(path: Path, override: str | None) -> Iterator[None]:
         raise BadModel(f"{where}: {_sentence(error)}") from error
 
 
-def _config(message: Any, directory: Path, version: str, allow_pickle: bool) -> ModelConfig:
+def _config(message: Any, directory: Path, version: str, trusted: Collection[str]) -> ModelConfig:
     notes = check_fields(message)
     steps = ensemble.read_steps(message)
-    found, filename, _ = _completed(message, directory / version, allow_pickle)
+    found, filename, _ = _completed(message, directory / version, trusted)
     _check(message, directory)
     parameters = {key: value.string_value for key, value in message.parameters.items()}
     if (kind := parameters.get("input_kind", "tensor")) not in {"image", "text", "tensor"}:
@@ -152,7 +152,7 @@ def _config(message: Any, directory: Path, version: str, allow_pickle: bool) -> 
     )  # fmt: skip
 
 
-def _completed(message: Any, directory: Path, allow_pickle: bool) -> ModelFile:
+def _completed(message: Any, directory: Path, trusted: Collection[str]) -> ModelFile:
     """Return the model's format and file, once fields left out of the config are filled in.
 
     Raises BadModel naming the file when nothing runs what is in it.
@@ -165,7 +165,7 @@ def _completed(message: Any, directory: Path, allow_pickle: bool) -> ModelFile:
         has_architecture, directory,
     )  # fmt: skip
     file = directory / found.filename
-    fault = content_fault(found, has_architecture=has_architecture, allow_pickle=allow_pickle)
+    fault = content_fault(found, has_architecture=has_architecture, trusted=trusted)
     if fault:
         raise BadModel(f"failed to load '{directory.parent.name}', {file}: {fault}")
     complete(message, found.format, file)

@@ -17,6 +17,7 @@ from worker.repository.config.formats import holds_model_file
 from worker.repository.config.parameters import plain_name
 from worker.repository.config.text import IDS, check_text_inputs, token_limit
 from worker.repository.config.versions import wanted_versions
+from worker.repository.file_kinds import RUN_CODE
 from worker.repository.model_config import ModelConfig, read_config, read_policy
 from worker.repository.tokens import read_tokenizer
 
@@ -128,19 +129,19 @@ def read_model(
     override: str | None = None,
     within: tuple[str, ...] = (),
     *,
-    allow_pickle: bool = True,
+    trusted: Collection[str] = RUN_CODE,
 ) -> ServedModel:
     """Read one version of a model, its highest unless one is named.
 
     `override` is a configuration as JSON that counts instead of the repository's, `within` are the
-    ensembles that it is a step of. Without `allow_pickle` a file that is one is refused.
+    ensembles that it is a step of. A file that runs code is refused, but for `trusted` backends.
 
     Raises BadModel naming the file that is missing or wrong.
     """
     directory = repository / name
     versions = version_numbers(directory)
     version = version or versions[-1]
-    config = read_config(directory / "config.pbtxt", version, override, allow_pickle=allow_pickle)
+    config = read_config(directory / "config.pbtxt", version, override, trusted=trusted)
     for note in config.notes:
         log.warning("%s/config.pbtxt: %s", directory, note)
     file = directory / version / config.filename

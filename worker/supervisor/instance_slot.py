@@ -15,6 +15,7 @@ from shared.settings import Settings
 from worker.devices import Placement
 from worker.job import InstanceJob
 from worker.meter import Meter, Rate
+from worker.repository.file_kinds import trusted_backends
 from worker.repository.models import ServedModel
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class InstanceSlot:
             self.instance_id, self.model.spec, self.model.config.backend, self.model.file,
             self._placement, settings.redis_url, settings.key_prefix,
             settings.result_ttl_seconds, settings.log_level, Limits.usual(settings),
-            settings.allow_pickle, self.model.config.warmup, self._cold,
+            trusted_backends(settings), self.model.config.warmup, self._cold,
         )  # fmt: skip
         reports, child_end = self._context.Pipe(duplex=False)
         process = self._context.Process(

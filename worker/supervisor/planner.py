@@ -19,6 +19,7 @@ from shared.registry.desired_state import Desired
 from shared.registry.desired_store import Content
 from shared.settings import Settings
 from worker.repository.describer import Describer, describing_by
+from worker.repository.file_kinds import trusted_backends
 from worker.repository.models import (
     ServedModel,
     is_set_aside,
@@ -168,7 +169,7 @@ class Planner:
                     raise BadModel(f"failed to load '{name}', it has no version {version}")
                 model = read_model(
                     self._repository, name, version, override,
-                    allow_pickle=self._settings.allow_pickle,
+                    trusted=trusted_backends(self._settings),
                 )  # fmt: skip
                 content = self._content(signature, name, version, override)
                 versions[version] = PlannedVersion(model, content)

@@ -17,6 +17,7 @@ from shared.model_spec import ModelSpec, TensorSpec
 from worker.backends.base import Backend
 from worker.backends.loading import load_file
 from worker.devices import Placement
+from worker.repository.file_kinds import RUN_CODE
 from worker.repository.models import read_model
 
 PLAIN: frozenset[str] = frozenset()
@@ -39,7 +40,8 @@ def tensor(name: str, datatype: str = "FP32", *dims: int, optional: bool = False
 
 def load(backend: str, described: ModelSpec, file: Path, *, allow_pickle: bool = False) -> Backend:
     """Load `file` on the CPU with one thread."""
-    return load_file(backend, described, file, Placement("cpu"), allow_pickle=allow_pickle)
+    trusted = RUN_CODE if allow_pickle else ()
+    return load_file(backend, described, file, Placement("cpu"), trusted=trusted)
 
 
 def session_of(backend: Backend) -> Any:

@@ -37,6 +37,7 @@ from worker.repository.config.completion import DEFAULT_MAX_BATCH_SIZE, declare
 from worker.repository.config.description import Described
 from worker.repository.config.formats import find_format
 from worker.repository.config.tensors import read_tensor
+from worker.repository.file_kinds import trusted_backends
 from worker.repository.model_config import read_message
 
 ROWS = 3
@@ -97,7 +98,7 @@ def _loaded(
     return load_file(
         found.format.backend, spec, directory / found.filename,
         Placement("cpu", torch.get_num_threads()),
-        allow_pickle=Settings.from_env(os.environ).allow_pickle,
+        trusted=trusted_backends(Settings.from_env(os.environ)),
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from worker.instance.process import warm_backend
 from worker.job import InstanceJob
 from worker.meter import Meter
 from worker.repository.check import LOADED, NOT_LOADED
+from worker.repository.file_kinds import trusted_backends
 from worker.repository.models import read_model
 
 
@@ -35,7 +36,7 @@ def main(repository: Path, name: str, version: str) -> int:
     say = partial(print, file=own_output(), flush=True)
     settings = Settings.from_env(os.environ)
     try:
-        model = read_model(repository, name, version, allow_pickle=settings.allow_pickle)
+        model = read_model(repository, name, version, trusted=trusted_backends(settings))
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         groups, allow_cpu = model.config.instance_groups, settings.allow_cpu_fallback
         device = devices_of(groups, gpus, allow_cpu=allow_cpu)[0]
@@ -43,7 +44,7 @@ def main(repository: Path, name: str, version: str) -> int:
             "trial", model.spec, model.config.backend, model.file,
             Placement(device, cpu_threads(1, default_cores(), settings.cpu_threads)),
             settings.redis_url, settings.key_prefix, settings.result_ttl_seconds,
-            settings.log_level, allow_pickle=settings.allow_pickle, warmup=model.config.warmup,
+            settings.log_level, trusted=trusted_backends(settings), warmup=model.config.warmup,
         )  # fmt: skip
         if not model.spec.steps:
             with torch.inference_mode():

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from shared.errors import BadModel
 from shared.names import MODEL_NAME, VERSION
 from worker.repository.adding.wishes import Wishes
 from worker.repository.config.formats import BY_BACKEND, FORMATS
-from worker.repository.file_kinds import PICKLES, FileKind, pickle_refusal
+from worker.repository.file_kinds import PICKLES, RUN_CODE, FileKind, code_refusal
 from worker.repository.model_config import read_message
 from worker.repository.sniffer import what_is
 
@@ -62,7 +62,7 @@ def model_name(source: Path) -> str:
 
 
 def newcomer(
-    repository: Path, source: Path, name: str, wishes: Wishes, *, allow_pickle: bool
+    repository: Path, source: Path, name: str, wishes: Wishes, *, trusted: Collection[str]
 ) -> Newcomer:
     """Look at a file or directory; raises BadModel saying why it is no model, or what is missing.
 
@@ -82,8 +82,8 @@ def newcomer(
     kind = what_is(file)
     if not kind.backend:
         raise BadModel(f"{source}: {_not_a_model(source, file, kind)}")
-    if kind.backend in PICKLES and not allow_pickle:
-        raise BadModel(f"{source}: {pickle_refusal(kind)}")
+    if kind.backend in RUN_CODE and kind.backend not in trusted:
+        raise BadModel(f"{source}: {code_refusal(kind)}")
     directory = repository / name
     exists = directory.is_dir() and any(directory.iterdir())
     filename = _configured(directory) or _filename(file, kind, source.is_dir())

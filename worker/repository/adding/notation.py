@@ -1,6 +1,7 @@
 """The notation of tensors on a command line: `x:4`, `ids:-1:INT64`, `image:3x224x224`, `text`.
 
     NAME:DIMS[:TYPE]    DIMS without the batch dimension, by x or commas, -1 for any size
+    NAME:TYPE:DIMS      the same
     image:3x224x224     pictures: three dims, one of them 1 or 3 channels
     text, NAME:text     one text per row
 
@@ -20,6 +21,8 @@ from worker.repository.config.tensors import PICTURE_DIMENSIONS
 NOTATION = re.compile(
     r"(?P<name>.+?)(?::\[?(?P<dims>-?\d+(?:[x,]\s*-?\d+)*)\]?)?(?::(?P<type>[A-Za-z]\w*))?"
 )
+TYPE_FIRST = re.compile(r"^(.+?):([A-Za-z]\w*):(\[?-?\d[-\dx, ]*\]?)$")
+"""The other order, NAME:TYPE:DIMS, in which many tools have it."""
 WORDS = {
     "STRING": "BYTES", "STR": "BYTES", "TEXT": "BYTES", "FLOAT": "FP32", "DOUBLE": "FP64",
     "HALF": "FP16", "FLOAT16": "FP16", "FLOAT32": "FP32", "FLOAT64": "FP64", "BFLOAT16": "BF16",
@@ -63,7 +66,7 @@ def read_notation(text: str, option: str) -> Wanted:
     """Parse one tensor; raises ValueError naming `option` and what it was given."""
     if text.lower() == "text":
         return Wanted("text", (1,), "BYTES")
-    found = NOTATION.fullmatch(text)
+    found = NOTATION.fullmatch(TYPE_FIRST.sub(r"\1:\3:\2", text))
     word = (found["type"] or "").upper().removeprefix("TYPE_") if found else ""
     datatype = WORDS.get(word, word)
     is_image = found is not None and (word == "IMAGE" or (not word and found["name"] == "image"))

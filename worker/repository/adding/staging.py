@@ -40,7 +40,7 @@ from worker.repository.config.formats import BY_BACKEND, find_format
 from worker.repository.model_config import completed, read_message
 from worker.repository.models import read_model
 
-PROBED = {"torchscript", "torch_state_dict", "torch_pickle", "python"}
+PROBED = {"torchscript", "torch_aoti", "torch_state_dict", "torch_pickle", "python"}
 """The backends whose files do not say what goes in and out: such a model is asked itself."""
 COPYING = ".copying-"
 """How directories begin that are not complete: no model's name begins with a full stop."""

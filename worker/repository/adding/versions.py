@@ -21,7 +21,7 @@ from shared.errors import BadModel
 from shared.names import MODEL_NAME
 from worker.repository.adding.newcomer import CONFIG_FILE, entries, version_directories
 from worker.repository.adding.staging import COPYING, place
-from worker.repository.check import trial_in_a_process
+from worker.repository.check import Trial
 from worker.repository.config.formats import find_format
 from worker.repository.model_config import completed
 from worker.repository.models import read_model
@@ -52,8 +52,8 @@ class Addition:
     beside: Mapping[str, Path] = field(default_factory=dict)
 
 
-def add_versions(repository: Path, addition: Addition, environ: Mapping[str, str]) -> list[Path]:
-    """Add the versions and return their directories; all of them are tried before one is copied.
+def add_versions(repository: Path, addition: Addition, trial: Trial) -> list[Path]:
+    """Add the versions and return their directories; all have their trial before one is there.
 
     Raises BadModel with the sentence that loading gives; then nothing was changed.
     """
@@ -68,7 +68,7 @@ def add_versions(repository: Path, addition: Addition, environ: Mapping[str, str
         stage = Path(scratch)
         added = _staged(repository / name, addition, stage)
         for version in added:
-            _check(stage, name, version, environ)
+            _check(stage, name, version, trial)
         return _install(repository / name, stage / name, added)
 
 
@@ -142,10 +142,10 @@ def _choose_format(message: Any, directory: Path, files: Mapping[str, str]) -> N
     )
 
 
-def _check(stage: Path, name: str, version: str, environ: Mapping[str, str]) -> None:
+def _check(stage: Path, name: str, version: str, trial: Trial) -> None:
     """Raise BadModel unless a version can be served."""
     model = read_model(stage, name, version)
-    tried = trial_in_a_process(environ)(model)
+    tried = trial(model)
     if tried.problem:
         raise BadModel(f"'{name}' version {version}, {model.file.name}: {tried.problem}")
 

@@ -1,17 +1,24 @@
 """The formats of model files: their names in configs, and which file of a version it is.
 
 `platform` and `backend` are Triton's words where Triton has one. A backend may stand for several
-formats, `pytorch` for four: then what is in the file decides, whatever it is called.
+formats, `pytorch` for five: then what is in the file decides, whatever it is called.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from worker.repository.config.parameters import plain_name
-from worker.repository.file_kinds import MISSING, PICKLES, SAVED_MODEL, FileKind, pickle_refusal
+from worker.repository.file_kinds import (
+    MISSING,
+    RUN_CODE,
+    SAVED_MODEL,
+    FileKind,
+    code_refusal,
+)
 from worker.repository.sniffer import what_is
 
 
@@ -33,6 +40,7 @@ class Format(NamedTuple):
 FORMATS = (
     Format("torchscript", "pytorch_libtorch", "pytorch", ("model.pt",), (".pt",)),
     Format("torch_export", "torch_export", "pytorch", ("model.pt2",), (".pt2",)),
+    Format("torch_aoti", "torch_aoti", "pytorch", ("model.pt2",), (".pt2",)),
     Format(
         "torch_state_dict", "torch_state_dict", "pytorch",
         ("weights.safetensors", "model.safetensors", "weights.pt"), (".safetensors", ".pt"),
@@ -45,7 +53,7 @@ FORMATS = (
     Format("python", "", "python", ("model.py",), (".py",)),
 )  # fmt: skip
 BY_BACKEND = {each.backend: each for each in FORMATS}
-TORCH = FORMATS[:4]
+TORCH = FORMATS[:5]
 PLATFORMS = {each.platform: (each,) for each in FORMATS if each.platform} | {
     "pytorch_libtorch": TORCH
 }
@@ -56,6 +64,7 @@ BACKENDS = {
     "sklearn": (BY_BACKEND["joblib"],),
     "joblib": (BY_BACKEND["joblib"],),
     "torch_export": (BY_BACKEND["torch_export"],),
+    "torch_aoti": (BY_BACKEND["torch_aoti"],),
     "torch_pickle": (BY_BACKEND["torch_pickle"],),
     "torch_state_dict": (BY_BACKEND["torch_state_dict"],),
 }
@@ -115,15 +124,15 @@ def find_format(
     return ModelFile(by_content, filename, kind)
 
 
-def content_fault(found: ModelFile, *, has_architecture: bool, allow_pickle: bool) -> str:
+def content_fault(found: ModelFile, *, has_architecture: bool, trusted: Collection[str]) -> str:
     """Return why a file cannot be served by what is in it, and what to do; empty when it may be."""
     kind, backend = found.kind, found.format.backend
     if backend == "python":
         return ""
     if not kind.backend:
         return "" if kind.name in LEFT_TO_LOADING else kind.sentence
-    if backend in PICKLES and not allow_pickle:
-        return pickle_refusal(kind)
+    if backend in RUN_CODE and backend not in trusted:
+        return code_refusal(kind)
     if backend == "torch_state_dict" and not has_architecture:
         return f"{kind.what}: {NO_ARCHITECTURE}"
     return ""

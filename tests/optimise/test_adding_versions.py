@@ -10,10 +10,9 @@ import pytest
 from formats_repository import add_format
 
 from shared.errors import BadModel
-from worker.repository.adding import versions
 from worker.repository.adding.versions import Addition, NewVersion, add_versions
-from worker.repository.check import Tried
-from worker.repository.models import read_model
+from worker.repository.check import Tried, trial_in_a_process
+from worker.repository.models import ServedModel, read_model
 
 
 def everything(directory: Path) -> dict[str, bytes]:
@@ -34,7 +33,8 @@ def test_a_version_of_another_format_leaves_the_first_one_what_it_was(tmp_path: 
         message.instance_group.add(count=2)
 
     new = [NewVersion({"model.onnx": made, "notes.json": made})]
-    added = add_versions(models, Addition("double", new, configure), dict(os.environ))
+    tried = trial_in_a_process(dict(os.environ))
+    added = add_versions(models, Addition("double", new, configure), tried)
 
     assert added == [models / "double" / "2"]
     first, second = (read_model(models, "double", version) for version in ("1", "2"))
@@ -44,24 +44,20 @@ def test_a_version_of_another_format_leaves_the_first_one_what_it_was(tmp_path: 
     assert [*models.iterdir()] == [models / "double"]
 
 
-@pytest.fixture
-def untried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start no process for each version: another test has them tried."""
-    monkeypatch.setattr(versions, "trial_in_a_process", lambda _: lambda _: Tried())
+def untried(_: ServedModel) -> Tried:
+    return Tried()
 
 
-@pytest.mark.usefixtures("untried")
 def test_the_operators_config_stays_as_it_is_where_nothing_changes(tmp_path: Path) -> None:
     models, made = tmp_path / "models", add_format(tmp_path / "made", "onnx")
     add_format(models, "onnx", "double")
     before = everything(models)
 
-    add_versions(models, Addition("double", [NewVersion({"model.onnx": made})]), dict(os.environ))
+    add_versions(models, Addition("double", [NewVersion({"model.onnx": made})]), untried)
 
     assert everything(models).items() >= before.items()
 
 
-@pytest.mark.usefixtures("untried")
 @pytest.mark.parametrize("kind", ["broken", "no room"])
 def test_nothing_changes_when_one_of_several_cannot_be_added(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -83,7 +79,7 @@ def test_nothing_changes_when_one_of_several_cannot_be_added(
     new = [NewVersion({"model.onnx": made}), NewVersion({f"model{other.suffix}": other})]
 
     with pytest.raises(BadModel) as raised:
-        add_versions(models, Addition("double", new), dict(os.environ))
+        add_versions(models, Addition("double", new), untried)
 
     assert "\n" not in str(raised.value)
     assert everything(models) == before

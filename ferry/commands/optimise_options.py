@@ -1,0 +1,98 @@
+"""The options of the commands that make a model fast, and of inputs, which `ferry add` has too.
+
+What runs them is imported only then: it brings torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+LARGEST_BATCH = 2**31 - 1
+"""The most rows that the field of `config.pbtxt` holds."""
+
+
+def describe_input(argument: Callable[..., object]) -> None:
+    """Add what is said of a model's inputs, and of what makes them of pictures and texts."""
+    argument(
+        "--input",
+        action="append",
+        default=[],
+        dest="inputs",
+        metavar="NAME:DIMS[:TYPE]",
+        help="what goes in, for one row: x:4, ids:-1:INT64, image:3x224x224, text",
+    )
+    argument("--labels", type=Path, metavar="FILE", help="names of the classes, one on each line")
+    argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json, to take texts")
+    argument("--max-batch-size", type=_rows, metavar="N", help="most rows at a time; 0: no batches")
+    argument(
+        "--parameter",
+        action="append",
+        default=[],
+        dest="parameters",
+        metavar="KEY=VALUE",
+        help="any of config.pbtxt's parameters, as image_mean=0.5",
+    )
+
+
+def add_export(command: argparse.ArgumentParser) -> None:
+    """Add the options of `ferry export`."""
+    command.description = (
+        "Write a torch module as new versions of a model, once each format answers as it does."
+    )
+    argument = command.add_argument
+    argument("original", metavar="MODULE:CALLABLE", help="what makes the module, or the module")
+    argument("--weights", type=Path, metavar="FILE", help="state dict or safetensors to load")
+    argument("--arguments", default="{}", metavar="JSON", help="keyword arguments of the callable")
+    argument(
+        "--to",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="formats",
+        metavar="FORMAT",
+        help="of torchscript-trace, torchscript-script, exported, onnx, aoti",
+    )
+    argument("--opset", type=int, metavar="N", help="of ONNX, else the exporter's own")
+    argument("--models", dest="FERRY_MODELS", metavar="DIR", help="as FERRY_MODELS")
+    argument("--name", default="", metavar="N", help="of the model, else the callable's")
+    argument("--output", action="append", default=[], dest="output_names", metavar="NAME",
+             help="what an output is called, in their order")  # fmt: skip
+    describe_input(argument)
+    command.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    commands = import_module("ferry.commands.export")
+    add = import_module("ferry.commands.add")
+    given = {
+        field.name: getattr(options, field.name)
+        for field in fields(add.Given)
+        if hasattr(options, field.name)
+    }
+    exported = {field.name: getattr(options, field.name) for field in fields(commands.Exported)}
+    return int(
+        commands.run_export(
+            environment(options), commands.Exported(**exported), add.Given(files=(), **given)
+        )
+    )
+
+
+def _rows(text: str) -> int:
+    """Read a number of rows, as `max_batch_size` holds it."""
+    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > LARGEST_BATCH:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a number of rows, from 0 to {LARGEST_BATCH}"
+        )
+    return int(text)
+
+
+def environment(options: argparse.Namespace) -> dict[str, str]:
+    """Return the environment, with the options that stand for settings over it."""
+    given = {name: value for name, value in vars(options).items() if name.startswith("FERRY_")}
+    return {**os.environ, **{name: value for name, value in given.items() if value is not None}}

@@ -1,0 +1,124 @@
+"""Modules that torch has compiled: TorchScript archives, traced or scripted, and AOTI packages.
+
+An AOTInductor package (`.pt2`) is a program of torch.export in machine code. Loading one runs what
+is in it, so that wants FERRY_ALLOW_MACHINE_CODE. It was compiled for one kind of CPU: what that was
+stands in the package beside the code, and is compared before that is loaded, for an instruction
+that this CPU does not have ends the process.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from shared.errors import BadModel
+from shared.model_spec import ModelSpec
+from worker.backends.torch_model import Argument, TorchBackend
+from worker.devices import cpu_flags
+
+FLAGS_KEY = "FERRY_CPU_FLAGS"
+"""The entry of a package's metadata that `ferry export` adds."""
+INSTRUCTION_SETS = re.compile(
+    r"s?sse[0-9_a-z]*|avx[0-9_a-z]*|amx_[a-z0-9_]+|fma|f16c|bmi[12]|vaes|vpclmulqdq|gfni|abm|movbe|"
+    r"asimd[a-z0-9]*|sve[a-z0-9_]*|i8mm|bf16"
+)
+"""The flags of a CPU that a compiler makes instructions for."""
+BY_TORCHS_NAME = {
+    "AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_tile",
+    "AVX10_2": "avx10_2", "ASIMD": "asimd", "SVE": "sve",
+}  # fmt: skip
+METADATA = "_metadata.json"
+SHOWN = 4
+
+
+class TorchScriptBackend(TorchBackend):
+    """A TorchScript module in eval mode."""
+
+    def __init__(self, spec: ModelSpec, file: Path, device: str) -> None:
+        """Load `file`; raises RuntimeError when it is no TorchScript archive."""
+        target = torch.device(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            load: Any = torch.jit.load  # has no types
+            module: Any = load(str(file), map_location=target).eval()
+        arguments = [
+            Argument(
+                each.name,
+                has_default=each.has_default_value(),
+                takes_none=each.type.kind() == "OptionalType",
+                is_tensor=each.type.kind() == "TensorType",
+            )
+            for each in module.forward.schema.arguments[1:]
+        ]
+        super().__init__(spec, module.forward, arguments, target)
+
+
+class TorchAotiBackend(TorchBackend):
+    """A compiled program on the CPU, or on the GPU that it was compiled for."""
+
+    def __init__(self, spec: ModelSpec, file: Path, device: str) -> None:
+        """Load `file`; raises BadModel where it was compiled for another machine."""
+        target = torch.device(device)
+        _check_machine(read_metadata(file), target)
+        loader: Any = torch._C._aoti.AOTIModelPackageLoader(
+            str(file), "model", True, 1, target.index if target.index is not None else -1
+        )
+        in_spec, out_spec = map(pytree.treespec_loads, loader.get_call_spec())
+        if in_spec.num_leaves != len(spec.inputs):
+            raise BadModel(
+                f"the program takes {in_spec.num_leaves} tensors, the config declares the inputs "
+                f"{[tensor.name for tensor in spec.inputs]}"
+            )
+
+        def call(*tensors: torch.Tensor) -> Any:
+            return pytree.tree_unflatten(loader.boxed_run(list(tensors)), out_spec)
+
+        super().__init__(spec, call, None, target)
+
+
+def compiled_for() -> list[str]:
+    """Return the instruction sets that code compiled on this machine may use."""
+    return sorted(flag for flag in cpu_flags() if INSTRUCTION_SETS.fullmatch(flag))
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """Return what a package says of the machine that it was compiled for, without loading it."""
+    with zipfile.ZipFile(file) as archive:
+        names = [name for name in archive.namelist() if name.endswith(METADATA)]
+        found: dict[str, str] = {}
+        for name in names:
+            found |= json.loads(archive.read(name))
+    return found
+
+
+def _check_machine(metadata: dict[str, str], target: torch.device) -> None:
+    """Raise BadModel naming what this machine lacks of what a package was compiled for."""
+    compiled = metadata.get("AOTI_DEVICE_KEY", target.type)
+    if compiled != target.type:
+        raise BadModel(
+            f"the package was compiled for {compiled}, and the instance runs on {target.type}: "
+            "export it there again"
+        )
+    machine = metadata.get("AOTI_MACHINE", platform.machine())
+    if machine != platform.machine():
+        raise BadModel(
+            f"the package was compiled for a CPU of the kind {machine}, this one is "
+            f"{platform.machine()}: export it here again"
+        )
+    wanted = {BY_TORCHS_NAME.get(name, "") for name in metadata.get("AOTI_CPU_ISA", "").split()}
+    wanted |= set(metadata.get(FLAGS_KEY, "").split())
+    missing = sorted(filter(None, wanted - cpu_flags()))
+    if missing:
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise BadModel(
+            f"the package was compiled for a CPU with {', '.join(missing[:SHOWN])}{more}, which "
+            "this one lacks: export it here again, or serve the program as exported or onnx"
+        )
