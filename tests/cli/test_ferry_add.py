@@ -336,6 +336,12 @@ def test_weights_beside_an_onnx_file_come_along(
     assert (version / location).is_file()
     assert (version / "model.onnx").is_file()
 
+    (tmp_path / location).unlink()
+    code, _, error = add(str(tmp_path / "large.onnx"), "--name", "half")
+
+    assert code == 1
+    assert error.endswith(f"its weights are in {location}, which is not there: bring both\n")
+
 
 @pytest.mark.usefixtures("untried")
 def test_labels_and_pictures_are_written_into_the_config(

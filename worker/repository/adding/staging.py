@@ -42,6 +42,8 @@ from worker.repository.models import read_model
 
 PROBED = {"torchscript", "torch_aoti", "torch_state_dict", "torch_pickle", "python"}
 """The backends whose files do not say what goes in and out: such a model is asked itself."""
+EXTERNAL_WEIGHTS = re.compile(r'External data path: "([^"]+)"')
+"""The name of the file of weights that ONNX Runtime misses."""
 COPYING = ".copying-"
 """How directories begin that are not complete: no model's name begins with a full stop."""
 
@@ -77,6 +79,9 @@ def settle(new: Newcomer, repository: Path, stage: Path, environ: Mapping[str, s
 
 def _as_named(message: str, new: Newcomer, repository: Path, directory: Path) -> str:
     """Return a message about staged files with the names that people know them by."""
+    weights = EXTERNAL_WEIGHTS.search(message)
+    if weights and not (new.source.parent / weights[1]).exists() and not new.source.is_dir():
+        return f"{new.source}: its weights are in {weights[1]}, which is not there: bring both"
     message = message.removeprefix(f"failed to load '{new.name}', ")
     message = message.replace(str(directory / new.version / new.filename), str(new.source))
     if not new.source.is_dir():
