@@ -1,1 +1,1 @@
-"""Encoded pictures and texts become the tensors that a model takes, as its spec says."""
+"""Pictures and texts become the tensors that a model takes."""

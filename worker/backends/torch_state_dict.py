@@ -37,10 +37,7 @@ class StateDictBackend(TorchBackend):
     def __init__(self, spec: ModelSpec, file: Path, device: str) -> None:
         """Make the module and load `file` into it; raises BadModel or the module's own errors."""
         target = torch.device(device)
-        weights = load_weights(file)
-        module = _made(spec, file)
-        fill(module, weights)
-        module = module.eval().to(target)
+        module = filled_module(spec, file).to(target)
         super().__init__(spec, module, arguments_of(module), target)
 
 
@@ -110,6 +107,14 @@ def load_weights(file: Path) -> dict[str, torch.Tensor]:
     if not isinstance(found, Mapping):
         raise BadModel(f"the file holds a {type(found).__name__}, not a state dict")
     return dict(found)
+
+
+def filled_module(spec: ModelSpec, file: Path) -> torch.nn.Module:
+    """Return the module that the config names, with the file's weights, in eval mode."""
+    weights = load_weights(file)
+    module = _made(spec, file)
+    fill(module, weights)
+    return module.eval()
 
 
 def _made(spec: ModelSpec, file: Path) -> torch.nn.Module:

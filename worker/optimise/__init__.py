@@ -1,1 +1,1 @@
-"""From a trained model to a fast version of it: export, comparison, proof."""
+"""Exports models and proves versions of them."""

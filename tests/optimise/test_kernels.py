@@ -1,0 +1,142 @@
+"""What variants are made of, and that their kernels are counted where the runtime runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from shared.settings import Settings
+from worker.optimise.quiet import quiet
+from worker.optimise.tuning import onnx_files, torch_files
+from worker.optimise.tuning.kernels import onnx_kernels, torch_kernels
+from worker.optimise.tuning.machine import Machine, this_machine
+from worker.optimise.tuning.task import Task
+from worker.optimise.tuning.variants import VARIANTS
+
+CONFIG = """
+name: "conv"
+platform: "pytorch_libtorch"
+max_batch_size: 8
+input [ { name: "image" data_type: TYPE_FP32 format: FORMAT_NCHW dims: [3, 16, 16] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [5] } ]
+parameters { key: "input_kind" value { string_value: "image" } }
+parameters { key: "image_scale" value { string_value: "0.00392156862745098" } }
+"""
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        found: torch.Tensor = self.last(torch.relu(self.second(x)).mean((2, 3)))
+        return found
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    directory = tmp_path_factory.mktemp("kernels")
+    version = directory / "models" / "conv" / "1"
+    version.mkdir(parents=True)
+    (version.parent / "config.pbtxt").write_text(CONFIG)
+    trace: Any = torch.jit.trace
+    with quiet():
+        trace(Small().eval(), torch.zeros(2, 3, 16, 16)).save(str(version / "model.pt"))
+    return Task(directory / "models", "conv", "1", Settings(), directory)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(task: Task) -> Path:
+    with quiet():
+        onnx_files.export_onnx(task, task.work / "model.onnx")
+    return task.work / "model.onnx"
+
+
+def answers(task: Task, file: Path, backend: str) -> np.typing.NDArray[Any]:
+    with quiet():
+        return task.subject(file, backend, 1).answer(task.rows.take(range(8)))["y"]
+
+
+@pytest.mark.parametrize("make", [torch_files.frozen, torch_files.channels_last])
+def test_torchscript_variants_answer_the_same(task: Task, tmp_path: Path, make: Any) -> None:
+    with quiet():
+        make(task, tmp_path / "model.pt")
+
+    expected = answers(task, task.model.file, "torchscript")
+    np.testing.assert_allclose(
+        answers(task, tmp_path / "model.pt", "torchscript"), expected, atol=1e-5
+    )
+
+
+def test_the_onnx_file_answers_the_same_at_every_size(task: Task, onnx_file: Path) -> None:
+    expected = answers(task, task.model.file, "torchscript")
+
+    np.testing.assert_allclose(answers(task, onnx_file, "onnxruntime"), expected, atol=1e-5)
+    assert str(onnx_kernels(onnx_file, "INT8")) == "0 of 3 layers INT8"
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_static_int8_runs_all_layers_in_8_bits(
+    task: Task, onnx_file: Path, tmp_path: Path, per_channel: bool
+) -> None:
+    with quiet():
+        onnx_files.static_int8(task, onnx_file, tmp_path / "model.onnx", per_channel=per_channel)
+
+    expected = answers(task, task.model.file, "torchscript")
+    found = answers(task, tmp_path / "model.onnx", "onnxruntime")
+    assert str(onnx_kernels(tmp_path / "model.onnx", "INT8")) == "3 of 3 layers INT8"
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_excluded_layers_stay_as_they_are(task: Task, onnx_file: Path, tmp_path: Path) -> None:
+    first = next(n.name for n in onnx.load(str(onnx_file)).graph.node if n.op_type == "Conv")
+    with quiet():
+        onnx_files.static_int8(task, onnx_file, tmp_path / "model.onnx", exclude=[first])
+
+    assert onnx_kernels(tmp_path / "model.onnx", "INT8").low == 2
+
+
+def test_half_of_the_weights_are_zero_for_good(task: Task, onnx_file: Path, tmp_path: Path) -> None:
+    onnx_files.pruned(task, onnx_file, tmp_path / "model.onnx", sparsity=0.5)
+
+    weights = [
+        numpy_helper.to_array(each)
+        for each in onnx.load(str(tmp_path / "model.onnx")).graph.initializer
+        if len(each.dims) >= 2
+    ]
+    assert len(weights) == 3
+    assert all(0.45 < np.mean(each == 0) < 0.55 for each in weights)
+
+
+@pytest.mark.skipif(not this_machine().has_bf16, reason="this processor has no BF16")
+def test_onednn_says_which_layers_ran_in_bf16(task: Task, tmp_path: Path) -> None:
+    with quiet():
+        torch_files.bfloat16(task, tmp_path / "model.pt")
+        subject = task.subject(tmp_path / "model.pt", "torchscript", 1)
+        kernels = torch_kernels(lambda: subject.answer(task.rows.take(range(2))), "BF16")
+
+    assert kernels.low == kernels.layers >= 2
+
+
+def test_a_variant_says_why_it_does_not_apply(task: Task) -> None:
+    plain = Machine("p", frozenset({"avx2"}), 2)
+    reasons = {each.name: each.why_not(plain, task) for each in VARIANTS}
+
+    assert "no BF16 (avx512_bf16, amx_bf16)" in reasons["torchscript-bf16"]
+    assert not reasons["torchscript-frozen"]
+    assert not plain.has_vnni
+    assert Machine("p", frozenset({"avx512_vnni"}), 2).has_vnni
