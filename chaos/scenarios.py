@@ -77,7 +77,7 @@ SCENARIOS = {
         ),
         Scenario(
             "rolling", "every process in turn, SIGTERM and SIGHUP", strikes.roll, 3,
-            measures="drain of the worker", ends_answers=False, api_processes=2,
+            measures="drain of the worker", ends_answers=False,
         ),
         Scenario(
             "swap", "requests, to a new version", strikes.swap, 20,

@@ -25,10 +25,14 @@ TRIES = 3
 
 
 @contextmanager
-def ferry(models: Path, directory: Path, instances: int) -> Iterator[System]:
+def ferry(
+    models: Path, directory: Path, instances: int, api_processes: int = 1
+) -> Iterator[System]:
     """Run a whole Ferry that serves `tiny`."""
     questions.write(tiny(models / "tiny"), directory / QUESTIONS)
-    settings = Settings(models=str(models), heartbeat_seconds=HEARTBEAT_SECONDS, api_processes=2)
+    settings = Settings(
+        models=str(models), heartbeat_seconds=HEARTBEAT_SECONDS, api_processes=api_processes
+    )
     with running_system(settings, "tiny", instances, directory) as system:
         yield system
 
@@ -78,8 +82,8 @@ def assert_all_answered(row: Row) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "instance", "valkey", "valkey-waiting", "empty", "empty-waiting", "worker", "api",
-        "rolling", "swap", "rollback", "rollback-idle", "rollback-still",
+        "instance", "valkey", "valkey-waiting", "empty", "empty-waiting", "worker", "rolling",
+        "swap", "rollback",
     ],
 )  # fmt: skip
 def test_every_request_under_load_is_answered_right(single: System, name: str) -> None:
@@ -88,6 +92,14 @@ def test_every_request_under_load_is_answered_right(single: System, name: str) -
     assert_all_answered(row)
     if name == "instance":
         assert row.again_count >= row.times  # each kill hit at least one request
+
+
+def test_two_processes_of_the_api_lose_and_misroute_nothing(
+    sample_models: Path, tmp_path: Path
+) -> None:
+    with ferry(sample_models, tmp_path, instances=1, api_processes=2) as system:
+        for name in ("api", "rollback-idle", "rollback-still"):
+            assert_all_answered(struck(system, name))
 
 
 def test_another_supervisor_takes_over_a_dead_host_within_three_heartbeats(
