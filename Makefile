@@ -45,7 +45,7 @@ up: samples ## Install, make the sample models once, start Ferry
 test test-quick: export PYTHONDONTWRITEBYTECODE =
 
 test: samples ## Run the whole test suite, LANES files at a time
-	$(BIN)/$(PYTEST) --numprocesses $(LANES)
+	$(BIN)/$(PYTEST) --numprocesses $(LANES) --durations 15
 	$(BIN)/python -m tools.older_redis --dist loadfile --numprocesses $(LANES)
 
 test-quick: samples ## Run the tests of files that start no servers
