@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 from ferry_processes import running_worker
 from formats_repository import CONFIGS, add_format
-from loaded import PLAIN, floats, load, load_repository, own_imports
+from loaded import PLAIN, floats, load, load_repository, own_imports, spec, tensor
+from scripted_models import save_scripted
 from waiting import wait_until
 from worker_processes import Served, numbers, seen
 
@@ -132,3 +134,71 @@ def test_a_joblib_file_is_refused_by_a_worker_that_was_not_allowed(
         reason = served.registry.snapshot().failures["joblib"]
 
     assert "runs whatever code is in it, so set FERRY_ALLOW_PICKLE=1" in reason
+
+
+WRITTEN = "written-by-the-model"
+
+
+class Saves(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.save(x, "written-by-the-model")
+        return x
+
+
+class Maps(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.from_file("written-by-the-model", True, 2)
+
+
+class Inside(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Maps()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+class SavesWhenLoaded(torch.nn.Module):
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
+        return torch.ones(2), self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        torch.save(state[0], "written-by-the-model")
+        self.training = state[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class Computes(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        saved = x * 2  # a name alone is nothing
+        return saved
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", [Saves, Maps, Inside, SavesWhenLoaded])
+def test_what_reads_or_writes_files_is_not_loaded(
+    directory: Path, kind: type[torch.nn.Module]
+) -> None:
+    save_scripted(kind(), directory / "model.pt")
+
+    with pytest.raises(BadModel, match=r"calls (save|from_file), which reads or writes files"):
+        load("torchscript", spec([tensor("x")], [tensor("y")]), directory / "model.pt")
+
+    assert not (directory / WRITTEN).exists()
+
+
+def test_what_only_computes_is(directory: Path) -> None:
+    save_scripted(Computes(), directory / "model.pt")
+    backend = load("torchscript", spec([tensor("x")], [tensor("y")]), directory / "model.pt")
+
+    assert backend.forward({"x": floats([1, 2])}, PLAIN)["y"].tolist() == [[2.0, 4.0]]

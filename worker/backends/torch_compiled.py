@@ -36,6 +36,8 @@ BY_TORCHS_NAME = {
     "AVX10_2": "avx10_2", "ASIMD": "asimd", "SVE": "sve",
 }  # fmt: skip
 METADATA = "_metadata.json"
+FILE_OPERATOR = re.compile(rb"\.\s*(save|from_file)\s*\(")
+"""All operators that take one; a module's own method of such a name is refused with them."""
 SHOWN = 4
 
 
@@ -43,8 +45,12 @@ class TorchScriptBackend(TorchBackend):
     """A TorchScript module in eval mode."""
 
     def __init__(self, spec: ModelSpec, file: Path, device: str) -> None:
-        """Load `file`; raises RuntimeError when it is no TorchScript archive."""
+        """Load `file`; raises RuntimeError when it is no TorchScript archive.
+
+        Raises BadModel when its code would read or write other files.
+        """
         target = torch.device(device)
+        _check_files(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             load: Any = torch.jit.load  # has no types
@@ -59,6 +65,24 @@ class TorchScriptBackend(TorchBackend):
             for each in module.forward.schema.arguments[1:]
         ]
         super().__init__(spec, module.forward, arguments, target)
+
+
+def _check_files(file: Path) -> None:
+    """Raise BadModel where the module's code calls an operator that takes the name of a file.
+
+    Before it is loaded, for that may run some of it already.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if not entry.filename.endswith(".py"):
+                continue
+            if found := FILE_OPERATOR.search(archive.read(entry)):
+                raise BadModel(
+                    f"the module's code calls {found[1].decode()}, which reads or writes files: "
+                    "Ferry serves modules that only compute, export it without that"
+                )
 
 
 class TorchAotiBackend(TorchBackend):
