@@ -200,6 +200,12 @@ class Settings:
         "1 serves AOTInductor packages (.pt2), machine code that runs when it is loaded",
         check.flag,
     )
+    require_verified: bool = _setting(
+        False,
+        "FERRY_REQUIRE_VERIFIED",
+        "1 serves no version without a passing verify.json for its very files (`ferry verify`)",
+        check.flag,
+    )
     key_prefix: str = _setting(
         "ferry", "FERRY_KEY_PREFIX", "first word of every Redis key", check.key_prefix
     )

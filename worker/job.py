@@ -36,3 +36,4 @@ class InstanceJob:
     trusted: Collection[str] = ()
     warmup: tuple[WarmupSample, ...] = ()
     cold: str = ""
+    require_verified: bool = False

@@ -6,6 +6,7 @@ What runs them is imported only then: it brings torch.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Callable
@@ -81,6 +82,58 @@ def _export(options: argparse.Namespace) -> int:
             environment(options), commands.Exported(**exported), add.Given(files=(), **given)
         )
     )
+
+
+def add_verify(command: argparse.ArgumentParser) -> None:
+    """Add the options of `ferry verify`."""
+    command.description = (
+        "Compare a version with another or with the original, and write the verdict beside it; "
+        "exit code 1 when it fails."
+    )
+    argument = command.add_argument
+    argument("name", metavar="MODEL")
+    argument("--version", default="", metavar="N", help="to be verified, else the highest")
+    argument(
+        "--against",
+        default="",
+        metavar="VERSION|MODULE:CALLABLE",
+        help="else what it was exported from, or the version before",
+    )
+    argument("--weights", type=Path, metavar="FILE", help="of the callable")
+    argument("--arguments", default="{}", metavar="JSON", help="of the callable")
+    argument("--data", type=Path, metavar="PATH", help="real rows: a folder of pictures by class, "
+             "or CSV, NDJSON, Parquet, npz")  # fmt: skip
+    argument("--label", default="", metavar="COLUMN", help="of the data, with the classes")
+    argument("--precision", default="", metavar="P", help="FP32, FP16, BF16 or INT8, else found")
+    for name, what in (
+        ("--max-relative", "largest relative difference"),
+        ("--min-cosine", "least cosine of a row"),
+        ("--min-agreement", "least share of real rows of the same class"),
+        ("--max-accuracy-drop", "most by which accuracy may fall"),
+    ):
+        argument(name, type=_share, metavar="X", help=f"{what}, else the precision's")
+    argument("--models", dest="FERRY_MODELS", metavar="DIR", help="as FERRY_MODELS")
+    argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    commands = import_module("ferry.commands.verify")
+    said = {field.name: getattr(options, field.name) for field in fields(commands.Verified)}
+    return int(
+        commands.run_verify(environment(options), commands.Verified(**said), as_json=options.json)
+    )
+
+
+def _share(text: str) -> float:
+    """Read a tolerance."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0")
+    return value
 
 
 def _rows(text: str) -> int:

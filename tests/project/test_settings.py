@@ -34,6 +34,7 @@ BAD = [
     ("FERRY_CANARY_PERCENT", "-1"),
     ("FERRY_ALLOW_PICKLE", "please"),
     ("FERRY_ALLOW_MACHINE_CODE", "2"),
+    ("FERRY_REQUIRE_VERIFIED", "maybe"),
     ("FERRY_STATE_DIR", "\t"),
     ("FERRY_API_PROCESSES", "-1"),
     ("FERRY_API_CONNECTIONS", "0"),

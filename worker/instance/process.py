@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from shared.errors import described, text_of
+from shared.errors import BadModel, described, text_of
 from shared.registry.log_settings import LogLevel
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Batching
@@ -44,6 +44,7 @@ from worker.logs import configure_logging, follow_level
 from worker.meter import Meter
 from worker.repository.config.formats import BY_BACKEND
 from worker.repository.config.parameters import own_threads
+from worker.repository.verified import why_unverified
 
 log = logging.getLogger(__name__)
 
@@ -214,6 +215,8 @@ def _noted(job: InstanceJob, *notes: str) -> str:
 
 def load_backend(job: InstanceJob) -> Backend:
     """Load the model's file with its backend; raises the framework's own errors."""
+    if job.require_verified and (why := why_unverified(job.spec, job.file.parent)):
+        raise BadModel(why)
     triton_backend = BY_BACKEND[job.backend].triton_backend
     threads = own_threads(triton_backend, job.spec.parameters) or job.placement.threads
     placement = replace(job.placement, threads=threads)

@@ -137,9 +137,7 @@ class Differences:
         labels: Array | None = None,
     ) -> None:
         """Add the answers to the same rows."""
-        for output in self.spec.outputs:
-            difference = self.differences.setdefault(output.name, Difference())
-            _add(difference, reference[output.name], candidate[output.name], self.spec.batched)
+        self.add_differences(reference, candidate)
         scored = scored_output(self.spec)
         if scored is None or not self.spec.batched:
             return
@@ -150,6 +148,14 @@ class Differences:
             self.agreement.labelled += len(labels)
             self.agreement.reference_right += int(np.sum(ours == labels))
             self.agreement.candidate_right += int(np.sum(theirs == labels))
+
+    def add_differences(
+        self, reference: Mapping[str, Array], candidate: Mapping[str, Array]
+    ) -> None:
+        """Add how answers differ, and nothing to agreement and accuracy."""
+        for output in self.spec.outputs:
+            difference = self.differences.setdefault(output.name, Difference())
+            _add(difference, reference[output.name], candidate[output.name], self.spec.batched)
 
     def faults(self, allowed: Tolerances, *, real: bool = True) -> list[str]:
         """Return a sentence for each tolerance that is missed, naming the output and both numbers.

@@ -30,8 +30,11 @@ from worker.repository.models import (
     read_model,
     version_numbers,
 )  # fmt: skip
+from worker.repository.verified import RECORDS, why_unverified
 
 CHUNK_BYTES = 1 << 20
+RECORD_DEPTH = 2
+"""Of a record's path: the version, and its own name."""
 Entry = tuple[str, int, int, int]
 Signature = tuple[Entry, ...]
 log = logging.getLogger(__name__)
@@ -171,12 +174,18 @@ class Planner:
                     self._repository, name, version, override,
                     trusted=trusted_backends(self._settings),
                 )  # fmt: skip
+                self._check_verified(model)
                 content = self._content(signature, name, version, override)
                 versions[version] = PlannedVersion(model, content)
             except BadModel as error:
                 failures[version] = str(error)
         gone = frozenset(wanted - set(existing))
         return Plan(name, desired.generation, signature, versions, failures, gone)
+
+    def _check_verified(self, model: ServedModel) -> None:
+        required = self._settings.require_verified
+        if required and (why := why_unverified(model.spec, model.file.parent)):
+            raise BadModel(f"failed to load '{model.spec.name}', {why}")
 
     def _content(
         self, signature: Signature, name: str, version: str, override: str | None
@@ -190,7 +199,7 @@ class Planner:
         for entry in signature:
             path = Path(entry[0])
             inside = path.relative_to(self._repository).parts[1:]
-            if entry[1] == 0 or (len(inside) > 1 and _is_other_version(inside[0], version)):
+            if entry[1] == 0 or _is_no_content(inside, version):
                 continue
             if entry not in known:
                 known[entry] = _digest(path)
@@ -198,8 +207,11 @@ class Planner:
         return Content(name, version, digest.hexdigest())
 
 
-def _is_other_version(folder: str, version: str) -> bool:
-    return folder != version and VERSION.fullmatch(folder) is not None
+def _is_no_content(inside: tuple[str, ...], version: str) -> bool:
+    """Tell whether a file is another version's, or a record of Ferry's about this one."""
+    if len(inside) == 1 or VERSION.fullmatch(inside[0]) is None:
+        return False
+    return inside[0] != version or (len(inside) == RECORD_DEPTH and inside[1] in RECORDS)
 
 
 def _digest(path: Path) -> bytes:
