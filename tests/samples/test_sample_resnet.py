@@ -195,7 +195,7 @@ def test_labels_and_depth_reach_the_directory(
 ) -> None:
     labels = tmp_path / "names.txt"
     labels.write_text("".join(f"animal {index}\n" for index in range(1000)))
-    monkeypatch.setattr(model_directory, "_save_onnx", lambda *_: None)
+    monkeypatch.setattr(model_directory, "save_onnx", lambda *_: None)
     monkeypatch.setattr(model_directory, "save_torchscript", lambda *_: None)
 
     make(tmp_path / "resnet50", depth=50, labels=labels)
