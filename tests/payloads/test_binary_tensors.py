@@ -308,7 +308,9 @@ def test_a_count_of_elements_that_would_overflow_is_refused() -> None:
     # 2**32 * 2**32 elements are none at all to whoever counts in 64 bits.
     model = of("INT16", -1, -1, rows=0)
 
-    assert "has 36893488147419103232" in refused_input(0, shape=[2**32, 2**32], model=model)
+    message = refused_input(0, shape=[2**32, 2**32], model=model)
+
+    assert "causes total element count to exceed maximum size" in message
 
 
 def test_a_number_of_bytes_that_would_overflow_is_refused() -> None:
@@ -317,7 +319,7 @@ def test_a_number_of_bytes_that_would_overflow_is_refused() -> None:
 
     message = refused_input(0, shape=[2**62], datatype="FP32", model=model)
 
-    assert "has 18446744073709551616" in message
+    assert "byte size overflow for input 'x'" in message
 
 
 # Elements.
