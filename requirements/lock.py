@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 EXTRAS = {
     "api": ["api"],
     "worker": ["worker", "export"],
-    "dev": ["api", "worker", "export", "up", "samples", "dev"],
+    "dev": ["api", "worker", "convert", "export", "up", "samples", "dev"],
 }
 # The MiniLM package carries data files, and the tokenizer reads a local file: neither needs the
 # hub clients and model libraries that they ask for.

@@ -10,6 +10,7 @@ from ferry.commands.add import Given, told, wishes_of
 from ferry.errors import CannotStart
 from shared.settings import Settings
 from worker.optimise.export import Export, ExportOrder, export
+from worker.optimise.pipelines import export_pipeline, is_pipeline
 from worker.optimise.subjects import Original
 from worker.repository.adding.newcomer import model_name
 
@@ -38,13 +39,23 @@ def run_export(environ: Mapping[str, str], options: Exported, given: Given) -> i
             raise CannotStart(f"--output {name!r}: expected a name alone, the rest is found out")
     order = ExportOrder(
         Original(options.original, options.weights, options.arguments),
-        options.name or model_name(Path(options.original.partition(":")[2] + ".pt")),
+        options.name or _usual_name(options.original),
         options.formats, wishes_of(given), options.output_names, options.opset,
     )  # fmt: skip
-    print(f"{order.name}: exporting {options.original} to {', '.join(options.formats)}", flush=True)
-    made = export(order, Path(settings.models), environ)
+    formats = ", ".join(options.formats) or "onnx"
+    print(f"{order.name}: exporting {options.original} to {formats}", flush=True)
+    if is_pipeline(options.original):
+        made = export_pipeline(order, Path(settings.models), settings)
+    else:
+        made = export(order, Path(settings.models), environ)
     _say(order.name, made)
     return told(environ, [order.name])
+
+
+def _usual_name(original: str) -> str:
+    """Return a name for the model: its callable's, or its file's."""
+    name = original.partition(":")[2]
+    return model_name(Path(f"{name}.pt")) if name else model_name(Path(original))
 
 
 def _say(name: str, made: Export) -> None:

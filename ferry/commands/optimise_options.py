@@ -47,7 +47,7 @@ def add_export(command: argparse.ArgumentParser) -> None:
         "Write a torch module as new versions of a model, once each format answers as it does."
     )
     argument = command.add_argument
-    argument("original", metavar="MODULE:CALLABLE", help="what makes the module, or the module")
+    argument("original", metavar="MODULE:CALLABLE", help="what makes the module; or a joblib file")
     argument("--weights", type=Path, metavar="FILE", help="state dict or safetensors to load")
     argument("--arguments", default="{}", metavar="JSON", help="keyword arguments of the callable")
     argument(

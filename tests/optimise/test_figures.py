@@ -70,6 +70,7 @@ def test_texts_and_whole_numbers_are_equal_or_not() -> None:
     texts = np.array([[b"a"], [b"b"]], object)
 
     assert compared(texts, texts, datatype="BYTES", dims=(1,)).faults(FP32) == []
+    assert compared(texts, [["a"], ["b"]], datatype="BYTES", dims=(1,)).faults(FP32) == []
     assert compared(texts, texts[::-1], datatype="BYTES", dims=(1,)).faults(FP32)
     assert compared([1, 2], [1, 3], datatype="INT64", dims=()).faults(FP32)
 

@@ -220,11 +220,19 @@ def _add(found: Difference, reference: Array, candidate: Array, batched: bool) -
     if reference.shape != candidate.shape:
         found.max_absolute = found.max_relative = math.inf
         found.unequal += max(reference.size, candidate.size)
-    elif reference.dtype.kind not in "fV" or reference.dtype.hasobject:
-        found.unequal += int(np.sum(reference != candidate))
+    elif reference.dtype.kind not in "fV":
+        found.unequal += int(np.sum(_texts(reference) != _texts(candidate)))
     elif reference.size:
         _add_floats(found, _rows(reference, count), _rows(candidate, count))
     found.rows += count
+
+
+def _texts(array: Array) -> Array:
+    """Return texts as bytes, whatever a runtime keeps them in; all else as it is."""
+    if array.dtype.kind not in "OSU":
+        return array
+    flat = [each if isinstance(each, bytes) else str(each).encode() for each in array.ravel()]
+    return np.fromiter(flat, object, len(flat)).reshape(array.shape)
 
 
 def _rows(array: Array, count: int) -> Array:

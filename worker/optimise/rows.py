@@ -185,7 +185,7 @@ def _tensor(
 ) -> Array:
     dtype = NUMPY_TYPES[tensor.datatype]
     if dtype.hasobject:
-        words = [b"a", b"good", b"bad", b"place", b"1", b"the"]
+        words = [b"a", b"good", b"Bad,", b"place", b"1", b"the", b"isn't", b"well-made."]
         flat = [b" ".join(random.choice(words, 1 + kind)) for _ in range(int(np.prod(dims)))]
         return np.array(flat, object).reshape(dims)
     if tensor.datatype.startswith(("FP", "BF")):

@@ -112,6 +112,8 @@ def _exported_original(record: Path) -> Original | None:
     try:
         found = json.loads(record.read_bytes())
         weights = found["weights"]
+        if ":" not in found["original"]:  # a file of another format
+            return None
         return Original(
             found["original"], None if weights is None else Path(weights), found["arguments"]
         )
