@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from filecmp import cmp
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from ferry.commands.inspect_redis import redis_to_inspect
 from ferry.commands.models import load_model
 from ferry.errors import CannotStart, NoRedis
 from ferry.up.up import check_free, up
+from shared.errors import BadModel
 from shared.registry.desired_store import DesiredStore
 from shared.settings import Settings
+from worker.repository.adding.model_archive import ENDING, unpack
 from worker.repository.adding.newcomer import Newcomer, model_name, newcomer, version_directories
 from worker.repository.adding.notation import read_notation
 from worker.repository.adding.staging import Settled, check_fits, install, settle
@@ -62,13 +65,55 @@ def _added(environ: Mapping[str, str], repository: Path, given: Given, *, again:
 
     Nothing is copied before each file was found good. Raises CannotStart, and BadModel.
     """
-    found = _newcomers(repository, given, trusted_backends(Settings.from_env(environ)))
     before = signal.signal(signal.SIGTERM, _interrupt)  # so that no half of a copy is left
     try:
-        _settle_and_install(environ, repository, found, again=again)
+        with tempfile.TemporaryDirectory(prefix="ferry-unpacked-") as place, _not_named(place):
+            plain = _unpacked(given, Path(place))
+            found = _newcomers(repository, plain, trusted_backends(Settings.from_env(environ)))
+            named = zip(found, given.files, strict=True)
+            found = [replace(new, source=file) for new, file in named]
+            _settle_and_install(environ, repository, found, again=again)
     finally:
         signal.signal(signal.SIGTERM, before)
     return list(dict.fromkeys(new.name for new in found))
+
+
+@contextmanager
+def _not_named(place: str) -> Iterator[None]:
+    """Leave the place to which archives are unpacked out of what is said of their files."""
+    try:
+        yield
+    except BadModel as error:
+        raise BadModel(str(error).replace(f"{place}/", "")) from error
+
+
+def _unpacked(given: Given, place: Path) -> Given:
+    """Return the options for the model in an archive of TorchServe; others as they are.
+
+    What the archive says of its model stands behind what the options say. Raises CannotStart, and
+    BadModel.
+    """
+    archives = [file for file in given.files if file.suffix == ENDING]
+    if not archives:
+        return given
+    if len(given.files) > 1:
+        raise CannotStart(f"{archives[0]}: what an archive says is of it alone, add it by itself")
+    archive = archives[0]
+    directory = place / archive.name  # seen in messages about the model's file
+    directory.mkdir()
+    found = unpack(archive, directory, architecture=bool(given.architecture))
+    for note in found.notes:
+        print(f"{archive}: {note}", flush=True)
+    said = {text.partition("=")[0] for text in given.parameters}
+    more = [f"{key}={value}" for key, value in found.parameters.items() if key not in said]
+    return replace(
+        given,
+        files=[found.file],
+        names=given.names or [model_name(Path(f"{found.name}.pt"))],
+        inputs=given.inputs or [found.input][: bool(found.input)],
+        parameters=[*given.parameters, *more],
+        labels=given.labels or found.labels,
+    )
 
 
 def _settle_and_install(
