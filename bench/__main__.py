@@ -18,9 +18,9 @@ from types import FrameType
 from bench import wrk
 from bench.comparison import SIMULATED, Plan, run_scenario, run_simulated_devices
 from bench.edge import EDGE, run_edge
-from bench.errors import BenchError
 from bench.floors import cautions, device_shares, floors
 from bench.measurements import Row
+from bench.processes import BenchError
 from bench.report import run_facts, save, table
 from bench.scenarios import SCENARIOS
 from ferry.commands.samples import is_finished

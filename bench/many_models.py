@@ -24,8 +24,7 @@ from typing import NamedTuple
 import onnx
 from onnx import TensorProto, helper
 
-from bench.errors import BenchError
-from bench.processes import free_port, last_lines, running
+from bench.processes import BenchError, free_port, last_lines, running
 from bench.single_requests import Request, ask
 from ferry.up.up import child_environment
 from shared.registry.registry import Registry

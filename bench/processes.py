@@ -10,11 +10,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import BenchError
 from ferry.up.sessions import kill_session
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 STOP_TIMEOUT_SECONDS = 10.0
+
+
+class BenchError(Exception):
+    """A process did not start, ended, or did not answer: there is nothing to measure."""
 
 
 @contextmanager

@@ -13,8 +13,7 @@ from pathlib import Path
 from subprocess import Popen
 
 from bench.children import constant_app
-from bench.errors import BenchError
-from bench.processes import PROJECT_ROOT, free_port, last_lines, running
+from bench.processes import PROJECT_ROOT, BenchError, free_port, last_lines, running
 from bench.single_requests import Request, ask
 from ferry.up import embedded_valkey
 from ferry.up.up import child_environment

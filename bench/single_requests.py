@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from threading import Event, Thread
 
-from bench.errors import BenchError
+from bench.processes import BenchError
 
 REQUEST_TIMEOUT_SECONDS = 10.0
 SETTLE_TIMEOUT_SECONDS = 10.0

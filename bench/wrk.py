@@ -8,8 +8,8 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-from bench.errors import BenchError
 from bench.measurements import Measurement
+from bench.processes import BenchError
 from bench.single_requests import Request, sampled_batches, settle
 
 # wrk keeps one counter per microsecond up to this, so 10 s are 80 MB that it touches in part.

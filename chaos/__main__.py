@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from bench.errors import BenchError
+from bench.processes import BenchError
 from chaos.report import table, troubles
 from chaos.run import Plan, run_scenario
 from chaos.scenarios import SCENARIOS

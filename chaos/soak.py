@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.errors import BenchError
+from bench.processes import BenchError
 from bench.report import aligned
 from chaos.offered import Offered, running_offer
 from chaos.system import System, running_system

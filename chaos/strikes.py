@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from bench.errors import BenchError
+from bench.processes import BenchError
 from chaos.questions import FIRST_VERSION
 from chaos.system import STOP_TIMEOUT_SECONDS, System, wait_until
 from chaos.whole import WholeSystem

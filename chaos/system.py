@@ -12,8 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bench.errors import BenchError
-from bench.processes import free_port, last_lines, running
+from bench.processes import BenchError, free_port, last_lines, running
 from bench.servers import gunicorn, wait_until_ready
 from bench.single_requests import Request
 from chaos.questions import FIRST_VERSION

@@ -13,9 +13,9 @@ import pytest
 from bench import wrk
 from bench.__main__ import parse_arguments
 from bench.comparison import SAME_BODY, Plan, Variant, run_rounds
-from bench.errors import BenchError
 from bench.floors import Floor, cautions, device_shares, floors
 from bench.measurements import Measurement, Row, mean_batch, summarize
+from bench.processes import BenchError
 from bench.report import save, table
 from bench.scenarios import SCENARIOS
 from bench.single_requests import Request, batch_size
