@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Flask
 
 from api.openapi import document as openapi
-from api.routes import infer, metrics, predict, requests, v1, v2
+from api.routes import infer, metrics, predict, reports, requests, v1, v2
 from api.routes.errors import register_error_handlers
 from api.routes.flask_side import EXTENSION, HttpServices, OrjsonProvider
 from api.server.body import BoundedReads, InMemoryRequest
@@ -25,7 +25,7 @@ def create_app(settings: Settings) -> Flask:
     app.url_map.strict_slashes = False
     app.extensions[EXTENSION] = services = HttpServices.of(settings, "gunicorn.error")
     limit_pictures(settings.max_image_pixels)
-    for module in (infer, predict, v1, v2, requests, metrics, openapi):
+    for module in (infer, predict, v1, v2, requests, metrics, reports, openapi):
         app.register_blueprint(module.blueprint)
     app.register_blueprint(openapi.make_pages())
     register_error_handlers(app)

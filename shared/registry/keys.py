@@ -5,6 +5,7 @@ ferry:models              hash    name/version -> ModelSpec as JSON             
 ferry:instances           hash    instance id -> InstanceRecord as JSON              no (see 1)
 ferry:supervisors:<id>    string  a supervisor's sign of life                        3 heartbeats
 ferry:assets:<digest>     string  a file the API needs (a tokenizer)                 no
+ferry:pages               hash    name/version -> its report.html, if it has one     no
 ferry:probe               string  nothing: whether Redis takes what is written       a second
 ferry:log                 hash    log setting -> its number, of those that are set   no
 ferry:trace               hash    model/setting -> its value, as log; see 4          no
@@ -21,7 +22,7 @@ ferry:{m/s}:compared:<v>  hash    Comparison of shadow m/s with version v       
 3: after the last request; written by shared/operations/shadow_comparison.py.
 4: a list of strings as JSON; the model's name is empty for settings of all models.
 
-`changes` is there so that looking is cheap. Registry writes the first seven, DesiredStore the next
+`changes` is there so that looking is cheap. Registry writes the first eight, DesiredStore the next
 five; what a request passes through stands in shared/request_queue/keys.py.
 """
 
@@ -43,6 +44,7 @@ class RegistryKeys:
         self.instances = f"{prefix}:instances"
         self.supervisors = f"{prefix}:supervisors:"
         self.assets = f"{prefix}:assets:"
+        self.pages = f"{prefix}:pages"
         self.log = f"{prefix}:log"
         self.probe = f"{prefix}:probe"
         self.trace = f"{prefix}:trace"

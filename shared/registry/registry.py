@@ -53,6 +53,7 @@ class Registry:
     def remove_model(self, model_key: str) -> None:
         """Forget one version."""
         asking(lambda: self._client.hdel(self._keys.models, model_key))
+        asking(lambda: self._client.hdel(self._keys.pages, model_key))
 
     def model_keys(self) -> set[str]:
         """Return `name/version` of every registered model."""
@@ -67,6 +68,14 @@ class Registry:
     def asset(self, digest: str) -> bytes | None:
         """Return the content stored under `digest`, None when it is not there."""
         return cast("bytes | None", asking(lambda: self._client.get(self._keys.assets + digest)))
+
+    def keep_page(self, model_key: str, page: bytes) -> None:
+        """Store the page about how a version was made fast."""
+        asking(lambda: self._client.hset(self._keys.pages, model_key, page))
+
+    def page(self, model_key: str) -> bytes | None:
+        """Return a version's page, None where there is none."""
+        return cast("bytes | None", asking(lambda: self._client.hget(self._keys.pages, model_key)))
 
     def put_instance(self, record: InstanceRecord) -> None:
         """Register an instance or its new state."""

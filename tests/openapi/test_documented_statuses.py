@@ -57,7 +57,9 @@ def have_supervisor(settings: Settings) -> None:
     client = connect(settings.redis_url)
     picture = TensorSpec(name="x", datatype="FP32", dims=(3, 8, 8))
     register(settings, spec("loaded", picture, image=ImageInput(input="x", height=8, width=8)))
-    Registry(client, settings.key_prefix).beat("somebody", 600.0)
+    registry = Registry(client, settings.key_prefix)
+    registry.beat("somebody", 600.0)
+    registry.keep_page("loaded/1", b"<!doctype html><title>a report</title>")
     store = DesiredStore(client, settings.key_prefix)
     ready = {"1": VersionReport(key="loaded/1", state="ready")}
     models = {
@@ -232,6 +234,7 @@ ROUTES: dict[tuple[str, str], dict[int, Case]] = {
     ("POST", "/v2/repository/index"): TAKES_JSON | {200: plain()},
     ("POST", "/v2/repository/models/{name}/load"): TAKES_JSON | {200: plain(name="loaded")},
     ("POST", "/v2/repository/models/{name}/unload"): TAKES_JSON | {200: plain(name="unloaded")},
+    ("GET", "/models/{name}/report"): KNOWN_MODEL | {200: plain(name="loaded")},
     ("GET", "/metrics"): {200: plain(), 503: plain("away")},
     ("GET", "/v2/logging"): {200: plain(), 503: plain("away")},
     ("POST", "/v2/logging"): TAKES_JSON | {200: plain(json={"log_error": True})},

@@ -58,6 +58,12 @@ EXTENSION_VIEWS: Mapping[tuple[str, str], Operation] = {
         {200: as_json(schemas.Statistics)},
         KNOWN_MODEL,
     ),
+    ("reports.report", "GET"): Operation(
+        "extensions",
+        "How a version was made fast: the page that ferry optimise wrote",
+        {200: {"text/html": (str,)}},
+        KNOWN_MODEL,
+    ),
     ("metrics.metrics", "GET"): Operation(
         "server",
         "Which model versions serve, for Prometheus",

@@ -23,6 +23,9 @@ from worker.repository.tokens import read_tokenizer
 
 log = logging.getLogger(__name__)
 
+REPORT_PAGE = "report.html"
+LARGEST_PAGE = 1 << 20
+
 
 @dataclass(frozen=True)
 class ServedModel:
@@ -32,6 +35,14 @@ class ServedModel:
     spec: ModelSpec
     file: Path
     asset: bytes | None = None
+
+    def report(self) -> bytes | None:
+        """Return the page that `ferry optimise` left beside the version, None without one."""
+        try:
+            page = (self.file.parent / REPORT_PAGE).read_bytes()
+        except OSError:
+            return None
+        return page if len(page) <= LARGEST_PAGE else None
 
     def with_revision(self, number: int) -> ServedModel:
         """Return the same content under the name of its revision."""

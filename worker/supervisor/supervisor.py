@@ -287,6 +287,8 @@ class Supervisor:
         for model in models:
             if model.asset is not None:
                 self._registry.keep_asset(model.asset)
+            if (page := model.report()) is not None:
+                self._registry.keep_page(model.spec.key, page)
 
     def _take_over(self) -> None:
         """Put back the work of supervisors that are gone; log as was set."""

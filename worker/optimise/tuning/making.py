@@ -19,8 +19,8 @@ from worker.optimise.tuning.task import Task
 from worker.optimise.tuning.variants import Variant
 from worker.optimise.tuning.workshop import Clock, in_a_process
 
-MAKING_SHARE, ONE_SHARE, ANSWER_SHARE = 0.55, 0.25, 0.15
-"""Of the budget: for making and judging all variants, for one of them, for the answers to judge by.
+MAKING_SHARE, ONE_SHARE, ANSWER_SHARE = 0.55, 0.25, 0.2
+"""Of the budget: for making and judging all variants, for one of them, for all answers to judge by.
 
 What is left is for measuring."""
 SHORTEST_LIMIT_SECONDS = 20.0
@@ -29,16 +29,16 @@ RECORD = "row.json"
 
 def make_all(run: Run) -> None:
     """Make and judge each variant, as long as there is time for it."""
-    seconds = ANSWER_SHARE * run.order.budget_seconds
+    budget, wanted = run.order.budget_seconds, _wanted(run)
+    seconds = ANSWER_SHARE * budget / max(1, len(wanted))  # each variant is asked the same
     recorded = in_a_process(
-        record_answers, run.task, run.machine.cores, seconds / 2,
-        seconds=max(60.0, 2 * seconds),
-    )  # fmt: skip
+        record_answers, run.task, run.machine.cores, seconds, seconds=max(60.0, budget)
+    )
     if recorded.fault:
         raise BadModel(f"{run.task.model.spec.key} cannot be asked: {recorded.fault}")
     run.rows[0].figures = _own_figures(run, recorded.value)
-    making = Clock(MAKING_SHARE * run.order.budget_seconds)
-    for variant in _wanted(run):
+    making = Clock(MAKING_SHARE * budget)
+    for variant in wanted:
         row = _finished(run, variant) or _made(run, variant, recorded.value, making)
         run.rows.append(row)
         said = f": {row.reason}" if row.reason else ""

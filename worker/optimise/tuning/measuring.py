@@ -25,7 +25,8 @@ from worker.optimise.tuning.workshop import Clock, Helper, Outcome
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 7
 GOOD_SIZES = 2
-FEWEST_PASSES = 2
+FIRST_ROUND_SHARE = 0.6
+"""Of the time, what the first round has to leave."""
 SHORTEST_SLICE_SECONDS, LONGEST_SLICE_SECONDS = 0.05, 0.5
 """Of one batch size in one round."""
 LOAD_SECONDS = 120.0
@@ -130,6 +131,8 @@ def _measure_placed(
             slots = (MOST_ROUNDS - number) * sum(map(len, wanted.values()))
             seconds = min(LONGEST_SLICE_SECONDS, max(SHORTEST_SLICE_SECONDS, clock.left() / slots))
             for size in sizes:
+                if number == 0 and size > 1 and clock.left() < FIRST_ROUND_SHARE * clock.seconds:
+                    break  # larger ones take longer still
                 for name in _turned(list(teams), number):
                     if size in wanted[name] and not found[name].fault:
                         teams[name].measure(size, seconds, found[name])
@@ -141,9 +144,9 @@ def _measure_placed(
 
 def _good_sizes(found: Measured, arrangement: Arrangement, sizes: list[int]) -> list[int]:
     """Return 1, for its latency, and the sizes of the highest rates in the first round."""
-    rates = {size: found.rates.get((arrangement, size), [0.0])[0] for size in sizes}
-    best = sorted(sizes, key=lambda size: rates[size])[-GOOD_SIZES:]
-    return sorted({sizes[0], *best})
+    run = [size for size in sizes if (arrangement, size) in found.rates]
+    best = sorted(run, key=lambda size: found.rates[arrangement, size][0])[-GOOD_SIZES:]
+    return sorted({*run[:1], *best})
 
 
 def _turned(names: list[str], number: int) -> list[str]:
@@ -217,8 +220,7 @@ def serve(pipe: Connection, task: Task, file: Path, backend: str, threads: int) 
         if size not in warm:
             batches = [_rows(task, size, at) for at in range(BATCH_COUNT)]
             warm[size] = batches
-            for batch in batches[:FEWEST_PASSES]:
-                subject.backend.forward(batch.inputs, batch.pixels)
+            subject.backend.forward(batches[0].inputs, batches[0].pixels)
         pipe.send(Outcome(_timed(subject, warm[size], seconds)))
     return memory_bytes("VmHWM", OWN_STATUS)
 
@@ -226,7 +228,7 @@ def serve(pipe: Connection, task: Task, file: Path, backend: str, threads: int) 
 def _timed(subject: Subject, batches: Sequence[Batch], seconds: float) -> list[float]:
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while len(times) < FEWEST_PASSES or time.perf_counter() < end:
+    while not times or time.perf_counter() < end:
         batch = batches[len(times) % len(batches)]
         started = time.perf_counter()
         subject.backend.forward(batch.inputs, batch.pixels)
