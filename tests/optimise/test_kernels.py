@@ -17,8 +17,9 @@ from worker.optimise.quiet import quiet
 from worker.optimise.tuning import onnx_files, torch_files
 from worker.optimise.tuning.kernels import onnx_kernels, torch_kernels
 from worker.optimise.tuning.machine import Machine, this_machine
-from worker.optimise.tuning.task import Task
+from worker.optimise.tuning.task import Task, feeds
 from worker.optimise.tuning.variants import VARIANTS
+from worker.optimise.tuning.worst_layers import worst_layers
 
 CONFIG = """
 name: "conv"
@@ -108,6 +109,32 @@ def test_excluded_layers_stay_as_they_are(task: Task, onnx_file: Path, tmp_path:
         onnx_files.static_int8(task, onnx_file, tmp_path / "model.onnx", exclude=[first])
 
     assert onnx_kernels(tmp_path / "model.onnx", "INT8").low == 2
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_layer_whose_activations_differ_most_is_found(
+    task: Task, onnx_file: Path, tmp_path: Path, number: int
+) -> None:
+    model = onnx.load(str(onnx_file))
+    layer = [node for node in model.graph.node if node.op_type == "Conv"][number]
+    weight = next(each for each in model.graph.initializer if each.name == layer.input[1])
+    coarse = np.round(numpy_helper.to_array(weight) * 4) / 4
+    weight.CopyFrom(numpy_helper.from_array(coarse, weight.name))
+    onnx.save(model, str(tmp_path / "coarse.onnx"))
+
+    batches = (feeds(task, batch) for batch in onnx_files.calibration_batches(task))
+    assert worst_layers(onnx_file, tmp_path / "coarse.onnx", batches, 0.1) == [layer.name]
+
+
+def test_static_int8_without_the_worst_keeps_them_in_fp32(
+    task: Task, onnx_file: Path, tmp_path: Path
+) -> None:
+    with quiet():
+        onnx_files.static_int8_without_worst(task, onnx_file, tmp_path / "model.onnx", share=0.5)
+
+    kernels = onnx_kernels(tmp_path / "model.onnx", "INT8")
+    assert 0 < kernels.low < kernels.layers
+    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_half_of_the_weights_are_zero_for_good(task: Task, onnx_file: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def _faults(
     variant: Variant, real: Differences, made_up: Differences, max_accuracy_drop: float
 ) -> list[str]:
     """Return what is beyond tolerance: with labels accuracy decides of low precision."""
-    allowed = BY_PRECISION[variant.precision]
+    allowed = BY_PRECISION["INT8" if variant.is_lossy else variant.precision]
     if not real.differences:
         return made_up.faults(allowed, real=False)
     is_low = variant.precision != "FP32" or variant.is_lossy

@@ -83,7 +83,7 @@ def _made(run: Run, variant: Variant, answers: Sequence[Any], making: Clock) -> 
     row = Row(variant.name, variant.runtime, variant.precision, note=variant.note)
     row.command = _command(run, variant)
     base, reason = _base(run, variant)
-    if reason := variant.why_not(run.machine, run.task) or reason:
+    if reason := variant.why_not(run.machine, run.task) or reason or _not_needed(run, variant):
         row.verdict, row.reason = NOT_APPLICABLE, reason
         return row
     if not making.left():
@@ -98,6 +98,16 @@ def _made(run: Run, variant: Variant, answers: Sequence[Any], making: Clock) -> 
     record = {key: value for key, value in asdict(row).items() if key != "measured"}
     (directory / RECORD).write_text(json.dumps(record, default=str), encoding="utf-8")
     return row
+
+
+def _not_needed(run: Run, variant: Variant) -> str:
+    """Return why a variant that comes after another is not tried; empty when it is."""
+    before = next((each for each in run.rows if each.name == variant.after), None)
+    if before is None or (before.verdict == FAILED and before.figures):
+        return ""
+    if before.verdict == OK:
+        return f"{before.name} is within the limits already"
+    return before.reason if before.verdict == NOT_APPLICABLE else f"{before.name} cannot be run"
 
 
 def _base(run: Run, variant: Variant) -> tuple[Path, str]:

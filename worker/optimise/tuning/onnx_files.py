@@ -18,6 +18,7 @@ from worker.optimise.rows import Batch
 from worker.optimise.tuning.machine import this_machine
 from worker.optimise.tuning.task import Task, feeds
 from worker.optimise.tuning.torch_files import example_of, torch_module
+from worker.optimise.tuning.worst_layers import worst_layers
 
 OPSETS = (20, 17)
 """Newest first: torch's exporter of TorchScript knows none above 20."""
@@ -81,6 +82,17 @@ def static_int8(
         nodes_to_exclude=list(exclude),
     )  # fmt: skip
     prepared.unlink()
+
+
+def static_int8_without_worst(task: Task, base: Path, file: Path, *, share: float) -> None:
+    """Write such a file in which a share of the layers, those harmed most, stays in FP32."""
+    whole = file.parent / "whole.onnx"
+    static_int8(task, base, whole)
+    prepared = _prepared(base, file.parent)
+    batches = (feeds(task, batch) for batch in calibration_batches(task))
+    worst = worst_layers(prepared, whole, batches, share)
+    whole.unlink()
+    static_int8(task, base, file, exclude=worst)
 
 
 def dynamic_int8(_task: Task, base: Path, file: Path) -> None:

@@ -6,7 +6,7 @@ why_not(machine, task)   why it does not apply here, in a sentence; empty where 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,9 @@ TORCH_BACKENDS = ("torchscript", "torch_state_dict", "torch_pickle", "torch_expo
 ORIGINAL = "original"
 ONNX_BACKEND = "onnxruntime"
 SPARSITIES = (0.5, 0.8)
+STATIC = "onnxruntime-int8-static"
+EXCLUDED = (0.1, 0.25, 0.5)
+"""Shares of the layers that stay in FP32, tried one after another where accuracy misses."""
 
 
 def _anywhere(_machine: Machine, _task: Task) -> str:
@@ -57,6 +60,8 @@ class Variant:
     why_not: Callable[[Machine, Task], str] = _anywhere
     base: str = ""
     note: str = ""
+    after: str = ""
+    """The variant that has to miss its limits before this one is worth trying."""
     is_lossy: bool = False
     """Whether it answers otherwise by more than rounding, though its precision does not say so."""
     kernels_in: str = ""
@@ -91,6 +96,17 @@ def _on_torch(
     return Variant(name, "TorchScript", precision, partial(_from_version, write), why_not)
 
 
+def _without_worst() -> Iterator[Variant]:
+    """Yield static INT8 without the layers that it harms most, ever more of them."""
+    before = STATIC
+    for share in EXCLUDED:
+        make = partial(onnx_files.static_int8_without_worst, share=share)
+        name = f"{STATIC}-without-{100 * share:.0f}"
+        note = f"{share:.0%} of the layers stay in FP32, those whose activations differ most"
+        yield _on_onnx(name, "INT8", make, after=before, note=note)
+        before = name
+
+
 def _on_onnx(name: str, precision: str, make: Callable[..., None], **more: Any) -> Variant:
     return Variant(name, "ONNX Runtime", precision, make, base=ONNX_BACKEND, **more)
 
@@ -99,7 +115,8 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         "onnxruntime", "ONNX Runtime", "FP32", partial(_from_version, onnx_files.export_onnx), _onnx
     ),
-    _on_onnx("onnxruntime-int8-static", "INT8", onnx_files.static_int8),
+    _on_onnx(STATIC, "INT8", onnx_files.static_int8),
+    *_without_worst(),
     _on_onnx("onnxruntime-int8-dynamic", "INT8", onnx_files.dynamic_int8),
     _on_torch("torchscript-bf16", "BF16", torch_files.bfloat16, _bf16),
     _on_onnx(
