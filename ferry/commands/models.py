@@ -67,7 +67,7 @@ class Models(NamedTuple):
 
 def list_models(environ: Mapping[str, str], *, as_json: bool) -> int:
     """Print every version of every model, and which requests it gets; return the exit code."""
-    with _models(environ) as models:
+    with operating(environ) as models:
         rows = _rows(models)
     nothing = "no models: no worker runs on this Redis"
     show(rows, MODEL_COLUMNS, as_json=as_json, nothing=nothing, footer=_footer(rows))
@@ -85,7 +85,7 @@ def _footer(rows: list[Row]) -> str:
 
 def show_model(environ: Mapping[str, str], name: str) -> int:
     """Print all that is known of one model as JSON; raises UnknownModel."""
-    with _models(environ) as models:
+    with operating(environ) as models:
         rows = [row for row in _rows(models) if row["model"] == name]
         desired = models.store.read().desired.get(name, Desired())
         specs = models.registry.snapshot().models.get(name, {})
@@ -106,7 +106,7 @@ def compare_model(environ: Mapping[str, str], name: str, *, as_json: bool) -> in
 
     Those that have ended are shown as well, for a week.
     """
-    with _models(environ) as models:
+    with operating(environ) as models:
         serving = models.store.read().served.get(name)
         found = models.comparisons.of_model(name)
         if serving is not None and serving.shadow:
@@ -180,7 +180,7 @@ def load_model(environ: Mapping[str, str], name: str, config: Path | None) -> in
         text = read_text(config) if config else None
     except OSError as error:
         raise CannotStart(f"{config}: {error}") from error
-    with _models(environ) as models:
+    with operating(environ) as models:
         began = time.monotonic()
         models.control.load(name, text)
         _say_where(models, name, began)
@@ -190,7 +190,7 @@ def load_model(environ: Mapping[str, str], name: str, config: Path | None) -> in
 
 def unload_model(environ: Mapping[str, str], name: str) -> int:
     """Unload a model; returns when no request can reach it."""
-    with _models(environ) as models:
+    with operating(environ) as models:
         models.control.unload(name)
     print(f"{name}: unloaded")
     return 0
@@ -198,7 +198,7 @@ def unload_model(environ: Mapping[str, str], name: str) -> int:
 
 def use_version(environ: Mapping[str, str], name: str, version: str) -> int:
     """Send the requests that name no version to this one, or to the highest (`latest`)."""
-    with _models(environ) as models:
+    with operating(environ) as models:
         began = time.monotonic()
         models.control.use(name, "" if version == "latest" else version)
         _say_where(models, name, began)
@@ -212,7 +212,7 @@ def split_model(environ: Mapping[str, str], name: str, shares: list[str]) -> int
     weights = dict(pairs)
     if len(weights) < len(pairs):
         raise BadRequest(f"{' '.join(shares)}: each version may have one share")
-    with _models(environ) as models:
+    with operating(environ) as models:
         began = time.monotonic()
         models.control.split(name, weights)
         _say_where(models, name, began)
@@ -221,7 +221,7 @@ def split_model(environ: Mapping[str, str], name: str, shares: list[str]) -> int
 
 def shadow_model(environ: Mapping[str, str], name: str, version: str) -> int:
     """Send a copy of each request to a version, comparing anew, or no longer (`off`)."""
-    with _models(environ) as models:
+    with operating(environ) as models:
         began = time.monotonic()
         models.control.shadow(name, "" if version == "off" else version)
         serving = models.store.read().served[name]
@@ -270,7 +270,7 @@ def _await_first_answers(models: Models, name: str) -> None:
 
 
 @contextmanager
-def _models(environ: Mapping[str, str]) -> Iterator[Models]:
+def operating(environ: Mapping[str, str]) -> Iterator[Models]:
     """Yield the models; raises BadSetting, and NoRedis when there is none to ask."""
     with redis_to_inspect(environ) as (settings, client):
         yield Models(

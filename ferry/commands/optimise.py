@@ -38,6 +38,14 @@ def add_optimise(command: argparse.ArgumentParser) -> None:
     argument(
         "--only", action="append", default=[], metavar="VARIANT", help="make these variants alone"
     )
+    argument(
+        "--serve", action="store_true",
+        help="swap the new version in: as a shadow, for a tenth of the requests, then for all",
+    )  # fmt: skip
+    argument(
+        "--min-agreement", type=_share, default=0.95, metavar="X",
+        help="with --serve: share of the same classes as a shadow, 0.95 if not given",
+    )  # fmt: skip
     argument("--seed", type=int, default=0, metavar="N", help="of made-up rows and of the order")
     argument("--models", dest="FERRY_MODELS", metavar="DIR", help="as FERRY_MODELS")
     command.set_defaults(run=_run)
@@ -69,9 +77,22 @@ def _run(options: argparse.Namespace) -> int:
         options.objective, options.budget, tuple(options.only), options.seed,
     )  # fmt: skip
     repository = Path(Settings.from_env(environ).models)
-    done = tuning.optimise(order, repository, environ, _say)
+    served: list[str] = []
+
+    def before_adding() -> None:
+        if options.serve:
+            served[:] = [swap_in.pin_serving(environ, options.name)]
+
+    swap_in = import_module("ferry.commands.swap_in")
+    if options.serve:
+        swap_in.pin_serving(environ, options.name)  # else it would be known after the work
+    done = tuning.optimise(order, repository, environ, _say, before_adding=before_adding)
     _tell(done)
     if done.directory is None:
+        return 0
+    if served:
+        new = done.directory.name
+        swap_in.swap_in(environ, options.name, served[0], new, options.min_agreement)
         return 0
     return int(import_module("ferry.commands.add").told(environ, [options.name]))
 

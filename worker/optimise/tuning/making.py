@@ -23,7 +23,7 @@ MAKING_SHARE, ONE_SHARE, ANSWER_SHARE = 0.55, 0.25, 0.2
 """Of the budget: for making and judging all variants, for one of them, for all answers to judge by.
 
 What is left is for measuring."""
-SHORTEST_LIMIT_SECONDS = 20.0
+SHORTEST_LIMIT_SECONDS = 60.0
 RECORD = "row.json"
 
 

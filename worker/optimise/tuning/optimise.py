@@ -8,7 +8,7 @@ Each step that runs a library is in a process of its own, with a limit of time.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def optimise(
     environ: Mapping[str, str],
     say: Say = print,
     variants: Sequence[Variant] = VARIANTS,
+    before_adding: Callable[[], None] = lambda: None,
 ) -> Optimised:
     """Make a version faster, within what its accuracy may lose; raises BadModel in one sentence.
 
@@ -67,6 +68,8 @@ def optimise(
         raise
     chosen = choose(run.rows, order.objective)
     report = run.keep_report(work, complete=True)
+    if chosen is not run.rows[0]:
+        before_adding()
     directory = _added(run, chosen)
     where = directory or run.task.model.file.parent
     if directory is None:
