@@ -8,7 +8,7 @@ from api.infer.inference import checked_version
 from api.routes.flask_side import services
 from shared.errors import UnknownModel
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 """The page needs nothing from anywhere, and no script of it would run."""
 
 blueprint = Blueprint("reports", __name__)
@@ -25,5 +25,5 @@ def report(name: str, version: str | None = None) -> Response:
             f"'{name}' version {spec.version} has no report: ferry optimise makes it"
         )
     response = Response(page, mimetype="text/html")
-    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["Content-Security-Policy"] = PAGE_POLICY
     return response

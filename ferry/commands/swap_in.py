@@ -15,7 +15,7 @@ from shared.operations.model_control import PROGRESS_LOOK_SECONDS
 
 SHADOW_REQUESTS, SHADOW_SECONDS = 50, 60.0
 CANARY_REQUESTS, CANARY_SECONDS = 50, 30.0
-NOBODY_SECONDS = 10.0
+WITHOUT_REQUESTS_SECONDS = 10.0
 """Without a request for so long there is nobody to compare for, and nobody to harm."""
 CANARY_SPLIT = (9, 1)
 
@@ -103,6 +103,6 @@ def _await(count: Callable[[], int], enough: int, seconds: float) -> None:
     began = time.monotonic()
     while (waited := time.monotonic() - began) < seconds:
         found = count()
-        if found >= enough or (not found and waited > NOBODY_SECONDS):
+        if found >= enough or (not found and waited > WITHOUT_REQUESTS_SECONDS):
             return
         time.sleep(PROGRESS_LOOK_SECONDS)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 from answers import answer
@@ -17,12 +19,15 @@ from waiting import wait_until
 
 from api.app import create_app
 from ferry.cli import main
+from ferry.commands.swap_in import pin_serving, swap_in
+from ferry.errors import CannotStart
+from shared.errors import LoadFailed
 from shared.settings import Settings
 
 ONE = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 10]}]}
 
 
-MODELS = ["swapped", "shown", "copied"]
+MODELS = ["swapped", "shown", "copied", "taken", "returned"]
 """Each of the tests that change something has one of its own, which begins with version 1."""
 
 
@@ -148,6 +153,59 @@ def test_a_shadow_gets_copies_and_is_compared(
     assert main(["models", "shadow", "copied", "off"]) == 0
     assert version_of(client, "copied") == "1"
     assert compared()["request_count"] == 20
+
+
+@pytest.fixture
+def asked(client: FlaskClient) -> Iterator[Callable[[str], None]]:
+    """Have a model asked all the time, until the test ends; what is not answered fails it."""
+    ends, threads = Event(), []
+
+    def ask(model: str) -> None:
+        while not ends.is_set():
+            version_of(client, model)
+
+    def begin(model: str) -> None:
+        threads.append(pool.submit(ask, model))
+
+    with ThreadPoolExecutor(1) as pool:
+        yield begin
+        ends.set()
+        for thread in threads:
+            thread.result()
+
+
+def test_a_version_takes_over_in_steps_while_it_is_asked(
+    client: FlaskClient, repository: Path, asked: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    asked("taken")
+    old = pin_serving(os.environ, "taken")
+    add_version(repository, "taken", 2)
+
+    swap_in(os.environ, "taken", old, "2", 0.95)
+
+    assert version_of(client, "taken") == "2"
+    said = capsys.readouterr().out
+    assert "version 2 gave the same class for 100.00% of" in said
+    assert "all requests go to version 2" in said
+
+
+def test_a_version_that_answers_otherwise_takes_no_request(
+    client: FlaskClient, repository: Path, asked: Callable[[str], None]
+) -> None:
+    asked("returned")
+    old = pin_serving(os.environ, "returned")
+    add_version(repository, "returned", 2, factor=-1)
+
+    with pytest.raises(LoadFailed, match="went back to version 1: version 2 gave the same class"):
+        swap_in(os.environ, "returned", old, "2", 0.95)
+
+    assert version_of(client, "returned") == "1"
+
+
+def test_what_nobody_serves_cannot_be_swapped(client: FlaskClient) -> None:
+    with pytest.raises(CannotStart, match="no Ferry that runs here serves 'nothing'"):
+        pin_serving(os.environ, "nothing")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import onnxruntime
 from shared.datatypes import Array
 
 LAYERS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
-TINY = 1e-12
+SMALLEST_NORM = 1e-12
 ACTIVATIONS = {"Relu", "Clip"}
 """Which become a part of the layer before them once that is quantised."""
 
@@ -51,7 +51,9 @@ def worst_layers(
 
 def _errors(ours: dict[str, Array], theirs: dict[str, Array]) -> dict[str, float]:
     return {
-        name: float(np.linalg.norm(theirs[name] - array) / max(TINY, float(np.linalg.norm(array))))
+        name: float(
+            np.linalg.norm(theirs[name] - array) / max(SMALLEST_NORM, float(np.linalg.norm(array)))
+        )
         for name, array in ours.items()
         if name in theirs and theirs[name].shape == array.shape
     }
