@@ -19,7 +19,6 @@ from worker.optimise.tuning.kernels import onnx_kernels, torch_kernels
 from worker.optimise.tuning.machine import Machine, this_machine
 from worker.optimise.tuning.task import Task, feeds
 from worker.optimise.tuning.variants import VARIANTS
-from worker.optimise.tuning.worst_layers import worst_layers
 
 CONFIG = """
 name: "conv"
@@ -123,7 +122,9 @@ def test_the_layer_whose_activations_differ_most_is_found(
     onnx.save(model, str(tmp_path / "coarse.onnx"))
 
     batches = (feeds(task, batch) for batch in onnx_files.calibration_batches(task))
-    assert worst_layers(onnx_file, tmp_path / "coarse.onnx", batches, 0.1) == [layer.name]
+    assert onnx_files.worst_layers(onnx_file, tmp_path / "coarse.onnx", batches, 0.1) == [
+        layer.name
+    ]
 
 
 def test_static_int8_without_the_worst_keeps_them_in_fp32(
