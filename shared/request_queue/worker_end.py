@@ -6,7 +6,7 @@ import logging
 import os
 import time
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.commands import claim_command, publisher, recover_command
@@ -130,8 +130,23 @@ class WorkQueue:
 
     def put_back(self) -> tuple[int, int]:
         """Return this instance's requests to the queue, after a lost connection."""
-        self._busy_at = time.monotonic()  # whether Redis is back shows soon, and is said
+        self._end_lost_wait()
         return _recover(self._wire, self._end, crashed=False)
+
+    def _end_lost_wait(self) -> None:
+        """End what a lost connection still waits for in a Redis that does not know of its loss.
+
+        The claim behind that wait would take requests of which nobody hears. Raises RedisError.
+        """
+        self._busy_at = time.monotonic()  # whether Redis is back shows soon, and is said
+        if not self._client_id:
+            return
+        try:
+            # subtle: its claim has run when the reply is there, so what is asked next sees it.
+            self._wire.send(("CLIENT", "UNBLOCK", self._client_id))
+            self._wire.reply()
+        except ResponseError as error:
+            log.debug("a lost wait ends by itself, Redis does not end it: %s", error)
 
     def _claim(self, max_rows: int, max_delay_seconds: float) -> PackedCommand:
         found = self._claims.get((max_rows, max_delay_seconds))

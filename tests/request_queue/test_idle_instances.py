@@ -123,3 +123,19 @@ def test_what_a_dead_instance_left_waiting_for_company_is_found_at_once(
 
         assert redis.llen(keys.bell) == 1
         dead.close()
+
+
+def test_a_lost_connection_that_redis_keeps_takes_no_request(ends: TwoEnds) -> None:
+    work = ends.work
+    assert work.claim(8, 0.0) == []
+    lost, work._wire = work._wire, work._wire.beside()
+    work._wire.connections = lost.connections
+    lost.send(work._idle_bell, work._claim(8, 0.0))
+    clients, number = ends.redis.client_list, work._client_id
+    wait_until(lambda: "b" in clients(client_id=[number])[0]["flags"], 10, "it waits at Redis")
+
+    assert work.put_back() == (0, 0)
+
+    asked = ends.push(1)
+    assert [each.id for each in ends.claim(1)] == [each.id for each in asked]
+    lost.close()

@@ -13,6 +13,7 @@ from secrets import token_hex
 
 import pytest
 from ferry_processes import running_worker
+from two_ends import TwoEnds
 from versioned_models import add_broken, add_model, add_version
 from waiting import wait_until
 
@@ -21,8 +22,11 @@ from shared.operations.model_control import ModelControl
 from shared.registry.desired_store import DesiredStore
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
+from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
 from shared.wire.client import connect
+from shared.wire.wire import open_wire
+from worker.supervisor.recovery import Recovery
 
 
 class Cluster:
@@ -203,3 +207,36 @@ def test_a_redis_that_forgot_everything_is_told_where_requests_go(cluster: Clust
 
     wait_until(served, 60, "version 1 is used again")
     assert cluster.store.read().desired[cluster.model].use == "1"
+
+
+def waits_at(ends: TwoEnds, number: int) -> None:
+    clients = ends.redis.client_list
+    wait_until(lambda: "b" in clients(client_id=[number])[0]["flags"], 10, "it waits at Redis")
+
+
+def test_connections_that_still_wait_take_no_request_that_is_put_back(
+    settings: Settings, ends: TwoEnds
+) -> None:
+    names = ["busy", "idle", "also idle"]
+    queues = [
+        WorkQueue(open_wire(ends.redis), ends.keys, name, result_ttl_seconds=60.0) for name in names
+    ]
+    ends.push(1)
+    assert len(queues[0].claim(8, 0.0)) == 1
+    ends.redis.delete(ends.keys.bell)  # it did not wait for it
+    for queue in queues[1:]:
+        queue._learn_id()
+        queue._wire.send(queue._idle_bell, queue._claim(8, 0.0))
+        waits_at(ends, queue._client_id)
+    records = [
+        InstanceRecord(id=name, supervisor="gone", model="m", version="1", state="ready")
+        for name in names
+    ]
+
+    recovery = Recovery(ends.redis, Registry(ends.redis, settings.key_prefix), settings)
+    recovery.take_over(records, {"alive"})
+
+    assert [claimed.attempts for claimed in ends.claim(1)] == [2]
+    assert ends.redis.llen(ends.keys.bell) <= 1
+    for queue in queues:
+        queue._wire.close()

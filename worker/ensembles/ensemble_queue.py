@@ -64,6 +64,7 @@ class EnsembleQueue(WorkQueue):
 
         They were claimed by a command whose reply was lost. Raises RedisError.
         """
+        self._end_lost_wait()
         self._wire.send(("TIME",), ("LRANGE", self._keys.inflight + self._end.instance, 0, -1))
         (seconds, microseconds), tickets = self._wire.reply(), self._wire.reply()
         unknown = [ticket for ticket in tickets if ticket not in known]

@@ -52,7 +52,22 @@ class Recovery:
 
     def take_over(self, records: list[InstanceRecord], alive: set[str]) -> None:
         """Put back the work of instances whose supervisors are not `alive`."""
-        for record in records:
-            if record.supervisor not in alive:
-                log.warning("supervisor %s is gone, taking over %s", record.supervisor, record.id)
-                self.recover(record.id, record.model_key, crashed=True)
+        lost = [record for record in records if record.supervisor not in alive]
+        keys = [record.model_key for record in records]
+        for key in {record.model_key for record in lost}:
+            self._end_waits(key, keys.count(key))
+        for record in lost:
+            log.warning("supervisor %s is gone, taking over %s", record.supervisor, record.id)
+            self.recover(record.id, record.model_key, crashed=True)
+
+    def _end_waits(self, model_key: str, count: int) -> None:
+        """Wake the `count` instances of a model, those too whose machine is gone.
+
+        Their connections may still wait at Redis, where each would take requests after its work
+        was put back. Whoever waits is woken by one write, and has claimed when it is answered.
+        """
+        bell = QueueKeys(self._settings.key_prefix, model_key).bell
+        self._wire.send(("RPUSH", bell, *["1"] * count))
+        self._wire.reply()
+        self._wire.send(("LTRIM", bell, 0, 0))
+        self._wire.reply()
