@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -192,6 +193,29 @@ def test_what_reads_or_writes_files_is_not_loaded(
     save_scripted(kind(), directory / "model.pt")
 
     with pytest.raises(BadModel, match=r"calls (save|from_file), which reads or writes files"):
+        load("torchscript", spec([tensor("x")], [tensor("y")]), directory / "model.pt")
+
+    assert not (directory / WRITTEN).exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '(torch.save)(x, "written-by-the-model")',
+        'save = ops.aten.save; save(x, "written-by-the-model")',
+        'getattr(torch, "save")(x, "written-by-the-model")',
+        'torch.\\\n      save(x, "written-by-the-model")',
+    ],
+)
+def test_however_the_code_calls_what_writes_files(directory: Path, line: str) -> None:
+    save_scripted(Computes(), directory / "whole.pt")
+    with ZipFile(directory / "whole.pt") as whole, ZipFile(directory / "model.pt", "w") as model:
+        for name in whole.namelist():
+            code, found, _ = whole.read(name).partition(b"    return")
+            rest = f"    {line}\n    return x\n".encode() if found else b""
+            model.writestr(name, code + rest)
+
+    with pytest.raises(BadModel, match=r"calls (save|getattr), which reads or writes files"):
         load("torchscript", spec([tensor("x")], [tensor("y")]), directory / "model.pt")
 
     assert not (directory / WRITTEN).exists()

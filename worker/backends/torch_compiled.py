@@ -36,8 +36,12 @@ BY_TORCHS_NAME = {
     "AVX10_2": "avx10_2", "ASIMD": "asimd", "SVE": "sve",
 }  # fmt: skip
 METADATA = "_metadata.json"
-FILE_OPERATOR = re.compile(rb"\.\s*(save|from_file)\s*\(")
-"""All operators that take one; a module's own method of such a name is refused with them."""
+FILE_OPERATOR = re.compile(rb"(?:\.(?:\s|\\|#.*\n)*|\b(?=getattr))(save|from_file|getattr)\b")
+"""All operators that take one, however they are called: `(torch.save)(x, "a")` calls it as well.
+
+A module's own attribute of such a name is refused with them. What torch writes has no `getattr`,
+which would take any name.
+"""
 SHOWN = 4
 
 
