@@ -15,8 +15,12 @@ import pytest
 from onnx import numpy_helper
 
 from ferry.cli import main
+from shared.errors import BadModel
 from shared.registry.desired_state import Desired
 from shared.settings import Settings
+from worker.devices import Placement
+from worker.instance.process import load_backend
+from worker.job import InstanceJob
 from worker.optimise.histograms import histogram
 from worker.repository.models import read_model
 from worker.repository.verified import why_unverified
@@ -117,6 +121,22 @@ def test_only_the_very_bytes_that_were_verified_are_served(models: Path) -> None
     assert "model.onnx is not what" in changed.failures["1"]
     open_to_all = Planner(replace(settings, require_verified=False)).plan("m", Desired())
     assert not open_to_all.failures
+
+
+def test_an_instance_looks_again_at_the_bytes_that_it_loads(models: Path) -> None:
+    assert verify(models, "--version", "1") == 0
+    model = read_model(models, "m", "1")
+    job = InstanceJob(
+        "i", model.spec, model.config.backend, model.file, Placement("cpu"), "", "", 1.0, "INFO",
+        require_verified=True,
+    )  # fmt: skip
+    assert load_backend(job) is not None
+
+    change_weights(models)
+
+    with pytest.raises(BadModel, match=r"model\.onnx is not what"):
+        load_backend(job)
+    assert load_backend(replace(job, require_verified=False)) is not None
 
 
 def test_what_a_config_means_is_verified_and_how_it_is_run_is_not(models: Path) -> None:
