@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import redis
@@ -126,11 +127,28 @@ class DesiredStore:
         self._write("hdel", self._keys.desired, name)
 
     def restore(self, known: ControlState) -> None:
-        """Write the last known state into a Redis that came back empty; newer entries stay."""
+        """Write the last known state into a Redis that came back empty; newer entries stay.
+
+        Another supervisor may have written what it knew, which was older: what is desired is known
+        by its generation, and where requests go follows from that.
+        """
         for name, desired in known.desired.items():
-            self._write("hsetnx", self._keys.desired, name, desired.model_dump_json())
+            asking(partial(self._restore_desired, name, desired))
         for name, serving in known.served.items():
             self._write("hsetnx", self._keys.served, name, serving.model_dump_json())
+
+    def _restore_desired(self, name: str, desired: Desired) -> None:
+        keys = self._keys
+
+        def write(pipeline: Any) -> None:
+            row = pipeline.hget(keys.desired, name)
+            pipeline.multi()
+            if not row or Desired.model_validate_json(row).generation < desired.generation:
+                pipeline.hset(keys.desired, name, desired.model_dump_json())
+                pipeline.incr(keys.changes)
+
+        self._client.transaction(write, keys.desired)
+        self._ring()
 
     def put_report(self, supervisor: str, report: SupervisorReport) -> None:
         """Write a supervisor's report."""

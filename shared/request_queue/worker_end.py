@@ -19,9 +19,11 @@ log = logging.getLogger(__name__)
 
 WORKLESS_SECONDS = 10.0
 """After so long without a batch an instance looks less often what the bell may not have told."""
-WORKLESS_BLOCK_SECONDS = 60.0
+WORKLESS_BLOCK_SECONDS = 15.0
 """fast: with a hundred models it is this that a worker does when nobody asks. That Redis is gone
-the kernel says (see `shared.wire.client.connect`), so nothing else is noticed later.
+the kernel says (see `shared.wire.client.connect`); one that hangs is noticed this much later.
+
+Less than half of FERRY_REQUEST_TIMEOUT_SECONDS' default, for what the bell may not have told.
 """
 SHORT_WAIT_SECONDS = 0.002
 """The longest wait that is slept through, which is more exact than waiting for the bell."""
@@ -65,7 +67,7 @@ class WorkQueue:
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
         """Take one batch, waiting for work (stop 5); empty when there is none for half a second.
 
-        One that has been idle for long waits up to a minute. The batch is recorded as this
+        One that has been idle for long waits up to fifteen seconds. The batch is recorded as this
         instance's in-flight work in the same step. Raises RedisError.
         Next stop: `worker.instance.loop.answer_claimed`.
         """

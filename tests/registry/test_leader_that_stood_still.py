@@ -170,3 +170,21 @@ def test_a_version_that_takes_requests_again_is_not_closed(two: Two) -> None:
     assert two.store.close("m/1", 1, []) == "closed"
     assert two.store.close("m/2@1", 1, []) == "closed"
     assert two.gates() == [b"all", None]
+
+
+def test_what_was_desired_last_is_restored_whoever_restores_first(
+    settings: Settings,
+) -> None:
+    with connect(settings.redis_url) as redis:
+        store = DesiredStore(redis, settings.key_prefix)
+        store.change("m", lambda now, _: now.model_copy(update={"use": "2"}))
+        before = store.read()
+        store.change("m", lambda now, _: now.model_copy(update={"use": "1"}))
+        after = store.read()
+        for first, second in ((before, after), (after, before)):
+            redis.delete(*redis.keys(f"{settings.key_prefix}:*"))
+
+            store.restore(first)
+            store.restore(second)
+
+            assert store.read().desired["m"] == after.desired["m"]

@@ -517,7 +517,8 @@ def test_requests_that_go_elsewhere_are_refused(
     if elsewhere:
         redis.set(keys.elsewhere, elsewhere)
     for named in (False, True):
-        waiting = queue.push(request(queue, timeout=0.3)._replace(named=named))
+        timeout = 30.0 if named in refused else 0.3
+        waiting = queue.push(request(queue, timeout=timeout)._replace(named=named))
         with pytest.raises(VersionRetired if named in refused else RequestExpired):
             waiting.wait()
 

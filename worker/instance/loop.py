@@ -38,6 +38,7 @@ def run(
         try:
             if not claimed:
                 claimed = queue.claim(rows, max_delay_seconds)
+                stop()  # it may have waited for long: the level of the log is followed before
             elif stop():
                 queue.publish(claimed, answers)
                 return

@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 BUSY_LOOK_SECONDS = 0.1
 IDLE_LOOK_SECONDS = 1.0
 """Between two looks at the store while nothing goes on here; a change rings before that."""
-"""Time between two looks for a change of the desired state; each costs one GET."""
 REPORT_SECONDS = 1.0
 """Time between two comparisons of our report with the last one, besides those at every change."""
 GRACE_SECONDS = 1.5
