@@ -8,6 +8,7 @@ that this CPU does not have ends the process.
 
 from __future__ import annotations
 
+import ast
 import json
 import platform
 import re
@@ -36,12 +37,9 @@ BY_TORCHS_NAME = {
     "AVX10_2": "avx10_2", "ASIMD": "asimd", "SVE": "sve",
 }  # fmt: skip
 METADATA = "_metadata.json"
-FILE_OPERATOR = re.compile(rb"(?:\.(?:\s|\\|#.*\n)*|\b(?=getattr))(save|from_file|getattr)\b")
-"""All operators that take one, however they are called: `(torch.save)(x, "a")` calls it as well.
-
-A module's own attribute of such a name is refused with them. What torch writes has no `getattr`,
-which would take any name.
-"""
+FILE_OPERATORS = frozenset({"save", "from_file"})
+"""All operators that take a file's name; a module's own attribute of such a name is refused too."""
+FILE_WORD = re.compile(rb"\b(save|from_file|getattr)\b")
 SHOWN = 4
 
 
@@ -82,11 +80,36 @@ def _check_files(file: Path) -> None:
         for entry in archive.infolist():
             if not entry.filename.endswith(".py"):
                 continue
-            if found := FILE_OPERATOR.search(archive.read(entry)):
+            if found := _file_operator(archive.read(entry)):
                 raise BadModel(
-                    f"the module's code calls {found[1].decode()}, which reads or writes files: "
+                    f"the module's code calls {found}, which reads or writes files: "
                     "Ferry serves modules that only compute, export it without that"
                 )
+
+
+def _file_operator(code: bytes) -> str:
+    """Return what code, which torch writes as Python, may reach a file by; empty for nothing.
+
+    `getattr(self, "0")` is how torch writes the parts of a Sequential.
+    """
+    try:
+        nodes = list(ast.walk(ast.parse(code)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        found = FILE_WORD.search(code)
+        return found[1].decode() if found else ""
+    calls = [node for node in nodes if isinstance(node, ast.Call) and _is_getattr(node.func)]
+    names = [call.args[1] if len(call.args) > 1 else call for call in calls]
+    if any(not isinstance(name, ast.Constant) for name in names) or len(calls) < sum(
+        map(_is_getattr, nodes)
+    ):
+        return "getattr"
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    attributes |= {str(name.value) for name in names if isinstance(name, ast.Constant)}
+    return next(iter(attributes & FILE_OPERATORS), "")
+
+
+def _is_getattr(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id == "getattr"
 
 
 class TorchAotiBackend(TorchBackend):
