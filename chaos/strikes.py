@@ -65,7 +65,8 @@ def kill_host(system: System, random: Random) -> Strike:
     """
     host = system.workers.pop(0)
     theirs = system.ready(host)
-    system.wait_ready(len(theirs), system.start_worker())
+    versions = [record.version for record in theirs]  # also of one that stands by, here alone
+    system.wait_ready(versions.count(max(versions, key=int)), system.start_worker())
     _stopped_in_mid_batch(system, theirs, random)
     at = time.monotonic()
     kill_session(host.pid)

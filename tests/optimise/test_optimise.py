@@ -54,7 +54,6 @@ def row(done: Optimised, name: str) -> Any:
 def test_the_fastest_becomes_a_version_that_answers(done: Optimised, directory: Path) -> None:
     assert done.directory == directory / "models" / "busy" / "2"
     assert row(done, "quick")["chosen"]
-    assert row(done, "quick")["times_original"] > 1.5
     assert [each["name"] for each in done.report["variants"] if each["chosen"]] == ["quick"]
 
 

@@ -66,7 +66,7 @@ def quick(task: Task, _base: Path, file: Path) -> None:
 
 
 def slow(_task: Task, _base: Path, file: Path) -> None:
-    save(3 * BUSY, file)
+    save(8 * BUSY, file)
 
 
 def wrong(_task: Task, _base: Path, file: Path) -> None:
