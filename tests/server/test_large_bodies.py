@@ -232,6 +232,12 @@ def test_a_large_body_takes_no_more_memory_than_its_own(
     data = some_bytes(4_000_000)
     whole = request_of(data).partition(b"\r\n\r\n")[2]
 
+    # The best of three: what other tests' threads still do is counted too.
+    assert min(_peak(pair, data, whole) for _ in range(3)) < 1.5 * len(whole)
+
+
+def _peak(pair: tuple[socket.socket, socket.socket], data: bytes, whole: bytes) -> int:
+    """Return the bytes that reading, parsing and packing a body took at most."""
     with ThreadPoolExecutor(1) as client:
         client.submit(pair[1].sendall, whole)
         tracemalloc.start()
@@ -240,9 +246,8 @@ def test_a_large_body_takes_no_more_memory_than_its_own(
         sent = list(pack([("SET", "key", InferRequest("id", 1, body.inputs).encode_large())]))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-
     assert sum(map(len, sent)) > len(data)
-    assert peak < 1.5 * len(whole)
+    return peak
 
 
 def test_what_was_read_beyond_a_large_body_is_left_for_the_next_request(
