@@ -14,6 +14,15 @@ from shared.request_queue.limits import Limits
 from worker.devices import Placement
 from worker.repository.config.warmup import WarmupSample
 
+DEVICE_IS_LOST = 75
+"""The exit code of an instance whose device takes no more work of its process."""
+ANSWERS_NO_MORE = 76
+"""That of an instance which fails what it answered before, on a device that works."""
+LOST = "lost"
+"""The word of its last report, beside "ready" and "failed": the reason and the suspects' ids."""
+MAX_SUSPECTS = 500
+"""Of that report, which must fit into a pipe that nobody may be reading."""
+
 
 @dataclass(frozen=True)
 class InstanceJob:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from shared.courier.pending import PushArguments
@@ -24,6 +24,12 @@ DEAD_SECONDS = 7 * 86_400.0
 """The life of a request that was given up."""
 _IDEMPOTENT_MS = milliseconds(IDEMPOTENT_RESULT_SECONDS)
 MAX_ATTEMPTS = 3
+MAX_LOSSES = 2
+"""Attempts of a request that ran when an instance failed for good: more would fail as many."""
+_LOST = (
+    f"the worker process had to be replaced {MAX_LOSSES} times while running this request, "
+    "the last time since {reason}"
+)
 _CRASHED = InferResult(
     error=ModelCrashed(f"the worker process died {MAX_ATTEMPTS} times while running this request")
 ).encode()
@@ -154,16 +160,22 @@ def publisher(end: InstanceEnd) -> Callable[[list[Claimed], EncodedResults, int]
     return publish
 
 
-def recover_command(end: InstanceEnd, *, crashed: bool) -> tuple[Any, ...]:
+def recover_command(
+    end: InstanceEnd, *, crashed: bool, suspects: Collection[str] = (), reason: str = ""
+) -> tuple[Any, ...]:
     """Return the command that puts an instance's requests back; it replies how many, and given up.
 
-    Whatever they were claimed by: every queue is recovered in the same way.
+    Whatever they were claimed by: every queue is recovered in the same way. With `suspects` an
+    attempt is counted for these ids alone, of fewer, and who is given up hears the `reason`.
     """
-    keys = end.keys
+    keys, max_attempts, error = end.keys, MAX_ATTEMPTS, _CRASHED
+    if suspects:
+        max_attempts = MAX_LOSSES
+        error = InferResult(error=ModelCrashed(_LOST.format(reason=reason))).encode()
     return (
         "EVALSHA", script_digest("recover"), 6, keys.bell, keys.inflight + end.instance, keys.bytes,
         keys.counts, keys.dead, keys.order,
-        int(crashed), MAX_ATTEMPTS, milliseconds(end.result_ttl_seconds), _IDEMPOTENT_MS,
+        int(crashed), max_attempts, milliseconds(end.result_ttl_seconds), _IDEMPOTENT_MS,
         milliseconds(DEAD_SECONDS), keys.queue, keys.body, keys.result, keys.answered,
-        keys.dead_body, _CRASHED, end.instance, keys.tag,
+        keys.dead_body, error, end.instance, keys.tag, *suspects,
     )  # fmt: skip

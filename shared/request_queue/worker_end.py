@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Collection
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -134,6 +135,16 @@ class WorkQueue:
         """Return this instance's requests to the queue, after a lost connection."""
         self._end_lost_wait()
         return _recover(self._wire, self._end, crashed=False)
+
+    def put_back_lost(self, suspects: Collection[str], reason: str) -> tuple[int, int]:
+        """Return this instance's requests to the queue, since it is to end for `reason`.
+
+        An attempt counts for the `suspects` alone, which ran when it failed; the second is their
+        last. Raises RedisError: then they are put back by who finds the instance dead.
+        """
+        self._wire.send(recover_command(self._end, crashed=True, suspects=suspects, reason=reason))
+        back, given_up = self._wire.reply()
+        return back, given_up
 
     def _end_lost_wait(self) -> None:
         """End what a lost connection still waits for in a Redis that does not know of its loss.

@@ -1,8 +1,9 @@
 -- recover: put what an instance held back to the head of its queue, oldest first. Run for a dead
--- instance by a supervisor (crashed = 1), and by an instance that lost its connection (crashed = 0).
+-- instance by a supervisor (crashed = 1), and by an instance that lost its connection (crashed = 0) or its device.
 -- KEYS: bell, inflight, bytes, counts, dead, order
 -- ARGV: crashed, max_attempts, result_ttl_ms, idempotent_ttl_ms, dead_ttl_ms, queue, body, result, answered and
---       dead body key prefix, error result, instance, cache (see _cache.lua)
+--       dead body key prefix, error result, instance, cache (see _cache.lua), id, id, ... of the suspects
+-- With suspects (crashed = 1) an attempt is counted for these alone: the others were not running when it failed.
 -- A request whose attempts are used up is answered with the error result instead, and kept among the dead. One
 -- that goes back has had its time on the queue: the time-out of its queue policy is over.
 -- Atomic, so two supervisors that recover the same instance do it once. Returns {put back, given up}.
@@ -12,7 +13,9 @@
 
 local bell, inflight, bytes_key, counts, dead, order = unpack(KEYS)
 local crashed, max_attempts, ttl, idempotent_ttl, dead_ttl, queue_prefix, body_prefix, result_prefix, answered_prefix,
-  dead_prefix, error_result, instance, tag = unpack(ARGV)
+  dead_prefix, error_result, instance, tag = unpack(ARGV, 1, 13)
+local suspects, suspected = {}, #ARGV > 13
+for i = 14, #ARGV do suspects[ARGV[i]] = true end
 local cache = response_cache(tag, ttl, idempotent_ttl)
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
@@ -37,10 +40,11 @@ for i = #tickets, 1, -1 do
   local version, attempts, level, _, rows, enqueued, _, _, signature = struct.unpack('@TICKET@', tickets[i])
   local id = string.sub(tickets[i], @ID@)
   local body = body_prefix .. id
-  attempts = attempts + crashed
+  local counts_one = not suspected or suspects[id]
+  if counts_one then attempts = attempts + crashed end
   if redis.call('EXISTS', body) == 1 then
     -- One of another version is given up by those who know what to write down of it.
-    if attempts >= tonumber(max_attempts) and version == @TICKET_VERSION@ then
+    if counts_one and attempts >= tonumber(max_attempts) and version == @TICKET_VERSION@ then
       give_up(id, body, attempts, level, rows, enqueued, signature)
       given_up = given_up + 1
     else

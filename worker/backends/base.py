@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +30,15 @@ def close(backend: Backend) -> None:
     clean_up = getattr(backend, "close", None)
     if clean_up is not None:
         clean_up()
+
+
+def device_fault(model: object) -> Callable[[], str] | None:
+    """Return a model's own answer to why its device takes no more work; most have none.
+
+    It returns an empty string while all is well, and is asked when a batch has raised.
+    """
+    found: Callable[[], str] | None = getattr(model, "device_fault", None)
+    return found
 
 
 class RequestTensors(NamedTuple):

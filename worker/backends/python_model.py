@@ -4,6 +4,7 @@
         def load(self, context): ...        # once, before the first batch; may be left out
         def forward(self, inputs): ...      # {name: array [rows, ...]} in, {name: array} out
         def close(self): ...                # once, after the last batch; may be left out
+        def device_fault(self): ...         # why its device is dead, "" if not; may be left out
 
 The file is the operator's code and runs with all rights of the worker.
 """
@@ -24,7 +25,7 @@ from shared.datatypes import NUMPY_TYPES, Array
 from shared.errors import BadModel, BadModelOutput, described
 from shared.model_spec import ModelSpec, TensorSpec
 from worker.backends import triton_python_backend_utils
-from worker.backends.base import Backend, named_outputs
+from worker.backends.base import Backend, device_fault, named_outputs
 from worker.backends.operator_code import import_file
 from worker.backends.preprocessing import PixelArrays, own_arrays
 from worker.backends.torch_arrays import output_array
@@ -70,6 +71,7 @@ class PythonBackend:
         if not callable(getattr(model, "forward", None)):
             raise BadModel("the class Model has no forward(self, inputs)")
         self._model = model()
+        self.device_fault = device_fault(self._model)
         self._pixels = PixelArrays(spec)
         self._outputs = {tensor.name: tensor for tensor in spec.outputs}
         context = Context(

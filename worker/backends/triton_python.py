@@ -28,7 +28,7 @@ from shared.errors import (
     described,
 )
 from shared.model_spec import ModelSpec
-from worker.backends.base import RequestTensors
+from worker.backends.base import RequestTensors, device_fault
 from worker.backends.preprocessing import PixelArrays, own_arrays
 from worker.backends.triton_requests import (
     InferenceRequest,
@@ -58,6 +58,7 @@ class TritonPythonBackend:
         self._pixels = PixelArrays(spec)
         self._loop: EventLoop | None = None
         self._model = model()
+        self.device_fault = device_fault(self._model)
         if hasattr(self._model, "initialize"):
             self._done(self._model.initialize(_arguments(spec, file, placement)))
 

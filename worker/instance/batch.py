@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 
 from shared.errors import BadMessage, BadModelOutput, FerryError, ModelFailed, described
 from shared.messages import InferResult, Tensor
@@ -18,6 +19,7 @@ from worker.instance.batch_parts import (
     stack,
 )  # fmt: skip
 from worker.instance.each import answers_each, run_each
+from worker.instance.health.self_check import SelfCheck
 from worker.instance.outputs import fitted_outputs
 
 log = logging.getLogger(__name__)
@@ -33,16 +35,18 @@ def answer_batch(
     instance: str,
     *,
     one_length: bool = False,
+    health: SelfCheck | None = None,
 ) -> EncodedResults:
     """Return one encoded `InferResult` per claimed request, in order (stop 7).
 
     Never raises for anything a request or the model does: a body that cannot be decoded, or a
     request on which the model raises, is answered with its own error while its neighbours get
     their rows. So is one whose result is too large for Redis. With `one_length`, those of different
-    length run one after another. Next stop: the `forward` of its
+    length run one after another. Raises InstanceLost when it is not the requests that failed, but
+    the instance, by its `health`. Next stop: the `forward` of its
     backend, through `PiecewiseBackend`: `worker.backends.torch_model` for torch.
     """
-    claimed_at = time.monotonic()
+    claimed_at, health = time.monotonic(), health or SelfCheck()
     results: dict[str, bytes] = {}
     requests, empty = [], list[Claimed]()
     for item in claimed:
@@ -55,15 +59,35 @@ def answer_batch(
             empty.append(item)
             timings = item.timings(0.0, 0.0, 0, instance)
             results[item.id] = InferResult(found.outputs, timings).encode()
-    context = BatchContext(spec, backend, instance, claimed_at, time.monotonic() - claimed_at, [])
+    decode_seconds = time.monotonic() - claimed_at
+    context = BatchContext(spec, backend, instance, claimed_at, decode_seconds, [], [])
     for together in _by_shape(requests) if one_length else [requests] if requests else []:
-        results.update(_answer(together, context))
+        results.update(_answer(together, context, health))
+    if context.failures:
+        _tell_apart(context, health)
+    if health.learns and context.passes:
+        health.known_good = partial(_run_again, context.passes[-1].claimed[0], context)
     if empty:
         context.add_pass(empty, 0, claimed_at, claimed_at, claimed_at)
     refused = _refuse_oversized(results, spec)
     passes = _without(refused, context.passes) if refused else context.passes
     costs = encode_costs(claimed, passes, time.monotonic() - claimed_at)
     return EncodedResults([results[item.id] for item in claimed], costs)
+
+
+def _tell_apart(context: BatchContext, health: SelfCheck) -> None:
+    """Raise InstanceLost if it was not the requests that failed, before they are answered so."""
+    health.look_at_device([one for _, failed in context.failures for one in failed])
+    if unproven := context.unproven:
+        health.look_at_model(unproven)
+
+
+def _run_again(item: Claimed, context: BatchContext) -> None:
+    """Run a request that was answered once more, for nobody; raises the model's own errors."""
+    request = _decode(item, context.spec)
+    pixels = frozenset([each.name for each in request.request.inputs if each.pixels])
+    outputs = context.backend.forward(stack([request.arrays], context.spec), pixels)
+    fitted_outputs(outputs, context.spec, item.rows, request.request.outputs)
 
 
 class _NoRows(Exception):
@@ -100,7 +124,9 @@ def _by_shape(requests: list[DecodedRequest]) -> list[list[DecodedRequest]]:
     return list(groups.values())
 
 
-def _answer(requests: list[DecodedRequest], context: BatchContext) -> dict[str, bytes]:
+def _answer(
+    requests: list[DecodedRequest], context: BatchContext, health: SelfCheck
+) -> dict[str, bytes]:
     """Run the requests in one forward pass; when it raises, each half on its own."""
     failure: FerryError
     try:
@@ -108,11 +134,13 @@ def _answer(requests: list[DecodedRequest], context: BatchContext) -> dict[str, 
             return run_each(requests, context.backend, context)
         return _run(requests, context)
     except BadModelOutput as error:  # the model's fault, no request's: halves are no help
+        context.add_failure([one.claimed.id for one in requests])
         said, count = error.message, len(requests)
         log.error("%s: %s; the batch of %d is answered so", context.spec.key, said, count)
         result = InferResult(error=error).encode()
         return {one.claimed.id: result for one in requests}
     except BaseException as error:  # a border: whatever a model raises, only its request fails
+        health.look_at_device([one.claimed.id for one in requests])
         said = described(error)
         log.warning(
             "%s: a batch of %d raised %s; %s",
@@ -123,9 +151,11 @@ def _answer(requests: list[DecodedRequest], context: BatchContext) -> dict[str, 
         failure = ModelFailed(said)
     # subtle: the except block is left first, its traceback would keep the batch's memory alive.
     if len(requests) == 1:
+        context.add_failure([requests[0].claimed.id])
         return {requests[0].claimed.id: InferResult(error=failure).encode()}
     middle = len(requests) // 2
-    return _answer(requests[:middle], context) | _answer(requests[middle:], context)
+    first, second = requests[:middle], requests[middle:]
+    return _answer(first, context, health) | _answer(second, context, health)
 
 
 def _run(requests: list[DecodedRequest], context: BatchContext) -> dict[str, bytes]:

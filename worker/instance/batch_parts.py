@@ -34,6 +34,18 @@ class BatchContext(NamedTuple):
     claimed_at: float
     decode_seconds: float
     passes: list[Pass]
+    failures: list[tuple[int, list[str]]]
+    """The ids of requests that failed, and how many passes there were before."""
+
+    def add_failure(self, failed: list[str]) -> None:
+        """Note requests that failed, whoever is at fault."""
+        self.failures.append((len(self.passes), failed))
+
+    @property
+    def unproven(self) -> list[str]:
+        """Return the ids of those that failed since the last pass: nothing has worked since."""
+        count = len(self.passes)
+        return [each for passes, failed in self.failures if passes == count for each in failed]
 
     def add_pass(
         self, served: list[Claimed], rows: int, began: float, started: float, computed: float

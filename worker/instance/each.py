@@ -7,7 +7,7 @@ import time
 from typing import TypeGuard
 
 from shared.datatypes import Array
-from shared.errors import BadModelOutput, FerryError
+from shared.errors import BadModelOutput, FerryError, ModelFailed
 from shared.messages import InferResult, Tensor, Timings
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend, EachBackend, RequestTensors
@@ -49,9 +49,17 @@ def run_each(
         results[one.claimed.id] = result.encode()
         if result.error is None:
             served.append(one.claimed)
+    if len(served) < len(requests):
+        failing = zip(requests, answers, strict=True)
+        context.add_failure([one.claimed.id for one, answer in failing if _is_failure(answer)])
     if served:
         context.add_pass(served, rows, started, started, computed)
     return results
+
+
+def _is_failure(answer: dict[str, Array] | FerryError) -> bool:
+    """Tell whether the model failed a request; what it calls the client's fault is none."""
+    return isinstance(answer, ModelFailed | BadModelOutput)
 
 
 def _result(

@@ -16,7 +16,7 @@ import torch
 from shared.datatypes import Array
 from shared.errors import text_of
 from shared.model_spec import ModelSpec
-from worker.backends.base import Backend, close
+from worker.backends.base import Backend, close, device_fault
 from worker.instance.batch_parts import Stacked
 from worker.instance.outputs import fitted_outputs
 from worker.meter import Meter
@@ -46,6 +46,7 @@ class PiecewiseBackend:
     def __init__(self, backend: Backend, spec: ModelSpec, meter: Meter) -> None:
         """Run batches of `spec` by `backend`."""
         self._backend = backend
+        self.device_fault = device_fault(backend)
         self._spec = spec
         self._meter = meter
         self._limit = 0

@@ -10,14 +10,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing import Pipe, parent_process
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
+from redis.exceptions import RedisError
 
 from shared.errors import BadModel, described, text_of
 from shared.registry.log_settings import LogLevel
@@ -33,13 +34,22 @@ from worker.ensembles.process import run_ensemble
 from worker.instance.batch import answer_batch
 from worker.instance.determinism import Make, padding_effect, unsteadiness
 from worker.instance.each import answers_each
+from worker.instance.health.device_probe import (
+    DeviceLost,
+    Probe,
+    device_probe,
+    probe_of,
+    sound,
+)  # fmt: skip
+from worker.instance.health.self_check import InstanceLost, SelfCheck
 from worker.instance.loop import run
 from worker.instance.made_up import made_up, noise
 from worker.instance.other_models import OtherModels
 from worker.instance.out_of_memory import PiecewiseBackend
+from worker.instance.outputs import fitted_outputs
 from worker.instance.tensor_adapter import adapted, backend_spec
 from worker.instance.warmup import MadeUpPasses, run_samples, run_sizes, sample_rows, warm_up
-from worker.job import InstanceJob
+from worker.job import DEVICE_IS_LOST, LOST, MAX_SUSPECTS, InstanceJob
 from worker.logs import configure_logging, follow_level
 from worker.meter import Meter
 from worker.repository.config.formats import BY_BACKEND
@@ -88,13 +98,15 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
 
     if warm is None:
         run_ensemble(job, stop, meter, wakeup.fileno())
-    else:
-        _run_batches(job, warm, stop, meter, wakeup.fileno())
+        return
+    queue = _queue(job, wakeup.fileno())
+    try:
+        _run_batches(job, warm, queue, stop, meter)
+    except InstanceLost as lost:
+        _end_lost(job, queue, lost, reports)
 
 
-def _run_batches(
-    job: InstanceJob, warm: WarmBackend, stop: Callable[[], bool], meter: Meter, wakeup: int
-) -> None:
+def _queue(job: InstanceJob, wakeup: int) -> WorkQueue:
     queue = WorkQueue(
         open_wire(connect(job.redis_url)),
         QueueKeys.of(job.spec, job.key_prefix),
@@ -104,12 +116,18 @@ def _run_batches(
         cache=job.limits.cache,
     )
     queue.wakeup = wakeup
+    return queue
+
+
+def _run_batches(
+    job: InstanceJob, warm: WarmBackend, queue: WorkQueue, stop: Callable[[], bool], meter: Meter
+) -> None:
     with torch.inference_mode():  # fast: once, not for every batch
         run(
             queue,
             partial(
                 answer_batch, spec=job.spec, backend=warm.backend, instance=job.id,
-                one_length=warm.one_length,
+                one_length=warm.one_length, health=warm.health,
             ),
             stop,
             meter,
@@ -124,13 +142,28 @@ def _run_batches(
     _end_soon(0)
 
 
+def _end_lost(
+    job: InstanceJob, queue: WorkQueue, lost: InstanceLost, reports: Connection
+) -> NoReturn:
+    """Put back what the instance holds, say why, and end at once: nothing here works any more."""
+    log.error("%s: %s; its requests go back, and %s ends", job.spec.key, lost.reason, job.id)
+    try:
+        queue.put_back_lost(lost.suspects, lost.reason)
+    except RedisError as error:
+        log.warning("Redis fails, the supervisor will put them back: %s", error)
+    suspects = sorted(lost.suspects) if len(lost.suspects) <= MAX_SUSPECTS else []
+    reports.send((LOST, (lost.reason, suspects)))
+    os._exit(lost.code)  # not by its exit handlers: they would ask the device, and may never end
+
+
 class WarmBackend(NamedTuple):
     """A loaded model; `note` says what is wrong with it that does not keep it from being served.
 
-    With `one_length` its requests do not share a pass with longer ones.
+    With `one_length` its requests do not share a pass with longer ones. `health` looks at it later.
     """
 
     backend: Backend
+    health: SelfCheck
     note: str = ""
     one_length: bool = False
 
@@ -143,8 +176,9 @@ def _loaded(job: InstanceJob, reports: Connection, meter: Meter) -> WarmBackend:
         said = text_of(error) if isinstance(error, Exception) else described(error)
         log.error("%s failed to load, the supervisor will retry: %s", job.spec.key, said)
         reports.send(("failed", f"failed to load '{job.spec.name}', {job.file}: {said}"))
-        _end_soon(1)
-        raise SystemExit(1) from error
+        code = DEVICE_IS_LOST if isinstance(error, DeviceLost) else 1
+        _end_soon(code)
+        raise SystemExit(code) from error
 
 
 def _end_soon(code: int) -> None:
@@ -170,23 +204,46 @@ def warm_backend(
     """Return the loaded model once it is warmed up and looked at; raises its own errors.
 
     Only the operator's samples may refuse it, and answers that break its contract whatever goes
-    in. `loaded` is called behind the samples.
+    in. `loaded` is called behind the samples. Raises DeviceLost when its device fails on the way.
     """
-    backend = load_backend(job)
-    if job.spec.batched and not answers_each(backend):
-        backend = PiecewiseBackend(backend, job.spec, meter)
-    run_samples(job.spec, backend, job.warmup)
-    loaded()
-    if job.cold:
-        return WarmBackend(backend, _noted(job, f"served cold: {job.cold}"))
+    probe = device_probe(job.placement.device)
+    with sound(probe):
+        backend = load_backend(job)
+        probe = probe_of(backend, probe)
+    with sound(probe):
+        if job.spec.batched and not answers_each(backend):
+            backend = PiecewiseBackend(backend, job.spec, meter)
+        run_samples(job.spec, backend, job.warmup)
+        loaded()
+        return _warmed(job, backend, meter, probe)
+
+
+def _warmed(job: InstanceJob, backend: Backend, meter: Meter, probe: Probe) -> WarmBackend:
+    """Return a loaded model once it is warmed up with what is made up, and looked at."""
     pixels = frozenset({job.spec.image.input} if job.spec.image and not job.warmup else ())
-    passes = MadeUpPasses(job.spec, backend, pixels, meter)
+    if job.cold:
+        health = SelfCheck(probe, known_good(job, backend, pixels, []))
+        return WarmBackend(backend, health, _noted(job, f"served cold: {job.cold}"))
+    passes = MadeUpPasses(job.spec, backend, pixels, meter, probe)
     cold, makes = _warm(job, passes)
     unsteady = unsteadiness(job.spec, job.backend, passes, makes)
     padded = "" if answers_each(backend) else padding_effect(job.spec, passes, makes)
     passes.end()
     notes = [cold and f"served cold: {cold}", unsteady, padded]
-    return WarmBackend(backend, _noted(job, *filter(None, notes)), one_length=bool(padded))
+    health = SelfCheck(probe, known_good(job, backend, pixels, makes))
+    return WarmBackend(backend, health, _noted(job, *filter(None, notes)), one_length=bool(padded))
+
+
+def known_good(
+    job: InstanceJob, backend: Backend, pixels: frozenset[str], makes: Sequence[Make]
+) -> Callable[[], object] | None:
+    """Return a pass of the operator's first sample, or of the made up row that the model took."""
+    make, rows = (makes[-1], 1) if makes else (None, 0)
+    if job.warmup:
+        make, rows = partial(sample_rows, job.warmup[0], job.spec), job.warmup[0].rows
+    if make is None:
+        return None
+    return lambda: fitted_outputs(backend.forward(make(rows), pixels), job.spec, rows)
 
 
 def _warm(job: InstanceJob, passes: MadeUpPasses) -> tuple[str, list[Make]]:

@@ -14,7 +14,7 @@ import numpy as np
 from shared.datatypes import NUMPY_TYPES, Array
 from shared.errors import BadModelOutput, FerryError
 from shared.model_spec import MaskInput, ModelSpec, TensorSpec
-from worker.backends.base import Backend, EachBackend, RequestTensors, close
+from worker.backends.base import Backend, EachBackend, RequestTensors, close, device_fault
 from worker.instance.each import answers_each
 from worker.instance.outputs import fitted
 
@@ -52,6 +52,7 @@ class TensorAdapter:
     def __init__(self, backend: Backend, spec: ModelSpec) -> None:
         """Call `backend`, which was loaded by `backend_spec(spec)`."""
         self._backend = backend
+        self.device_fault = device_fault(backend)
         self._spec = spec
         masks = [mask.tensor for mask in spec.masks]
         self._inputs = {tensor.name: tensor for tensor in [*spec.inputs, *masks]}

@@ -6,24 +6,28 @@ a model that refuses it is served cold. One that answers it is held to its confi
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
-import torch
 
 from shared.datatypes import NUMPY_TYPES, Array, from_bytes
 from shared.errors import BadModel, BadModelOutput, FerryError, text_of
 from shared.model_spec import ModelSpec
 from worker.backends.base import Backend
+from worker.instance.health.device_probe import Probe, no_device
 from worker.instance.made_up import Guess, Guesses, made_up
 from worker.instance.out_of_memory import is_out_of_memory
 from worker.instance.outputs import fitted_outputs
+from worker.job import DEVICE_IS_LOST
 from worker.meter import Meter
 from worker.repository.config.warmup import WarmupInput, WarmupSample
+
+log = logging.getLogger(__name__)
 
 SAMPLE_SEED = 5
 SEARCH_SECONDS = 10.0
@@ -36,8 +40,6 @@ SAME_ANSWERS = 20
 """Until no more is made up for a model that broke its contract as often in the same way: more than
 the sizes that are tried with the first values, so that others are among them."""
 MAX_SAID = 300
-DEVICE_IS_LOST = 75
-"""The exit code after a pass that left the device useless to its process."""
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
@@ -49,13 +51,19 @@ class MadeUpPasses:
     """
 
     def __init__(
-        self, spec: ModelSpec, backend: Backend, pixels: frozenset[str], meter: Meter
+        self,
+        spec: ModelSpec,
+        backend: Backend,
+        pixels: frozenset[str],
+        meter: Meter,
+        probe: Probe = no_device,
     ) -> None:
-        """Ask `backend`, whose inputs named in `pixels` are pictures."""
+        """Ask `backend`, whose inputs named in `pixels` are pictures, and `probe` its device."""
         self._spec = spec
         self._pixels = pixels
         self._backend = backend
         self._meter = meter
+        self._probe = probe
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return copies of the declared outputs; raises the model's own errors, or BadModelOutput.
@@ -66,7 +74,8 @@ class MadeUpPasses:
         try:
             outputs = self._backend.forward(inputs, self._pixels)
         except BaseException:
-            _check_device()
+            if fault := self._probe():
+                end_lost(fault)
             raise
         fitting = fitted_outputs(outputs, self._spec, len(next(iter(inputs.values()))))
         return {name: np.array(array) for name, array in fitting.items()}
@@ -76,13 +85,13 @@ class MadeUpPasses:
         self._meter.making_up_since = 0.0
 
 
-def _check_device() -> None:
-    """End the process if its device takes no more work, as after a failed assertion on a GPU."""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError:
-            os._exit(DEVICE_IS_LOST)
+def end_lost(fault: str) -> NoReturn:
+    """End a process at once whose device takes no more work, as after an assertion on a GPU.
+
+    subtle: an exception would be one more refusal of what is made up, to all who ask a model that.
+    """
+    log.error("the device takes no more work, the process ends: %s", fault)
+    os._exit(DEVICE_IS_LOST)
 
 
 class WarmUp(NamedTuple):

@@ -13,7 +13,7 @@ from shared.registry.snapshot import InstanceRecord, State
 from shared.request_queue.limits import Limits
 from shared.settings import Settings
 from worker.devices import Placement
-from worker.job import InstanceJob
+from worker.job import LOST, InstanceJob
 from worker.meter import Meter, Rate
 from worker.repository.file_kinds import trusted_backends
 from worker.repository.models import ServedModel
@@ -54,7 +54,8 @@ class InstanceSlot:
         self._failures_in_a_row = 0
         self._state: State = "starting"
         self._reason = ""
-        self._note = ""
+        self._note = self._lost = ""
+        self._suspects: list[str] = []
         self._cold = ""
 
     @property
@@ -75,7 +76,8 @@ class InstanceSlot:
     def start(self) -> None:
         """Fork a new process into the slot."""
         self._starts += 1
-        self._note = ""
+        self._note = self._lost = ""
+        self._suspects = []
         self._state = "starting"  # for the reason of its last failure, until it is ready
         self._meter.reset()
         self._rate = Rate(time.monotonic())
@@ -115,11 +117,15 @@ class InstanceSlot:
         if self.reports is None or not self.reports.poll():
             return False
         try:
-            self._state, said = self.reports.recv()
+            word, said = self.reports.recv()
         except EOFError:
             self.reports.close()
             self.reports = None
             return False
+        if word == LOST:
+            self._lost, self._suspects = said
+            return False  # it is about to end
+        self._state = word
         self._reason, self._note = ("", said) if self._state == "ready" else (said, "")
         if self._state == "ready":
             self._failures_in_a_row = 0
@@ -142,8 +148,9 @@ class InstanceSlot:
         self.read_reports()
         ended = f"{self.instance_id} ended with exit code {self.process.exitcode}"
         if self._state == "ready":
-            log.warning("%s: %s, replacing it", self.model.spec.key, ended)
-            self._state, self._reason, self.start_at = "starting", ended, time.monotonic()
+            reason = self._lost or ended
+            log.warning("%s: %s: %s, replacing it", self.model.spec.key, self.instance_id, reason)
+            self._state, self._reason, self.start_at = "starting", reason, time.monotonic()
         elif self._state == "failed":
             self._fail(self._reason)
         elif self._meter.making_up_since and not self._cold:

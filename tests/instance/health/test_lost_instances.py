@@ -1,0 +1,64 @@
+"""A request on which a device dies fails alone, and takes no other with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from ferry_processes import running_worker
+from sticky_device import LOST, POISON, SILENT, add_sticky
+from waiting import wait_until
+from worker_processes import Served, numbers, seen
+
+from shared.errors import ModelCrashed, ModelFailed
+from shared.operations.dead_letters import DeadLetters
+from shared.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def serving(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Serve two models on two instances each, of which one does not say that its device died."""
+    repository = tmp_path_factory.mktemp("sticky")
+    add_sticky(repository, "told", instances=2, seconds=0.002)
+    add_sticky(repository, "silent", instances=2, seconds=0.002, probe=SILENT)
+    settings = Settings(redis_url=redis_url, key_prefix="sticky", models=str(repository))
+    with running_worker(settings):
+        yield settings
+
+
+@pytest.fixture(params=["told", "silent"])
+def sticky(request: pytest.FixtureRequest, serving: Settings) -> Iterator[Served]:
+    with seen(serving, request.param) as served:
+        served.wait_ready(2)
+        yield served
+
+
+def test_only_requests_that_kill_the_device_fail(sticky: Served, serving: Settings) -> None:
+    before = {record.id for record in sticky.ready()}
+    values = [POISON if number % 20 == 7 else number + 100.0 for number in range(100)]
+
+    asked = [(value, sticky.push(value)) for value in values]
+
+    for value, waiting in asked:
+        if value != POISON:
+            assert numbers(waiting.wait()).tolist() == [[2 * value, 2 * value]]
+            continue
+        with pytest.raises(ModelCrashed, match=r"replaced 2 times.*the last time since") as failed:
+            waiting.wait()
+        assert (LOST in failed.value.message) == (sticky.model == "told")
+    dead = DeadLetters(sticky.redis, serving)
+    letters = [each for each in dead.all() if each.model_key == f"{sticky.model}/1"]
+    assert [each.attempts for each in letters] == [2] * 5
+    wait_until(lambda: len(sticky.ready()) == 2, 60, "both instances are back")
+    assert before - {record.id for record in sticky.ready()}, "at least one was replaced"
+
+
+def test_a_run_of_bad_requests_takes_no_instance_out(sticky: Served) -> None:
+    before = {record.id for record in sticky.wait_ready(2)}
+
+    for waiting in [sticky.push(-1.0) for _ in range(40)]:
+        with pytest.raises(ModelFailed, match="negative"):
+            waiting.wait()
+
+    assert {record.id for record in sticky.ready()} == before
+    assert numbers(sticky.push(1.0).wait()).tolist() == [[2.0, 2.0]]

@@ -1,0 +1,1 @@
+"""Tells an instance's faults from a request's."""

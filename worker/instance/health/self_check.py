@@ -1,0 +1,76 @@
+"""Asks an instance, once requests have failed on it, whether it still answers what it can.
+
+After a fault on a GPU, or with anything else broken in its process, an instance fails every request
+faster than others answer theirs, so most would come to it. It is to leave before it answers one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from shared.errors import described
+from worker.instance.health.device_probe import Probe, no_device
+from worker.instance.out_of_memory import is_out_of_memory
+from worker.job import ANSWERS_NO_MORE, DEVICE_IS_LOST
+
+TRIES = 2
+"""Of the pass that is known to work: a model may fail by chance."""
+
+
+class InstanceLost(Exception):
+    """An instance, or its device, has failed for good: nothing that it holds is to be answered.
+
+    `code` is the exit code of its process; `suspects` are the ids of the requests that ran then.
+    """
+
+    def __init__(self, code: int, reason: str, suspects: Collection[str]) -> None:
+        """Say why."""
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+        self.suspects = frozenset(suspects)
+
+
+@dataclass
+class SelfCheck:
+    """One instance's look at itself.
+
+    `known_good` runs something that the model has answered, None as long as nothing is known. Where
+    the warm-up found nothing, it `learns`: the last request that was answered is run again.
+    """
+
+    probe: Probe = no_device
+    known_good: Callable[[], object] | None = None
+    learns: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Learn where nothing is known."""
+        self.learns = self.known_good is None
+
+    def look_at_device(self, suspects: Collection[str]) -> None:
+        """Raise InstanceLost if the device takes no more work, after `suspects` failed on it."""
+        if fault := self.probe():
+            reason = f"its device takes no more work: {fault}"
+            raise InstanceLost(DEVICE_IS_LOST, reason, suspects)
+
+    def look_at_model(self, suspects: Collection[str]) -> None:
+        """Raise InstanceLost if the model fails what it answered before, after `suspects` failed.
+
+        A run of bad requests takes no instance out, since it still answers that.
+        """
+        if self.known_good is None:
+            return
+        said = ""
+        for _ in range(TRIES):
+            try:
+                self.known_good()
+            except BaseException as error:  # a border: whatever the model raises
+                self.look_at_device(suspects)
+                if is_out_of_memory(error):
+                    return
+                said = described(error)
+            else:
+                return
+        reason = f"it fails what it answered before: {said}"
+        raise InstanceLost(ANSWERS_NO_MORE, reason, suspects)
