@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -73,10 +74,12 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that nobody has, below those that the kernel gives to outgoing connections."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager
@@ -90,7 +93,7 @@ def running_gunicorn(
         output = log if log_file else None
         process = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=output, stderr=output)
     try:
-        wait_until(lambda: _answers(settings.port), 30, "gunicorn answers")
+        wait_until(lambda: _answers(settings.port), 90, "gunicorn answers")
         yield process
     finally:
         process.terminate()
@@ -98,11 +101,11 @@ def running_gunicorn(
 
 
 def _answers(port: int) -> bool:
-    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", "/v2/health/live")
         return connection.getresponse().status == 200
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, TimeoutError):  # nobody listens, or its workers still import
         return False
     finally:
         connection.close()

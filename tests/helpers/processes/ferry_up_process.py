@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from ferry_processes import free_port
 
 from ferry.up.up import PROJECT_ROOT
 
@@ -102,7 +102,7 @@ class FerryUp:
 
     def _settings(self) -> dict[str, str]:
         name, _, value = self.mark.partition("=")
-        ports = {f"FERRY_{each}": free_port() for each in ("PORT", "GRPC_PORT", "DASHBOARD_PORT")}
+        ports = {f"FERRY_{each}": str(free_port()) for each in ("PORT", "GRPC_PORT", "DASHBOARD_PORT")}
         return {name: value, "FERRY_STATE_DIR": "state", "REDIS_URL": ""} | ports
 
     def wait_for_start(self) -> FerryUp:
@@ -141,12 +141,6 @@ class FerryUp:
         assert self.descendants() == []
         assert list(self.state_dir.glob("*.sock")) == []
         return code
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def read_or_nothing(path: Path) -> bytes:
