@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     # subtle: at run time it would bind the standard library's locks before gevent replaces them.
     from api.server.fast_path import FastPath
 
-NOTIFY_SECONDS = 1.0
+NOTIFY_SECONDS = 5.0
 """Between two signs of life to gunicorn, which wants one in `timeout`, half a minute."""
 DRAIN_LOOK_SECONDS = 0.02
 DECODING_THREADS = 2

@@ -39,7 +39,7 @@ The request asks by itself, one GET, so that few are refused by a version that w
 """
 AWAY_SECONDS = 1.0
 """Time for which nobody asks a Redis again whether something changed that did not answer."""
-MAX_TRIES = 30
+MAX_TRIES = 10
 TRY_PAUSE_SECONDS = 0.05
 UNASKED_SECONDS = 60.0
 """After so long without a request nobody reads ahead, and the next request reads by itself."""

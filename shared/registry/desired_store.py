@@ -158,12 +158,6 @@ class DesiredStore:
         """Forget a supervisor that is gone."""
         self._write("hdel", self._keys.reports, supervisor)
 
-    def drop_reports_of_the_dead(self) -> None:
-        """Forget supervisors whose signs of life have run out."""
-        names = {name.decode() for name in asking(lambda: self._client.hkeys(self._keys.reports))}
-        for name in sorted(names - living_supervisors(self._client, self._keys, names)):
-            self.drop_report(name)
-
     def serve(
         self, name: str, serving: Serving | None, contents: Iterable[str], changes: int
     ) -> bool:

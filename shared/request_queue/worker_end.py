@@ -19,12 +19,12 @@ from shared.wire.wire import LONGEST_BLOCK_SECONDS, NO_REPLY, READ_BYTES, Wire
 log = logging.getLogger(__name__)
 
 WORKLESS_SECONDS = 10.0
-"""After so long without a batch an instance looks less often what the bell may not have told."""
-WORKLESS_BLOCK_SECONDS = 15.0
+"""After so long without a batch an instance no longer looks by itself what the bell has not told;
+the supervisor does (`Recovery.ring_for_what_waits`).
+"""
+WORKLESS_BLOCK_SECONDS = 600.0
 """fast: with a hundred models it is this that a worker does when nobody asks. That Redis is gone
-the kernel says (see `shared.wire.client.connect`); one that hangs is noticed this much later.
-
-Less than half of FERRY_REQUEST_TIMEOUT_SECONDS' default, for what the bell may not have told.
+the kernel says (see `shared.wire.client.connect`); of one that hangs the supervisor hears.
 """
 SHORT_WAIT_SECONDS = 0.002
 """The longest wait that is slept through, which is more exact than waiting for the bell."""
@@ -68,7 +68,7 @@ class WorkQueue:
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
         """Take one batch, waiting for work (stop 5); empty when there is none for half a second.
 
-        One that has been idle for long waits up to fifteen seconds. The batch is recorded as this
+        One that has been idle for long waits until the bell rings. The batch is recorded as this
         instance's in-flight work in the same step. Raises RedisError.
         Next stop: `worker.instance.loop.answer_claimed`.
         """

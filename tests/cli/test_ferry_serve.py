@@ -57,13 +57,13 @@ class Serving:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.output = directory / "output"
-        self.port = free_port()
+        self.port = str(free_port())
         names = ("FERRY_GRPC_PORT", "FERRY_DASHBOARD_PORT")
         self.environ = {
             name: value for name, value in os.environ.items() if not name.startswith("FERRY_")
         }
         self.environ |= {"PYTHONPATH": str(PROJECT_ROOT), "REDIS_URL": ""}
-        self.environ |= {name: free_port() for name in names}
+        self.environ |= {name: str(free_port()) for name in names}
         command = [sys.executable, "-m", "ferry", "serve", "a/mine.onnx", "b/mine.onnx"]
         command += ["--name", "one", "--name", "two", "--port", self.port]
         with self.output.open("wb") as output:

@@ -54,7 +54,7 @@ def test_with_redis_url_nothing_is_embedded(start):
 
 
 def test_an_unreachable_redis_is_named_without_its_password(start):
-    port = free_port()
+    port = str(free_port())
 
     ferry = start({"REDIS_URL": f"redis://:secret@127.0.0.1:{port}/0"})
 
@@ -102,7 +102,7 @@ def test_a_state_directory_that_cannot_be_made_is_said(start, tmp_path, name):
     [("PORT", "GRPC_PORT"), ("PORT", "DASHBOARD_PORT"), ("GRPC_PORT", "DASHBOARD_PORT")],
 )
 def test_two_servers_cannot_have_one_port(start, one, other):
-    port = free_port()
+    port = str(free_port())
 
     ferry = start({f"FERRY_{one}": port, f"FERRY_{other}": port})
 
@@ -159,7 +159,8 @@ def test_the_procfile_hands_its_processes_to_honcho_without_a_shell_between():
 
 
 def test_it_says_where_everything_is_once_the_api_answers(start):
-    ports = {"FERRY_PORT": (port := free_port()), "FERRY_GRPC_PORT": (grpc_port := free_port())}
+    port, grpc_port = str(free_port()), str(free_port())
+    ports = {"FERRY_PORT": port, "FERRY_GRPC_PORT": grpc_port}
     ferry = start(ports, api="http")
 
     wait_until(lambda: "ready in " in ferry.text(), START_SECONDS, ferry.text)

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+from fake_backend import fake_spec
 from redis.exceptions import ConnectionError as RedisConnectionError
 from two_ends import TwoEnds
 from waiting import wait_until
 
+from shared.model_spec import ModelSpec
+from shared.registry.registry import Registry
 from shared.request_queue import worker_end
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.keys import QueueKeys
@@ -19,6 +22,7 @@ from shared.request_queue.worker_end import WorkQueue, recover
 from shared.settings import Settings
 from shared.wire.client import connect
 from shared.wire.wire import open_wire
+from worker.supervisor.recovery import Recovery
 
 BLOCK_SECONDS = 3.0
 
@@ -139,3 +143,27 @@ def test_a_lost_connection_that_redis_keeps_takes_no_request(ends: TwoEnds) -> N
     asked = ends.push(1)
     assert [each.id for each in ends.claim(1)] == [each.id for each in asked]
     lost.close()
+
+
+def of(name: str) -> ModelSpec:
+    return fake_spec().model_copy(update={"name": name})
+
+
+def test_the_supervisor_rings_for_what_nobody_rang_for(settings: Settings, idle: Idle) -> None:
+    ends = idle.ends
+    asked = ends.push(2)
+    ends.redis.delete(ends.keys.bell)
+    claim = idle.waiting()
+    recovery = Recovery(ends.redis, Registry(ends.redis, settings.key_prefix), settings)
+
+    recovery.ring_for_what_waits([fake_spec(), of("m")])
+
+    assert {each.id for each in claim.result(BLOCK_SECONDS - 1)} == {each.id for each in asked}
+
+
+def test_it_rings_for_no_empty_queue(settings: Settings, ends: TwoEnds) -> None:
+    recovery = Recovery(ends.redis, Registry(ends.redis, settings.key_prefix), settings)
+
+    recovery.ring_for_what_waits([of("m")])
+
+    assert not ends.redis.exists(ends.keys.bell)

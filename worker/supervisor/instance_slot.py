@@ -20,6 +20,7 @@ from worker.repository.models import ServedModel
 
 log = logging.getLogger(__name__)
 
+HOST = socket.gethostname()
 LONGEST_PAUSE_SECONDS = 60.0
 FIRST_PASS_FACTOR = 3.0
 """A pass of the warm-up may take so many times as long as a batch: much is done at a first one."""
@@ -219,7 +220,7 @@ class InstanceSlot:
             revision=spec.revision,
             state=self._state,
             device=self._placement.device,
-            host=socket.gethostname(),
+            host=HOST,
             pid=(self.process.pid or 0) if self.process else 0,
             reason=self._reason,
             note=self._note,

@@ -6,9 +6,12 @@ Apart from the supervisor, which knows processes: this knows the queues that the
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Iterable
 
 from redis import Redis
 
+from shared.model_spec import ModelSpec
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 from shared.request_queue.keys import QueueKeys
@@ -28,6 +31,7 @@ class Recovery:
         self._registry = registry
         self._settings = settings
         self._noted: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
 
     def note(self, instance: str, model_key: str) -> None:
         """Remember that an instance of ours ended, until Redis was told."""
@@ -53,21 +57,37 @@ class Recovery:
     def take_over(self, records: list[InstanceRecord], alive: set[str]) -> None:
         """Put back the work of instances whose supervisors are not `alive`."""
         lost = [record for record in records if record.supervisor not in alive]
-        keys = [record.model_key for record in records]
+        self._counts = Counter(record.model_key for record in records)
         for key in {record.model_key for record in lost}:
-            self._end_waits(key, keys.count(key))
+            self._end_waits(key)
         for record in lost:
             log.warning("supervisor %s is gone, taking over %s", record.supervisor, record.id)
             self.recover(record.id, record.model_key, crashed=True)
 
-    def _end_waits(self, model_key: str, count: int) -> None:
-        """Wake the `count` instances of a model, those too whose machine is gone.
+    def _end_waits(self, model_key: str) -> None:
+        """Wake the instances of a model, those too whose machine is gone.
 
         Their connections may still wait at Redis, where each would take requests after its work
         was put back. Whoever waits is woken by one write, and has claimed when it is answered.
         """
         bell = QueueKeys(self._settings.key_prefix, model_key).bell
-        self._wire.send(("RPUSH", bell, *["1"] * count))
+        self._wire.send(("RPUSH", bell, *["1"] * max(1, self._counts[model_key])))
         self._wire.reply()
         self._wire.send(("LTRIM", bell, 0, 0))
         self._wire.reply()
+
+    def ring_for_what_waits(self, specs: Iterable[ModelSpec]) -> None:
+        """Wake the instances of those versions that have requests and a silent bell.
+
+        Who took the token may have ended, or have been unable to read what it was rung for; an
+        instance that has been idle for long would not look by itself. One round trip for all.
+        """
+        queues = {spec.key: QueueKeys.of(spec, self._settings.key_prefix) for spec in specs}
+        asked = [name for keys in queues.values() for name in (keys.bell, *keys.lists)]
+        if not asked:
+            return
+        self._wire.send(*(("EXISTS", name) for name in asked))
+        there = {name for name in asked if self._wire.reply()}
+        for key, keys in queues.items():
+            if keys.bell not in there and not there.isdisjoint(keys.lists):
+                self._end_waits(key)

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 BUSY_LOOK_SECONDS = 0.1
 IDLE_LOOK_SECONDS = 1.0
 """Between two looks at the store while nothing goes on here; a change rings before that."""
-REPORT_SECONDS = 1.0
+REPORT_SECONDS = 5.0
 """Time between two comparisons of our report with the last one, besides those at every change."""
 GRACE_SECONDS = 1.5
 """Time that a version which takes no more requests stays: API processes may look late.
@@ -92,6 +92,7 @@ class Rollout:
         self._last_state = ControlState()
         self._has_read_all = self._has_kept_loaded = False
         self._seen_changes = -1
+        self._read_changes: int | None = None
         self._next_look = self._next_report = self._next_poll = 0.0
 
     @property
@@ -123,7 +124,8 @@ class Rollout:
         return self._must_look_again or is_watching
 
     def _look(self, now: float) -> None:
-        changes = self._store.changes()
+        changes = self._store.changes() if self._read_changes is None else self._read_changes
+        self._read_changes = None
         if changes < self._seen_changes:  # the counter only grows, unless Redis lost it
             self._restore()
         # fast: nothing else is read while nothing changes, which is nearly always.
@@ -278,9 +280,14 @@ class Rollout:
             self._store.put_report(self._supervisor, report)
             self._last_report = report
 
-    def look_now(self) -> None:
-        """Look at once: an instance has something to say, or has ended."""
-        self._next_look = self._next_report = 0.0
+    def look_now(self, changes: int | None = None) -> None:
+        """Look at once: an instance has something to say, or has ended.
+
+        Or the time has come, and the counter of changes was just read.
+        """
+        self._read_changes, self._next_look = changes, 0.0
+        if changes is None:
+            self._next_report = 0.0
 
     def _model_reports(self) -> SupervisorReport:
         models = {name: self._model_report(plan) for name, plan in self._planner.made.items()}

@@ -210,6 +210,8 @@ class Supervisor:
         if deployment.is_due and self._can_leave(deployment):
             log.info("%s: leaving", deployment.key)
             deployment.leave(self._settings.max_batch_seconds)
+            # Not behind its processes' end: who names it is refused by its queue from here on.
+            self._unregister(deployment.key)
         if deployment.leaving:
             self._end(deployment)
             return
@@ -225,9 +227,13 @@ class Supervisor:
             return
         for slot in deployment.slots:
             self._recovery.recover(slot.instance_id, deployment.key, crashed=killed)
-        if not self._rollout.is_served(deployment.key):
-            self._registry.remove_model(deployment.key)
+        self._unregister(deployment.key)
         self._rollout.forget(deployment)
+
+    def _unregister(self, key: str) -> None:
+        """Take a version out of the registry, unless requests go to it on another machine."""
+        if not self._rollout.is_served(key):
+            self._registry.remove_model(key)
 
     def _can_leave(self, deployment: Deployment) -> bool:
         """Tell whether nothing is lost when a version's instances leave here.
@@ -268,7 +274,8 @@ class Supervisor:
         refills = not was_alive or self._beats_to_refill < 0
         if refills:
             self._beats_to_refill = HEARTBEATS_PER_REFILL
-            self._register(each.model for each in deployments.values())
+            self._register(each.model for each in deployments.values() if not each.leaving)
+            self._recovery.ring_for_what_waits(each.model.spec for each in deployments.values())
         # In the rare case that one closed meanwhile.
         self._store.open_closed(key for key, each in deployments.items() if not each.retired_at)
         running = [slot for slot in self._slots if slot.process is not None]
@@ -292,15 +299,18 @@ class Supervisor:
 
     def _take_over(self) -> None:
         """Put back the work of supervisors that are gone; log as was set."""
-        records, alive, log_changes = self._registry.instances_and_log()
-        self._log_level.follow(log_changes)
+        standing = self._registry.standing()
+        self._log_level.follow(standing.log)
         for slot in self._slots:
             slot.log_as(self._log_level)
-        if self.id not in alive:
+        if self.id not in standing.alive:
             self._beat()  # Redis came back empty, so soon that nobody saw it go
-        self._recovery.take_over(records, alive | {self.id})
-        self._store.drop_reports_of_the_dead()
-        self._rollout.look_now()  # fast: an idle supervisor wakes once for both
+        alive = standing.alive | {self.id}
+        self._recovery.take_over(standing.records, alive)
+        for name in sorted(standing.reported - alive):
+            self._store.drop_report(name)
+        # fast: an idle supervisor wakes once for both, and asks once.
+        self._rollout.look_now(standing.changes)
         self._next_takeover = (
             time.monotonic() + self._settings.heartbeat_seconds / LOOKS_PER_HEARTBEAT
         )

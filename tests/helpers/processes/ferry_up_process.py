@@ -102,7 +102,9 @@ class FerryUp:
 
     def _settings(self) -> dict[str, str]:
         name, _, value = self.mark.partition("=")
-        ports = {f"FERRY_{each}": str(free_port()) for each in ("PORT", "GRPC_PORT", "DASHBOARD_PORT")}
+        ports = {
+            f"FERRY_{each}": str(free_port()) for each in ("PORT", "GRPC_PORT", "DASHBOARD_PORT")
+        }
         return {name: value, "FERRY_STATE_DIR": "state", "REDIS_URL": ""} | ports
 
     def wait_for_start(self) -> FerryUp:
