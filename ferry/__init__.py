@@ -1,1 +1,1 @@
-"""The command line: starts or calls the others, and holds no logic of theirs."""
+"""The command line: starts or calls the others."""

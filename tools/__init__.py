@@ -1,1 +1,1 @@
-"""Programs for developers: what they write is made from the code."""
+"""Programs for developers."""

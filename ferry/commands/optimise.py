@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ferry.commands.optimise_options import environment
+from ferry.commands.optimise_options import (
+    describe_original,
+    describe_repository,
+    describe_version,
+    environment,
+    tolerance,
+)
+from ferry.errors import NoRedis
+from shared.errors import BadModel
 from shared.settings import Settings
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -22,10 +31,12 @@ def add_optimise(command: argparse.ArgumentParser) -> None:
         "ever chosen."
     )
     argument = command.add_argument
-    argument("name", metavar="MODEL")
-    argument("--version", default="", metavar="N", help="to begin from; the highest, if not given")
-    argument("--data", type=Path, metavar="PATH", help="real rows: folder, CSV, NDJSON, npz ...")
-    argument("--label", default="", metavar="COLUMN", help="the column of --data with the classes")
+    describe_version(argument, "to begin from")
+    argument(
+        "--original", default="", metavar="MODULE:CALLABLE",
+        help="what the version was made from, for variants that a file cannot be made into",
+    )  # fmt: skip
+    describe_original(argument)
     argument(
         "--max-accuracy-drop", type=_share, default=0.01, metavar="X",
         help="most that the accuracy may fall, 0.01 if not given",
@@ -47,18 +58,12 @@ def add_optimise(command: argparse.ArgumentParser) -> None:
         help="with --serve: share of the same classes as a shadow, 0.95 if not given",
     )  # fmt: skip
     argument("--seed", type=int, default=0, metavar="N", help="of made-up rows and of the order")
-    argument("--models", dest="FERRY_MODELS", metavar="DIR", help="as FERRY_MODELS")
+    describe_repository(argument)
     command.set_defaults(run=_run)
 
 
 def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a share from 0 to 1, as 0.01")
-    return value
+    return tolerance(text, most=1)
 
 
 def _seconds(text: str) -> float:
@@ -72,29 +77,63 @@ def _seconds(text: str) -> float:
 def _run(options: argparse.Namespace) -> int:
     tuning = import_module("worker.optimise.tuning.optimise")  # slow: it brings torch
     environ = environment(options)
+    swapping = import_module("ferry.commands.swap_in")
     order = tuning.OptimiseOrder(
         options.name, options.version, options.data, options.label, options.max_accuracy_drop,
         options.objective, options.budget, tuple(options.only), options.seed,
+        _original(options),
     )  # fmt: skip
     repository = Path(Settings.from_env(environ).models)
-    served: list[str] = []
-
-    def before_adding() -> None:
-        if options.serve:
-            served[:] = [swap_in.pin_serving(environ, options.name)]
-
-    swap_in = import_module("ferry.commands.swap_in")
+    pin = swapping.Pin(environ, options.name)
     if options.serve:
-        swap_in.pin_serving(environ, options.name)  # else it would be known after the work
-    done = tuning.optimise(order, repository, environ, _say, before_adding=before_adding)
+        swapping.serving_version(environ, options.name)  # else it would be known after the work
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # keeps what is finished, as Ctrl-C
+    try:
+        done = tuning.optimise(
+            order, repository, environ, _say, before_adding=pin.hold if options.serve else _nothing
+        )
+    except BaseException:
+        pin.undo()
+        raise
     _tell(done)
     if done.directory is None:
+        _show_report(environ, repository, options.name, str(done.report["version"]))
         return 0
-    if served:
+    if options.serve:
         new = done.directory.name
-        swap_in.swap_in(environ, options.name, served[0], new, options.min_agreement)
+        swapping.swap_in(environ, options.name, pin.version, new, options.min_agreement)
         return 0
     return int(import_module("ferry.commands.add").told(environ, [options.name]))
+
+
+def _nothing() -> None:
+    pass
+
+
+def _original(options: argparse.Namespace) -> Any:
+    """Return what the version was made from; raises BadModel for what fills nothing."""
+    if options.original:
+        subjects = import_module("worker.optimise.subjects")
+        return subjects.Original(options.original, options.weights, options.arguments)
+    for option, given in (("--weights", options.weights), ("--arguments", options.arguments)):
+        if given not in {None, "{}"}:
+            raise BadModel(f"{option} {given}: expected beside --original, which it fills")
+    return None
+
+
+def _show_report(environ: dict[str, str], repository: Path, name: str, version: str) -> None:
+    """Have a Ferry that runs here show the page of a version that stays.
+
+    One that starts later reads it beside the version.
+    """
+    page = import_module("worker.repository.models").read_model(repository, name, version).report()
+    try:
+        with import_module("ferry.commands.models").operating(environ) as models:
+            spec = models.registry.snapshot().models.get(name, {}).get(version)
+            if spec is not None and page is not None:
+                models.registry.keep_page(spec.key, page)
+    except NoRedis:
+        return
 
 
 def _say(line: str) -> None:

@@ -6,9 +6,9 @@ What runs them is imported only then: it brings torch.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from importlib import import_module
@@ -41,6 +41,26 @@ def describe_input(argument: Callable[..., object]) -> None:
     )
 
 
+def describe_original(argument: Callable[..., object]) -> None:
+    """Add what fills a callable that makes a module of torch."""
+    argument("--weights", type=Path, metavar="FILE", help="state dict or safetensors to load")
+    argument("--arguments", default="{}", metavar="JSON", help="keyword arguments of the callable")
+
+
+def describe_version(argument: Callable[..., object], which: str) -> None:
+    """Add which version of a model is meant, and the real rows to ask it."""
+    argument("name", metavar="MODEL")
+    argument("--version", default="", metavar="N", help=f"{which}, else the highest")
+    argument("--data", type=Path, metavar="PATH", help="real rows: a folder of pictures by class, "
+             "or CSV, NDJSON, Parquet, npz")  # fmt: skip
+    argument("--label", default="", metavar="COLUMN", help="of the data, with the classes")
+
+
+def describe_repository(argument: Callable[..., object]) -> None:
+    """Add where the models are."""
+    argument("--models", dest="FERRY_MODELS", metavar="DIR", help="as FERRY_MODELS")
+
+
 def add_export(command: argparse.ArgumentParser) -> None:
     """Add the options of `ferry export`."""
     command.description = (
@@ -48,8 +68,7 @@ def add_export(command: argparse.ArgumentParser) -> None:
     )
     argument = command.add_argument
     argument("original", metavar="MODULE:CALLABLE", help="what makes the module; or a joblib file")
-    argument("--weights", type=Path, metavar="FILE", help="state dict or safetensors to load")
-    argument("--arguments", default="{}", metavar="JSON", help="keyword arguments of the callable")
+    describe_original(argument)
     argument(
         "--to",
         nargs="+",
@@ -60,7 +79,7 @@ def add_export(command: argparse.ArgumentParser) -> None:
         help="of torchscript-trace, torchscript-script, exported, onnx, aoti",
     )
     argument("--opset", type=int, metavar="N", help="of ONNX, else the exporter's own")
-    argument("--models", dest="FERRY_MODELS", metavar="DIR", help="as FERRY_MODELS")
+    describe_repository(argument)
     argument("--name", default="", metavar="N", help="of the model, else the callable's")
     argument("--output", action="append", default=[], dest="output_names", metavar="NAME",
              help="what an output is called, in their order")  # fmt: skip
@@ -91,19 +110,14 @@ def add_verify(command: argparse.ArgumentParser) -> None:
         "exit code 1 when it fails."
     )
     argument = command.add_argument
-    argument("name", metavar="MODEL")
-    argument("--version", default="", metavar="N", help="to be verified, else the highest")
+    describe_version(argument, "to be verified")
     argument(
         "--against",
         default="",
         metavar="VERSION|MODULE:CALLABLE",
         help="else what it was exported from, or the version before",
     )
-    argument("--weights", type=Path, metavar="FILE", help="of the callable")
-    argument("--arguments", default="{}", metavar="JSON", help="of the callable")
-    argument("--data", type=Path, metavar="PATH", help="real rows: a folder of pictures by class, "
-             "or CSV, NDJSON, Parquet, npz")  # fmt: skip
-    argument("--label", default="", metavar="COLUMN", help="of the data, with the classes")
+    describe_original(argument)
     argument("--precision", default="", metavar="P", help="FP32, FP16, BF16 or INT8, else found")
     for name, what in (
         ("--max-relative", "largest relative difference"),
@@ -111,8 +125,8 @@ def add_verify(command: argparse.ArgumentParser) -> None:
         ("--min-agreement", "least share of real rows of the same class"),
         ("--max-accuracy-drop", "most by which accuracy may fall"),
     ):
-        argument(name, type=_share, metavar="X", help=f"{what}, else the precision's")
-    argument("--models", dest="FERRY_MODELS", metavar="DIR", help="as FERRY_MODELS")
+        argument(name, type=tolerance, metavar="X", help=f"{what}, else the precision's")
+    describe_repository(argument)
     argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=_verify)
 
@@ -125,14 +139,15 @@ def _verify(options: argparse.Namespace) -> int:
     )
 
 
-def _share(text: str) -> float:
-    """Read a tolerance."""
+def tolerance(text: str, most: float = sys.float_info.max) -> float:
+    """Read a number from 0, up to `most`."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0")
+    if not 0 <= value <= most:
+        wanted = "a number from 0" if most > 1 else "a share from 0 to 1, as 0.01"
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {wanted}")
     return value
 
 

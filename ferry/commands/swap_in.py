@@ -1,6 +1,7 @@
 """`ferry optimise --serve`: a new version takes over in steps, and goes back when one fails.
 
 pin the version that serves -> shadow the new one, compare -> a tenth of the requests -> all
+The pin ends when all requests go to the new version, or when no version was added.
 """
 
 from __future__ import annotations
@@ -20,21 +21,46 @@ WITHOUT_REQUESTS_SECONDS = 10.0
 CANARY_SPLIT = (9, 1)
 
 
-def pin_serving(environ: Mapping[str, str], name: str) -> str:
-    """Keep requests where they go now, whatever is added; return that version.
-
-    Raises CannotStart when no Ferry serves the model.
-    """
+def serving_version(environ: Mapping[str, str], name: str) -> str:
+    """Return the version that takes all requests; raises CannotStart when there is none."""
     with operating(environ) as models:
-        serving = models.store.read().served.get(name)
-        if serving is None:
-            raise CannotStart(f"--serve: no Ferry that runs here serves '{name}'")
-        if serving.split or serving.canary:
-            raise CannotStart(
-                f"--serve: the requests of '{name}' are shared out: ferry models use {name} VERSION"
-            )
-        models.control.use(name, serving.default)
-        return serving.default
+        return _serving(models, name)
+
+
+def _serving(models: Models, name: str) -> str:
+    serving = models.store.read().served.get(name)
+    if serving is None:
+        raise CannotStart(f"--serve: no Ferry that runs here serves '{name}'")
+    if serving.split or serving.canary:
+        raise CannotStart(
+            f"--serve: the requests of '{name}' are shared out: ferry models use {name} VERSION"
+        )
+    return serving.default
+
+
+class Pin:
+    """Keeps requests where they go now, whatever is added, until it is told otherwise."""
+
+    def __init__(self, environ: Mapping[str, str], name: str) -> None:
+        """Name the model; nothing is pinned yet."""
+        self._environ, self._name, self._before = environ, name, ""
+        self.version = ""
+
+    def hold(self) -> None:
+        """Pin the version that serves; raises CannotStart when there is none."""
+        with operating(self._environ) as models:
+            serving = _serving(models, self._name)
+            desired = models.store.read().desired.get(self._name)
+            self._before = desired.use if desired else ""
+            models.control.use(self._name, serving)
+            self.version = serving
+
+    def undo(self) -> None:
+        """Pin what was pinned before, if anything; nothing where nothing is held."""
+        if self.version:
+            with operating(self._environ) as models:
+                models.control.use(self._name, self._before)
+            self.version = ""
 
 
 def swap_in(
@@ -53,8 +79,11 @@ def swap_in(
         except BaseException as error:
             models.control.shadow(name, "")
             models.control.use(name, old)
+            back = f"requests went back to version {old}"
+            stay = f"version {new} stays without any: ferry models use {name} {new} tries it again"
             if isinstance(error, LoadFailed):
-                raise LoadFailed(f"requests went back to version {old}: {error}") from error
+                raise LoadFailed(f"{back}: {error}; {stay}") from error
+            print(f"{name}: {back}; {stay}", flush=True)
             raise
         models.control.use(name, "")
         print(f"{name}: all requests go to version {new}", flush=True)

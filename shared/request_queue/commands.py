@@ -120,8 +120,11 @@ def claim_command(end: InstanceEnd, max_rows: int, max_delay_seconds: float) -> 
     """Return the command that claims a batch; it replies as `claim.lua` says."""
     keys, batching = end.keys, end.batching
     lists = keys.lists if batching.has_policies else keys.queues
-    # Sizes are preferred while a batch may wait for company, which it does not without a delay.
+    # Sizes are preferred while a batch may wait for company. Without a delay it does not, and the
+    # largest of them is the most that leaves together.
     preferred = batching.preferred_sizes if max_delay_seconds else ()
+    if not max_delay_seconds and batching.preferred_sizes:
+        max_rows = min(max_rows, batching.preferred_sizes[-1])
     answering = (
         keys.delayed, keys.result, keys.answered,
         milliseconds(end.result_ttl_seconds), _IDEMPOTENT_MS, _REJECTED,

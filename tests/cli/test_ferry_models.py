@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,11 +20,16 @@ from waiting import wait_until
 
 from api.app import create_app
 from ferry.cli import main
-from ferry.commands.swap_in import pin_serving, swap_in
+from ferry.commands.swap_in import Pin, serving_version, swap_in
 from ferry.errors import CannotStart
 from shared.errors import LoadFailed
+from shared.registry.desired_store import DesiredStore
 from shared.settings import Settings
+from shared.wire.client import connect
+from worker.optimise.tuning import optimise as tuning
+from worker.optimise.tuning.optimise import Optimised
 
+REPORT = {"model": "shown", "version": "1", "complete": True, "variants": []}
 ONE = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 10]}]}
 
 
@@ -174,15 +180,27 @@ def asked(client: FlaskClient) -> Iterator[Callable[[str], None]]:
             thread.result()
 
 
+def held(model: str) -> Pin:
+    pin = Pin(os.environ, model)
+    pin.hold()
+    return pin
+
+
+def wished(worker: Settings, model: str) -> str:
+    """Return the version that operators want requests to go to; empty for the highest."""
+    desired = DesiredStore(connect(worker.redis_url), worker.key_prefix).read().desired
+    return desired[model].use if model in desired else ""
+
+
 def test_a_version_takes_over_in_steps_while_it_is_asked(
     client: FlaskClient, repository: Path, asked: Callable[[str], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     asked("taken")
-    old = pin_serving(os.environ, "taken")
+    pin = held("taken")
     add_version(repository, "taken", 2)
 
-    swap_in(os.environ, "taken", old, "2", 0.95)
+    swap_in(os.environ, "taken", pin.version, "2", 0.95)
 
     assert version_of(client, "taken") == "2"
     said = capsys.readouterr().out
@@ -194,18 +212,58 @@ def test_a_version_that_answers_otherwise_takes_no_request(
     client: FlaskClient, repository: Path, asked: Callable[[str], None]
 ) -> None:
     asked("returned")
-    old = pin_serving(os.environ, "returned")
+    pin = held("returned")
     add_version(repository, "returned", 2, factor=-1)
 
     with pytest.raises(LoadFailed, match="went back to version 1: version 2 gave the same class"):
-        swap_in(os.environ, "returned", old, "2", 0.95)
+        swap_in(os.environ, "returned", pin.version, "2", 0.95)
 
     assert version_of(client, "returned") == "1"
 
 
 def test_what_nobody_serves_cannot_be_swapped(client: FlaskClient) -> None:
     with pytest.raises(CannotStart, match="no Ferry that runs here serves 'nothing'"):
-        pin_serving(os.environ, "nothing")
+        serving_version(os.environ, "nothing")
+
+
+@pytest.mark.parametrize("before", ["", "1"])
+def test_a_pin_that_is_undone_leaves_what_was_wished_before(
+    worker: Settings, client: FlaskClient, before: str
+) -> None:
+    assert main(["models", "use", "shown", before or "latest"]) == 0
+    pin = held("shown")
+    assert wished(worker, "shown") == "1"
+
+    pin.undo()
+
+    assert wished(worker, "shown") == before
+
+
+def test_ferry_optimise_pins_nothing_where_nothing_is_added(
+    worker: Settings, client: FlaskClient, repository: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def stays(*_: object, **__: object) -> Optimised:
+        (repository / "shown" / "1" / "report.html").write_text("<title>it stays</title>")
+        return Optimised(REPORT, repository / "shown" / "1", None)
+
+    def interrupted(*_: object, before_adding: Callable[[], None], **__: object) -> Optimised:
+        before_adding()
+        assert wished(worker, "shown") == "1"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(tuning, "optimise", stays)
+    options = ["optimise", "shown", "--models", str(repository), "--serve"]
+    assert main(["models", "use", "shown", "latest"]) == 0
+
+    assert main(options) == 0
+    assert wished(worker, "shown") == ""
+    assert client.get("/models/shown/report").data == b"<title>it stays</title>"
+
+    monkeypatch.setattr(tuning, "optimise", interrupted)
+    assert main(options) == 130
+    assert wished(worker, "shown") == ""
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.optimise.tuning.choice import Row, choose
+from worker.optimise.tuning.choice import Row, best_setup, choose, served_batch
 from worker.optimise.tuning.measuring import Arrangement, Measured
 
 ALONE, TWO = Arrangement(1, 2), Arrangement(2, 1)
@@ -60,6 +60,16 @@ def test_one_lucky_round_is_no_speed() -> None:
     lucky.measured.rates[TWO, 4] = [50.0]
 
     assert chosen(original, lucky) == "original"
+
+
+def test_of_batches_as_good_as_the_best_the_largest_is_served() -> None:
+    measured = Measured(rates={
+        (ALONE, 2): [10.0] * 3, (ALONE, 4): [20.0] * 3, (ALONE, 8): [19.7] * 3,
+        (ALONE, 16): [17.0] * 3, (TWO, 32): [19.9] * 3,
+    })  # fmt: skip
+    setup = best_setup(measured, "throughput")
+
+    assert (setup.batch, served_batch(measured, setup)) == (4, 8)
 
 
 def test_the_objective_decides_what_is_best() -> None:

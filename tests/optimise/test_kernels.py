@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import nn
 
 from shared.settings import Settings
 from worker.optimise.quiet import quiet
-from worker.optimise.tuning import onnx_files, torch_files
+from worker.optimise.subjects import Original
+from worker.optimise.tuning.files import onnx_files, program_files, torch_files
 from worker.optimise.tuning.kernels import onnx_kernels, torch_kernels
 from worker.optimise.tuning.machine import Machine, this_machine
 from worker.optimise.tuning.task import Task, feeds
@@ -68,6 +70,36 @@ def onnx_file(task: Task) -> Path:
 def answers(task: Task, file: Path, backend: str) -> np.typing.NDArray[Any]:
     with quiet():
         return task.subject(file, backend, 1).answer(task.rows.take(range(8)))["y"]
+
+
+def test_a_program_is_written_of_the_original(task: Task, tmp_path: Path) -> None:
+    named = replace(task, made_from=Original("test_kernels:Small"))
+    with quiet():
+        program_files.exported(named, tmp_path / "model.pt2")
+
+    expected = answers(task, task.model.file, "torchscript")
+    assert answers(task, tmp_path / "model.pt2", "torch_export") == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"),
+    [
+        ("exported", "torch.export reads no TorchScript: name what it was made from"),
+        ("aoti", "FERRY_ALLOW_MACHINE_CODE=1 alone"),
+    ],
+)
+def test_what_a_file_of_torchscript_cannot_be_made_into_says_what_to_name(
+    task: Task, variant: str, said: str
+) -> None:
+    why_not = next(each.why_not for each in VARIANTS if each.name == variant)
+    trusting = replace(
+        task, settings=Settings(allow_machine_code=True), made_from=Original("test_kernels:Small")
+    )
+
+    assert said in why_not(this_machine(), task)
+    assert why_not(this_machine(), trusting) == ""
 
 
 @pytest.mark.parametrize("make", [torch_files.frozen, torch_files.channels_last])

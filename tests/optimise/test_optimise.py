@@ -13,6 +13,7 @@ from optimised_models import VARIANTS, make_repository
 
 from ferry.cli import main
 from shared.errors import BadModel
+from worker.optimise.subjects import Original
 from worker.optimise.tuning import making
 from worker.optimise.tuning import optimise as tuning
 from worker.optimise.tuning.optimise import Optimised, optimise
@@ -135,8 +136,13 @@ def test_an_interrupt_keeps_what_is_finished_and_the_next_run_goes_on(tmp_path: 
 @pytest.mark.parametrize(
     ("order", "said"),
     [
-        (OptimiseOrder("nothing"), "nothing"),
-        (OptimiseOrder("busy", version="7"), "7"),
+        (OptimiseOrder("nothing"), "holds no model 'nothing'"),
+        (OptimiseOrder("../models/busy"), "holds no model '../models/busy'"),
+        (OptimiseOrder("busy", version="7"), "the model 'busy' has no version 7: 1"),
+        (
+            OptimiseOrder("busy", original=Original("optimised_models:nothing")),
+            "--original optimised_models:nothing: ",
+        ),
         (OptimiseOrder("busy", data=Path("none.csv")), "--data none.csv: no such file or folder"),
         (OptimiseOrder("busy", only=("magic",)), "--only magic: expected one of quick, slow"),
     ],

@@ -106,8 +106,11 @@ SCENARIOS = [
              ["abcdefgh", "i"], {"full": 1, "delay": 1}),
     Scenario("the largest batch is full, also when it is preferred",
              DELAYED | {"preferred_batch_sizes": (8,)}, "abcdefgh", ["abcdefgh"], {"full": 1}),
-    Scenario("without a delay no size is preferred", {"preferred_batch_sizes": (2,)}, "abc",
-             ["abc"], {"greedy": 1}),
+    Scenario("without a delay the largest preferred size is the most",
+             {"preferred_batch_sizes": (2, 4)}, "abcdefg", ["abcd", "efg"],
+             {"full": 1, "greedy": 1}),
+    Scenario("without a delay a request above it goes alone", {"preferred_batch_sizes": (4,)},
+             [Asked("a"), Asked("b", 6), Asked("c")], ["a", "b", "c"], {"full": 2, "greedy": 1}),
     Scenario("without batches each goes alone", {"max_batch_size": 0}, "ab", ["a", "b"],
              {"full": 2}),
 ]  # fmt: skip

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from torch import nn
 
-from bench.by_hand import ROWS, Made, Network, Recipes, measure, table
+from bench.by_hand.networks import ROWS, Network
+from bench.by_hand.recipes import EAGER, Made, Recipes
+from bench.by_hand.results import OURS, Result, measure, table
 from shared.datatypes import Array
 
 LOGITS = np.random.default_rng(0).normal(size=(ROWS, 5)).astype(np.float32)
@@ -22,7 +24,7 @@ def test_recipes_are_compared_with_eager_on_the_rows_that_are_asked(
         return Made(lambda _: logits)
 
     recipes = {
-        "eager FP32": lambda: answers(LOGITS),
+        EAGER: lambda: answers(LOGITS),
         "shifted": lambda: answers(LOGITS + 3),
         "wrong": lambda: answers(-LOGITS),
         "broken": fails,
@@ -41,3 +43,17 @@ def test_recipes_are_compared_with_eager_on_the_rows_that_are_asked(
     said = table([eager, wrong, broken])
     assert "RuntimeError: no such operator" in said
     assert said.endswith("best by hand: eager FP32, 1.00 x eager")
+
+
+def test_the_choice_of_ferry_is_compared_with_the_best_by_hand_in_the_same_rounds() -> None:
+    results = [
+        Result(EAGER, rates=(10, 5, 20), cosine=1),
+        Result("quick", rates=(20, 10, 40), cosine=1),
+        Result("wrong", rates=(90, 90, 90), cosine=0.5),
+        Result(f"{OURS}: x", rates=(19, 9.5, 38), cosine=1),
+    ]
+
+    said = table(results)
+
+    assert "best by hand: quick, 2.00 x eager" in said
+    assert said.endswith("ferry optimise: x: 0.95 of the best by hand, round by round")

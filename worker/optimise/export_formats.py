@@ -233,6 +233,7 @@ def _aoti(job: Job, file: Path) -> None:
                 package_path=str(file),
                 inductor_configs={
                     "cpp.dynamic_threads": True,  # else those of this machine are compiled in
+                    "freezing": True,  # weights as constants: 1.1 to 1.2 times the rows/s
                     "aot_inductor.metadata": {FLAGS_KEY: " ".join(compiled_for())},
                 },
             )

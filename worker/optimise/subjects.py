@@ -18,6 +18,7 @@ from torch import nn
 from shared.datatypes import Array
 from shared.errors import BadModel, described
 from shared.model_spec import ModelSpec
+from shared.names import MODEL_NAME
 from shared.settings import Settings
 from worker.backends.base import Backend
 from worker.backends.operator_code import OURS
@@ -32,7 +33,7 @@ from worker.optimise.quiet import first_sentence
 from worker.optimise.rows import Batch
 from worker.repository.check import Trial, Tried
 from worker.repository.file_kinds import trusted_backends
-from worker.repository.models import ServedModel
+from worker.repository.models import ServedModel, version_numbers
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,16 @@ class Subject:
             rows = f"a batch of {batch.rows}" if batch.rows > 1 else "one row alone"
             said = first_sentence(error)
             raise BadModel(f"{self.name} raises for {rows}: {said}") from error
+
+
+def check_held(repository: Path, name: str, *versions: str) -> None:
+    """Raise BadModel unless a repository holds a model, and those versions that are not ""."""
+    if not MODEL_NAME.fullmatch(name) or not (repository / name).is_dir():
+        raise BadModel(f"{repository} holds no model '{name}'")
+    held = version_numbers(repository / name)
+    for version in filter(None, versions):
+        if version not in held:
+            raise BadModel(f"the model '{name}' has no version {version}: {', '.join(held)}")
 
 
 def load_version(

@@ -16,7 +16,6 @@ import onnxruntime
 import torch
 
 from shared.errors import BadModel
-from shared.names import MODEL_NAME
 from shared.settings import Settings
 from worker.optimise.data_files import read_data
 from worker.optimise.figures import BY_PRECISION, Differences, Tolerances
@@ -25,7 +24,13 @@ from worker.optimise.precision import precision_of
 from worker.optimise.quiet import quiet
 from worker.optimise.rows import Rows, made_up_rows
 from worker.optimise.sameness import batch_sizes, sized_batches
-from worker.optimise.subjects import Original, Subject, load_version, original_subject
+from worker.optimise.subjects import (
+    Original,
+    Subject,
+    check_held,
+    load_version,
+    original_subject,
+)
 from worker.repository.models import ServedModel, read_model, version_numbers
 from worker.repository.verified import PASSED, VERIFY_RECORD, digests
 
@@ -54,11 +59,7 @@ def verify(order: VerifyOrder, repository: Path, settings: Settings) -> dict[str
 
     The record says `pass` or `fail`; an error, which is neither, leaves what was there.
     """
-    if not MODEL_NAME.fullmatch(order.name) or not (repository / order.name).is_dir():
-        raise BadModel(f"{repository} holds no model '{order.name}'")
-    for version in filter(None, (order.version, order.against if _is_version(order) else "")):
-        if version not in version_numbers(repository / order.name):
-            raise BadModel(f"the model '{order.name}' has no version {version}")
+    check_held(repository, order.name, order.version, order.against if _is_version(order) else "")
     with quiet():
         model = read_model(repository, order.name, order.version or None)
         candidate = load_version(model, settings)

@@ -61,6 +61,19 @@ def best_setup(measured: Measured, objective: str) -> Setup:
     return Setup(arrangement, batch)
 
 
+def served_batch(measured: Measured, setup: Setup) -> int:
+    """Return the largest batch whose rate is as good as the best: measurements repeat no better.
+
+    Fewer, larger batches cost the queue less.
+    """
+    rates = {
+        size: statistics.median(values)
+        for (arrangement, size), values in measured.rates.items()
+        if arrangement == setup.arrangement
+    }
+    return max(size for size, rate in rates.items() if rate * WORTH >= rates[setup.batch])
+
+
 def values_of(measured: Measured, objective: str) -> list[float]:
     """Return the figure of each round, the higher the better: rows/s, or passes/s for latency."""
     setup = best_setup(measured, objective)

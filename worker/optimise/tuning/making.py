@@ -156,5 +156,9 @@ def _command(run: Run, variant: Variant) -> str:
         words += ["--data", str(order.data)]
     if order.label:
         words += ["--label", order.label]
+    if order.original is not None:
+        words += ["--original", order.original.path, "--arguments", order.original.arguments]
+        weights = order.original.weights
+        words += ["--weights", str(weights)] if weights else []
     words += ["--seed", str(order.seed), "--only", variant.name]
     return shlex.join(words)

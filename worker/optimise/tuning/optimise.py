@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from worker.optimise.tuning.choice import (
     best_setup,
     choose,
     is_measured,
+    served_batch,
 )
 from worker.optimise.tuning.making import make_all
 from worker.optimise.tuning.measuring import Candidate, measure
@@ -108,6 +109,7 @@ def _added(run: Run, chosen: Row) -> Path | None:
     files = {variant.filename: run.file(variant)}
     files |= {name: work / name for name in REPORT_FILES}
     setup = best_setup(chosen.measured, run.order.objective)
+    setup = replace(setup, batch=served_batch(chosen.measured, setup))
     addition = Addition(
         run.task.name,
         [NewVersion(files)],
@@ -119,7 +121,8 @@ def _added(run: Run, chosen: Row) -> Path | None:
 def configure(message: Any, variant: Variant, setup: Setup) -> None:
     """Set the instances, their threads and the preferred batch size in a ModelConfig.
 
-    `max_batch_size` stays, for it is what clients may send.
+    `max_batch_size` stays, for it is what clients may send; no more rows than the preferred size
+    are batched where requests do not wait for company (docs/queue.md).
     """
     groups = list(message.instance_group)
     del message.instance_group[1:]

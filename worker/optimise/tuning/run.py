@@ -13,15 +13,18 @@ from typing import Any
 
 from shared.errors import BadModel
 from shared.settings import Settings
+from worker.optimise.subjects import Original, check_held
 from worker.optimise.tuning.choice import Row
 from worker.optimise.tuning.machine import Machine, this_machine
 from worker.optimise.tuning.report import REPORT_FILES, as_json, as_markdown, as_text, versions
 from worker.optimise.tuning.report_page import as_page
 from worker.optimise.tuning.task import Task
 from worker.optimise.tuning.variants import ONNX_BACKEND, ORIGINAL, TORCH_BACKENDS, Variant
-from worker.optimise.tuning.workshop import Clock
+from worker.optimise.tuning.workshop import Clock, in_a_process
 
 Say = Callable[[str], None]
+MAKING_SECONDS = 300.0
+"""The longest that the operator's own code may take to make the original."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class OptimiseOrder:
     budget_seconds: float = 600.0
     only: Sequence[str] = ()
     seed: int = 0
+    original: Original | None = None
 
 
 @dataclass
@@ -90,9 +94,11 @@ def begin(
     for name in order.only:
         if name not in known:
             raise BadModel(f"--only {name}: expected one of {', '.join(known)}")
+    check_held(repository, order.name, order.version)
     unplaced = Task(
-        repository, order.name, order.version, settings, Path(), order.data, order.label, order.seed
-    )
+        repository, order.name, order.version, settings, Path(), order.data, order.label,
+        order.seed, order.original,
+    )  # fmt: skip
     model = unplaced.model
     if model.spec.steps:
         raise BadModel(f"{model.spec.key} is an ensemble: optimise the models of its steps")
@@ -102,6 +108,10 @@ def begin(
             "and ONNX files"
         )
     _ = unplaced.rows  # a fault of the data is said before anything is made
+    if order.original is not None:
+        made = in_a_process(_make, order.original, seconds=MAKING_SECONDS)
+        if made.fault:
+            raise BadModel(f"--original {order.original.path}: {made.fault}")
     key = _key(order, unplaced, machine)
     work = _cache(environ) / f"{order.name}-{model.spec.version}-{key[:12]}"
     work.mkdir(parents=True, exist_ok=True)
@@ -109,6 +119,10 @@ def begin(
     run = Run(order, task, machine, Clock(order.budget_seconds), say, variants)
     run.rows.append(_original_row(run))
     return run
+
+
+def _make(_pipe: Any, original: Original) -> None:
+    original.make()
 
 
 def _cache(environ: Mapping[str, str]) -> Path:
@@ -121,9 +135,13 @@ def _key(order: OptimiseOrder, task: Task, machine: Machine) -> str:
     data = order.data.absolute() if order.data else None
     found = [data] if data and data.is_file() else sorted(data.rglob("*")) if data else []
     listed = [(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in found if each]
+    original = order.original
+    weights = original.weights if original else None
     deciding = [
-        _digest(task.model.file), task.model.spec.model_dump_json(), listed, order.label,
-        order.seed, order.max_accuracy_drop, versions(), sorted(machine.flags), machine.cores,
+        original and [original.path, original.arguments, weights and _digest(weights)],
+        task.settings.allow_machine_code, _digest(task.model.file),
+        task.model.spec.model_dump_json(), listed, order.label, order.seed,
+        order.max_accuracy_drop, versions(), sorted(machine.flags), machine.cores,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
 

@@ -17,7 +17,7 @@ from worker.devices import Placement
 from worker.instance.tensor_adapter import TensorAdapter, backend_spec
 from worker.optimise.data_files import read_data
 from worker.optimise.rows import Batch, Rows, made_up_rows
-from worker.optimise.subjects import Subject, load_version
+from worker.optimise.subjects import Original, Subject, load_version
 from worker.repository.config.parameters import THREADS
 from worker.repository.models import ServedModel, read_model
 
@@ -38,6 +38,8 @@ class Task:
     data: Path | None = None
     label: str = ""
     seed: int = 0
+    made_from: Original | None = None
+    """The original, named where the file is none that torch can change."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process without what was read."""

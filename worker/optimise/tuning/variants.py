@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from worker.optimise.tuning import onnx_files, torch_files
+from worker.optimise.tuning.files import onnx_files, program_files, torch_files
 from worker.optimise.tuning.machine import Machine
 from worker.optimise.tuning.task import Task
 
 TORCH_BACKENDS = ("torchscript", "torch_state_dict", "torch_pickle", "torch_export")
 ORIGINAL = "original"
+NAME_ORIGINAL = "name what it was made from with --original package.module:callable"
 ONNX_BACKEND = "onnxruntime"
 SPARSITIES = (0.5, 0.8)
 STATIC = "onnxruntime-int8-static"
@@ -31,11 +32,26 @@ def _anywhere(_machine: Machine, _task: Task) -> str:
 
 def _of_torch(_machine: Machine, task: Task) -> str:
     backend = task.model.config.backend
-    return (
-        ""
-        if backend in TORCH_BACKENDS
-        else f"the version is a model of {backend}, no module of torch"
-    )
+    if task.made_from is not None or backend in TORCH_BACKENDS:
+        return ""
+    return f"the version is a model of {backend}, no module of torch: {NAME_ORIGINAL}"
+
+
+def _of_python(machine: Machine, task: Task) -> str:
+    if task.made_from is None and task.model.config.backend == "torchscript":
+        return f"torch.export reads no TorchScript: {NAME_ORIGINAL}"
+    return _of_torch(machine, task)
+
+
+def _exported(machine: Machine, task: Task) -> str:
+    is_program = task.model.config.backend == "torch_export"
+    return "the version is an exported program itself" if is_program else _of_python(machine, task)
+
+
+def _compiled(machine: Machine, task: Task) -> str:
+    if not task.settings.allow_machine_code:
+        return "it is machine code, which is made and served with FERRY_ALLOW_MACHINE_CODE=1 alone"
+    return _of_python(machine, task)
 
 
 def _onnx(_machine: Machine, task: Task) -> str:
@@ -47,6 +63,21 @@ def _bf16(machine: Machine, task: Task) -> str:
     if not machine.has_bf16:
         return "this processor has no BF16 (avx512_bf16, amx_bf16): torch would emulate it, slower"
     return _of_torch(machine, task)
+
+
+class Runtime(NamedTuple):
+    """What serves a variant, and the file that it wants."""
+
+    backend: str
+    filename: str
+
+
+RUNTIMES = {
+    "ONNX Runtime": Runtime(ONNX_BACKEND, "model.onnx"),
+    "TorchScript": Runtime("torchscript", "model.pt"),
+    "torch.export": Runtime("torch_export", "model.pt2"),
+    "AOTInductor": Runtime("torch_aoti", "model.pt2"),
+}
 
 
 @dataclass(frozen=True)
@@ -75,12 +106,12 @@ class Variant:
     @property
     def backend(self) -> str:
         """Return the backend that serves it."""
-        return ONNX_BACKEND if self.runtime == "ONNX Runtime" else "torchscript"
+        return RUNTIMES[self.runtime].backend
 
     @property
     def filename(self) -> str:
         """Return the name of its file in a version's directory."""
-        return "model.onnx" if self.backend == ONNX_BACKEND else "model.pt"
+        return RUNTIMES[self.runtime].filename
 
 
 def _from_version(write: Callable[[Task, Path], None], task: Task, _base: Path, file: Path) -> None:
@@ -92,8 +123,9 @@ def _on_torch(
     precision: str,
     write: Callable[[Task, Path], None],
     why_not: Callable[[Machine, Task], str] = _of_torch,
+    runtime: str = "TorchScript",
 ) -> Variant:
-    return Variant(name, "TorchScript", precision, partial(_from_version, write), why_not)
+    return Variant(name, runtime, precision, partial(_from_version, write), why_not)
 
 
 def _without_worst() -> Iterator[Variant]:
@@ -123,8 +155,10 @@ VARIANTS: tuple[Variant, ...] = (
         "onnxruntime-int8-static-per-tensor", "INT8",
         partial(onnx_files.static_int8, per_channel=False),
     ),
+    _on_torch("aoti", "FP32", program_files.compiled, _compiled, "AOTInductor"),
     _on_torch("torchscript-channels-last", "FP32", torch_files.channels_last),
     _on_torch("torchscript-frozen", "FP32", torch_files.frozen),
+    _on_torch("exported", "FP32", program_files.exported, _exported, "torch.export"),
     _on_onnx(
         "onnxruntime-fp16", "FP16", onnx_files.half_precision, kernels_in="FP32",
         note="a smaller file: ONNX Runtime computes in FP32 on this processor",

@@ -17,9 +17,9 @@ from shared.datatypes import Array
 from shared.errors import BadModel
 from worker.optimise.quiet import first_sentence
 from worker.optimise.rows import Batch
+from worker.optimise.tuning.files.torch_files import example_of, torch_module
 from worker.optimise.tuning.machine import this_machine
 from worker.optimise.tuning.task import Task, feeds
-from worker.optimise.tuning.torch_files import example_of, torch_module
 
 OPSETS = (20, 17)
 """Newest first: torch's exporter of TorchScript knows none above 20."""
@@ -35,7 +35,7 @@ ACTIVATIONS = {"Relu", "Clip"}
 
 def export_onnx(task: Task, file: Path) -> None:
     """Write the version as an ONNX file; raises BadModel saying why torch cannot."""
-    if task.model.config.backend == "onnxruntime":
+    if task.model.config.backend == "onnxruntime":  # --only names what is made of it
         shutil.copyfile(task.model.file, file)
         return
     module, example = torch_module(task), example_of(task)

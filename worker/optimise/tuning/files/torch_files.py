@@ -22,8 +22,10 @@ PICTURE_RANK = 4
 
 
 def torch_module(task: Task) -> nn.Module:
-    """Return the version's module, in eval mode; raises BadModel where there is none."""
+    """Return the original, else the version's module, in eval mode; raises BadModel without one."""
     model = task.model
+    if task.made_from is not None:
+        return task.made_from.make().eval()
     match model.config.backend:
         case "torchscript":
             load: Any = torch.jit.load  # has no types
@@ -51,10 +53,11 @@ def example_of(task: Task) -> dict[str, torch.Tensor]:
 
 def _ordered(task: Task) -> list[str]:
     spec, model = backend_spec(task.model.spec), task.model
-    if model.config.backend == "torchscript":
+    backend = "" if task.made_from is not None else model.config.backend
+    if backend == "torchscript":
         return TorchScriptBackend(spec, model.file, "cpu").input_names
     module = torch_module(task)
-    takes = None if model.config.backend == "torch_export" else arguments_of(module)
+    takes = None if backend == "torch_export" else arguments_of(module)
     return TorchBackend(spec, module, takes, torch.device("cpu")).input_names
 
 

@@ -1,0 +1,1 @@
+"""What each tool reaches by hand."""
