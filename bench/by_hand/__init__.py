@@ -1,1 +1,1 @@
-"""What each tool reaches by hand."""
+"""Each tool by hand."""
