@@ -10,7 +10,7 @@ PYTEST := python -m pytest --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install samples up test test-quick check bench chaos soak docs map hooks lock openapi clean
+.PHONY: help install samples up test test-quick test-gpu check bench chaos soak docs map hooks lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -55,6 +55,9 @@ test: samples ## Run the whole test suite, LANES files at a time
 
 test-quick: samples ## Run the tests of files that start no servers
 	$(BIN)/$(PYTEST) --numprocesses 2 -m quick
+
+test-gpu: samples ## Run the tests that need a GPU, whole systems among them
+	timeout 480 $(BIN)/python -m pytest -rs tests/gpu
 
 check: $(INSTALLED) ## Run ruff and mypy
 	$(BIN)/ruff check .

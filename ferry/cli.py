@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_samples(commands.add_parser("samples", help="make the sample models"))
     _add_models(commands.add_parser("models", help="look at models, choose who takes requests"))
     _add_workers(commands.add_parser("workers", help="show every model instance"))
+    _add_devices(
+        commands.add_parser("devices", help="show this machine's GPUs, or why they are not used")
+    )
     _add_queue(commands.add_parser("queue", help="show what waits for each model"))
     _add_dead(commands.add_parser("dead", help="show, replay or drop requests that were given up"))
     return parser
@@ -222,6 +225,12 @@ def _add_workers(command: argparse.ArgumentParser) -> None:
     command.description = "Show every model instance: where it runs, what it did, if it lives."
     _add_json(command)
     command.set_defaults(run=lambda options: _call("workers", "workers", as_json=options.json))
+
+
+def _add_devices(command: argparse.ArgumentParser) -> None:
+    command.description = "Look at this machine's GPUs as a worker does: which, and if not, why."
+    command.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    command.set_defaults(run=lambda options: _call("devices", "devices", as_json=options.json))
 
 
 def _add_queue(command: argparse.ArgumentParser) -> None:

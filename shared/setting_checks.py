@@ -16,6 +16,8 @@ _SERVICE_LINK = re.compile(
     rf"|PORT_\d+_(?:TCP|UDP|SCTP)_(?:PROTO={_PROTOCOL}|PORT=\d+|ADDR={_ADDRESS}))"
 )
 
+_GPU = re.compile(r"\d+|(?:GPU|MIG)-[0-9A-Za-z/-]+")
+
 
 def is_service_link(variable: str, value: str) -> bool:
     """Tell whether Kubernetes sets a variable to such a value, for a Service in the namespace.
@@ -83,6 +85,16 @@ def model_names(value: str) -> str:
         if name.strip() != "*" and not MODEL_NAME.fullmatch(name.strip()):
             raise ValueError("must be names of models, separated by commas, or *")
     return value
+
+
+def gpus(value: str) -> str:
+    """Return numbers or UUIDs of GPUs, separated by commas, or `none`."""
+    names = [name.strip() for name in value.split(",")]
+    if names != ["none"] and not all(_GPU.fullmatch(name) for name in names):
+        raise ValueError("must be numbers or UUIDs of GPUs, separated by commas, or none")
+    if len(set(names)) < len(names):
+        raise ValueError("must name each GPU once")
+    return ",".join(names)
 
 
 def log_level(value: str) -> str:

@@ -182,6 +182,13 @@ class Settings:
         "1 runs models that ask for GPUs (KIND_GPU) on the CPU of a machine that has none",
         check.flag,
     )
+    gpus: str = _setting(
+        "",
+        "FERRY_GPUS",
+        "GPUs that this worker places models on, by number or UUID, separated by commas; unset: "
+        "all that are there, `none` for none",
+        check.gpus,
+    )
     cpu_threads: int = _setting(
         0,
         "FERRY_CPU_THREADS",

@@ -27,6 +27,8 @@ from shared.settings import Settings
 # Tests ask servers on this machine, and most clients would ask a proxy for them.
 for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[name]
+# Answers and placement are the CPU's on a machine with GPUs too; tests/gpu takes this back.
+os.environ["FERRY_GPUS"] = "none"
 
 
 @pytest.fixture(scope="session", autouse=True)

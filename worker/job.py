@@ -29,7 +29,8 @@ class InstanceJob:
     """The whole order, which travels to the forked process.
 
     `limits.cache` holds for its own queue, all of `limits` for those of an ensemble's steps. `cold`
-    says why it is not to be warmed up with made-up inputs, if it is not.
+    says why it is not to be warmed up with made-up inputs, if it is not. `memory_bytes` is what the
+    last one took of its GPU, 0 for the first.
     """
 
     id: str
@@ -46,3 +47,4 @@ class InstanceJob:
     warmup: tuple[WarmupSample, ...] = ()
     cold: str = ""
     require_verified: bool = False
+    memory_bytes: int = 0

@@ -20,7 +20,8 @@ class Meter(ctypes.Structure):
 
     `busy_since` is when the batch in hand began (monotonic seconds), 0 between batches: a batch
     that runs too long is killed. `making_up_since` is the same for a pass of the warm-up over
-    inputs that are made up. `row_limit` is how many rows at once memory holds, 0 for no limit.
+    inputs that are made up. `row_limit` is how many rows at once memory holds, 0 for no limit;
+    `memory_bytes` is what the warm model takes of its GPU.
     The `full_` fields are means of full batches: what the model can do when much is asked of it.
     """
 
@@ -32,6 +33,7 @@ class Meter(ctypes.Structure):
     last_batch_rows: int
     last_batch_seconds: float
     row_limit: int
+    memory_bytes: int
     log_level: int
     iso_times: int
     full_rows: int
@@ -47,6 +49,7 @@ class Meter(ctypes.Structure):
         ("last_batch_rows", ctypes.c_uint64),
         ("last_batch_seconds", ctypes.c_double),
         ("row_limit", ctypes.c_uint64),
+        ("memory_bytes", ctypes.c_uint64),
         ("log_level", ctypes.c_uint64),
         ("iso_times", ctypes.c_uint64),
         ("full_rows", ctypes.c_uint64),

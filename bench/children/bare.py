@@ -8,6 +8,7 @@ Ferry is what HTTP, the queue and batching cost.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 
 from bench.scenarios import SCENARIOS, SENTENCE
@@ -27,6 +27,8 @@ from worker.instance.process import load_backend
 from worker.instance.warmup import MadeUpPasses, warm_up
 from worker.job import InstanceJob
 from worker.meter import Meter
+from worker.preflight.look import devices_here
+from worker.preflight.own_device import take
 from worker.repository.models import ServedModel, read_model
 from worker.supervisor.placement import assign
 
@@ -49,11 +51,10 @@ def main() -> None:
 
 
 def _backend(model: ServedModel, threads: int) -> Backend:
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    placed, failures = assign([model], gpus, threads)
+    placed, failures = assign([model], devices_here(os.environ), threads)
     assert not failures, failures
     job = InstanceJob(
-        "bare", model.spec, model.config.backend, model.file, placed[0][1],
+        "bare", model.spec, model.config.backend, model.file, take(placed[0][1]),
         redis_url="", key_prefix="bare", result_ttl_seconds=0.0, log_level="WARNING",
     )  # fmt: skip
     return load_backend(job)

@@ -155,7 +155,8 @@ class DesiredStore:
         self._write("hset", self._keys.reports, supervisor, report.model_dump_json())
 
     def drop_report(self, supervisor: str) -> None:
-        """Forget a supervisor that is gone."""
+        """Forget a supervisor that is gone, and the devices that it saw."""
+        asking(lambda: self._client.hdel(self._keys.devices, supervisor))
         self._write("hdel", self._keys.reports, supervisor)
 
     def serve(

@@ -7,6 +7,7 @@ ferry:supervisors:<id>    string  a supervisor's sign of life                   
 ferry:assets:<digest>     string  a file the API needs (a tokenizer)                 no
 ferry:pages               hash    name/version -> its report.html, if it has one     no
 ferry:probe               string  nothing: whether Redis takes what is written       a second
+ferry:devices             hash    supervisor id -> DeviceReport: its machine's GPUs  no (see 2)
 ferry:log                 hash    log setting -> its number, of those that are set   no
 ferry:trace               hash    model/setting -> its value, as log; see 4          no
 ferry:desired             hash    model name -> Desired: what operators asked for    no
@@ -22,7 +23,7 @@ ferry:{m/s}:compared:<v>  hash    Comparison of shadow m/s with version v       
 3: after the last request; written by shared/operations/shadow_comparison.py.
 4: a list of strings as JSON; the model's name is empty for settings of all models.
 
-`changes` is there so that looking is cheap. Registry writes the first eight, DesiredStore the next
+`changes` is there so that looking is cheap. Registry writes the first nine, DesiredStore the next
 five; what a request passes through stands in shared/request_queue/keys.py.
 """
 
@@ -48,6 +49,7 @@ class RegistryKeys:
         self.log = f"{prefix}:log"
         self.probe = f"{prefix}:probe"
         self.trace = f"{prefix}:trace"
+        self.devices = f"{prefix}:devices"
         self.desired = f"{prefix}:desired"
         self.reports = f"{prefix}:reports"
         self.served = f"{prefix}:served"

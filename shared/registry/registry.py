@@ -12,6 +12,7 @@ import redis
 
 from shared.model_spec import ModelSpec
 from shared.registry.desired_state import Serving, SupervisorReport
+from shared.registry.device_report import DeviceReport
 from shared.registry.keys import RegistryKeys, living_supervisors, read_changes
 from shared.registry.snapshot import InstanceRecord, Snapshot, snapshot_of
 from shared.wire.client import asking
@@ -113,6 +114,27 @@ class Registry:
     def stop_beating(self, supervisor_id: str) -> None:
         """Remove a supervisor's sign of life, at its orderly end."""
         asking(lambda: self._client.delete(self._keys.supervisors + supervisor_id))
+
+    def put_devices(self, supervisor_id: str, report: DeviceReport) -> None:
+        """Register what a supervisor sees of its machine's GPUs."""
+        row = report.model_dump_json()
+        asking(lambda: self._client.hset(self._keys.devices, supervisor_id, row))
+
+    def drop_devices(self, supervisor_ids: Iterable[str]) -> None:
+        """Forget the GPUs of supervisors that are gone."""
+        ids = list(supervisor_ids)
+        if ids:
+            asking(lambda: self._client.hdel(self._keys.devices, *ids))
+
+    def devices(self) -> dict[str, DeviceReport]:
+        """Return what each supervisor that lives sees of its machine's GPUs."""
+        rows = asking(lambda: self._client.hgetall(self._keys.devices))
+        alive = self._living(name.decode() for name in rows)
+        return {
+            name.decode(): DeviceReport.model_validate_json(row)
+            for name, row in rows.items()
+            if name.decode() in alive
+        }
 
     def log_changes(self) -> dict[str, int]:
         """Return the log settings that were set."""

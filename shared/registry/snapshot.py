@@ -22,7 +22,8 @@ class InstanceRecord(BaseModel):
     What it has done is as of its supervisor's last heartbeat; `capacity_per_second` is how many
     requests it answers a second while its batches are full, 0 when none was yet. `row_limit` is how
     many rows at once its memory holds when that is less than the model's batch, else 0. `reason`
-    says why it is not ready, `note` what is wrong with a ready one.
+    says why it is not ready, `note` what is wrong with a ready one. `device` is the one that it
+    really runs on, a GPU's `uuid` beside it; `memory_bytes` is what it took there once warm.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -34,6 +35,7 @@ class InstanceRecord(BaseModel):
     revision: int = 0
     state: State
     device: str = "cpu"
+    uuid: str = ""
     host: str = ""
     pid: int = 0
     reason: str = ""
@@ -44,6 +46,7 @@ class InstanceRecord(BaseModel):
     last_batch_rows: int = 0
     last_batch_seconds: float = 0.0
     row_limit: int = 0
+    memory_bytes: int = 0
 
     @property
     def model_key(self) -> str:

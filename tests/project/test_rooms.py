@@ -24,6 +24,7 @@ FLOORS = {
     "worker": (
         "repository",
         "devices meter logs job",
+        "preflight",
         "backends ensembles",
         "instance",
         "optimise supervisor",
@@ -37,7 +38,7 @@ BETWEEN = {
     "shared": (),
     "api": ("shared",),
     "worker": ("shared",),
-    "ferry": ("shared", "worker.repository", "worker.optimise"),
+    "ferry": ("shared", "worker.preflight", "worker.repository", "worker.optimise"),
 }
 EXCEPT = {
     "api": ("shared.request_queue.worker_end",),

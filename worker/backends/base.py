@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from shared.datatypes import Array
 from shared.errors import BadModelOutput, FerryError
 from shared.messages import Parameters
-from shared.model_spec import TensorSpec
+from shared.model_spec import ModelSpec, TensorSpec
 
 
 class Backend(Protocol):
@@ -39,6 +39,17 @@ def device_fault(model: object) -> Callable[[], str] | None:
     """
     found: Callable[[], str] | None = getattr(model, "device_fault", None)
     return found
+
+
+def why_on_cpu(backend: Backend) -> str:
+    """Return why a model that was placed on a GPU runs on the CPU; empty where it does not."""
+    return getattr(backend, "on_cpu_since", "")
+
+
+def wants_gpu(spec: ModelSpec) -> bool:
+    """Tell whether the config asks for GPUs by name; KIND_AUTO takes any device."""
+    groups = spec.config.get("instance_group", ())
+    return any(group.get("kind") == "KIND_GPU" for group in groups)
 
 
 class RequestTensors(NamedTuple):

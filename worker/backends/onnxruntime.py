@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,16 @@ import onnxruntime
 from shared.datatypes import Array
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec
+from worker.backends.base import wants_gpu
 from worker.backends.preprocessing import PixelArrays
-from worker.devices import Placement
+from worker.devices import NO_PROVIDER, Placement
 from worker.repository.config.description import onnx_tensor
 from worker.repository.config.fitting import check_described
+from worker.repository.config.parameters import MAX_GPU_MEMORY, number
 from worker.repository.file_kinds import ORT
 from worker.repository.sniffer import what_is
 
-log = logging.getLogger(__name__)
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 class OnnxRuntimeBackend:
@@ -40,8 +41,12 @@ class OnnxRuntimeBackend:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if what_is(file) == ORT:  # which the runtime knows by the ending alone
             options.add_session_config_entry("session.load_model_format", "ORT")
-        providers = _providers(placement.device, wants_gpu(spec))
+        limit = number(spec.parameters, MAX_GPU_MEMORY, "0", int)
+        providers = _providers(placement.device, limit)
         self._session = onnxruntime.InferenceSession(str(file), options, providers)
+        self.on_cpu_since = _why_not_there(placement.device, self._session.get_providers())
+        if self.on_cpu_since and wants_gpu(spec):
+            raise BadModel(f"instance_group: KIND_GPU, but {self.on_cpu_since}")
         _check_names(spec, self._session)
         _check_tensors(spec, self._session)
         self._outputs = [tensor.name for tensor in spec.outputs]
@@ -132,21 +137,25 @@ def _graph_optimisation(spec: ModelSpec) -> Any:
     return by_level[level]
 
 
-def wants_gpu(spec: ModelSpec) -> bool:
-    """Tell whether the config asks for GPUs by name; KIND_AUTO takes any device."""
-    groups = spec.config.get("instance_group", ())
-    return any(group.get("kind") == "KIND_GPU" for group in groups)
+def _providers(device: str, limit_bytes: int = 0) -> list[str | tuple[str, dict[str, int]]]:
+    """Return the providers for `device`, as far as this runtime has them."""
+    if not device.startswith("cuda") or CUDA not in onnxruntime.get_available_providers():
+        return [CPU]
+    options = {"device_id": int(device.partition(":")[2] or 0)}
+    options |= {"gpu_mem_limit": limit_bytes} if limit_bytes else {}
+    return [(CUDA, options), CPU]
 
 
-def _providers(device: str, gpu_is_wanted: bool) -> list[str | tuple[str, dict[str, int]]]:
-    """Return the providers for `device`; raises BadModel when a GPU is asked for in vain."""
-    if not device.startswith("cuda"):
-        return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        said = "this ONNX Runtime has no CUDA provider; install onnxruntime-gpu"
-        if gpu_is_wanted:
-            raise BadModel(f"instance_group: KIND_GPU, but {said}")
-        log.warning("%s; the model runs on the CPU", said)
-        return ["CPUExecutionProvider"]
-    index = int(device.partition(":")[2] or 0)
-    return [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]
+def _why_not_there(device: str, providers: Sequence[str]) -> str:
+    """Return why a session placed on a GPU has no provider for it; empty where it has one.
+
+    The runtime falls back to the CPU, in silence, where a library of CUDA's is missing.
+    """
+    if not device.startswith("cuda") or CUDA in providers:
+        return ""
+    if CUDA not in onnxruntime.get_available_providers():
+        return NO_PROVIDER
+    return (
+        "ONNX Runtime could not use its CUDA provider and fell back to the CPU: CUDA or cuDNN are "
+        "missing, or of another version than it was built for"
+    )

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from shared.errors import BadModel
 from shared.model_spec import ModelSpec
+from worker.backends.base import wants_gpu
 from worker.backends.torch_model import Argument, TorchBackend
 from worker.devices import cpu_flags
 
@@ -57,6 +58,7 @@ class TorchScriptBackend(TorchBackend):
             warnings.simplefilter("ignore", DeprecationWarning)
             load: Any = torch.jit.load  # has no types
             module: Any = load(str(file), map_location=target).eval()
+        bring_constants(module, target)
         arguments = [
             Argument(
                 each.name,
@@ -67,6 +69,32 @@ class TorchScriptBackend(TorchBackend):
             for each in module.forward.schema.arguments[1:]
         ]
         super().__init__(spec, module.forward, arguments, target)
+
+
+def bring_constants(module: Any, target: torch.device) -> None:
+    """Have code that names a device name `target`: tracing writes down the one it ran on.
+
+    subtle: before the first pass, from when on the graph is not looked at again. Calls are put in
+    line first, so that those of functions and submodules are seen.
+    """
+    graph = module.forward.graph
+    inlined = graph.copy()
+    torch._C._jit_pass_inline(inlined)
+    if _named_devices(inlined, target):
+        torch._C._jit_pass_inline(graph)
+        for node in _named_devices(graph, target):
+            node.s_("value", str(target))
+
+
+def _named_devices(graph: Any, target: torch.device) -> list[Any]:
+    """Return the constants of a graph that name another device."""
+    return [
+        node
+        for node in graph.findAllNodes("prim::Constant")
+        if node.output().type().kind() == "DeviceObjType"
+        and node.hasAttribute("value")
+        and torch.device(node.s("value")) != target
+    ]
 
 
 def _check_files(file: Path) -> None:
@@ -117,8 +145,11 @@ class TorchAotiBackend(TorchBackend):
 
     def __init__(self, spec: ModelSpec, file: Path, device: str) -> None:
         """Load `file`; raises BadModel where it was compiled for another machine."""
-        target = torch.device(device)
-        _check_machine(read_metadata(file), target)
+        target, metadata = torch.device(device), read_metadata(file)
+        self.on_cpu_since = ""
+        if metadata.get("AOTI_DEVICE_KEY") == "cpu" != target.type and not wants_gpu(spec):
+            target, self.on_cpu_since = torch.device("cpu"), "the package was compiled for it"
+        _check_machine(metadata, target)
         loader: Any = torch._C._aoti.AOTIModelPackageLoader(
             str(file), "model", True, 1, target.index if target.index is not None else -1
         )

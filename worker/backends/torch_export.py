@@ -17,6 +17,7 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,8 +147,11 @@ def _leaves(program: Any) -> tuple[list[str], list[Any]]:
 
 
 def load_program(file: Path) -> Any:
-    """Return the ExportedProgram in `file`; raises BadModel when loading would run foreign code."""
-    with _no_pickle(), _no_code():
+    """Return the ExportedProgram in `file`, on the CPU wherever it was exported.
+
+    Raises BadModel when loading would run foreign code.
+    """
+    with _no_pickle(), _no_code(), _on_the_cpu():
         try:
             return torch.export.load(file)
         except pickle.UnpicklingError as error:
@@ -180,6 +184,29 @@ def _no_pickle() -> Iterator[None]:
         del os.environ[FORCE_WEIGHTS_ONLY]
         if before is not None:
             os.environ[FORCE_WEIGHTS_ONLY] = before
+
+
+@contextmanager
+def _on_the_cpu() -> Iterator[None]:
+    """Have torch.export.load read each device in a program as the CPU, as long as the block runs.
+
+    This machine may not have the one on which it was exported. Nor may tensors in it, as the
+    example inputs, be loaded to that.
+    """
+    own: Any = serialize
+    package: Any = _package
+    everywhere: Any = torch
+    before, load = own.deserialize_device, torch.load
+    patched = [each for each in (own, package) if hasattr(each, "deserialize_device")]
+    for module in patched:
+        module.deserialize_device = lambda _: torch.device("cpu")
+    everywhere.load = partial(load, map_location="cpu")
+    try:
+        yield
+    finally:
+        everywhere.load = load
+        for module in patched:
+            module.deserialize_device = before
 
 
 @contextmanager

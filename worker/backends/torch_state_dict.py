@@ -7,6 +7,7 @@ not their code: they are imported from what is installed, or found in the .py fi
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import pickle
 import zipfile
@@ -27,6 +28,7 @@ from worker.repository.file_kinds import SAFETENSORS, UNKNOWN, FileKind
 from worker.repository.sniffer import LEGACY_TORCH, what_is
 
 PARALLEL = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+STORAGE = ("torch.storage", "_load_from_bytes")
 MAX_NAMED = 8
 """Of the wrong keys that a message names; a wrong architecture has them all wrong."""
 
@@ -72,6 +74,8 @@ def _unpickled(file: Path, kind: FileKind) -> Any:
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
+            if (module, name) == STORAGE:  # how tensors lie in a plain pickle
+                return _storage_on_the_cpu
             return names.find(super().find_class, module, name)
 
     def load(stream: Any, **options: Any) -> Any:
@@ -85,6 +89,10 @@ def _unpickled(file: Path, kind: FileKind) -> Any:
             return load(stream)
         own: Any = SimpleNamespace(Unpickler=Unpickler, load=load, __name__="pickle")
         return torch.load(stream, map_location="cpu", pickle_module=own, weights_only=False)
+
+
+def _storage_on_the_cpu(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
 
 
 def load_weights(file: Path) -> dict[str, torch.Tensor]:

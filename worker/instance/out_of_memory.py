@@ -33,6 +33,10 @@ SIGNS = (
     "can't allocate memory",  # torch on the CPU
     "bad_alloc",  # C++ below ONNX Runtime
     "ALLOC_FAILED",  # cuBLAS and cuDNN
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # which these say when there is no memory for their handles
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUSOLVER_STATUS_NOT_INITIALIZED",
+    "HOST_ALLOCATION_FAILED",
 )
 """The texts of frameworks' errors that mean want of memory, where the class does not say it."""
 

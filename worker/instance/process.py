@@ -27,7 +27,7 @@ from shared.request_queue.limits import Batching
 from shared.request_queue.worker_end import WorkQueue
 from shared.wire.client import connect
 from shared.wire.wire import open_wire
-from worker.backends.base import Backend, close
+from worker.backends.base import Backend, close, why_on_cpu
 from worker.backends.loading import load_file
 from worker.backends.triton_requests import ask_others_by
 from worker.ensembles.process import run_ensemble
@@ -38,6 +38,7 @@ from worker.instance.health.device_probe import (
     DeviceLost,
     Probe,
     device_probe,
+    no_device,
     probe_of,
     sound,
 )  # fmt: skip
@@ -52,6 +53,7 @@ from worker.instance.warmup import MadeUpPasses, run_samples, run_sizes, sample_
 from worker.job import DEVICE_IS_LOST, LOST, MAX_SUSPECTS, InstanceJob
 from worker.logs import configure_logging, follow_level
 from worker.meter import Meter
+from worker.preflight import memory, own_device
 from worker.repository.config.formats import BY_BACKEND
 from worker.repository.config.parameters import own_threads
 from worker.repository.verified import why_unverified
@@ -80,6 +82,7 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a model's `print` fails no request
     log_level = LogLevel(job.log_level)
     follow_level(log_level, meter)
+    job = replace(job, placement=own_device.take(job.placement))
     if job.backend == "python":
         ask_others_by(OtherModels(job).ask)
     warm = None if job.spec.steps else _loaded(job, reports, meter)
@@ -90,7 +93,7 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the model may have set its own
-    reports.send(("ready", warm.note if warm else ""))
+    reports.send(("ready", warm.note if warm else "", warm.device if warm else ""))
 
     def stop() -> bool:
         follow_level(log_level, meter)  # here because the loop asks for each batch, or each second
@@ -159,13 +162,15 @@ def _end_lost(
 class WarmBackend(NamedTuple):
     """A loaded model; `note` says what is wrong with it that does not keep it from being served.
 
-    With `one_length` its requests do not share a pass with longer ones. `health` looks at it later.
+    With `one_length` its requests do not share a pass with longer ones. `device` is where it runs
+    though it was placed elsewhere, empty where it was not; `health` looks at it later.
     """
 
     backend: Backend
     health: SelfCheck
     note: str = ""
     one_length: bool = False
+    device: str = ""
 
 
 def _loaded(job: InstanceJob, reports: Connection, meter: Meter) -> WarmBackend:
@@ -206,16 +211,30 @@ def warm_backend(
     Only the operator's samples may refuse it, and answers that break its contract whatever goes
     in. `loaded` is called behind the samples. Raises DeviceLost when its device fails on the way.
     """
+    own_device.check(job.placement)
+    free_bytes = memory.admit(job)
     probe = device_probe(job.placement.device)
     with sound(probe):
-        backend = load_backend(job)
-        probe = probe_of(backend, probe)
+        own = _own_backend(job)
+        probe = no_device if why_on_cpu(own) else probe_of(own, probe)
     with sound(probe):
+        backend = adapted(own, job.spec)
         if job.spec.batched and not answers_each(backend):
             backend = PiecewiseBackend(backend, job.spec, meter)
         run_samples(job.spec, backend, job.warmup)
         loaded()
-        return _warmed(job, backend, meter, probe)
+        warm = _warmed(job, backend, meter, probe)
+    meter.memory_bytes = memory.taken(free_bytes)
+    return _placed(warm, job, why_on_cpu(own))
+
+
+def _placed(warm: WarmBackend, job: InstanceJob, on_cpu: str) -> WarmBackend:
+    """Return a warm backend with what is wrong with where it runs in front of its note."""
+    where = job.placement.note or (on_cpu and f"runs on the CPU: {on_cpu}")
+    if not where:
+        return warm
+    note = "; ".join(filter(None, [_noted(job, where), warm.note]))
+    return warm._replace(note=note, device="cpu" if on_cpu else "")
 
 
 def _warmed(job: InstanceJob, backend: Backend, meter: Meter, probe: Probe) -> WarmBackend:
@@ -272,16 +291,18 @@ def _noted(job: InstanceJob, *notes: str) -> str:
 
 def load_backend(job: InstanceJob) -> Backend:
     """Load the model's file with its backend; raises the framework's own errors."""
+    return adapted(_own_backend(job), job.spec)
+
+
+def _own_backend(job: InstanceJob) -> Backend:
     if job.require_verified and (why := why_unverified(job.spec, job.file.parent)):
         raise BadModel(why)
     triton_backend = BY_BACKEND[job.backend].triton_backend
     threads = own_threads(triton_backend, job.spec.parameters) or job.placement.threads
     placement = replace(job.placement, threads=threads)
-    if placement.device == "cpu":
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     spec = backend_spec(job.spec)
-    loaded = load_file(job.backend, spec, job.file, placement, trusted=job.trusted)
-    return adapted(loaded, job.spec)
+    return load_file(job.backend, spec, job.file, placement, trusted=job.trusted)
 
 
 def die_with_parent() -> None:

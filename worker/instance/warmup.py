@@ -40,6 +40,14 @@ SAME_ANSWERS = 20
 """Until no more is made up for a model that broke its contract as often in the same way: more than
 the sizes that are tried with the first values, so that others are among them."""
 MAX_SAID = 300
+MIXED_SIGNS = (
+    "tensors to be on the same device", "on cpu or on the same device", "two different devices",
+    "weight type (torch.FloatTensor) should be the same",
+)  # fmt: skip
+MIXED_DEVICES = (
+    "its code makes tensors on another device than the one that it runs on: make them with "
+    "device=x.device, register them as buffers, or place it with KIND_CPU ({})"
+)
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
@@ -104,14 +112,21 @@ class WarmUp(NamedTuple):
 def warm_up(spec: ModelSpec, run: Run) -> WarmUp:
     """Run every batch size in 1, 2, 4 ... max_batch_size on inputs that the model takes.
 
-    Raises BadModelOutput of a model that breaks its contract whatever is made up.
+    Raises BadModelOutput of a model that breaks its contract whatever is made up, and BadModel of
+    one that computes with tensors of two devices, as it would for every request.
     """
     guess, refusals = _taken(spec, run)
     if guess is None:
+        if all(map(_mixes_devices, refusals)):
+            raise BadModel(MIXED_DEVICES.format(said(refusals[0])))
         if (broken := _broken_contract(spec, refusals)) is not None:
             raise broken
         return WarmUp(None, f"what is made up to warm it fails: {said(refusals[0])}")
     return WarmUp(guess, run_sizes(spec, run, lambda rows: made_up(spec, guess, rows)))
+
+
+def _mixes_devices(error: BaseException) -> bool:
+    return any(sign in text_of(error) for sign in MIXED_SIGNS)
 
 
 def _broken_contract(spec: ModelSpec, refusals: Sequence[BaseException]) -> BadModelOutput | None:

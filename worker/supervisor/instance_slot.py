@@ -57,6 +57,8 @@ class InstanceSlot:
         self._reason = ""
         self._note = self._lost = ""
         self._suspects: list[str] = []
+        self._device = ""
+        self._memory_bytes = 0
         self._cold = ""
 
     @property
@@ -80,6 +82,7 @@ class InstanceSlot:
         self._note = self._lost = ""
         self._suspects = []
         self._state = "starting"  # for the reason of its last failure, until it is ready
+        self._memory_bytes = self._meter.memory_bytes or self._memory_bytes
         self._meter.reset()
         self._rate = Rate(time.monotonic())
         settings = self._settings
@@ -88,7 +91,7 @@ class InstanceSlot:
             self._placement, settings.redis_url, settings.key_prefix,
             settings.result_ttl_seconds, settings.log_level, Limits.usual(settings),
             trusted_backends(settings), self.model.config.warmup, self._cold,
-            settings.require_verified,
+            settings.require_verified, self._memory_bytes,
         )  # fmt: skip
         reports, child_end = self._context.Pipe(duplex=False)
         process = self._context.Process(
@@ -118,7 +121,7 @@ class InstanceSlot:
         if self.reports is None or not self.reports.poll():
             return False
         try:
-            word, said = self.reports.recv()
+            word, said, *device = self.reports.recv()
         except EOFError:
             self.reports.close()
             self.reports = None
@@ -129,6 +132,7 @@ class InstanceSlot:
         self._state = word
         self._reason, self._note = ("", said) if self._state == "ready" else (said, "")
         if self._state == "ready":
+            self._device = device[0] if device else ""
             self._failures_in_a_row = 0
             log.info("%s: %s is ready", self.model.spec.key, self.instance_id)
         return True
@@ -219,7 +223,9 @@ class InstanceSlot:
             version=spec.version,
             revision=spec.revision,
             state=self._state,
-            device=self._placement.device,
+            device=self._device or self._placement.device,
+            uuid="" if self._device == "cpu" else self._placement.uuid,
+            memory_bytes=self._meter.memory_bytes,
             host=HOST,
             pid=(self.process.pid or 0) if self.process else 0,
             reason=self._reason,

@@ -4,49 +4,67 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
-from typing import Any
 
 from shared.cores import default_cores
 from shared.errors import BadModel
+from shared.registry.device_report import DeviceReport
 from shared.registry.log_settings import LogLevel
 from shared.settings import Settings
-from worker.devices import Placement, cpu_threads, devices_of, falls_back
+from worker.devices import (
+    CPU_CODE,
+    Placement,
+    cpu_threads,
+    devices_of,
+    falls_back,
+    gpu_threads,
+    why_cpu_only,
+)
+from worker.preflight.own_device import near_cores
 from worker.repository.models import ServedModel
 from worker.supervisor.deployment import Deployment
 from worker.supervisor.instance_slot import InstanceSlot
 
 log = logging.getLogger(__name__)
 
+EXCLUSIVE = "EXCLUSIVE_PROCESS"
+PROHIBITED = "PROHIBITED"
+
 
 class Placer:
     """Makes one supervisor's deployments; every slot has a number of its own."""
 
     def __init__(
-        self, supervisor: str, settings: Settings, context: ForkServerContext, level: LogLevel
+        self,
+        supervisor: str,
+        settings: Settings,
+        context: ForkServerContext,
+        level: LogLevel,
+        devices: Callable[[], DeviceReport],
     ) -> None:
-        """Count no GPUs yet."""
+        """Place on the `devices` that are there by then."""
         self._supervisor = supervisor
         self._settings = settings
         self._context = context
         self._level = level
         self._numbers = itertools.count()
-        self._gpus: int | None = None
+        self._devices = devices
 
     def place(self, new: ServedModel, models: list[ServedModel]) -> Deployment:
         """Return the empty slots of a new model, which shares this machine with all `models`.
 
         Raises BadModel when the machine cannot place it.
         """
-        if self._gpus is None:
-            self._gpus = gpu_count(self._context)
+        devices = self._devices()
         placed, failures = assign(
-            models, self._gpus, self._settings.cpu_threads,
+            models, devices, self._settings.cpu_threads,
             allow_cpu=self._settings.allow_cpu_fallback,
         )  # fmt: skip
         if new.spec.key in failures:
             raise failures[new.spec.key]
-        if falls_back(new.config.instance_groups, self._gpus):
+        if falls_back(new.config.instance_groups, _numbers(devices)):
             log.warning("%s: KIND_GPU, but there is no GPU: it runs on the CPU", new.spec.key)
         slots = [
             InstanceSlot(
@@ -62,7 +80,11 @@ class Placer:
 
 
 def assign(
-    models: list[ServedModel], gpus: int, configured_threads: int, *, allow_cpu: bool = False
+    models: list[ServedModel],
+    devices: DeviceReport,
+    configured_threads: int,
+    *,
+    allow_cpu: bool = False,
 ) -> tuple[list[tuple[ServedModel, Placement]], dict[str, BadModel]]:
     """Return one (model, placement) per instance, and the models that this machine cannot place.
 
@@ -70,45 +92,60 @@ def assign(
     """
     wanted: list[tuple[ServedModel, str]] = []
     failures: dict[str, BadModel] = {}
+    taken: Counter[str] = Counter()
     for model in models:
         try:
-            devices = devices_of(model.config.instance_groups, gpus, allow_cpu=allow_cpu)
+            places = devices_of(
+                model.config.instance_groups, _numbers(devices), allow_cpu=allow_cpu,
+                cpu_only=why_cpu_only(model.config.backend, devices),
+            )  # fmt: skip
+            _check_modes(Counter(places), taken, devices)
         except BadModel as error:
             failures[model.spec.key] = BadModel(f"failed to load '{model.spec.name}', {error}")
             continue
-        wanted += [(model, device) for device in devices]
+        taken.update(places)
+        wanted += [(model, place) for place in places]
     # An ensemble's process computes nothing; its steps do.
-    on_cpu = sum(device == "cpu" and not model.spec.steps for model, device in wanted)
-    threads = cpu_threads(on_cpu, default_cores(), configured_threads)
-    return [(model, Placement(device, threads)) for model, device in wanted], failures
+    computing = [place for model, place in wanted if not model.spec.steps]
+    on_cpu, cores = computing.count("cpu"), default_cores()
+    on_gpu = len(computing) - on_cpu
+    feeding = gpu_threads(len(computing), cores, configured_threads)
+    rest = cpu_threads(on_cpu, cores - on_gpu * feeding, configured_threads)
+    return [
+        (model, _placement(model, place, rest if place == "cpu" else feeding, devices))
+        for model, place in wanted
+    ], failures
 
 
-def gpu_count(context: ForkServerContext) -> int:
-    """Count the GPUs in a process of its own, so that the supervisor never touches CUDA."""
-    try:
-        return _counted(context)
-    except (OSError, EOFError) as error:  # the forkserver died: the next start brings another
-        log.warning("the GPUs are counted again, no process could be started: %s", error)
-        return _counted(context)
+def _numbers(devices: DeviceReport) -> list[int]:
+    return [each.index for each in devices.usable]
 
 
-def _counted(context: ForkServerContext) -> int:
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_count_gpus, args=(theirs,))
-    process.start()
-    theirs.close()
-    try:
-        count: int = ours.recv()
-    except EOFError:
-        log.error("cannot count the GPUs: the process that asks torch ended; models run on the CPU")
-        return 0
-    finally:
-        process.join()
-        ours.close()
-    return count
+def _check_modes(new: Counter[str], taken: Counter[str], devices: DeviceReport) -> None:
+    """Raise BadModel where a GPU's compute mode does not let so many processes in."""
+    for place, count in new.items():
+        device = devices.device_of(place)
+        mode = device.compute_mode if device else ""
+        if mode == PROHIBITED or (mode == EXCLUSIVE and count + taken[place] > 1):
+            assert device is not None, "no device has no mode"
+            lets = "no process" if mode == PROHIBITED else "one process"
+            raise BadModel(
+                f"instance_group: {place} ({device.uuid}) is in compute mode {mode}, which lets "
+                f"{lets} in, and {count + taken[place]} instances are to run there: ask for "
+                f"fewer, or set `nvidia-smi -i {device.uuid} -c DEFAULT`"
+            )
 
 
-def _count_gpus(reports: Any) -> None:
-    import torch  # noqa: PLC0415  only in the forked process, which has it already
+def _placement(model: ServedModel, place: str, threads: int, devices: DeviceReport) -> Placement:
+    device = devices.device_of(place)
+    if device is not None:
+        return Placement(place, threads, device.uuid, near_cores(device.bus_id))
+    return Placement(place, threads, note=_why_on_cpu(model, devices))
 
-    reports.send(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+def _why_on_cpu(model: ServedModel, devices: DeviceReport) -> str:
+    """Return why a model that would take a GPU runs on the CPU, where there is one."""
+    if model.spec.steps or all(group.kind == "cpu" for group in model.config.instance_groups):
+        return ""
+    why = why_cpu_only(model.config.backend, devices) if devices.usable else devices.reason
+    return f"runs on the CPU: {why}" if why and why != CPU_CODE else ""

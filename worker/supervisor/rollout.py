@@ -289,6 +289,12 @@ class Rollout:
         if changes is None:
             self._next_report = 0.0
 
+    def plan_failed_again(self) -> None:
+        """Plan anew what cannot be placed or read: there are other devices now."""
+        for name, plan in self._planner.made.items():
+            if plan.failures or plan.reason:
+                self._planner.plan_again(name)
+
     def _model_reports(self) -> SupervisorReport:
         models = {name: self._model_report(plan) for name, plan in self._planner.made.items()}
         mode = self._settings.model_control_mode

@@ -33,6 +33,7 @@ from shared.wire.client import connect
 from shared.wire.outage import Outage
 from worker.repository.models import ServedModel, model_names
 from worker.supervisor.deployment import Deployment
+from worker.supervisor.device_watch import DeviceWatch
 from worker.supervisor.instance_slot import InstanceSlot
 from worker.supervisor.placement import Placer
 from worker.supervisor.recovery import Recovery
@@ -77,12 +78,18 @@ class Supervisor:
         self._can_fork = Event()
         self._store = DesiredStore(self._client, settings.key_prefix)
         self._bell = ChangeBell(self._client, settings.key_prefix)
-        self._rollout = Rollout(self.id, settings, self._store, self._make, self._can_fork.is_set)
-        self._placer = Placer(self.id, settings, self._context, self._log_level)
+        self._devices = DeviceWatch(self._context, settings.gpus)
+        self._rollout = Rollout(
+            self.id, settings, self._store, self._make, lambda: self._devices.is_known
+        )
+        self._placer = Placer(
+            self.id, settings, self._context, self._log_level, lambda: self._devices.report
+        )
         self._has_cleaned_registry = False
         self._recovery = Recovery(self._client, self._registry, settings)
         self._outage = Outage(log)
         self._stopping = False
+        self._has_new_devices = False
         self._watched: set[int] = set()
         self._poll = poll()
         self._stirred: set[int] = set()
@@ -126,7 +133,8 @@ class Supervisor:
         fast: with many models it is this that an idle supervisor does, so what is waited for is
         told to `poll` once.
         """
-        watched = {signalled} | {slot.process.sentinel for slot in self._slots if slot.process}
+        watched = {signalled} | self._devices.descriptors
+        watched |= {slot.process.sentinel for slot in self._slots if slot.process}
         if time.monotonic() >= self._retry_at:  # else nobody reads the reports
             watched |= {slot.reports.fileno() for slot in self._slots if slot.reports}
             if self._bell.descriptor is not None:
@@ -172,6 +180,7 @@ class Supervisor:
                 if dead:
                     self._recovery.note(dead, deployment.key)
                     self._rollout.look_now()
+        self._look_at_devices()
         if time.monotonic() < self._retry_at:
             return
         try:
@@ -179,6 +188,7 @@ class Supervisor:
             # subtle: an instance may only be recorded while its supervisor is known to live.
             if time.monotonic() >= self._next_beat:
                 self._beat()
+            self._register_devices()
             if time.monotonic() >= self._next_takeover:
                 self._take_over()
             self._listen()
@@ -197,6 +207,19 @@ class Supervisor:
             self._next_takeover = time.monotonic() + BEAT_TERM * self._settings.heartbeat_seconds
         else:
             self._outage.end()
+
+    def _look_at_devices(self) -> None:
+        if not self._can_fork.is_set() or not self._devices.follow(self._stirred):
+            return
+        self._has_new_devices = True
+        self._rollout.look_now()
+        if self._devices.has_others:
+            self._rollout.plan_failed_again()
+
+    def _register_devices(self) -> None:
+        if self._has_new_devices:
+            self._registry.put_devices(self.id, self._devices.report)
+            self._has_new_devices = False
 
     def _listen(self) -> None:
         """Look at once when a change rang, and have the next one ring."""
@@ -276,6 +299,7 @@ class Supervisor:
             self._beats_to_refill = HEARTBEATS_PER_REFILL
             self._register(each.model for each in deployments.values() if not each.leaving)
             self._recovery.ring_for_what_waits(each.model.spec for each in deployments.values())
+            self._has_new_devices = self._devices.is_known
         # In the rare case that one closed meanwhile.
         self._store.open_closed(key for key, each in deployments.items() if not each.retired_at)
         running = [slot for slot in self._slots if slot.process is not None]
@@ -319,6 +343,7 @@ class Supervisor:
         """Return how long nothing is due: no beat, takeover, restart or look at the store."""
         now = time.monotonic()
         due = [self._next_beat, self._next_takeover, self._rollout.next_look]
+        due += [self._devices.due_at] if self._can_fork.is_set() else []
         due += [slot.start_at for slot in self._slots if slot.process is None]
         # What is due and could not be done is tried again, but not at once.
         leave = [each.due_at for each in self._rollout.deployments.values()]
@@ -332,6 +357,7 @@ class Supervisor:
         beat, or others would take over what is being finished here.
         """
         log.info("stopping %d instances", len(self._slots))
+        self._devices.stop()
         deadline = time.monotonic() + self._settings.max_batch_seconds
         overdue = False
         while running := [slot for slot in self._slots if slot.process]:

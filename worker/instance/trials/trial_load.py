@@ -20,14 +20,17 @@ import torch
 
 from shared.cores import default_cores
 from shared.errors import FerryError, described
+from shared.registry.device_report import DeviceReport
 from shared.settings import Settings
-from worker.devices import Placement, cpu_threads, devices_of
+from worker.devices import Placement, cpu_threads, devices_of, why_cpu_only
 from worker.instance.process import warm_backend
 from worker.job import InstanceJob
 from worker.meter import Meter
+from worker.preflight import own_device
+from worker.preflight.look import devices_here
 from worker.repository.check import LOADED, NOT_LOADED
 from worker.repository.file_kinds import trusted_backends
-from worker.repository.models import read_model
+from worker.repository.models import ServedModel, read_model
 
 
 def main(repository: Path, name: str, version: str) -> int:
@@ -37,12 +40,10 @@ def main(repository: Path, name: str, version: str) -> int:
     settings = Settings.from_env(os.environ)
     try:
         model = read_model(repository, name, version, trusted=trusted_backends(settings))
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        groups, allow_cpu = model.config.instance_groups, settings.allow_cpu_fallback
-        device = devices_of(groups, gpus, allow_cpu=allow_cpu)[0]
+        devices = devices_here(os.environ)
         job = InstanceJob(
             "trial", model.spec, model.config.backend, model.file,
-            Placement(device, cpu_threads(1, default_cores(), settings.cpu_threads)),
+            own_device.take(_first_place(model, devices, settings)),
             settings.redis_url, settings.key_prefix, settings.result_ttl_seconds,
             settings.log_level, trusted=trusted_backends(settings), warmup=model.config.warmup,
         )  # fmt: skip
@@ -56,6 +57,17 @@ def main(repository: Path, name: str, version: str) -> int:
         say(f"{NOT_LOADED}\n{described(error)}")
         return 1
     return 0
+
+
+def _first_place(model: ServedModel, devices: DeviceReport, settings: Settings) -> Placement:
+    """Return where a supervisor would place the model's first instance, were it alone."""
+    cpu_only = why_cpu_only(model.config.backend, devices)
+    numbers = [each.index for each in devices.usable]
+    groups, allow_cpu = model.config.instance_groups, settings.allow_cpu_fallback
+    place = devices_of(groups, numbers, allow_cpu=allow_cpu, cpu_only=cpu_only)[0]
+    device = devices.device_of(place)
+    threads = cpu_threads(1, default_cores(), settings.cpu_threads)
+    return Placement(place, threads, device.uuid if device else "")
 
 
 def own_output() -> TextIO:

@@ -83,6 +83,8 @@ TRITON_PARAMETERS = (
 _TABLE = {(each.backend, each.key): each for each in TRITON_PARAMETERS}
 TRITON_STYLE = re.compile(r"[A-Z][A-Z0-9_]*|(session|memory|optimization|ep)\..*|trt_.*")
 """The keys that Ferry's own never look like: they are meant for a backend of Triton's."""
+MAX_GPU_MEMORY = "max_gpu_memory_bytes"
+"""Ferry's own: what an instance may take of its GPU, 0 for all that is free."""
 THREADS = ("INTRA_OP_THREAD_COUNT", "NUM_THREADS", "intra_op_thread_count")
 
 
@@ -102,6 +104,8 @@ def parameter_notes(backend: str, parameters: Mapping[str, str]) -> list[str]:
         elif row.treatment == NO_EFFECT and value.strip().lower() not in row.usual:
             notes.append(f"parameters[{key}] {value!r} has no effect: {row.said}")
     own_threads(backend, parameters)
+    if number(parameters, MAX_GPU_MEMORY, "0", int) < 0:
+        raise ValueError(f"{MAX_GPU_MEMORY}: expected a number of bytes, or 0")
     return notes
 
 

@@ -56,7 +56,9 @@ def test_digits_on_the_gpu_equals_digits_on_the_cpu(sample_models: Path) -> None
         for device in ("cpu", "cuda:0")
     )
 
-    np.testing.assert_allclose(gpu, cpu, atol=1e-3)
+    # cuDNN's convolutions multiply with TF32's 10 bits of mantissa unless told otherwise.
+    tolerance = 1e-2 if torch.backends.cudnn.allow_tf32 else 1e-3
+    np.testing.assert_allclose(gpu, cpu, atol=tolerance)
 
 
 def test_pictures_are_normalised_on_the_gpu(sample_models: Path) -> None:

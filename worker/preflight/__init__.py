@@ -1,0 +1,1 @@
+"""Looks at GPUs, and gives each instance its own."""

@@ -1,0 +1,155 @@
+"""Looks at the machine's GPUs at the start and again and again, each time in another process."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Set
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+
+from shared.registry.device_report import Device, DeviceReport
+from worker.preflight.look import (
+    LIMIT_SECONDS,
+    failed,
+    look,
+    look_again,
+    overdue,
+    signs_of_gpus,
+)
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 10.0
+"""Between two looks at a machine with GPUs; where there is no sign of one, signs are looked for."""
+SLOW_LOOK_SECONDS = 60.0
+"""The same where each look asks CUDA, as without NVML."""
+
+
+class DeviceWatch:
+    """Has one look under way at most; a look that hangs is killed, and left behind if need be.
+
+    `has_others` tells whether the last look found other devices than the one before.
+    """
+
+    def __init__(self, context: ForkServerContext, gpus: str) -> None:
+        """Look at nothing yet; `gpus` is FERRY_GPUS."""
+        self.report = DeviceReport()
+        self.is_known = False
+        self.has_others = False
+        self.due_at = 0.0
+        self._context = context
+        self._gpus = gpus
+        self._process: ForkServerProcess | None = None
+        self._answer: Connection | None = None
+        self._ended: list[ForkServerProcess] = []
+        self._limit_at = math.inf
+        self._signs: tuple[int, int, str] | None = None
+
+    @property
+    def descriptors(self) -> set[int]:
+        """Return what becomes readable when a look is done."""
+        return {self._answer.fileno()} if self._answer else set()
+
+    def follow(self, stirred: Set[int]) -> bool:
+        """Begin a look that is due, take in one that is done; tell whether anything is new."""
+        now = time.monotonic()
+        self._ended = [each for each in self._ended if each.is_alive()]
+        if self._answer is None:
+            if now < self.due_at:
+                return False
+            self.due_at = now + LOOK_SECONDS
+            signs = signs_of_gpus()
+            if self.is_known and signs == self._signs and not any(signs):
+                return False
+            self._signs = signs
+            return self._begin(now)
+        if self._answer.fileno() in stirred:
+            return self._take_in(self._received())
+        if now >= self._limit_at:
+            self._drop(kill=True)
+            return self._take_in(overdue(LIMIT_SECONDS))
+        return False
+
+    def _begin(self, now: float) -> bool:
+        self._answer, theirs = self._context.Pipe(duplex=False)
+        known = self.report.model_dump_json() if self.is_known else ""
+        self._process = self._context.Process(target=_look, args=(theirs, self._gpus, known))
+        try:
+            self._process.start()
+        except (OSError, EOFError) as error:  # the forkserver died: the next start brings another
+            self._answer.close()
+            self._answer = self._process = None
+            self.due_at = now + 1.0
+            log.warning("the GPUs are looked at again, no process could be started: %s", error)
+            return False
+        finally:
+            theirs.close()
+        self._limit_at = self.due_at = now + LIMIT_SECONDS
+        return False
+
+    def _received(self) -> DeviceReport:
+        assert self._answer is not None, "a look is under way"
+        try:
+            text = self._answer.recv()
+        except EOFError:
+            found = failed("the process that asks torch ended")
+        else:
+            found = DeviceReport.model_validate_json(text)
+        self._drop(kill=False)
+        return found
+
+    def _drop(self, *, kill: bool) -> None:
+        """Leave the process alone: it ends by itself, or hangs in a driver and cannot."""
+        assert self._answer is not None, "a look is under way"
+        assert self._process is not None, "a look is under way"
+        if kill:
+            self._process.kill()
+        self._ended.append(self._process)
+        self._answer.close()
+        self._answer = self._process = None
+        self._limit_at = math.inf
+
+    def _take_in(self, found: DeviceReport) -> bool:
+        before, self.report = self.report, found
+        asks_cuda = found.reason or found.note
+        self.due_at = time.monotonic() + (SLOW_LOOK_SECONDS if asks_cuda else LOOK_SECONDS)
+        differs = not self.is_known or _named(before) != _named(found)
+        if differs:
+            _say(found)
+        self.has_others, self.is_known = differs and self.is_known, True
+        return before != found
+
+    def stop(self) -> None:
+        """End a look that is under way."""
+        if self._answer is not None:
+            self._drop(kill=True)
+
+
+def _named(report: DeviceReport) -> tuple[str, list[tuple[str, bool, str]]]:
+    return report.reason, [(each.uuid, each.used, each.fault) for each in report.devices]
+
+
+def _say(report: DeviceReport) -> None:
+    """Log the devices that there are by now, and why some are not used."""
+    for each in report.devices:
+        log.info("%s: %s", each.place or "unused", described(each))
+        if each.fault:
+            log.warning("%s %s", each.uuid, each.fault)
+    if report.reason:
+        log.warning("%s; models without KIND_GPU run on the CPU", report.reason)
+
+
+def described(device: Device) -> str:
+    """Return a device in a few words."""
+    size = f"{device.memory_bytes / 2**30:.0f} GiB" if device.memory_bytes else ""
+    mode = "" if device.compute_mode == "DEFAULT" else device.compute_mode
+    not_ours = "" if device.used else "not this worker's"
+    return ", ".join(filter(None, (device.name, device.uuid, size, mode, not_ours)))
+
+
+def _look(answer: Connection, gpus: str, known: str) -> None:
+    """Send the report: the body of a process that the forkserver made, which has torch already."""
+    report = look_again(DeviceReport.model_validate_json(known), gpus) if known else look(gpus)
+    answer.send(report.model_dump_json())
