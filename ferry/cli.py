@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ferry.commands.optimise import add_optimise
-from ferry.commands.optimise_options import add_export, add_verify, describe_input, environment
+from ferry.commands.optimise_options import (
+    add_edge,
+    add_export,
+    add_verify,
+    describe_input,
+    environment,
+)
 from ferry.commands.samples import DEFAULT_NAMES, NAMES, make_samples
 from ferry.errors import EXIT_BAD_USAGE, EXIT_FAILED, EXIT_INTERRUPTED, CannotStart, NoRedis
 from ferry.up.up import up
@@ -63,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add_export(commands.add_parser("export", help="export a torch module, proved to be the same"))
     add_verify(commands.add_parser("verify", help="prove that a version answers as another does"))
     add_optimise(commands.add_parser("optimise", help="make a faster version, proved and measured"))
+    add_edge(commands.add_parser("edge", help="make a bundle for phones and boards"))
     _add_samples(commands.add_parser("samples", help="make the sample models"))
     _add_models(commands.add_parser("models", help="look at models, choose who takes requests"))
     _add_workers(commands.add_parser("workers", help="show every model instance"))

@@ -1,1 +1,1 @@
-"""The other commands: they look into Redis or at a model repository."""
+"""The other commands."""

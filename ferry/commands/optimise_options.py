@@ -16,6 +16,13 @@ from pathlib import Path
 
 LARGEST_BATCH = 2**31 - 1
 """The most rows that the field of `config.pbtxt` holds."""
+TOLERANCES = {
+    "max_relative": "largest relative difference",
+    "min_cosine": "least cosine of a row",
+    "min_agreement": "least share of real rows of the same class",
+    "max_accuracy_drop": "most by which accuracy may fall",
+}
+"""What `ferry verify` lets one say over a precision's tolerances, each an option of its name."""
 
 
 def describe_input(argument: Callable[..., object]) -> None:
@@ -119,13 +126,9 @@ def add_verify(command: argparse.ArgumentParser) -> None:
     )
     describe_original(argument)
     argument("--precision", default="", metavar="P", help="FP32, FP16, BF16 or INT8, else found")
-    for name, what in (
-        ("--max-relative", "largest relative difference"),
-        ("--min-cosine", "least cosine of a row"),
-        ("--min-agreement", "least share of real rows of the same class"),
-        ("--max-accuracy-drop", "most by which accuracy may fall"),
-    ):
-        argument(name, type=tolerance, metavar="X", help=f"{what}, else the precision's")
+    for name, what in TOLERANCES.items():
+        option = f"--{name.replace('_', '-')}"
+        argument(option, type=tolerance, metavar="X", help=f"{what}, else the precision's")
     describe_repository(argument)
     argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=_verify)
@@ -133,10 +136,46 @@ def add_verify(command: argparse.ArgumentParser) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     commands = import_module("ferry.commands.verify")
-    said = {field.name: getattr(options, field.name) for field in fields(commands.Verified)}
-    return int(
-        commands.run_verify(environment(options), commands.Verified(**said), as_json=options.json)
+    said = {name: getattr(options, name) for name in TOLERANCES}
+    order = commands.VerifyOrder(
+        options.name, options.version, options.against, options.weights, options.arguments,
+        options.data, options.label, options.precision,
+        {name: value for name, value in said.items() if value is not None},
+    )  # fmt: skip
+    return int(commands.run_verify(environment(options), order, as_json=options.json))
+
+
+def add_edge(command: argparse.ArgumentParser) -> None:
+    """Add the options of `ferry edge`."""
+    command.description = (
+        "Write a version as a bundle for phones and boards: its files, a manifest, loaders, and a "
+        "report of how each file's answers compare with the served version's."
     )
+    argument = command.add_argument
+    describe_version(argument, "to make it of")
+    argument(
+        "--to", required=True, choices=("ort", "tflite"), dest="target",
+        help="ONNX Runtime's own format, or TFLite",
+    )  # fmt: skip
+    argument(
+        "--target-platform", default="", choices=("arm", "amd64"), dest="platform",
+        help="of .ort files: the machine that runs them",
+    )  # fmt: skip
+    argument(
+        "--output", type=Path, metavar="DIR",
+        help="the bundle; edge/MODEL-VERSION-FORMAT beside the repository, if not given",
+    )  # fmt: skip
+    describe_repository(argument)
+    command.set_defaults(run=_edge)
+
+
+def _edge(options: argparse.Namespace) -> int:
+    commands = import_module("ferry.commands.verify")
+    order = commands.EdgeOrder(
+        options.name, options.target, options.version, options.platform, options.output,
+        options.data, options.label,
+    )  # fmt: skip
+    return int(commands.run_edge(environment(options), order))
 
 
 def tolerance(text: str, most: float = sys.float_info.max) -> float:

@@ -1,57 +1,47 @@
-"""`ferry verify`: prints the verdict on a version, for people and for CI."""
+"""`ferry verify` and `ferry edge`: print the verdict on a version, and on each file of a bundle."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ferry.errors import EXIT_FAILED
 from shared.settings import Settings
+from worker.optimise.edge.bundle import EdgeOrder, make_bundle
 from worker.optimise.verify import VerifyOrder, verify
 from worker.repository.verified import PASSED
 
 
-@dataclass(frozen=True)
-class Verified:
-    """The options of the command, as they were written."""
-
-    name: str
-    version: str = ""
-    against: str = ""
-    weights: Path | None = None
-    arguments: str = "{}"
-    data: Path | None = None
-    label: str = ""
-    precision: str = ""
-    max_relative: float | None = None
-    min_cosine: float | None = None
-    min_agreement: float | None = None
-    max_accuracy_drop: float | None = None
-
-
-TOLERANCES = ("max_relative", "min_cosine", "min_agreement", "max_accuracy_drop")
-
-
-def run_verify(environ: Mapping[str, str], options: Verified, *, as_json: bool) -> int:
+def run_verify(environ: Mapping[str, str], order: VerifyOrder, *, as_json: bool) -> int:
     """Verify, print what was found; return 1 when the verdict is not `pass`. Raises BadModel."""
     settings = Settings.from_env(environ)
-    said = {name: getattr(options, name) for name in TOLERANCES}
-    order = VerifyOrder(
-        options.name, options.version, options.against, options.weights, options.arguments,
-        options.data, options.label, options.precision,
-        {name: value for name, value in said.items() if value is not None},
-    )  # fmt: skip
     record = verify(order, Path(settings.models), settings)
-    print(json.dumps(record) if as_json else _as_text(record), flush=True)
+    subject = f"{record['model']}/{record['version']}"
+    print(json.dumps(record) if as_json else _as_text(record, subject), flush=True)
     return 0 if record["verdict"] == PASSED else EXIT_FAILED
 
 
-def _as_text(record: dict[str, Any]) -> str:
+def run_edge(environ: Mapping[str, str], order: EdgeOrder) -> int:
+    """Make a bundle, print how each of its files compares. Raises BadModel."""
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    made = make_bundle(order, Path(Settings.from_env(environ).models), environ, say)
+    for name, record in made.parity.items():
+        say(_as_text(record, name))
+    for note in made.notes:
+        say(note)
+    files = made.manifest["files"]
+    sizes = [f"{n} {files[n]['size_bytes'] / 1e6:.1f} MB" for n in made.manifest["model_files"]]
+    say(f"{made.directory}: {', '.join(sizes)}")
+    return 0
+
+
+def _as_text(record: Mapping[str, Any], subject: str) -> str:
     sizes = ", ".join(map(str, record["batches"]))
-    subject = f"{record['model']}/{record['version']}"
     lines = [f"{subject} against {record['against']}, {record['precision']}, in batches of {sizes}"]
     for key in ("made_up_rows", "data"):
         if key in record:

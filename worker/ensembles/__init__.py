@@ -1,1 +1,1 @@
-"""The process of an ensemble: passes tensors from step to step through their queues."""
+"""An ensemble's process: passes tensors from step to step through their queues."""

@@ -92,7 +92,7 @@ def _reference(
     if order.against:
         original = Original(order.against, order.weights, order.arguments)
         return original_subject(original, model.spec)
-    exported = _exported_original(model.file.parent / EXPORTED_AS)
+    exported = exported_original(model.file.parent / EXPORTED_AS)
     if exported is not None:
         return original_subject(exported, model.spec)
     before = [
@@ -108,7 +108,7 @@ def _reference(
     return load_version(read_model(repository, order.name, before[-1]), settings)
 
 
-def _exported_original(record: Path) -> Original | None:
+def exported_original(record: Path) -> Original | None:
     """Return what a version was exported from, if `ferry export` wrote it down."""
     try:
         found = json.loads(record.read_bytes())

@@ -136,3 +136,26 @@ def raises() -> nn.Module:
 
 
 instance = Trained()
+
+
+class Pictures(nn.Module):
+    """A small convolutional network for pictures of 8 x 8 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(8)
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+        )  # fmt: skip
+
+    def forward(self, image: Tensor) -> Tensor:
+        made: Tensor = self.layers(image)
+        return made
+
+
+class TakesMedian(_Linear):
+    """Has an operator that ONNX lacks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) - x.median(dim=1, keepdim=True).values

@@ -1,1 +1,1 @@
-"""Processes that try a model, or run it once to learn what it gives."""
+"""Processes that try a model."""
