@@ -67,6 +67,14 @@ def _float(value: str) -> float:
         return math.nan
 
 
+def share(value: str) -> float:
+    """Return a part of a whole."""
+    number = _float(value)
+    if not 0 <= number <= 1:
+        raise ValueError("must be from 0 to 1")
+    return number
+
+
 def seconds_or_none(value: str) -> float:
     """Return a duration, or 0 for none."""
     return 0.0 if _float(value) == 0 else seconds(value)

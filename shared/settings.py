@@ -176,6 +176,19 @@ class Settings:
         "a batch that runs longer is killed and retried",
         check.seconds,
     )
+    max_load_seconds: float = _setting(
+        1800.0,
+        "FERRY_MAX_LOAD_SECONDS",
+        "an instance that is not ready by then is killed, and tried again after a pause",
+        check.seconds,
+    )
+    min_ready_share: float = _setting(
+        0.0,
+        "FERRY_MIN_READY_SHARE",
+        "part of a version's instances, from 0 to 1, that must be ready on each machine before it "
+        "takes requests, once each is ready or has failed; 0: one instance is enough",
+        check.share,
+    )
     allow_cpu_fallback: bool = _setting(
         False,
         "FERRY_ALLOW_CPU_FALLBACK",

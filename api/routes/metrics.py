@@ -82,7 +82,35 @@ class ModelStates:
                     taken_back.add_metric([name, version], 1.0)
             if entry["state"] != "READY" and entry["reason"] not in ("", UNLOADED):
                 failure.add_metric([name, version, entry["reason"]], 1.0)
-        yield from (ready, share, failure, taken_back, warning)
+        yield from (ready, share, failure, taken_back, warning, self._degraded(), *self._devices())
+
+    def _degraded(self) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(
+            "ferry_model_degraded",
+            "1 for a version that answers with fewer instances than it is to have.",
+            labels=["model", "version"],
+        )
+        for key in self._snapshot.degraded:
+            family.add_metric(key.partition("@")[0].split("/"), 1.0)
+        return family
+
+    def _devices(self) -> Iterator[GaugeMetricFamily]:
+        """Return how often each device failed, and which ones are closed."""
+        faults = GaugeMetricFamily(
+            "ferry_device_faults",
+            "How often a device took no more work of an instance, since its worker started.",
+            labels=["host", "device"],
+        )
+        closed = GaugeMetricFamily(
+            "ferry_device_closed",
+            "1 for a device on which nothing is started, with the reason.",
+            labels=["host", "device", "reason"],
+        )
+        for place, count in self._snapshot.device_faults.items():
+            faults.add_metric([*place], float(count))
+        for place, reason in self._snapshot.closed_devices.items():
+            closed.add_metric([*place, reason], 1.0)
+        yield from (faults, closed)
 
     def _is_taken_back(self, name: str, version: str) -> bool:
         serving = self._snapshot.served.get(name)

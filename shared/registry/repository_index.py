@@ -54,7 +54,8 @@ def _state(snapshot: Snapshot, spec: ModelSpec) -> tuple[str, str]:
             left = max(0.0, serving.canary_until - time.time())
             return "READY", f"canary: takes all requests in {left:.0f} s unless it fails"
         taken_back = serving.taken_back.get(spec.version, "") if serving else ""
-        return "READY", taken_back or snapshot.warnings.get(spec.key, "")
+        lacks, warning = snapshot.degraded.get(spec.key, ""), snapshot.warnings.get(spec.key, "")
+        return "READY", taken_back or "; ".join(filter(None, (lacks, warning)))
     if spec.key in snapshot.reasons:
         return "UNAVAILABLE", snapshot.reasons[spec.key]
     if spec.key in snapshot.loading:

@@ -23,7 +23,8 @@ class InstanceRecord(BaseModel):
     requests it answers a second while its batches are full, 0 when none was yet. `row_limit` is how
     many rows at once its memory holds when that is less than the model's batch, else 0. `reason`
     says why it is not ready, `note` what is wrong with a ready one. `device` is the one that it
-    really runs on, a GPU's `uuid` beside it; `memory_bytes` is what it took there once warm.
+    really runs on, a GPU's `uuid` beside it; `memory_bytes` is what it took there once warm. It failed
+    `device_faults` times since its supervisor started, and is `device_closed` for a reason.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +48,8 @@ class InstanceRecord(BaseModel):
     last_batch_seconds: float = 0.0
     row_limit: int = 0
     memory_bytes: int = 0
+    device_faults: int = 0
+    device_closed: str = ""
 
     @property
     def model_key(self) -> str:
@@ -69,7 +72,9 @@ class Snapshot:
     Three say why something is not there: `failures` of each model that nobody serves, `reasons` of
     each content (`ModelSpec.key`) and each model whose directory cannot be read, `notes` of models
     that are not wanted any more, since their last change was undone. `warnings` say what is wrong
-    with contents that are ready.
+    with contents that are ready, `degraded` of how many of their instances they lack, and why.
+
+    Devices go by host and name: how often each failed, and why those are closed that are.
     """
 
     models: dict[str, dict[str, ModelSpec]] = field(default_factory=dict)
@@ -85,6 +90,9 @@ class Snapshot:
     reasons: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)
+    degraded: dict[str, str] = field(default_factory=dict)
+    device_faults: dict[tuple[str, str], int] = field(default_factory=dict)
+    closed_devices: dict[tuple[str, str], str] = field(default_factory=dict)
     changes: int = -1
     standby: dict[str, float] = field(default_factory=dict)
 
@@ -164,8 +172,31 @@ def snapshot_of(
         changes=changes,
         standby=standby,
         warnings={each.model_key: each.note for each in living if each.note},
+        degraded=_degraded(living),
+        device_faults={
+            (each.host, each.device): each.device_faults
+            for each in living
+            if each.device_faults or each.device != "cpu"
+        },
+        closed_devices={
+            (each.host, each.device): each.device_closed for each in living if each.device_closed
+        },
     )
     return _waiting_for_steps(found)
+
+
+def _degraded(living: list[InstanceRecord]) -> dict[str, str]:
+    """Return what contents lack that are ready, but not with all of their instances."""
+    found = {}
+    for key in {record.model_key for record in living if record.state == "ready"}:
+        records = [record for record in living if record.model_key == key]
+        missing = [record for record in records if record.state != "ready" and record.reason]
+        if missing:
+            found[key] = (
+                f"degraded: {len(records) - len(missing)} of {len(records)} instances: "
+                f"{missing[0].reason}"
+            )
+    return found
 
 
 def _standby(served: Mapping[str, Serving], reports: list[SupervisorReport]) -> dict[str, float]:

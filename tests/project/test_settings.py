@@ -54,6 +54,8 @@ BAD = [
     ("FERRY_CACHE_SECONDS", "0"),
     ("FERRY_HEARTBEAT_SECONDS", "0"),
     ("FERRY_MAX_BATCH_SECONDS", "no"),
+    ("FERRY_MAX_LOAD_SECONDS", "0"),
+    ("FERRY_MIN_READY_SHARE", "1.5"),
     ("FERRY_ALLOW_CPU_FALLBACK", "yes"),
     ("FERRY_CPU_THREADS", "-1"),
     ("FERRY_GPUS", "0,first"),

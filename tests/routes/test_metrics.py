@@ -9,6 +9,7 @@ from registered import SUPERVISOR, register, spec
 from api.app import create_app
 from shared.registry.desired_state import ModelReport, Serving, SupervisorReport, VersionReport
 from shared.registry.desired_store import DesiredStore
+from shared.registry.snapshot import InstanceRecord
 from shared.settings import Settings
 from shared.wire.client import connect
 
@@ -65,3 +66,19 @@ def test_a_split_is_told_in_shares(settings: Settings) -> None:
 
     assert found["request_share", "m", "1", None] == 0.75
     assert found["request_share", "m", "2", None] == 0.25
+
+
+def test_devices_that_failed_and_versions_that_lack_instances_are_told(settings: Settings) -> None:
+    registry = register(settings, spec("m"))
+    closed = InstanceRecord(
+        id="m-3", supervisor=SUPERVISOR, model="m", version="1", state="failed", host="h",
+        device="cuda:3", reason="it is bad", device_faults=4, device_closed="it is bad",
+    )  # fmt: skip
+    registry.put_instance(closed)
+
+    text = create_app(settings).test_client().get("/metrics").text
+
+    assert 'ferry_model_degraded{model="m",version="1"} 1.0' in text
+    assert 'ferry_device_faults{device="cuda:3",host="h"} 4.0' in text
+    assert 'ferry_device_closed{device="cuda:3",host="h",reason="it is bad"} 1.0' in text
+    assert 'device="cpu"' not in text

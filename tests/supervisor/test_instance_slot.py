@@ -13,7 +13,8 @@ from shared.settings import Settings
 from worker.devices import Placement
 from worker.meter import Meter
 from worker.supervisor import instance_slot as slot_module
-from worker.supervisor.instance_slot import LONGEST_PAUSE_SECONDS, InstanceSlot
+from worker.supervisor.device_ledger import DeviceLedger
+from worker.supervisor.instance_slot import LONGEST_PAUSE_SECONDS, InstanceSlot, SlotHost
 
 
 class NoProcesses:
@@ -43,9 +44,8 @@ def test_an_instance_that_cannot_start_is_tried_again_after_growing_pauses(
         file=Path("model.pt"),
         config=SimpleNamespace(backend="torchscript", warmup=()),
     )
-    slot = InstanceSlot(
-        cast(Any, model), Placement("cpu", 1), 0, "host", Settings(), cast(Any, NoProcesses())
-    )
+    machine = SlotHost("host", Settings(), cast(Any, NoProcesses()), DeviceLedger())
+    slot = InstanceSlot(cast(Any, model), Placement("cpu", 1), 0, machine)
     pauses = []
 
     for _ in range(8):

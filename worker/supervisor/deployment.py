@@ -14,12 +14,15 @@ from worker.supervisor.instance_slot import InstanceSlot
 class Deployment:
     """The slots of one `ModelSpec.key`; they are started by the supervisor's ticks."""
 
-    def __init__(self, model: ServedModel, slots: list[InstanceSlot]) -> None:
-        """Hold slots that are empty yet."""
+    def __init__(
+        self, model: ServedModel, slots: list[InstanceSlot], min_ready_share: float = 0.0
+    ) -> None:
+        """Hold slots that are empty yet, of which a share is enough to serve, or one."""
         self.model = model
         self.content = Content(model.spec.name, model.spec.version, "")
         self.slots = slots
         self.leaving = False
+        self._min_ready_count = max(1, math.ceil(min_ready_share * len(slots)))
         self._was_ready = False
         self.retired_at = 0.0
         self._leave_at = self._leaves_at = 0.0
@@ -32,12 +35,19 @@ class Deployment:
 
     @property
     def report(self) -> VersionReport:
-        """Return its progress: ready once all instances were, whatever became of them since."""
-        self._was_ready = self._was_ready or all(slot.state == "ready" for slot in self.slots)
+        """Return its progress: ready once enough were, whatever became of them since.
+
+        That is once each instance is ready or has failed: one bad device of eight keeps no version
+        from serving.
+        """
+        ready_count = sum(slot.state == "ready" for slot in self.slots)
+        is_settled = all(slot.had_chance for slot in self.slots)
+        self._was_ready |= is_settled and ready_count >= self._min_ready_count
         if self.leaving:
             return VersionReport(key=self.key, state="loading")
         failed = [slot for slot in self.slots if slot.state != "ready" and slot.reason]
-        state: VersionState = "ready" if self._was_ready else "failed" if failed else "loading"
+        is_failed = is_settled and bool(failed)
+        state: VersionState = "ready" if self._was_ready else "failed" if is_failed else "loading"
         reason = failed[0].reason if state == "failed" else ""
         return VersionReport(key=self.key, state=state, reason=reason)
 

@@ -7,23 +7,40 @@ import socket
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from typing import NamedTuple
 
 from shared.registry.log_settings import LogLevel
 from shared.registry.snapshot import InstanceRecord, State
 from shared.request_queue.limits import Limits
 from shared.settings import Settings
 from worker.devices import Placement
-from worker.job import LOST, InstanceJob
+from worker.job import DEVICE_IS_LOST, LOST, InstanceJob
 from worker.meter import Meter, Rate
 from worker.repository.file_kinds import trusted_backends
 from worker.repository.models import ServedModel
+from worker.supervisor.device_ledger import DeviceLedger
 
 log = logging.getLogger(__name__)
 
 HOST = socket.gethostname()
+JOIN_SECONDS = 1.0
+"""For a process that is known to have ended."""
+LONGEST_DEATH_SECONDS = 10.0
+"""From SIGKILL to the end of a process; one that is still there then is stuck in the kernel."""
+CLOSED_LOOK_SECONDS = 5.0
+"""Between two looks whether a device is open again."""
 LONGEST_PAUSE_SECONDS = 60.0
 FIRST_PASS_FACTOR = 3.0
 """A pass of the warm-up may take so many times as long as a batch: much is done at a first one."""
+
+
+class SlotHost(NamedTuple):
+    """The slots' surroundings: the supervisor's id, and what it makes processes with."""
+
+    supervisor: str
+    settings: Settings
+    context: ForkServerContext
+    ledger: DeviceLedger
 
 
 class InstanceSlot:
@@ -34,9 +51,7 @@ class InstanceSlot:
         model: ServedModel,
         placement: Placement,
         index: int,
-        supervisor: str,
-        settings: Settings,
-        context: ForkServerContext,
+        machine: SlotHost,
     ) -> None:
         """Prepare; `start` forks."""
         self.model = model
@@ -45,13 +60,16 @@ class InstanceSlot:
         self.start_at = 0.0
         self.recorded: InstanceRecord | None = None
         self._placement = placement
-        self._name = f"{supervisor}-{index}"
-        self._supervisor = supervisor
-        self._settings = settings
+        self._name = f"{machine.supervisor}-{index}"
+        self._supervisor, self._settings, context, self._ledger = machine
         self._context = context
         self._meter = context.RawValue(Meter)
         self._rate = Rate(time.monotonic())
+        self.had_chance = False
+        """Whether a process of it was ready once, or failed: a version need not wait for it."""
         self._starts = 0
+        self._started_at = self._killed_at = 0.0
+        self._overdue = ""
         self._failures_in_a_row = 0
         self._state: State = "starting"
         self._reason = ""
@@ -77,8 +95,13 @@ class InstanceSlot:
         return f"{self._name}.{self._starts}"
 
     def start(self) -> None:
-        """Fork a new process into the slot."""
+        """Fork a new process into the slot, unless its device is closed."""
+        if closed := self._ledger.why_closed(self._placement.device):
+            self._state, self._reason, self.had_chance = "failed", closed, True
+            self.start_at = time.monotonic() + CLOSED_LOOK_SECONDS
+            return
         self._starts += 1
+        self._started_at, self._killed_at, self._overdue = time.monotonic(), 0.0, ""
         self._note = self._lost = ""
         self._suspects = []
         self._state = "starting"  # for the reason of its last failure, until it is ready
@@ -111,6 +134,7 @@ class InstanceSlot:
     def _fail(self, reason: str) -> None:
         """Record the reason of a failure and the time of the next try, after a growing pause."""
         self._failures_in_a_row += 1
+        self.had_chance = True
         pause = min(LONGEST_PAUSE_SECONDS, 2.0**self._failures_in_a_row)
         self._state, self._reason = "failed", reason
         self.start_at = time.monotonic() + pause
@@ -133,7 +157,8 @@ class InstanceSlot:
         self._reason, self._note = ("", said) if self._state == "ready" else (said, "")
         if self._state == "ready":
             self._device = device[0] if device else ""
-            self._failures_in_a_row = 0
+            self._failures_in_a_row, self.had_chance = 0, True
+            self._ledger.served(self.model.spec.key, self._placement.device)
             log.info("%s: %s is ready", self.model.spec.key, self.instance_id)
         return True
 
@@ -141,43 +166,85 @@ class InstanceSlot:
         """Return the id of an instance that died and whose work must be put back, if one did.
 
         `has_ended` tells that its process has. Kills an instance whose batch runs longer than
-        `max_batch_seconds`. One that had been ready is replaced at once; one that failed to load is
-        tried again after a growing pause.
+        `max_batch_seconds`, or that does not get ready; one that survives that is abandoned. One
+        that had been ready is replaced at once; one that failed to load is tried again after a
+        growing pause.
         """
         if self.process is None:
             return None
-        killed = self._kill_overdue(max_batch_seconds)
-        if not (has_ended or killed):  # fast: to ask each slot at each tick costs many models much
+        self._kill_overdue(max_batch_seconds)
+        if has_ended:  # fast: to ask each slot at each tick costs many models much
+            self.process.join(JOIN_SECONDS)
+            self.read_reports()
+            code = self.process.exitcode
+            if code == DEVICE_IS_LOST:
+                self._ledger.failed(self.model.spec.key, self._placement.device)
+            self._note_end(f"{self.instance_id} ended with exit code {code}")
+            self._close()
+        elif self._is_immortal:
+            self._note_end(f"{self.instance_id} was abandoned, it does not die")
+            self._abandon()
+        else:
             return None
-        self.process.join()
-        self.read_reports()
-        ended = f"{self.instance_id} ended with exit code {self.process.exitcode}"
+        self.recorded = None
+        return self.instance_id
+
+    def _note_end(self, ended: str) -> None:
+        """Say why there is no process any more, and when the next one starts."""
         if self._state == "ready":
             reason = self._lost or ended
             log.warning("%s: %s: %s, replacing it", self.model.spec.key, self.instance_id, reason)
             self._state, self._reason, self.start_at = "starting", reason, time.monotonic()
         elif self._state == "failed":
             self._fail(self._reason)
+        elif self._overdue:
+            self._fail(f"failed to load '{self.model.spec.name}', {self._overdue}")
         elif self._meter.making_up_since and not self._cold:
             self._start_cold(ended)
         else:
             self._fail(f"failed to load '{self.model.spec.name}', {self.model.file}: {ended}")
-        self._close()
-        self.recorded = None
-        return self.instance_id
 
-    def _kill_overdue(self, max_batch_seconds: float) -> bool:
-        """Kill the process when its batch, or a pass of its warm-up, runs too long; tell so."""
-        assert self.process is not None, "only a slot with a process is looked at"
+    def _kill_overdue(self, max_batch_seconds: float) -> None:
+        """Kill the process when its batch, a pass of its warm-up, or its load takes too long."""
         now, busy, warming = time.monotonic(), self._meter.busy_since, self._meter.making_up_since
+        longest = self._settings.max_load_seconds
+        if self._killed_at:
+            return
         if busy and now - busy > max_batch_seconds:
             log.error("%s: batch ran over %s s, killing it", self.instance_id, max_batch_seconds)
         elif warming and now - warming > FIRST_PASS_FACTOR * max_batch_seconds:
             log.error("%s: a pass of its warm-up runs too long, killing it", self.instance_id)
+        elif self._state == "starting" and now - self._started_at > longest:
+            self._overdue = f"{self.model.file}: it took over {longest:.0f} s, killed"
+            log.error("%s: not ready after %.0f s, killing it", self.instance_id, longest)
         else:
-            return False
+            return
+        self._kill()
+
+    def _kill(self) -> None:
+        assert self.process is not None, "only a slot with a process is emptied by force"
         self.process.kill()
-        return True
+        self._killed_at = time.monotonic()
+
+    @property
+    def _is_immortal(self) -> bool:
+        """Tell whether a process survives SIGKILL, as one does that is stuck in a driver."""
+        return bool(self._killed_at) and time.monotonic() - self._killed_at > LONGEST_DEATH_SECONDS
+
+    def _abandon(self) -> None:
+        """Go on without the process, which nobody can end: its device is fenced."""
+        assert self.process is not None, "only a slot with a process is given up"
+        log.error(
+            "%s: process %s survives SIGKILL, as one that is stuck in a driver; it is abandoned",
+            self.instance_id, self.process.pid,
+        )  # fmt: skip
+        self._ledger.fence(self._placement.device, self.instance_id, self.process)
+        self._forget_process()
+
+    def leave_device(self) -> None:
+        """Ask the process to finish its batch and leave, if its device is quarantined."""
+        if self.process and self._ledger.is_quarantined(self._placement.device):
+            self.process.terminate()
 
     def _start_cold(self, ended: str) -> None:
         """Have the next process left alone with what took this one down: nobody asked it that."""
@@ -187,23 +254,31 @@ class InstanceSlot:
 
     def _close(self) -> None:
         assert self.process is not None, "only a slot with a process is closed"
-        self.process.join()
+        self.process.join(JOIN_SECONDS)
         self.process.close()
+        self._forget_process()
+
+    def _forget_process(self) -> None:
         self.process = None
         if self.reports is not None:
             self.reports.close()
             self.reports = None
 
     def stop(self, *, kill: bool) -> None:
-        """Ask the process to finish its batch and leave, or kill it; empty the slot once it did."""
+        """Ask the process to finish its batch and leave, or kill it; empty the slot once it did.
+
+        One that survives that is abandoned a while later.
+        """
         assert self.process is not None, "only a slot with a process is stopped"
         if not self.process.is_alive():
             self._close()
-        elif kill:
-            log.error("%s: does not stop, killing it", self.instance_id)
-            self.process.kill()
-        else:
+        elif not kill:
             self.process.terminate()
+        elif not self._killed_at:
+            log.error("%s: does not stop, killing it", self.instance_id)
+            self._kill()
+        elif self._is_immortal:
+            self._abandon()
 
     def log_as(self, level: LogLevel) -> None:
         """Have this slot's processes log as the supervisor does."""
@@ -236,6 +311,8 @@ class InstanceSlot:
             last_batch_rows=self._meter.last_batch_rows,
             last_batch_seconds=round(self._meter.last_batch_seconds, 6),
             row_limit=self._meter.row_limit,
+            device_faults=self._ledger.fault_count(self._placement.device),
+            device_closed=self._ledger.why_closed(self._placement.device),
         )
 
 

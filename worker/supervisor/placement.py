@@ -25,7 +25,8 @@ from worker.devices import (
 from worker.preflight.own_device import near_cores
 from worker.repository.models import ServedModel
 from worker.supervisor.deployment import Deployment
-from worker.supervisor.instance_slot import InstanceSlot
+from worker.supervisor.device_ledger import DeviceLedger
+from worker.supervisor.instance_slot import InstanceSlot, SlotHost
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Placer:
         self._settings = settings
         self._context = context
         self._level = level
+        self.ledger = DeviceLedger()
         self._numbers = itertools.count()
         self._devices = devices
 
@@ -66,17 +68,15 @@ class Placer:
             raise failures[new.spec.key]
         if falls_back(new.config.instance_groups, _numbers(devices)):
             log.warning("%s: KIND_GPU, but there is no GPU: it runs on the CPU", new.spec.key)
+        machine = SlotHost(self._supervisor, self._settings, self._context, self.ledger)
         slots = [
-            InstanceSlot(
-                model, placement, next(self._numbers), self._supervisor, self._settings,
-                self._context,
-            )
+            InstanceSlot(model, placement, next(self._numbers), machine)
             for model, placement in placed
             if model is new
-        ]  # fmt: skip
+        ]
         for slot in slots:
             slot.log_as(self._level)
-        return Deployment(new, slots)
+        return Deployment(new, slots, self._settings.min_ready_share)
 
 
 def assign(

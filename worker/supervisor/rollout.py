@@ -53,7 +53,7 @@ class Rollout:
         planned
            |       _deploy finds room for its instances        or not: failed, what serves goes on
         loading    Supervisor starts them; one that fails is tried again
-           |       each of them was ready once
+           |       enough of them are ready, and the others had their chance
         ready
            |       Traffic: it is ready on every machine that wants it
         serving    `ControlState.served` names it           <------+

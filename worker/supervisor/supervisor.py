@@ -47,6 +47,8 @@ HEARTBEATS_PER_REFILL = 5
 BEAT_TERM = 3 - 1 / LOOKS_PER_HEARTBEAT
 """Heartbeats that a sign of life lasts: a loss is seen, and taken over, within three."""
 DRAIN_TICK_SECONDS = 0.2
+LONGEST_START_SECONDS = 300.0
+"""For the forkserver to import what instances need; after that they are started all the same."""
 
 
 class Supervisor:
@@ -121,7 +123,7 @@ class Supervisor:
         try:
             first = self._context.Process(target=os.getpid)
             first.start()
-            first.join()
+            first.join(LONGEST_START_SECONDS)
         except (OSError, EOFError) as error:  # each slot tries again, and says why it cannot
             log.warning("the forkserver does not start: %s", error)
         finally:
@@ -252,6 +254,7 @@ class Supervisor:
             self._recovery.recover(slot.instance_id, deployment.key, crashed=killed)
         self._unregister(deployment.key)
         self._rollout.forget(deployment)
+        self._placer.ledger.forget(deployment.key)
 
     def _unregister(self, key: str) -> None:
         """Take a version out of the registry, unless requests go to it on another machine."""
@@ -305,6 +308,7 @@ class Supervisor:
         running = [slot for slot in self._slots if slot.process is not None]
         for slot in running:
             slot.measure()
+            slot.leave_device()
         records = {slot: slot.record() for slot in running}
         changed = {slot: new for slot, new in records.items() if refills or new != slot.recorded}
         self._registry.put_instances(changed.values())
@@ -376,6 +380,8 @@ class Supervisor:
         except (RedisUnavailable, RedisError) as error:
             log.warning("Redis fails at the end, another supervisor will clean up: %s", error)
         log.info("stopped")
+        if self._placer.ledger.has_stuck:
+            os._exit(0)  # our own exit handlers would wait for it for ever
 
     def _beat_while_draining(self) -> None:
         if time.monotonic() < self._next_beat:

@@ -1,0 +1,150 @@
+"""No process holds its supervisor: not one that gets ready never, nor one that survives SIGKILL."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from fake_backend import fake_spec
+
+from shared.settings import Settings
+from worker.devices import Placement
+from worker.meter import Meter
+from worker.supervisor import instance_slot as slot_module
+from worker.supervisor.deployment import Deployment
+from worker.supervisor.device_ledger import DeviceLedger
+from worker.supervisor.instance_slot import LONGEST_DEATH_SECONDS, InstanceSlot, SlotHost
+
+MAX_BATCH_SECONDS, MAX_LOAD_SECONDS = 10.0, 100.0
+
+
+class Immortal:
+    """A process that neither SIGTERM nor SIGKILL ends, and whose end nobody lives to see."""
+
+    pid = 7
+    exitcode: int | None = None
+
+    def __init__(self, **_: object) -> None:
+        self.kills = 0
+
+    def start(self) -> None:
+        """Run for ever."""
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+    def join(self, timeout: float | None = None) -> None:
+        assert timeout is not None or not self.is_alive(), "this never returns"
+
+    def kill(self) -> None:
+        self.kills += 1
+
+    terminate = start
+
+    def close(self) -> None:
+        assert not self.is_alive()
+
+
+class Immortals:
+    """Makes them."""
+
+    Process = Immortal
+
+    def RawValue(self, _: object) -> Meter:
+        return Meter()
+
+    def Pipe(self, *, duplex: bool) -> tuple[Any, Any]:
+        end = SimpleNamespace(close=lambda: None, poll=lambda: False)
+        return end, end
+
+
+class Clock:
+    """The time, which stands still."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(slot_module, "time", clock)
+    monkeypatch.setattr(time, "monotonic", clock.monotonic)
+    return clock
+
+
+@pytest.fixture
+def slot(clock: Clock) -> InstanceSlot:
+    model = SimpleNamespace(
+        spec=fake_spec(),
+        file=Path("model.pt"),
+        config=SimpleNamespace(backend="torchscript", warmup=()),
+    )
+    settings = Settings(max_load_seconds=MAX_LOAD_SECONDS)
+    machine = SlotHost("host", settings, cast(Any, Immortals()), DeviceLedger())
+    slot = InstanceSlot(cast(Any, model), Placement("cuda:3", 1), 0, machine)
+    slot.start()
+    return slot
+
+
+def test_one_that_is_not_ready_in_time_is_killed_and_tried_again(
+    slot: InstanceSlot, clock: Clock
+) -> None:
+    process = cast(Immortal, slot.process)
+    clock.now += MAX_LOAD_SECONDS
+    assert slot.reap(MAX_BATCH_SECONDS, has_ended=False) is None
+    assert process.kills == 0
+
+    clock.now += 1
+    for _ in range(3):
+        slot.reap(MAX_BATCH_SECONDS, has_ended=False)
+    assert process.kills == 1
+    process.exitcode = -9
+    assert slot.reap(MAX_BATCH_SECONDS, has_ended=True) == "host-0.1"
+
+    assert slot.state == "failed"
+    assert slot.reason == "failed to load 'fake', model.pt: it took over 100 s, killed"
+    assert slot.start_at == clock.now + 2.0
+
+
+def test_one_that_survives_its_kill_is_abandoned_and_its_device_fenced(
+    slot: InstanceSlot, clock: Clock
+) -> None:
+    process = cast(Immortal, slot.process)
+    clock.now += MAX_LOAD_SECONDS + 1
+    slot.reap(MAX_BATCH_SECONDS, has_ended=False)
+    clock.now += LONGEST_DEATH_SECONDS
+    assert slot.reap(MAX_BATCH_SECONDS, has_ended=False) is None
+
+    clock.now += 1
+    assert slot.reap(MAX_BATCH_SECONDS, has_ended=False) == "host-0.1"  # its work goes back
+    slot.start()
+
+    assert (slot.process, slot.state, slot.had_chance) == (None, "failed", True)
+    assert slot.reason == "cuda:3 is fenced: process 7 of host-0.1 does not die"
+    assert slot.record().device_closed == slot.reason
+    process.exitcode = -9
+    slot.start()
+    assert slot.process is not None
+    assert slot.record().device_closed == ""
+
+
+def test_a_version_leaves_though_one_of_its_processes_does_not_die(
+    slot: InstanceSlot, clock: Clock
+) -> None:
+    deployment = Deployment(cast(Any, slot.model), [slot])
+    deployment.leave(MAX_BATCH_SECONDS)
+    assert not deployment.stop()
+
+    clock.now += MAX_BATCH_SECONDS
+    assert deployment.stop()
+    clock.now += LONGEST_DEATH_SECONDS + 1
+    assert deployment.stop()
+
+    assert deployment.is_empty

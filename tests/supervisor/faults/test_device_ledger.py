@@ -1,0 +1,143 @@
+"""Nothing is started on a device that fails more often than others, or where a process is stuck."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from random import Random
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from worker.supervisor import device_ledger
+from worker.supervisor.device_ledger import QUARANTINE_SECONDS, WINDOW_SECONDS, DeviceLedger
+
+EIGHT = [f"cuda:{index}" for index in range(8)]
+
+
+class Clock:
+    """The time, which stands still."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(device_ledger, "time", clock)
+    return clock
+
+
+def serving(*devices: str) -> DeviceLedger:
+    ledger = DeviceLedger()
+    for device in devices:
+        ledger.served("m/1", device)
+    return ledger
+
+
+def closed(ledger: DeviceLedger) -> list[str]:
+    return [device for device in EIGHT if ledger.why_closed(device)]
+
+
+def test_one_bad_device_of_eight_is_quarantined_and_named(clock: Clock) -> None:
+    ledger = serving(*EIGHT)
+
+    for _ in range(2):
+        ledger.failed("m/1", "cuda:3")
+    assert closed(ledger) == []
+    ledger.failed("m/1", "cuda:3")
+
+    assert closed(ledger) == ["cuda:3"]
+    assert "cuda:3 is quarantined" in ledger.why_closed("cuda:3")
+    assert ledger.fault_count("cuda:3") == 3
+
+
+def test_a_device_on_which_a_model_never_started_is_judged_by_those_where_it_did(
+    clock: Clock,
+) -> None:
+    ledger = serving(*EIGHT[1:])
+
+    for _ in range(3):
+        ledger.failed("m/1", "cuda:0")
+
+    assert closed(ledger) == ["cuda:0"]
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_requests_that_kill_devices_close_none(clock: Clock, count: int) -> None:
+    ledger, random = serving(*EIGHT[:count]), Random(5)
+
+    for _ in range(100):  # each meets two devices, as they come
+        for device in random.sample(EIGHT[:count], 2):
+            ledger.failed("m/1", device)
+        clock.now += 10.0
+
+    assert closed(ledger) == []
+
+
+def test_the_only_device_of_a_model_is_never_closed(clock: Clock) -> None:
+    ledger = serving("cuda:0")
+    ledger.served("other/1", "cuda:1")
+
+    for _ in range(50):
+        ledger.failed("m/1", "cuda:0")
+
+    assert closed(ledger) == []
+
+
+def test_a_model_that_fails_everywhere_closes_no_device(clock: Clock) -> None:
+    ledger = DeviceLedger()
+
+    for device in EIGHT * 10:
+        ledger.failed("broken/1", device)
+
+    assert closed(ledger) == []
+
+
+def test_faults_are_forgotten_after_a_while(clock: Clock) -> None:
+    ledger = serving(*EIGHT)
+
+    for _ in range(20):
+        ledger.failed("m/1", "cuda:3")
+        clock.now += WINDOW_SECONDS / 2
+
+    assert closed(ledger) == []
+
+
+def test_a_quarantine_ends_and_the_next_is_longer(clock: Clock) -> None:
+    ledger = serving(*EIGHT)
+
+    def fail() -> None:
+        for _ in range(3):
+            ledger.failed("m/1", "cuda:3")
+
+    fail()
+    clock.now += QUARANTINE_SECONDS + 1
+    assert closed(ledger) == []
+    fail()
+    clock.now += QUARANTINE_SECONDS + 1
+    assert closed(ledger) == ["cuda:3"]
+    clock.now += QUARANTINE_SECONDS
+    assert closed(ledger) == []
+
+
+def process(is_alive: Callable[[], bool]) -> BaseProcess:
+    return cast(BaseProcess, SimpleNamespace(pid=7, is_alive=is_alive))
+
+
+def test_a_device_is_fenced_as_long_as_a_process_on_it_does_not_die() -> None:
+    ledger, alive = DeviceLedger(), [True]
+
+    ledger.fence("cuda:1", "host-1.1", process(lambda: alive[0]))
+    ledger.fence("cpu", "host-2.1", process(lambda: True))
+
+    assert "process 7 of host-1.1 does not die" in ledger.why_closed("cuda:1")
+    assert ledger.has_stuck
+    assert ledger.why_closed("cuda:0") == ledger.why_closed("cpu") == ""
+    alive[0] = False
+    assert ledger.why_closed("cuda:1") == ""

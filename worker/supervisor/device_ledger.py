@@ -1,0 +1,118 @@
+"""Remembers which of this machine's devices failed, and starts nothing where that goes on.
+
+Two things close a device. A process that survives SIGKILL is stuck in its driver, and so
+would be the next. And a device is quarantined that fails again and again under a model which
+other devices serve: it is not the model, and by comparison with these it is not the requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from multiprocessing.process import BaseProcess
+from statistics import mean
+from typing import NamedTuple
+
+log = logging.getLogger(__name__)
+
+WINDOW_SECONDS = 600.0
+"""For so long a fault counts."""
+MIN_FAULTS, TIMES_MORE = 3, 3.0
+"""From how many faults on a device may be quarantined, and how many times those of others and one.
+A request that kills devices meets them as they come: once in its batch and once alone."""
+QUARANTINE_SECONDS = 600.0
+LONGEST_QUARANTINE_SECONDS = 6 * 3600.0
+"""How long a quarantine lasts; each is twice as long as the one before, up to this."""
+CPU = "cpu"
+Key = str
+
+
+class Quarantine(NamedTuple):
+    """A device's closed time: until when (monotonic seconds), and why."""
+
+    until: float
+    reason: str
+    seconds: float
+
+
+class DeviceLedger:
+    """The devices of one supervisor, by their names. The CPU is never closed."""
+
+    def __init__(self) -> None:
+        """Know of no fault."""
+        self._fault_counts: dict[str, int] = defaultdict(int)
+        self._faults: dict[tuple[Key, str], list[float]] = defaultdict(list)
+        self._served_on: dict[Key, set[str]] = defaultdict(set)
+        self._quarantines: dict[str, Quarantine] = {}
+        self._stuck: dict[str, list[tuple[str, BaseProcess]]] = defaultdict(list)
+
+    def served(self, key: Key, device: str) -> None:
+        """Note that a content got ready on a device."""
+        self._served_on[key].add(device)
+
+    def forget(self, key: Key) -> None:
+        """Forget a content that has left."""
+        self._served_on.pop(key, None)
+        for pair in [pair for pair in self._faults if pair[0] == key]:
+            del self._faults[pair]
+
+    def fault_count(self, device: str) -> int:
+        """Return how often a device failed since the supervisor started."""
+        return self._fault_counts[device]
+
+    def failed(self, key: Key, device: str) -> None:
+        """Note that a device failed under a content; quarantine it if others do so less."""
+        self._fault_counts[device] += 1
+        self._faults[key, device].append(time.monotonic())
+        others, count = self._others(key, device), self._recent(key, device)
+        if device == CPU or not others:
+            return
+        usual = mean(self._recent(key, each) for each in others)
+        if count >= max(MIN_FAULTS, TIMES_MORE * (usual + 1.0)):
+            self._quarantine(device, count, key)
+
+    def _others(self, key: Key, device: str) -> list[str]:
+        """Return the other devices that served a content and are open: somebody must go on."""
+        return [each for each in self._served_on[key] - {device} if not self.why_closed(each)]
+
+    def _recent(self, key: Key, device: str) -> int:
+        since = time.monotonic() - WINDOW_SECONDS
+        return sum(at > since for at in self._faults[key, device])
+
+    def _quarantine(self, device: str, count: int, key: Key) -> None:
+        before = self._quarantines.get(device)
+        seconds = 2 * before.seconds if before else QUARANTINE_SECONDS
+        seconds = min(seconds, LONGEST_QUARANTINE_SECONDS)
+        reason = (
+            f"{device} is quarantined for {seconds:.0f} s: it failed {count} times under {key}, "
+            "which other devices serve"
+        )
+        self._quarantines[device] = Quarantine(time.monotonic() + seconds, reason, seconds)
+        log.error("%s; they go on", reason)
+
+    def is_quarantined(self, device: str) -> bool:
+        """Tell whether a device is to be left alone, by what runs on it as well."""
+        found = self._quarantines.get(device)
+        return found is not None and time.monotonic() < found.until
+
+    def fence(self, device: str, instance: str, process: BaseProcess) -> None:
+        """Note a process that will not die. What else runs on its device may go on."""
+        self._stuck[device].append((instance, process))
+
+    @property
+    def has_stuck(self) -> bool:
+        """Tell whether a process is left that nobody can end."""
+        return any(process.is_alive() for found in self._stuck.values() for _, process in found)
+
+    def why_closed(self, device: str) -> str:
+        """Return why nothing is to be started on a device, an empty string if something may."""
+        if device == CPU:
+            return ""
+        if self.is_quarantined(device):
+            return self._quarantines[device].reason
+        left = [(instance, one) for instance, one in self._stuck[device] if one.is_alive()]
+        self._stuck[device] = left
+        if not left:
+            return ""
+        return f"{device} is fenced: process {left[0][1].pid} of {left[0][0]} does not die"
