@@ -6,7 +6,14 @@ import logging
 import time
 from functools import partial
 
-from shared.errors import BadMessage, BadModelOutput, FerryError, ModelFailed, described
+from shared.errors import (
+    BadMessage,
+    BadModelOutput,
+    BadRequest,
+    FerryError,
+    ModelFailed,
+    described,
+)  # fmt: skip
 from shared.messages import InferResult, Tensor
 from shared.model_spec import ModelSpec
 from shared.request_queue.claimed import MAX_RESULT_BYTES, Claimed, EncodedResults
@@ -51,9 +58,14 @@ def answer_batch(
     requests, empty = [], list[Claimed]()
     for item in claimed:
         try:
-            requests.append(_decode(item, spec))
+            request = _decode(item, spec)
+            if health.vocabulary is not None:
+                health.vocabulary.check(request.arrays)
+            requests.append(request)
         except BadMessage as error:
             log.warning("request %s cannot be decoded, answering it with the error", item.id)
+            results[item.id] = InferResult(error=error).encode()
+        except BadRequest as error:
             results[item.id] = InferResult(error=error).encode()
         except _NoRows as found:
             empty.append(item)

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing import Pipe, parent_process
@@ -20,6 +20,7 @@ from typing import NamedTuple, NoReturn
 import torch
 from redis.exceptions import RedisError
 
+from shared.datatypes import Array
 from shared.errors import BadModel, described, text_of
 from shared.registry.log_settings import LogLevel
 from shared.request_queue.keys import QueueKeys
@@ -32,7 +33,7 @@ from worker.backends.loading import load_file
 from worker.backends.triton_requests import ask_others_by
 from worker.ensembles.process import run_ensemble
 from worker.instance.batch import answer_batch
-from worker.instance.determinism import Make, padding_effect, unsteadiness
+from worker.instance.determinism import CHECKED, Make, padding_effect, unsteadiness
 from worker.instance.each import answers_each
 from worker.instance.health.device_probe import (
     DeviceLost,
@@ -43,6 +44,7 @@ from worker.instance.health.device_probe import (
     sound,
 )  # fmt: skip
 from worker.instance.health.self_check import InstanceLost, SelfCheck
+from worker.instance.health.token_ids import vocabulary_of
 from worker.instance.loop import run
 from worker.instance.made_up import made_up, noise
 from worker.instance.other_models import OtherModels
@@ -241,7 +243,7 @@ def _warmed(job: InstanceJob, backend: Backend, meter: Meter, probe: Probe) -> W
     """Return a loaded model once it is warmed up with what is made up, and looked at."""
     pixels = frozenset({job.spec.image.input} if job.spec.image and not job.warmup else ())
     if job.cold:
-        health = SelfCheck(probe, known_good(job, backend, pixels, []))
+        health = _self_check(job, backend, pixels, probe, [])
         return WarmBackend(backend, health, _noted(job, f"served cold: {job.cold}"))
     passes = MadeUpPasses(job.spec, backend, pixels, meter, probe)
     cold, makes = _warm(job, passes)
@@ -249,20 +251,34 @@ def _warmed(job: InstanceJob, backend: Backend, meter: Meter, probe: Probe) -> W
     padded = "" if answers_each(backend) else padding_effect(job.spec, passes, makes)
     passes.end()
     notes = [cold and f"served cold: {cold}", unsteady, padded]
-    health = SelfCheck(probe, known_good(job, backend, pixels, makes))
-    return WarmBackend(backend, health, _noted(job, *filter(None, notes)), one_length=bool(padded))
+    health = _self_check(job, backend, pixels, probe, makes)
+    note = _noted(job, *filter(None, notes))
+    return WarmBackend(backend, health, note, one_length=bool(padded))
 
 
-def known_good(
-    job: InstanceJob, backend: Backend, pixels: frozenset[str], makes: Sequence[Make]
-) -> Callable[[], object] | None:
-    """Return a pass of the operator's first sample, or of the made up row that the model took."""
-    make, rows = (makes[-1], 1) if makes else (None, 0)
+def _self_check(
+    job: InstanceJob,
+    backend: Backend,
+    pixels: frozenset[str],
+    probe: Probe,
+    makes: Sequence[Make],
+) -> SelfCheck:
+    """Return what an instance knows of itself by rows that the model took.
+
+    They are the operator's first sample, or what `makes` them, the last of which was made up.
+    """
+    make: Callable[[], Mapping[str, Array]] | None = partial(makes[-1], 1) if makes else None
     if job.warmup:
-        make, rows = partial(sample_rows, job.warmup[0], job.spec), job.warmup[0].rows
-    if make is None:
-        return None
-    return lambda: fitted_outputs(backend.forward(make(rows), pixels), job.spec, rows)
+        make = partial(sample_rows, job.warmup[0], job.spec, job.warmup[0].rows)
+
+    def ask(inputs: Mapping[str, Array]) -> object:
+        rows = len(next(iter(inputs.values())))
+        return fitted_outputs(backend.forward(inputs, pixels), job.spec, rows)
+
+    is_torchs = job.backend in CHECKED - {"onnxruntime"}
+    taken = make() if make and is_torchs else {}
+    vocabulary = vocabulary_of(job.spec, ask, taken)
+    return SelfCheck(probe, make and (lambda: ask(make())), vocabulary)
 
 
 def _warm(job: InstanceJob, passes: MadeUpPasses) -> tuple[str, list[Make]]:

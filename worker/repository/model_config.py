@@ -29,6 +29,7 @@ from worker.repository.config.groups import InstanceGroup, read_groups
 from worker.repository.config.image import read_image
 from worker.repository.config.parameters import parameter_notes
 from worker.repository.config.tensors import check_tensors, read_tensor, take_masks, with_labels
+from worker.repository.config.text import vocabulary_sizes
 from worker.repository.config.versions import VersionPolicy, read_version_policy
 from worker.repository.config.warmup import WarmupSample, read_warmup
 from worker.repository.file_kinds import MISSING, RUN_CODE
@@ -143,6 +144,7 @@ def _config(message: Any, directory: Path, version: str, trusted: Collection[str
         **read_batching(message),
     )
     _check_activation(spec)
+    vocabulary_sizes(spec)  # raises for what cannot be
     notes += parameter_notes(found.triton_backend, parameters)
     if message.optimization.HasField("graph") and found.backend != "onnxruntime":
         notes.append("optimization.graph has no effect: only ONNX graphs are optimised on loading")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from shared.errors import described
 from worker.instance.health.device_probe import Probe, no_device
+from worker.instance.health.token_ids import Vocabulary
 from worker.instance.out_of_memory import is_out_of_memory
 from worker.job import ANSWERS_NO_MORE, DEVICE_IS_LOST
 
@@ -37,11 +38,13 @@ class SelfCheck:
     """One instance's look at itself.
 
     `known_good` runs something that the model has answered, None as long as nothing is known. Where
-    the warm-up found nothing, it `learns`: the last request that was answered is run again.
+    the warm-up found nothing, it `learns`: the last request that was answered is run again. Token
+    ids beyond its `vocabulary` are not to reach the device.
     """
 
     probe: Probe = no_device
     known_good: Callable[[], object] | None = None
+    vocabulary: Vocabulary | None = None
     learns: bool = field(init=False)
 
     def __post_init__(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from shared.model_spec import ModelSpec, TensorSpec, fixed_length
 from worker.repository.config.parameters import number
 
 IDS = "input_ids"
+VOCABULARY_KEY = "vocabulary_size"
 TEXT_INPUTS = {IDS, "attention_mask", "token_type_ids"}
 ID_TYPES = ("INT64", "INT32", "UINT64", "UINT32", "FP64", "FP32")
 """What holds the number of every token exactly; masks and types are 0 and 1."""
@@ -37,6 +40,37 @@ def token_limit(spec: ModelSpec, tokenizers_limit: int | None) -> int:
     if limit < 1:
         raise ValueError(f"max_length {limit}: expected a number from 1")
     return min(limit, fixed_length(spec.inputs) or limit)
+
+
+def vocabulary_sizes(spec: ModelSpec) -> Mapping[str, int]:
+    """Return by input how many token ids it may hold, as `vocabulary_size[:<input>]` says.
+
+    Without an input's name that is `input_ids`, or without such an input all of whole numbers.
+    Raises ValueError naming parameter and value.
+    """
+    sizes: dict[str, int] = {}
+    for key in sorted(spec.parameters):  # the one for all is the first
+        if key != VOCABULARY_KEY and not key.startswith(f"{VOCABULARY_KEY}:"):
+            continue
+        size = number(spec.parameters, key, "", int)
+        if size < 1:
+            raise ValueError(f"{key} {size}: expected a number from 1")
+        sizes |= dict.fromkeys(_holders(spec, key), size)
+    return sizes
+
+
+def _holders(spec: ModelSpec, key: str) -> list[str]:
+    """Return the inputs that a `vocabulary_size` is about."""
+    _, _, named = key.partition(":")
+    if named or IDS in spec.inputs_by_name:
+        names = [named or IDS]
+    else:
+        names = [each.name for each in spec.inputs if each.datatype.startswith(("INT", "UINT"))]
+    if not names or names[0] not in spec.inputs_by_name:
+        raise ValueError(f"{key}: there is no input {named or 'of whole numbers'!r}")
+    if spec.inputs_by_name[names[0]].datatype in {"BYTES", "BOOL"}:
+        raise ValueError(f"{key}: input {names[0]!r} holds no numbers")
+    return names
 
 
 def _check_datatype(tensor: TensorSpec) -> None:
