@@ -20,8 +20,9 @@ class Meter(ctypes.Structure):
 
     `busy_since` is when the batch in hand began (monotonic seconds), 0 between batches: a batch
     that runs too long is killed. `making_up_since` is the same for a pass of the warm-up over
-    inputs that are made up. `row_limit` is how many rows at once memory holds, 0 for no limit;
-    `memory_bytes` is what the warm model takes of its GPU.
+    inputs that are made up; a process of this place took such if it `has_been_warm`. `row_limit`
+    is how many rows at once memory holds, 0 for no limit; `memory_bytes` is what the
+    warm model takes of its GPU.
     The `full_` fields are means of full batches: what the model can do when much is asked of it.
     """
 
@@ -36,6 +37,7 @@ class Meter(ctypes.Structure):
     memory_bytes: int
     log_level: int
     iso_times: int
+    has_been_warm: int
     full_rows: int
     full_requests: float
     full_seconds: float
@@ -52,6 +54,7 @@ class Meter(ctypes.Structure):
         ("memory_bytes", ctypes.c_uint64),
         ("log_level", ctypes.c_uint64),
         ("iso_times", ctypes.c_uint64),
+        ("has_been_warm", ctypes.c_uint64),
         ("full_rows", ctypes.c_uint64),
         ("full_requests", ctypes.c_double),
         ("full_seconds", ctypes.c_double),
@@ -92,7 +95,7 @@ class Meter(ctypes.Structure):
             setattr(self, name, value)
 
 
-_KEPT = ("log_level", "iso_times", "full_rows", "full_requests", "full_seconds")
+_KEPT = ("log_level", "iso_times", "has_been_warm", "full_rows", "full_requests", "full_seconds")
 
 
 class Rate:

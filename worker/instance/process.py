@@ -246,7 +246,7 @@ def _warmed(job: InstanceJob, backend: Backend, meter: Meter, probe: Probe) -> W
         health = _self_check(job, backend, pixels, probe, [])
         return WarmBackend(backend, health, _noted(job, f"served cold: {job.cold}"))
     passes = MadeUpPasses(job.spec, backend, pixels, meter, probe)
-    cold, makes = _warm(job, passes)
+    cold, makes = _warm(job, passes, meter)
     unsteady = unsteadiness(job.spec, job.backend, passes, makes)
     padded = "" if answers_each(backend) else padding_effect(job.spec, passes, makes)
     passes.end()
@@ -281,17 +281,21 @@ def _self_check(
     return SelfCheck(probe, make and (lambda: ask(make())), vocabulary)
 
 
-def _warm(job: InstanceJob, passes: MadeUpPasses) -> tuple[str, list[Make]]:
+def _warm(job: InstanceJob, passes: MadeUpPasses, meter: Meter) -> tuple[str, list[Make]]:
     """Run every batch size; return why not all, and what makes rows that the model takes.
 
-    Where the operator gave samples, those are all that it is asked.
+    Where the operator gave samples, those are all that it is asked. Raises BadModel of a model that
+    refuses what it took in an earlier process: something is broken that it needs.
     """
     if job.warmup:
         samples: list[Make] = [partial(sample_rows, sample, job.spec) for sample in job.warmup]
         return run_sizes(job.spec, passes, samples[0]), samples
     warmed = warm_up(job.spec, passes)
+    if warmed.guess is None and meter.has_been_warm:
+        raise BadModel(f"it took what is made up to warm it before, {warmed.cold}")
     if warmed.guess is None:
         return warmed.cold, []
+    meter.has_been_warm = 1
     return warmed.cold, [
         partial(noise, job.spec, warmed.guess),
         partial(made_up, job.spec, warmed.guess),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from ferry_processes import running_worker
@@ -10,8 +11,9 @@ from sticky_device import LOST, POISON, SILENT, add_sticky
 from waiting import wait_until
 from worker_processes import Served, numbers, seen
 
-from shared.errors import ModelCrashed, ModelFailed
+from shared.errors import FerryError, ModelCrashed, ModelFailed
 from shared.operations.dead_letters import DeadLetters
+from shared.request_queue.api_end import PendingRequest
 from shared.settings import Settings
 
 
@@ -51,6 +53,50 @@ def test_only_requests_that_kill_the_device_fail(sticky: Served, serving: Settin
     assert [each.attempts for each in letters] == [2] * 5
     wait_until(lambda: len(sticky.ready()) == 2, 60, "both instances are back")
     assert before - {record.id for record in sticky.ready()}, "at least one was replaced"
+
+
+BREAKABLE = """
+class Model:
+    def load(self, context):
+        self.broken = context.directory / "broken"
+
+    def forward(self, inputs):
+        if self.broken.exists():
+            raise ConnectionError("the feature store is away")
+        return {"y": 2 * inputs["x"]}
+"""
+
+
+def test_a_model_that_fails_everywhere_is_not_ready_and_says_why(
+    redis_url: str, tmp_path: Path
+) -> None:
+    file = add_sticky(tmp_path, "breakable", instances=2)
+    file.write_text(BREAKABLE)
+    settings = Settings(redis_url=redis_url, key_prefix="breakable", models=str(tmp_path))
+
+    with running_worker(settings), seen(settings, "breakable") as served:
+        (file.parent / "broken").touch()
+        asked = [served.push(float(number)) for number in range(20)]
+        said = "it took what is made up to warm it before"
+        wait_until(lambda: all(said in r.reason for r in served.records()), 30, "both say why")
+        (reason,) = {record.reason for record in served.records()}
+        assert not served.registry.snapshot().all_ready()
+        (file.parent / "broken").unlink()
+        served.wait_ready(2)
+        outcomes = [outcome(waiting) for waiting in asked]
+
+    assert "ConnectionError: the feature store is away" in reason
+    assert outcomes.count("") >= 16, "all but those that it held, who were told"
+    assert set(outcomes) <= {"", "model_crashed"}
+
+
+def outcome(waiting: PendingRequest) -> str:
+    """Return the code of a request's error, empty for an answer."""
+    try:
+        waiting.wait()
+    except FerryError as error:
+        return error.code
+    return ""
 
 
 def test_a_run_of_bad_requests_takes_no_instance_out(sticky: Served) -> None:
