@@ -16,6 +16,28 @@ from shared.datatypes import Array
 
 PREPARED_COUNT = 256
 SEED = 20
+POISON = 1e9
+MORTAL = """
+import torch
+
+
+class Model:
+    def load(self, context):
+        self.model = torch.jit.load(context.directory / "model.pt").eval()
+        self.input, self.output = context.inputs[0].name, context.outputs[0].name
+        self.is_dead = False
+
+    def device_fault(self):
+        return "a stand-in for a GPU after an assertion in a kernel" if self.is_dead else ""
+
+    def forward(self, inputs):
+        rows = inputs[self.input]
+        self.is_dead = self.is_dead or bool((rows == {poison}).any())
+        if self.is_dead:
+            raise RuntimeError("the device is dead")
+        return {{self.output: self.model(torch.from_numpy(rows))}}
+"""
+"""A model whose device dies for good on one value, as a GPU's context does."""
 
 
 def tiny(directory: Path) -> Computed:
@@ -48,6 +70,19 @@ def add_version(directory: Path, version: int) -> None:
     with _torchscript():
         torch.jit.save(model, str(draft / "model.pt"))
     draft.rename(directory / str(version))
+
+
+def make_mortal(models: Path, name: str, directory: Path) -> Path:
+    """Return a repository with a model that answers as `name` does, on a device that may die."""
+    original, copy = (models / name).resolve(), directory / "mortal" / name
+    (copy / "1").mkdir(parents=True)
+    (copy / "1" / "model.pt").symlink_to(original / "1" / "model.pt")
+    (copy / "1" / "model.py").write_text(MORTAL.format(poison=POISON))
+    config = (original / "config.pbtxt").read_text()
+    (copy / "config.pbtxt").write_text(
+        config.replace('platform: "pytorch_libtorch"', 'backend: "python"')
+    )
+    return copy.parent
 
 
 def _load(directory: Path) -> Any:

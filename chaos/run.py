@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 from chaos import questions
 from chaos.load import running_load
-from chaos.reference import REFERENCES
+from chaos.reference import REFERENCES, make_mortal
 from chaos.scenarios import Scenario
 from chaos.strikes import Strike
 from chaos.system import System, running_system
@@ -50,6 +50,9 @@ def run_scenario(scenario: Scenario, plan: Plan, settings: Settings) -> Row:
         questions.write(REFERENCES[scenario.model](model), directory / QUESTIONS)
         processes = max(settings.api_process_count, scenario.api_processes)
         settings = replace(settings, api_processes=processes)
+        if scenario.mortal:
+            models = make_mortal(Path(settings.models), scenario.model, directory)
+            settings = replace(settings, models=str(models))
         running = running_whole if scenario.whole else running_system
         with running(settings, scenario.model, scenario.instances, directory) as system:
             row = strike(system, scenario, plan)

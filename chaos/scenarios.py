@@ -16,7 +16,7 @@ class Scenario:
     `measures` says what a blow's `seconds` are. Where a blow ends what answers requests
     (`ends_answers`), the time until the next answer is shown. A `whole` one strikes `ferry up`.
     Where clients `rest`, nobody asks for a while before and during a blow, and all do at once
-    after it. `api_processes` are at least so many.
+    after it. `api_processes` are at least so many. A `mortal` model's device may die.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Scenario:
     whole: bool = False
     rest: bool = False
     api_processes: int = 1
+    mortal: bool = False
 
 
 SCENARIOS = {
@@ -47,6 +48,10 @@ SCENARIOS = {
         Scenario(
             "digits-2", "one of 2 instances of digits, kill -9", strikes.kill_instance, 20,
             model="digits", instances=2,
+        ),
+        Scenario(
+            "poison", "the device of 1 of 2 instances, by a request", strikes.poison, 20,
+            instances=2, measures="both are back", mortal=True,
         ),
         Scenario(
             "host", "1 of 2 supervisors and its children, kill -9", strikes.kill_host, 3,

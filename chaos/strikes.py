@@ -11,11 +11,14 @@ from typing import Any
 
 from bench.processes import BenchError
 from chaos.questions import FIRST_VERSION
+from chaos.reference import POISON
 from chaos.system import STOP_TIMEOUT_SECONDS, System, wait_until
 from chaos.whole import WholeSystem
 from ferry.up.sessions import kill_session, send
+from shared.errors import ModelCrashed
 from shared.registry.snapshot import InstanceRecord
 
+FAILED = 500
 HOLD_SECONDS = 0.3
 """How long the instances stand still before Valkey is killed: every client then waits."""
 LONGEST_OUTAGE_SECONDS = 1.5
@@ -55,6 +58,22 @@ def kill_instance(system: System, random: Random) -> Strike:
     wait_until(lambda: victim.id not in _ids(system.records()), STOP_TIMEOUT_SECONDS, "its burial")
     system.wait_ready(len(ready))
     return Strike(at, frozenset([victim.id]))
+
+
+def poison(system: System, _: Random) -> Strike:
+    """Ask what kills the device of whoever answers it; `seconds` until all instances are back.
+
+    It is to fail by itself, for that reason, and raises BenchError if it does not.
+    """
+    before = system.ready()
+    at = time.monotonic()
+    status, said = system.ask(POISON)
+    if (status, said.get("code")) != (FAILED, ModelCrashed.code):
+        raise BenchError(f"the poisonous request was answered with {status} {said}")
+    system.wait_ready(len(before))
+    after = _ids(system.ready())
+    victims = frozenset(_ids(before) - after)
+    return Strike(at, victims, seconds=time.monotonic() - at)
 
 
 def kill_host(system: System, random: Random) -> Strike:

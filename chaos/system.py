@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 from bench.processes import BenchError, free_port, last_lines, running
 from bench.servers import gunicorn, wait_until_ready
@@ -93,6 +96,16 @@ class System:
     def ready(self, worker: Worker | None = None) -> list[InstanceRecord]:
         """Return the instances that take requests."""
         return [record for record in self.records(worker) if record.state == "ready"]
+
+    def ask(self, value: float) -> tuple[int, dict[str, Any]]:
+        """Ask `tiny` for a row full of `value`s; return the status and the answer's body."""
+        connection = HTTPConnection("127.0.0.1", self.settings.port, timeout=READY_TIMEOUT_SECONDS)
+        tensor = {"name": "INPUT__0", "shape": [1, 16], "datatype": "FP32", "data": [value] * 16}
+        with closing(connection):
+            body = json.dumps({"inputs": [tensor]})
+            connection.request("POST", f"/v2/models/{self.model}/infer", body)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
 
     def holds_work(self, record: InstanceRecord) -> bool:
         """Tell whether an instance has claimed requests and not published their answers."""
