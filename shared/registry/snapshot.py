@@ -23,8 +23,8 @@ class InstanceRecord(BaseModel):
     requests it answers a second while its batches are full, 0 when none was yet. `row_limit` is how
     many rows at once its memory holds when that is less than the model's batch, else 0. `reason`
     says why it is not ready, `note` what is wrong with a ready one. `device` is the one that it
-    really runs on, a GPU's `uuid` beside it; `memory_bytes` is what it took there once warm. It failed
-    `device_faults` times since its supervisor started, and is `device_closed` for a reason.
+    really runs on, a GPU's `uuid` beside it; `memory_bytes` is what it took there once warm. It
+    failed `device_faults` times since its supervisor started, and is `device_closed` for a reason.
     """
 
     model_config = ConfigDict(frozen=True)

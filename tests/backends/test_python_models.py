@@ -210,6 +210,46 @@ def test_one_that_refuses_what_it_is_warmed_up_with_is_served_all_the_same(
     assert f"m/1: {note}" in caplog.text
 
 
+MODAL = """
+import torch
+
+
+class Model:
+    def forward(self, inputs):
+        if not torch.is_inference_mode_enabled():
+            raise ValueError("gradients")
+        return {"y": inputs["x"]}
+"""
+
+
+def test_one_is_warmed_up_as_it_serves(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODAL)
+
+    assert warm_backend(instance(tmp_path / "model.py"), Meter()).note == ""
+
+
+FORGETFUL = """
+class Model:
+    def __init__(self):
+        self.seen = set()
+
+    def forward(self, inputs):
+        rows = inputs["x"].tobytes()
+        if rows in self.seen:
+            raise ValueError("asked before")
+        self.seen.add(rows)
+        return {"y": inputs["x"]}
+"""
+
+
+def test_what_warmed_one_proves_nothing_later_if_it_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(FORGETFUL)
+
+    health = warm_backend(instance(tmp_path / "model.py"), Meter()).health
+
+    assert (health.known_good, health.learns) == (None, True)
+
+
 def test_a_worker_serves_one_that_prints_and_lets_it_clean_up(
     redis_url: str, tmp_path: Path
 ) -> None:

@@ -43,8 +43,7 @@ from worker.instance.health.device_probe import (
     probe_of,
     sound,
 )  # fmt: skip
-from worker.instance.health.self_check import InstanceLost, SelfCheck
-from worker.instance.health.token_ids import vocabulary_of
+from worker.instance.health.self_check import InstanceLost, SelfCheck, self_check
 from worker.instance.loop import run
 from worker.instance.made_up import made_up, noise
 from worker.instance.other_models import OtherModels
@@ -62,6 +61,7 @@ from worker.repository.verified import why_unverified
 
 log = logging.getLogger(__name__)
 
+TORCHS = CHECKED - {"onnxruntime"}
 PR_SET_PDEATHSIG = 1
 LEAVE_SECONDS = 1.0
 """Given to threads and processes that a model left behind."""
@@ -219,10 +219,11 @@ def warm_backend(
     with sound(probe):
         own = _own_backend(job)
         probe = no_device if why_on_cpu(own) else probe_of(own, probe)
-    with sound(probe):
-        backend = adapted(own, job.spec)
-        if job.spec.batched and not answers_each(backend):
-            backend = PiecewiseBackend(backend, job.spec, meter)
+    backend = adapted(own, job.spec)
+    if job.spec.batched and not answers_each(backend):
+        backend = PiecewiseBackend(backend, job.spec, meter)
+    # subtle: as it will serve. A script that a Python model ran with gradients refuses to without.
+    with sound(probe), torch.inference_mode():
         run_samples(job.spec, backend, job.warmup)
         loaded()
         warm = _warmed(job, backend, meter, probe)
@@ -243,7 +244,7 @@ def _warmed(job: InstanceJob, backend: Backend, meter: Meter, probe: Probe) -> W
     """Return a loaded model once it is warmed up with what is made up, and looked at."""
     pixels = frozenset({job.spec.image.input} if job.spec.image and not job.warmup else ())
     if job.cold:
-        health = _self_check(job, backend, pixels, probe, [])
+        health = _self_check(job, backend, pixels, probe)
         return WarmBackend(backend, health, _noted(job, f"served cold: {job.cold}"))
     passes = MadeUpPasses(job.spec, backend, pixels, meter, probe)
     cold, makes = _warm(job, passes, meter)
@@ -261,12 +262,9 @@ def _self_check(
     backend: Backend,
     pixels: frozenset[str],
     probe: Probe,
-    makes: Sequence[Make],
+    makes: Sequence[Make] = (),
 ) -> SelfCheck:
-    """Return what an instance knows of itself by rows that the model took.
-
-    They are the operator's first sample, or what `makes` them, the last of which was made up.
-    """
+    """Return what an instance knows of itself by the first sample, or by the last of `makes`."""
     make: Callable[[], Mapping[str, Array]] | None = partial(makes[-1], 1) if makes else None
     if job.warmup:
         make = partial(sample_rows, job.warmup[0], job.spec, job.warmup[0].rows)
@@ -275,10 +273,7 @@ def _self_check(
         rows = len(next(iter(inputs.values())))
         return fitted_outputs(backend.forward(inputs, pixels), job.spec, rows)
 
-    is_torchs = job.backend in CHECKED - {"onnxruntime"}
-    taken = make() if make and is_torchs else {}
-    vocabulary = vocabulary_of(job.spec, ask, taken)
-    return SelfCheck(probe, make and (lambda: ask(make())), vocabulary)
+    return self_check(job.spec, ask, make, probe, is_torchs=job.backend in TORCHS)
 
 
 def _warm(job: InstanceJob, passes: MadeUpPasses, meter: Meter) -> tuple[str, list[Make]]:

@@ -24,7 +24,7 @@ A request that kills devices meets them as they come: once in its batch and once
 QUARANTINE_SECONDS = 600.0
 LONGEST_QUARANTINE_SECONDS = 6 * 3600.0
 """How long a quarantine lasts; each is twice as long as the one before, up to this."""
-CPU = "cpu"
+NEVER_CLOSED = "cpu"
 Key = str
 
 
@@ -66,7 +66,7 @@ class DeviceLedger:
         self._fault_counts[device] += 1
         self._faults[key, device].append(time.monotonic())
         others, count = self._others(key, device), self._recent(key, device)
-        if device == CPU or not others:
+        if device == NEVER_CLOSED or not others:
             return
         usual = mean(self._recent(key, each) for each in others)
         if count >= max(MIN_FAULTS, TIMES_MORE * (usual + 1.0)):
@@ -107,7 +107,7 @@ class DeviceLedger:
 
     def why_closed(self, device: str) -> str:
         """Return why nothing is to be started on a device, an empty string if something may."""
-        if device == CPU:
+        if device == NEVER_CLOSED:
             return ""
         if self.is_quarantined(device):
             return self._quarantines[device].reason

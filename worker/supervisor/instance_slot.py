@@ -27,6 +27,8 @@ JOIN_SECONDS = 1.0
 """For a process that is known to have ended."""
 LONGEST_DEATH_SECONDS = 10.0
 """From SIGKILL to the end of a process; one that is still there then is stuck in the kernel."""
+LOST_PAUSE_SECONDS = 0.5
+"""Until an instance is replaced that was lost before it answered a single batch."""
 CLOSED_LOOK_SECONDS = 5.0
 """Between two looks whether a device is open again."""
 LONGEST_PAUSE_SECONDS = 60.0
@@ -194,7 +196,9 @@ class InstanceSlot:
         if self._state == "ready":
             reason = self._lost or ended
             log.warning("%s: %s: %s, replacing it", self.model.spec.key, self.instance_id, reason)
-            self._state, self._reason, self.start_at = "starting", reason, time.monotonic()
+            has_answered = self._meter.batch_count or not self._lost
+            pause = 0.0 if has_answered else LOST_PAUSE_SECONDS
+            self._state, self._reason, self.start_at = "starting", reason, time.monotonic() + pause
         elif self._state == "failed":
             self._fail(self._reason)
         elif self._overdue:

@@ -6,14 +6,19 @@ faster than others answer theirs, so most would come to it. It is to leave befor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import logging
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from shared.datatypes import Array
 from shared.errors import described
+from shared.model_spec import ModelSpec
 from worker.instance.health.device_probe import Probe, no_device
-from worker.instance.health.token_ids import Vocabulary
+from worker.instance.health.token_ids import Vocabulary, vocabulary_of
 from worker.instance.out_of_memory import is_out_of_memory
 from worker.job import ANSWERS_NO_MORE, DEVICE_IS_LOST
+
+log = logging.getLogger(__name__)
 
 TRIES = 2
 """Of the pass that is known to work: a model may fail by chance."""
@@ -77,3 +82,27 @@ class SelfCheck:
                 return
         reason = f"it fails what it answered before: {said}"
         raise InstanceLost(ANSWERS_NO_MORE, reason, suspects)
+
+
+def self_check(
+    spec: ModelSpec,
+    ask: Callable[[Mapping[str, Array]], object],
+    make: Callable[[], Mapping[str, Array]] | None,
+    probe: Probe,
+    *,
+    is_torchs: bool,
+) -> SelfCheck:
+    """Return what an instance knows of itself by rows that its model took, which `make` makes anew.
+
+    Inside of one that `is_torchs` its tables are looked for. `ask` runs the model.
+    """
+    vocabulary = vocabulary_of(spec, ask, make() if make and is_torchs else {})
+    if make is None:
+        return SelfCheck(probe, None, vocabulary)
+    try:
+        ask(make())
+    except BaseException as error:  # a border: the model may remember what it was asked
+        said = described(error)
+        log.info("%s refuses now what warmed it, it is not asked that again: %s", spec.key, said)
+        return SelfCheck(probe, None, vocabulary)
+    return SelfCheck(probe, lambda: ask(make()), vocabulary)
