@@ -42,7 +42,9 @@ CMD ["gunicorn", "--config", "gunicorn.conf.py", "api.wsgi:app"]
 FROM base AS worker
 # An index with torch's CPU builds makes an image without the gigabytes of CUDA libraries.
 ARG PIP_EXTRA_INDEX_URL
-COPY requirements/worker.txt requirements/
+# `gpu` adds ONNX Runtime on GPUs and their figures: docker build --target worker --build-arg PACKAGES=gpu .
+ARG PACKAGES=worker
+COPY requirements/${PACKAGES}.txt requirements/worker.txt
 # The second line is for the CUDA build, which pins its libraries itself; see the Makefile.
 RUN pip install --no-deps --requirement requirements/worker.txt \
     && pip install $(grep '^torch==' requirements/worker.txt)

@@ -56,7 +56,7 @@ test: samples ## Run the whole test suite, LANES files at a time
 test-quick: samples ## Run the tests of files that start no servers
 	$(BIN)/$(PYTEST) --numprocesses 2 -m quick
 
-test-gpu: samples ## Run the tests that need a GPU, whole systems among them
+test-gpu: $(INSTALLED) ## Run the tests that need a GPU, whole systems among them
 	timeout 480 $(BIN)/python -m pytest -rs tests/gpu
 
 check: $(INSTALLED) ## Run ruff and mypy

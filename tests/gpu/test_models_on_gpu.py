@@ -11,13 +11,14 @@ import torch
 from fake_backend import fake_spec
 from scripted_models import save_scripted
 
+from ferry.commands.samples import make_samples
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec
 from worker.backends.preprocessing import Normaliser
 from worker.backends.torch_compiled import TorchScriptBackend
 from worker.instance.out_of_memory import PiecewiseBackend
 from worker.meter import Meter
-from worker.repository.models import read_model
+from worker.repository.models import ServedModel, read_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
@@ -47,12 +48,19 @@ def pictures(spec: ModelSpec, rows: int) -> Array:
     return np.random.default_rng(7).integers(0, 256, size).astype(np.uint8)
 
 
-def test_digits_on_the_gpu_equals_digits_on_the_cpu(sample_models: Path) -> None:
-    model = read_model(sample_models, "digits")
-    inputs, pixels = {"image": pictures(model.spec, 32)}, frozenset({"image"})
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    """The one sample that needs nothing which a machine with a GPU may lack."""
+    repository = tmp_path_factory.mktemp("digits")
+    make_samples(["digits"], repository, force=False, weights=None)
+    return read_model(repository, "digits")
+
+
+def test_digits_on_the_gpu_equals_digits_on_the_cpu(digits: ServedModel) -> None:
+    inputs, pixels = {"image": pictures(digits.spec, 32)}, frozenset({"image"})
 
     cpu, gpu = (
-        TorchScriptBackend(model.spec, model.file, device).forward(inputs, pixels)["logits"]
+        TorchScriptBackend(digits.spec, digits.file, device).forward(inputs, pixels)["logits"]
         for device in ("cpu", "cuda:0")
     )
 
@@ -61,8 +69,8 @@ def test_digits_on_the_gpu_equals_digits_on_the_cpu(sample_models: Path) -> None
     np.testing.assert_allclose(gpu, cpu, atol=tolerance)
 
 
-def test_pictures_are_normalised_on_the_gpu(sample_models: Path) -> None:
-    spec = read_model(sample_models, "digits").spec
+def test_pictures_are_normalised_on_the_gpu(digits: ServedModel) -> None:
+    spec = digits.spec
     assert spec.image is not None
     batch = pictures(spec, 4)
 

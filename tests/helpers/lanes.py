@@ -36,6 +36,7 @@ LONGEST = (
     "tests/routes/test_tritonclient_http.py",
     "tests/cache/test_cache_crash.py",
     "tests/samples/test_sample_sentiment.py",
+    "tests/preflight/test_worker_with_gpus.py",
     "tests/repository/test_image_classifier.py",
     "tests/payloads/test_hostile_input.py",
 )

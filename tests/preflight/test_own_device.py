@@ -116,15 +116,22 @@ def test_what_does_not_fit_is_refused(
         memory.admit(job(file, parameters=parameters, last=last))
 
 
-def test_a_device_for_one_process_that_has_one_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("CUDA-capable device(s) is/are busy or unavailable", "GPU-5 lets no further process in"),
+        ("out of memory", "GPU-5 has no memory left even to begin with"),
+    ],
+)
+def test_a_device_that_takes_no_new_process_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, said: str
 ) -> None:
     def busy() -> tuple[int, int]:
-        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+        raise RuntimeError(f"CUDA error: {words}")
 
     file = tmp_path / "model.pt"
     file.write_bytes(b"x")
     monkeypatch.setattr(torch.cuda, "mem_get_info", busy)
 
-    with pytest.raises(BadModel, match="GPU-5 lets no further process in"):
+    with pytest.raises(BadModel, match=said):
         memory.admit(job(file))

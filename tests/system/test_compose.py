@@ -31,7 +31,7 @@ def environment(service: dict[str, Any]) -> dict[str, str]:
 def test_it_keeps_to_the_specification(compose):
     parsed = PyCompose.from_yaml(yaml.safe_dump(compose))
 
-    assert sorted(parsed.service_names()) == sorted(["valkey", *PROCESSES])
+    assert sorted(parsed.service_names()) == sorted(["valkey", "worker-gpu", *PROCESSES])
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,44 @@ def test_every_image_is_a_target_of_the_dockerfile(compose):
 
     assert {s["image"] for s in compose["services"].values()} == {
         "valkey/valkey:8.1-alpine",
+        "ferry-worker-gpu",
         *(f"ferry-{target}" for target in targets),
     }
+
+
+def test_with_the_profile_gpu_one_worker_of_a_host_has_its_gpus(compose):
+    service, usual = compose["services"]["worker-gpu"], compose["services"]["worker"]
+
+    assert service["profiles"] == ["gpu"]
+    assert service["container_name"] == "ferry-worker-gpu"
+    assert service["deploy"]["resources"]["reservations"]["devices"] == [
+        {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    ]
+    own = environment(service)
+    assert own.pop("NVIDIA_VISIBLE_DEVICES") == "all"
+    assert own.pop("NVIDIA_DRIVER_CAPABILITIES") == "compute,utility"
+    assert own.pop("FERRY_GPUS") == "None"
+    assert own == environment(usual)
+    for key in ("command", "volumes", "depends_on", "init", "stop_grace_period", "restart"):
+        assert service[key] == usual[key]
+
+
+def test_the_gpu_image_has_the_workers_packages_and_onnxruntime_gpu_in_onnxruntimes_place(compose):
+    build = compose["services"]["worker-gpu"]["build"]
+    dockerfile = (PROJECT_ROOT / "Dockerfile").read_text()
+    worker, gpu = (
+        {
+            line.partition("==")[0]: line
+            for line in (PROJECT_ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+            if "==" in line
+        }
+        for name in ("worker", build["args"]["PACKAGES"])
+    )
+
+    assert "ARG PACKAGES=worker\nCOPY requirements/${PACKAGES}.txt" in dockerfile
+    assert gpu.keys() - worker.keys() == {"onnxruntime-gpu", "nvidia-ml-py"}
+    assert worker.keys() - gpu.keys() == {"onnxruntime"}
+    assert all(gpu[name] == worker[name] for name in gpu.keys() & worker.keys())
 
 
 def test_the_api_image_holds_no_torch():

@@ -7,8 +7,13 @@ from worker.job import InstanceJob
 from worker.repository.config.parameters import MAX_GPU_MEMORY, number
 
 MEBIBYTE = 2**20
-BUSY = "busy or unavailable"
-"""CUDA's words for a device whose compute mode keeps a process out."""
+NO_CONTEXT = {
+    "busy or unavailable": "lets no further process in: its compute mode is EXCLUSIVE_PROCESS or "
+    "PROHIBITED, and another instance or program may hold it",
+    "out of memory": "has no memory left even to begin with, which takes some 600 MiB: unload "
+    "another model",
+}
+"""CUDA's words for a device that takes no new process; they outlast the shortage in this one."""
 
 
 def admit(job: InstanceJob) -> int:
@@ -24,12 +29,10 @@ def admit(job: InstanceJob) -> int:
     try:
         free, total = torch.cuda.mem_get_info()
     except RuntimeError as error:
-        if BUSY not in str(error):
-            raise
-        raise BadModel(
-            f"GPU {job.placement.uuid} lets no further process in: its compute mode is "
-            "EXCLUSIVE_PROCESS or PROHIBITED, and another instance or program may hold it"
-        ) from error
+        for sign, sentence in NO_CONTEXT.items():
+            if sign in str(error):
+                raise BadModel(f"GPU {job.placement.uuid} {sentence}") from error
+        raise
     limit = number(job.spec.parameters, MAX_GPU_MEMORY, "0", int)
     needed, what = max(
         (job.file.stat().st_size, "its file is"), (job.memory_bytes, "its last instance took")
