@@ -1,1 +1,1 @@
-"""Request bodies to checked tensors and results back to bodies, for each protocol."""
+"""Request bodies to checked tensors, results to bodies, for each protocol."""

@@ -39,7 +39,7 @@ def _of_onnx(file: Path) -> str:
 def _of_torch(backend: str, file: Path) -> str:
     import torch  # noqa: PLC0415
 
-    from worker.backends.torch_export import load_program  # noqa: PLC0415  slow to import
+    from worker.backends.programs.reading import load_program  # noqa: PLC0415  slow to import
 
     if backend == "torch_export":
         state = load_program(file).state_dict

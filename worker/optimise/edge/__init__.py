@@ -1,1 +1,1 @@
-"""Bundles for phones and boards."""
+"""Bundles for phones."""

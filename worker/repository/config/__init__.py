@@ -1,1 +1,1 @@
-"""The parts of a `config.pbtxt`: each module reads one block of it."""
+"""Reads the blocks of a `config.pbtxt`."""

@@ -35,7 +35,7 @@ def torch_module(task: Task) -> nn.Module:
         case "torch_pickle":
             module = load_module(model.file)
         case "torch_export":
-            from worker.backends.torch_export import load_program  # noqa: PLC0415  slow to import
+            from worker.backends.programs.reading import load_program  # noqa: PLC0415  slow to import
 
             return load_program(model.file).module()  # type: ignore[no-any-return]
         case other:

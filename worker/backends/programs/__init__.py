@@ -1,0 +1,1 @@
+"""Reads exported programs."""
