@@ -46,11 +46,15 @@ class Desired(_Frozen):
 
 
 class VersionReport(_Frozen):
-    """One supervisor's progress with one version; `key` names its content (`ModelSpec.key`)."""
+    """One supervisor's progress with one version; `key` names its content (`ModelSpec.key`).
+
+    With `stop_first` it is not loaded before what it replaces has left.
+    """
 
     key: str
     state: VersionState
     reason: str = ""
+    stop_first: bool = False
 
 
 class ModelReport(_Frozen):
@@ -146,7 +150,7 @@ def promoted(
     A version takes requests once it is ready on every supervisor that wants it. At the first time
     it is enough that one has it and no other is loading. What is served now stays until all that is
     wanted is ready, so a version that fails to load changes nothing; but not what is no longer
-    among the contents `running` anywhere (None: it is not known yet).
+    among the contents `running` anywhere (None: it is not known yet), nor what has to leave first.
     """
     if any(report.reason for report in reports):
         return current
@@ -161,6 +165,9 @@ def promoted(
         if (key := _ready_key(version, reports, everywhere=current is not None)) is not None
     }
     kept = _kept(current, wanted, running) if current is not None else {}
+    found = [version for report in reports for version in report.versions.values()]
+    if any(version.stop_first for version in found):
+        kept = {name: key for name, key in kept.items() if key in {each.key for each in found}}
     versions = ready if len(ready) == len(wanted) else kept | ready
     if not versions:
         return None

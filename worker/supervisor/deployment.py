@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable, Set
 
 from shared.registry.desired_state import VersionReport, VersionState
 from shared.registry.desired_store import Content
+from worker.repository.config.parameters import stops_first
 from worker.repository.models import ServedModel
 from worker.supervisor.instance_slot import InstanceSlot
 
@@ -50,6 +52,22 @@ class Deployment:
         state: VersionState = "ready" if self._was_ready else "failed" if is_failed else "loading"
         reason = failed[0].reason if state == "failed" else ""
         return VersionReport(key=self.key, state=state, reason=reason)
+
+    def must_wait(self, deployments: Iterable[Deployment], wanted: Set[str]) -> bool:
+        """Tell whether others of its model are to leave before it starts, for both do not fit.
+
+        Those that are `wanted` as well are not in its way: who wants both has room for them.
+        """
+        return stops_first(self.model.spec.parameters) and any(
+            each.model.spec.name == self.model.spec.name and each.key not in wanted
+            for each in deployments
+            if each is not self
+        )
+
+    def start_after(self, seconds: float) -> None:
+        """Have no instance start for so long."""
+        for slot in self.slots:
+            slot.start_at = max(slot.start_at, time.monotonic() + seconds)
 
     def want(self) -> None:
         """Keep it: it is wanted, or takes requests."""

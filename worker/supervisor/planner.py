@@ -18,6 +18,7 @@ from shared.names import MODEL_NAME, VERSION
 from shared.registry.desired_state import Desired
 from shared.registry.desired_store import Content
 from shared.settings import Settings
+from worker.repository.config.parameters import stops_first
 from worker.repository.describer import Describer, describing_by
 from worker.repository.file_kinds import trusted_backends
 from worker.repository.models import (
@@ -66,6 +67,13 @@ class Plan:
     reason: str = ""
     exists: bool = True
     note: str = ""
+
+    def in_turn(self, desired: Desired) -> list[PlannedVersion]:
+        """Return the versions to be loaded: of those that take turns, what was asked for alone."""
+        chosen = self.versions.get(desired.use)
+        if chosen is None or not stops_first(chosen.model.spec.parameters):
+            return [*self.versions.values()]
+        return [each for version, each in self.versions.items() if version in desired.pinned]
 
     @property
     def steps(self) -> set[str]:

@@ -223,11 +223,17 @@ class Rollout:
             reason = f"failed to load '{plan.name}', its directory is gone; what serves goes on"
             self._planner.made[plan.name] = replace(plan, exists=True, reason=reason)
             return []
-        models = [self._with_revision(planned, state) for planned in plan.versions.values()]
+        wanted = plan.in_turn(state.desired.get(plan.name, Desired()))
+        models = [self._with_revision(planned, state) for planned in wanted]
         keys = {model.spec.version: model.spec.key for model in models}
         self._wanted_keys[plan.name] = keys | running
         self._want_steps({step.model for model in models for step in model.spec.steps}, state)
         return [model for model in models if model.spec.key not in self.deployments]
+
+    def must_wait(self, deployment: Deployment) -> bool:
+        """Tell whether others of its model are to leave before it starts."""
+        wanted = self._wanted_keys.get(deployment.model.spec.name, {})
+        return deployment.must_wait(self.deployments.values(), set(wanted.values()))
 
     def _running_though_gone(self, plan: Plan) -> dict[str, str]:
         """Return the contents of versions that are named and loaded, but without a directory now.
@@ -309,7 +315,9 @@ class Rollout:
         versions = {}
         for version, key in self._wanted_keys.get(plan.name, {}).items():
             if key in self.deployments:
-                versions[version] = self.deployments[key].report
+                deployment = self.deployments[key]
+                waits = {"stop_first": self.must_wait(deployment)}
+                versions[version] = deployment.report.model_copy(update=waits)
         for version, reason in plan.failures.items():
             key = f"{plan.name}/{version}"
             versions[version] = VersionReport(key=key, state="failed", reason=reason)
@@ -352,7 +360,8 @@ class Rollout:
         name = deployment.model.spec.name
         if deployment.report.state != "ready":
             return 0.0
-        if name not in state.served:
+        waiting = [d for d in self.deployments.values() if d.model.spec.name == name]
+        if name not in state.served or any(map(self.must_wait, waiting)):
             return GRACE_SECONDS
         newest = max(d.retired_at for d in self.deployments.values() if d.model.spec.name == name)
         if 0 < deployment.retired_at < newest:

@@ -240,6 +240,8 @@ class Supervisor:
         if deployment.leaving:
             self._end(deployment)
             return
+        if self._rollout.must_wait(deployment) and deployment.is_empty:
+            deployment.start_after(BUSY_LOOK_SECONDS)
         for slot in deployment.slots:
             self._look_after(slot)
 

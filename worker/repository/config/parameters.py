@@ -85,6 +85,8 @@ TRITON_STYLE = re.compile(r"[A-Z][A-Z0-9_]*|(session|memory|optimization|ep)\..*
 """The keys that Ferry's own never look like: they are meant for a backend of Triton's."""
 MAX_GPU_MEMORY = "max_gpu_memory_bytes"
 """Ferry's own: what an instance may take of its GPU, 0 for all that is free."""
+SWAP, SWAPS = "swap", ("overlap", "stop_first")
+"""Ferry's own: whether the version that is replaced leaves before its successor is loaded."""
 THREADS = ("INTRA_OP_THREAD_COUNT", "NUM_THREADS", "intra_op_thread_count")
 
 
@@ -106,7 +108,16 @@ def parameter_notes(backend: str, parameters: Mapping[str, str]) -> list[str]:
     own_threads(backend, parameters)
     if number(parameters, MAX_GPU_MEMORY, "0", int) < 0:
         raise ValueError(f"{MAX_GPU_MEMORY}: expected a number of bytes, or 0")
+    stops_first(parameters)
     return notes
+
+
+def stops_first(parameters: Mapping[str, str]) -> bool:
+    """Tell whether a model's versions take turns; raises ValueError for a word nobody knows."""
+    swap = parameters.get(SWAP, SWAPS[0])
+    if swap not in SWAPS:
+        raise ValueError(f"{SWAP} {swap!r}: expected {' or '.join(SWAPS)}")
+    return swap == SWAPS[1]
 
 
 def own_threads(backend: str, parameters: Mapping[str, str]) -> int:
