@@ -1,1 +1,1 @@
-"""Servers for HTTP and gRPC: stateless, they know models from the registry alone."""
+"""Servers for HTTP and gRPC: stateless."""

@@ -70,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     add_verify(commands.add_parser("verify", help="prove that a version answers as another does"))
     add_optimise(commands.add_parser("optimise", help="make a faster version, proved and measured"))
     add_edge(commands.add_parser("edge", help="make a bundle for phones and boards"))
+    _add_predict(
+        commands.add_parser("predict", help="ask a model for every row of a file, resumable")
+    )
     _add_samples(commands.add_parser("samples", help="make the sample models"))
     _add_models(commands.add_parser("models", help="look at models, choose who takes requests"))
     _add_workers(commands.add_parser("workers", help="show every model instance"))
@@ -228,35 +231,65 @@ def _about_one(actions: Actions, name: str, does: str) -> argparse.ArgumentParse
     return parser
 
 
+def _add_predict(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Ask a running model for every row of a file or picture of a folder, in order, behind "
+        "everybody else's requests. The same command goes on where an earlier one was stopped."
+    )
+    command.add_argument("name", metavar="MODEL")
+    command.add_argument(
+        "input", type=Path, metavar="INPUT",
+        help="folder or .zip of pictures, .csv, .tsv, .ndjson or .parquet",
+    )  # fmt: skip
+    command.add_argument("output", type=Path, metavar="OUTPUT", help=".ndjson or .parquet")
+    command.add_argument("--version", metavar="V", help="of the model, else the one that serves")
+    command.add_argument(
+        "--top-k", type=int, default=3, metavar="N", help="classes told of a row [3]"
+    )
+    command.add_argument("--restart", action="store_true", help="begin anew, writing over OUTPUT")
+    command.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    bulk = import_module("jobs.bulk.bulk").Bulk(
+        options.name, options.input, options.output, options.version, options.top_k,
+        options.restart,
+    )  # fmt: skip
+    return _call("predict", "predict", bulk)
+
+
 def _add_workers(command: argparse.ArgumentParser) -> None:
     command.description = "Show every model instance: where it runs, what it did, if it lives."
     _add_json(command)
-    command.set_defaults(run=lambda options: _call("workers", "workers", as_json=options.json))
+    command.set_defaults(
+        run=lambda options: _call("looking.workers", "workers", as_json=options.json)
+    )
 
 
 def _add_devices(command: argparse.ArgumentParser) -> None:
     command.description = "Look at this machine's GPUs as a worker does: which, and if not, why."
     command.add_argument("--json", action="store_true", help="print one JSON object, no table")
-    command.set_defaults(run=lambda options: _call("devices", "devices", as_json=options.json))
+    command.set_defaults(run=lambda o: _call("looking.devices", "devices", as_json=o.json))
 
 
 def _add_queue(command: argparse.ArgumentParser) -> None:
     command.description = "Show what waits for each model version, and what its instances hold."
     _add_json(command)
-    command.set_defaults(run=lambda options: _call("queues", "queues", as_json=options.json))
+    command.set_defaults(run=lambda o: _call("looking.queues", "queues", as_json=o.json))
 
 
 def _add_dead(command: argparse.ArgumentParser) -> None:
     command.description = "Requests that were given up: the model's process died under them."
     actions = command.add_subparsers(required=True, metavar="ACTION")
     for name, does, act in (
-        ("list", "show all, newest first", lambda o: _call("dead", "list_dead", as_json=o.json)),
+        ("list", "show all, newest first",
+         lambda o: _call("looking.dead", "list_dead", as_json=o.json)),
         ("show", "show one and its inputs",
-         lambda o: _call("dead", "show_dead", o.id, as_json=o.json)),
+         lambda o: _call("looking.dead", "show_dead", o.id, as_json=o.json)),
         ("replay", "push anew, under a new id",
-         lambda o: _call("dead", "replay_dead", o.ids, as_json=o.json)),
+         lambda o: _call("looking.dead", "replay_dead", o.ids, as_json=o.json)),
         ("drop", "forget, with the inputs",
-         lambda o: _call("dead", "drop_dead", o.ids, as_json=o.json)),
+         lambda o: _call("looking.dead", "drop_dead", o.ids, as_json=o.json)),
     ):  # fmt: skip
         action = actions.add_parser(name, help=does, description=does.capitalize() + ".")
         if name == "show":

@@ -175,6 +175,11 @@ class ModelSpec(_Frozen):
         """Return how many queues there are, one for each level of priority or several of them."""
         return len(self.level_floors) or max(1, self.priority_levels)
 
+    @property
+    def bulk_queue(self) -> int:
+        """Return the queue behind all levels, on which the requests of bulk jobs wait."""
+        return self.levels + 1
+
     def queue_of(self, level: int) -> int:
         """Return the queue on which a level of priority waits, 1 for the first."""
         return bisect_right(self.level_floors, level) if self.level_floors else level

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("api", "shared", "worker", "ferry", "samples", "bench", "chaos", "tools")
+PACKAGES = ("api", "shared", "worker", "ferry", "jobs", "samples", "bench", "chaos", "tools")
 WIDEST_FOLDERS = 3
 LONGEST_FUNCTIONS = 10
 

@@ -1,1 +1,1 @@
-"""One inference request, whatever transport brought it: ask, wait, render the answer."""
+"""One inference request of any transport: ask, wait, render."""

@@ -13,6 +13,7 @@ from api.infer.options import options_of
 from api.infer.question import Question
 from api.payloads.infer_request import check_missing, check_shape
 from api.payloads.json_arrays import json_type, mixed, to_array
+from api.payloads.predictions import MAX_TOP_K
 from api.payloads.v2_json import load_object
 from api.routes.flask_side import response_of, services
 from api.server.body import read_body, read_form
@@ -24,7 +25,6 @@ from shared.model_spec import ModelSpec
 
 blueprint = Blueprint("predict", __name__)
 DEFAULT_TOP_K = 3
-MAX_TOP_K = 1000
 MAX_LISTED = 10
 SENT = {"image": "a picture", "text": '{"text": "..."}', "tensor": '{"input_tensor": rows}'}
 """The body for each kind of input."""

@@ -1,1 +1,1 @@
-"""Sends the requests of one process to Redis in shared writes, collects their answers."""
+"""Sends the requests of one process in shared writes, collects answers."""

@@ -1,1 +1,1 @@
-"""Actions of operators: load, unload and route versions, look into queues."""
+"""Actions of operators."""

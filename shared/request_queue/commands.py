@@ -119,7 +119,8 @@ def cancel_command(
 def claim_command(end: InstanceEnd, max_rows: int, max_delay_seconds: float) -> tuple[Any, ...]:
     """Return the command that claims a batch; it replies as `claim.lua` says."""
     keys, batching = end.keys, end.batching
-    lists = keys.lists if batching.has_policies else keys.queues
+    waiting = keys.with_bulk
+    lists = waiting.lists if batching.has_policies else waiting.queues
     # Sizes are preferred while a batch may wait for company. Without a delay it does not, and the
     # largest of them is the most that leaves together.
     preferred = batching.preferred_sizes if max_delay_seconds else ()

@@ -73,6 +73,7 @@ class QueueKeys:
         """
         tag = f"{prefix}:{{{model_key}}}"
         self.levels = levels
+        self._name = (prefix, model_key)
         self.tag = f"{tag}:"
         self.cache = self.tag if cached else ""
         self.queue = f"{tag}:queue:"
@@ -100,6 +101,14 @@ class QueueKeys:
     def answers(self) -> list[str]:
         """The keys of the answers that are kept."""
         return [f"{self.tag}cache", f"{self.tag}cache:expiry", f"{self.tag}cache:used"]
+
+    @cached_property
+    def with_bulk(self) -> QueueKeys:
+        """The same with the queue for bulk behind all levels (`ModelSpec.bulk_queue`).
+
+        fast: who pushes for clients does not look at it.
+        """
+        return QueueKeys(*self._name, self.levels + 1, cached=bool(self.cache))
 
     @cached_property
     def queues(self) -> list[str]:

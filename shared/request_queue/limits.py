@@ -54,8 +54,8 @@ class Limits(NamedTuple):
         )
 
     def policy(self, level: int) -> QueuePolicy | None:
-        """Return the policy of a level, if the model has any."""
-        return self.policies[level - 1] if self.policies else None
+        """Return the policy of a level, if the model has any; none is of the queue for bulk."""
+        return self.policies[level - 1] if level <= len(self.policies) else None
 
 
 def grace_seconds(settings: Settings) -> float:

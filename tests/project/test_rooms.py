@@ -30,6 +30,7 @@ FLOORS = {
         "optimise supervisor",
         "__main__",
     ),
+    "jobs": ("bulk",),
     "ferry": ("errors", "up", "commands", "cli", "__main__"),
 }
 """Each package from the ground up. A room knows the floors below it, modules beside it may know
@@ -38,7 +39,8 @@ BETWEEN = {
     "shared": (),
     "api": ("shared",),
     "worker": ("shared",),
-    "ferry": ("shared", "worker.preflight", "worker.repository", "worker.optimise"),
+    "jobs": ("shared", "api.payloads"),
+    "ferry": ("shared", "jobs", "worker.preflight", "worker.repository", "worker.optimise"),
 }
 EXCEPT = {
     "api": ("shared.request_queue.worker_end",),
@@ -48,6 +50,7 @@ EXCEPT = {
 NO_ROOM_FOR = {
     "api": {"torch", "onnxruntime", "samples", "tools", "apispec"},
     "worker": {"flask", "werkzeug", "gunicorn", "samples", "tools"},
+    "jobs": {"flask", "werkzeug", "gunicorn", "torch", "onnxruntime", "samples", "tools"},
     "shared": {"flask", "werkzeug", "gunicorn", "torch", "onnxruntime", "samples", "tools"},
 }
 FLASK = {"flask", "werkzeug"}

@@ -57,6 +57,11 @@ LEVELS = {"priority_levels": 3, "default_priority_level": 2}
 
 SCENARIOS = [
     Scenario("without a delay what waits goes", {}, "abc", ["abc"], {"greedy": 1}),
+    Scenario("bulk goes behind everybody", {}, [*singles("b"), Asked("j", level=2), *singles("a")],
+             ["baj"], {"greedy": 1}),
+    Scenario("and behind the last level, in what room a batch has", LEVELS,
+             [Asked("j", level=4), Asked("k", rows=8, level=4), Asked("a", level=3)],
+             ["aj", "k"], {"full": 2}),
     Scenario("up to the largest batch", {}, "abcdefghij", ["abcdefgh", "ij"],
              {"full": 1, "greedy": 1}),
     Scenario("rows are counted, not requests", {},

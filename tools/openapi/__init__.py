@@ -1,1 +1,1 @@
-"""Writes the OpenAPI document from the routes, the errors and recorded examples."""
+"""Writes the OpenAPI document."""

@@ -8,7 +8,8 @@ from typing import Any
 from api.infer.async_answers import LONGEST_KEY
 from api.infer.options import LONGEST_TIMEOUT_SECONDS
 from api.payloads.binary_tensors import HEADER
-from api.routes.predict import DEFAULT_TOP_K, MAX_TOP_K
+from api.payloads.predictions import MAX_TOP_K
+from api.routes.predict import DEFAULT_TOP_K
 from api.routes.requests import LONGEST_WAIT_SECONDS
 
 PATH_PARAMETERS: Mapping[str, dict[str, Any]] = {

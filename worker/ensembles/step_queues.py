@@ -123,7 +123,7 @@ class StepQueues:
     def _queue(self, model: ModelSpec) -> RequestQueue:
         queue = self._queues.get(model.key)
         if queue is None:
-            keys = QueueKeys.of(model, self._prefix)
+            keys = QueueKeys.of(model, self._prefix).with_bulk
             limits = self._limits._replace(policies=model.queue_policies)
             queue = RequestQueue(self._client, keys, limits)
             self._queues[model.key] = queue
@@ -135,6 +135,8 @@ def step_level(ensemble: ModelSpec, level: int, model: ModelSpec) -> int:
 
     A request without a priority has the ensemble's default, and gets the step's.
     """
+    if level == ensemble.bulk_queue:
+        return model.bulk_queue
     if not model.priority_levels:
         return 1
     if level == ensemble.queue_of(ensemble.default_priority_level):

@@ -22,21 +22,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shared.datatypes import NUMPY_TYPES, Array
+from shared.datatypes import Array
 from shared.errors import BadModel
-from shared.model_spec import ModelSpec, TensorSpec
+from shared.inputs.tables import (
+    MAX_COLUMNS,
+    PICTURE_COLUMNS,
+    PICTURE_ENDINGS,
+    TEXT_COLUMNS,
+    Column,
+    declared_inputs,
+    only_column,
+    shaped_rows,
+)
+from shared.model_spec import ModelSpec
 from worker.optimise.figures import scored_output
 from worker.optimise.rows import Batch, Rows, array_rows, picture_rows, text_rows
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
-TEXT_COLUMNS = ("text", "sentence", "input_text")
-PICTURE_COLUMNS = ("image", "file", "path", "picture")
-PICTURE_ENDINGS = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-)
-MAX_COLUMNS = 5
-
-Column = Sequence[Any]
 
 
 class _Table(NamedTuple):
@@ -172,12 +174,12 @@ def _rows(table: _Table, spec: ModelSpec, tokenizer: bytes | None, label: str) -
     if named is not None:
         labels = _class_numbers(named, spec, f"column {label!r}")
     source = str(table.file)
-    if spec.input_kind == "text" and (text := _first(columns, TEXT_COLUMNS, spec)) is not None:
+    if spec.input_kind == "text" and (text := only_column(columns, TEXT_COLUMNS, spec)) is not None:
         texts = [each if isinstance(each, str) else str(each) for each in columns[text]]
         return Rows(count, text_rows(texts, spec, tokenizer), labels, source)
     if spec.image is not None:
         return Rows(count, _picture_column(table, columns, spec), labels, source)
-    return Rows(count, array_rows(_inputs(columns, spec), spec), labels, source)
+    return Rows(count, array_rows(declared_inputs(columns, spec), spec), labels, source)
 
 
 def _label_column(columns: Mapping[str, Column], spec: ModelSpec, label: str) -> str:
@@ -187,20 +189,13 @@ def _label_column(columns: Mapping[str, Column], spec: ModelSpec, label: str) ->
     return label or next((name for name in known if name not in spec.inputs_by_name), "")
 
 
-def _first(columns: Mapping[str, Column], usual: Sequence[str], spec: ModelSpec) -> str | None:
-    """Return the column that is the only input: by its name, a usual one, or alone."""
-    names = [*spec.inputs_by_name, *usual]
-    found = next((name for name in names if name in columns), None)
-    return next(iter(columns)) if found is None and len(columns) == 1 else found
-
-
 def _picture_column(
     table: _Table, columns: Mapping[str, Column], spec: ModelSpec
 ) -> Callable[[Sequence[int]], Batch]:
     """Return how to take rows of pictures: of files, of pixels, or of the input as it is."""
     image = spec.image
     assert image is not None, "only asked of models that take pictures"
-    name = _first(columns, PICTURE_COLUMNS, spec)
+    name = only_column(columns, PICTURE_COLUMNS, spec)
     if name is None:
         raise ValueError(f"there is no column {PICTURE_COLUMNS[0]!r} among {sorted(columns)}")
     column = columns[name]
@@ -211,62 +206,7 @@ def _picture_column(
         image.height, image.width, len(image.channels)
     ):  # fmt: skip
         return array_rows({image.input: array}, spec, frozenset({image.input}))
-    return array_rows({image.input: _shaped(array, spec.inputs[0])}, spec)
-
-
-def _inputs(columns: Mapping[str, Column], spec: ModelSpec) -> dict[str, Array]:
-    """Return the declared inputs: columns of their names, or the one input from all columns."""
-    wanted = [tensor for tensor in spec.inputs if not tensor.optional or tensor.name in columns]
-    missing = [tensor.name for tensor in wanted if tensor.name not in columns]
-    if not missing:
-        return {each.name: _shaped(_array(columns, each.name, each), each) for each in wanted}
-    if len(wanted) == 1:
-        tensor = wanted[0]
-        arrays = [_array(columns, name, tensor) for name in columns]
-        if len(columns) == 1:
-            return {tensor.name: _shaped(arrays[0], tensor)}
-        if all(array.ndim == 1 for array in arrays):
-            return {tensor.name: _shaped(np.stack(arrays, axis=1), tensor)}
-    raise ValueError(
-        f"there is no column {missing[0]!r} among {', '.join(sorted(columns)[:MAX_COLUMNS])}"
-    )
-
-
-def _array(columns: Mapping[str, Column], name: str, tensor: TensorSpec) -> Array:
-    column = columns[name]
-    if isinstance(column, np.ndarray) and column.dtype.kind not in "US":
-        return column
-    if tensor.datatype == "BYTES":
-        return np.array([str(each).encode() for each in column], object)
-    try:
-        return np.asarray([_number(each) for each in column])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"column {name!r} is no {tensor.datatype}: {error}") from error
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) else value
-
-
-def _shaped(array: Array, tensor: TensorSpec) -> Array:
-    """Return rows as the declared input; raises ValueError for another shape, or lost digits."""
-    row = tensor.dims
-    fits = len(row) == array.ndim - 1 and all(
-        size in (-1, got) for size, got in zip(row, array.shape[1:], strict=True)
-    )
-    if not fits and int(np.prod(array.shape[1:])) == abs(int(np.prod(row))) and min(row) > 0:
-        array, fits = array.reshape(len(array), *row), True
-    if not fits:
-        raise ValueError(
-            f"input {tensor.name!r}: rows of shape {list(array.shape[1:])}, the model wants "
-            f"{list(row)}"
-        )
-    if array.dtype.hasobject and tensor.datatype != "BYTES":
-        raise ValueError(f"input {tensor.name!r}: the rows are no {tensor.datatype}")
-    is_whole = NUMPY_TYPES[tensor.datatype].kind in "iub"
-    if is_whole and array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
-        raise ValueError(f"input {tensor.name!r}: the model wants {tensor.datatype}, not fractions")
-    return array.astype(NUMPY_TYPES[tensor.datatype])
+    return array_rows({image.input: shaped_rows(array, spec.inputs[0])}, spec)
 
 
 def _class_numbers(named: Column, spec: ModelSpec, where: str) -> Array:

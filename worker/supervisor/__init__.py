@@ -1,1 +1,1 @@
-"""The process of one machine: starts instances, moves traffic, puts lost work back."""
+"""One machine's process: starts instances, moves traffic, puts lost work back."""

@@ -82,7 +82,9 @@ class Recovery:
         Who took the token may have ended, or have been unable to read what it was rung for; an
         instance that has been idle for long would not look by itself. One round trip for all.
         """
-        queues = {spec.key: QueueKeys.of(spec, self._settings.key_prefix) for spec in specs}
+        queues = {
+            spec.key: QueueKeys.of(spec, self._settings.key_prefix).with_bulk for spec in specs
+        }
         asked = [name for keys in queues.values() for name in (keys.bell, *keys.lists)]
         if not asked:
             return

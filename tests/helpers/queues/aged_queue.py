@@ -73,8 +73,9 @@ class AgedQueue:
             asked.id, asked.rows, (), (), asked.deadline, asked.shape.encode() * 8, asked.level,
             queue_timeout_seconds=asked.timeout,
         )  # fmt: skip
-        push = as_push(request, self.keys, self.limits)
-        self.wire.send(push_command(self.keys, self.limits, [push]))
+        keys = self.keys if asked.level <= self.spec.levels else self.keys.with_bulk
+        push = as_push(request, keys, self.limits)
+        self.wire.send(push_command(keys, self.limits, [push]))
         (status,) = self.wire.reply()
         if status == b"queued":
             self.pass_time(asked.age, asked.name)

@@ -1,0 +1,1 @@
+"""A model asked for each row of a file."""

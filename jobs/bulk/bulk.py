@@ -1,0 +1,220 @@
+"""Asks a model for every item of a file through the queue that everybody's requests wait on.
+
+Its requests stand on a queue of their own behind all levels of priority, and only a few of them at
+a time: a request of somebody else's waits for the batch that runs, and for none of a job's besides.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from redis import Redis
+
+from api.payloads.predictions import MAX_TOP_K, describe_rows
+from jobs.bulk.output_file import OutputFile
+from jobs.bulk.questions import Question, Questions
+from jobs.bulk.sources import open_source
+from shared.errors import (
+    BadRequest,
+    FerryError,
+    ModelNotReady,
+    QueueFull,
+    RedisUnavailable,
+    RequestExpired,
+    VersionRetired,
+)
+from shared.inputs.texts import TokenizerCache
+from shared.messages import InferRequest
+from shared.model_spec import ModelSpec
+from shared.registry.catalog import Catalog
+from shared.registry.registry import Registry
+from shared.request_queue.api_end import PendingRequest, RequestQueue
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Limits
+from shared.settings import Settings
+
+log = logging.getLogger(__name__)
+
+REQUEST_SECONDS = 600.0
+"""The deadline of one request of a job: others may keep it waiting for long."""
+PATIENCE_SECONDS = 300.0
+"""Without any answer a job gives up then; it is resumed where it stopped."""
+RETRY_SECONDS = 0.2
+LOOK_SECONDS = 5.0
+"""Between two looks at how many instances the model has."""
+LEAST_WINDOW = 3
+"""Requests under way: one that runs, one that waits for it, one that is being answered."""
+AGAIN = (QueueFull, RequestExpired, RedisUnavailable, ModelNotReady)
+"""The errors that say nothing of the request itself."""
+
+
+class Bulk(NamedTuple):
+    """What is asked: of which model, the input, the output, and how many classes a row is told."""
+
+    name: str
+    input: Path
+    output: Path
+    version: str | None = None
+    top_k: int = 3
+    restart: bool = False
+
+
+class Progress(NamedTuple):
+    """How far a job is; `total` is 0 where nobody knows it yet."""
+
+    done: int
+    errors: int
+    total: int
+
+
+class _UnderWay(NamedTuple):
+    question: Question
+    pending: PendingRequest | None
+
+
+def predict(
+    bulk: Bulk, client: Redis, settings: Settings, told: Callable[[Progress], None]
+) -> Progress:
+    """Answer every item of the input in the output, in order; `told` is called as it goes on.
+
+    Goes on behind what an earlier call with the same arguments has written. An item that the model
+    does not take, or fails on, has a line with an `error`. Raises BadRequest for an input or output
+    that cannot be, UnknownModel, ModelNotReady once nothing was answered for PATIENCE_SECONDS, and
+    OSError of the disk; what was written stays.
+    """
+    if not 1 <= bulk.top_k <= MAX_TOP_K:
+        raise BadRequest(f"top_k is {bulk.top_k}, expected 1 to {MAX_TOP_K}")
+    job = _Job(bulk, client, settings)
+    try:
+        return job.run(told)
+    finally:
+        job.close()
+
+
+class _Job:
+    """One run of a job, on one thread: the window of requests under way, oldest first."""
+
+    def __init__(self, bulk: Bulk, client: Redis, settings: Settings) -> None:
+        self._bulk = bulk
+        registry = Registry(client, settings.key_prefix)
+        self._catalog = Catalog(registry)
+        self._spec = self._catalog.serving(bulk.name, bulk.version)
+        self._source = open_source(bulk.input)
+        folder = bulk.input if bulk.input.is_dir() else bulk.input.parent
+        self._questions = Questions(self._spec, TokenizerCache(registry), folder)
+        self._output = OutputFile(bulk.output, _asked(bulk, self._spec), restart=bulk.restart)
+        keys = QueueKeys.of(self._spec, settings.key_prefix).with_bulk
+        self._queue = RequestQueue(client, keys, Limits.of(self._spec, settings))
+        self._window: deque[_UnderWay] = deque()
+        self._number, self._errors = self._output.lines, 0
+        self._answered_at = time.monotonic()
+        self._registry, self._most_under_way, self._look_at = registry, LEAST_WINDOW, 0.0
+
+    def run(self, told: Callable[[Progress], None]) -> Progress:
+        for question in self._questions.of(self._source.behind(self._number)):
+            self._look()
+            while len(self._window) >= self._most_under_way:
+                self._settle(told)
+            self._window.append(self._ask(question))
+        while self._window:
+            self._settle(told)
+        self._output.finish()
+        return Progress(self._number, self._errors, self._number)
+
+    def close(self) -> None:
+        """Take back what is under way: another run asks it again."""
+        for under_way in self._window:
+            if under_way.pending is not None:
+                under_way.pending.cancel()
+        self._output.close()
+
+    def _look(self) -> None:
+        """Have two requests for each instance under way, and one that is being answered."""
+        if time.monotonic() < self._look_at:
+            return
+        records, alive = self._registry.instances()
+        ready = sum(
+            each.model_key == self._spec.key and each.state == "ready" and each.supervisor in alive
+            for each in records
+        )
+        self._most_under_way = max(LEAST_WINDOW, 2 * ready + 1)
+        self._look_at = time.monotonic() + LOOK_SECONDS
+
+    def _settle(self, told: Callable[[Progress], None]) -> None:
+        """Write the answers of the oldest request."""
+        lines = list(self._lines(self._window[0]))
+        self._output.write(lines)
+        self._window.popleft()
+        self._errors += sum("error" in line for line in lines)
+        self._answered_at = time.monotonic()
+        told(Progress(self._number, self._errors, max(self._source.total, self._number)))
+
+    def _ask(self, question: Question) -> _UnderWay:
+        if question.error:
+            return _UnderWay(question, None)
+        spec = self._spec
+        request = InferRequest(
+            self._queue.new_id(), len(question.items), question.inputs,
+            timeout_seconds=REQUEST_SECONDS, signature=spec.signature(question.inputs),
+            priority=spec.bulk_queue, named=True,
+        )  # fmt: skip
+        return _UnderWay(question, self._queue.push(request))
+
+    def _lines(self, under_way: _UnderWay) -> Iterator[dict[str, Any]]:
+        """Yield a line for each item of a request; where it fails, its halves are asked."""
+        question, pending = under_way
+        if pending is None:
+            yield self._line(question, error=question.error)
+            return
+        try:
+            result = pending.wait()
+            rows = describe_rows(self._spec, result, self._bulk.top_k)
+        except VersionRetired:
+            raise ModelNotReady(
+                f"version {self._spec.version} of '{self._spec.name}' takes no more requests; "
+                "begin anew with --restart, or serve it again to resume"
+            ) from None
+        except AGAIN as error:
+            self._rest(error)
+            yield from self._lines(self._ask(question))
+        except FerryError as error:
+            if len(question.items) == 1:
+                yield self._line(question, error=error.message)
+                return
+            for half in question.halves:
+                for asked in [self._ask(each) for each in self._questions.of_some(half)]:
+                    yield from self._lines(asked)
+        else:
+            for item, row in zip(question.items, rows, strict=True):
+                yield self._line(Question((item,)), prediction=row)
+
+    def _line(self, question: Question, **said: Any) -> dict[str, Any]:
+        self._number += 1
+        return {"index": self._number - 1, "source": question.items[0].source, **said}
+
+    def _rest(self, error: FerryError) -> None:
+        waited = time.monotonic() - self._answered_at
+        if waited > PATIENCE_SECONDS:
+            raise ModelNotReady(
+                f"nothing was answered for {waited:.0f} s: {error.message}; asked the same, "
+                "the job goes on where it stopped"
+            )
+        log.debug("asked again: %s", error)
+        time.sleep(RETRY_SECONDS)
+
+
+def _asked(bulk: Bulk, spec: ModelSpec) -> dict[str, Any]:
+    """Return what must be the same for a job to be resumed."""
+    state = bulk.input.stat()
+    return {
+        "model": spec.key,
+        "input": str(bulk.input.resolve()),
+        "input_bytes": state.st_size,
+        "input_changed_ns": state.st_mtime_ns,
+        "top_k": bulk.top_k,
+    }

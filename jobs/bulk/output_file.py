@@ -1,0 +1,136 @@
+"""A bulk job's answers on disk: a line for each item, in order, each once whatever was killed.
+
+OUTPUT.partial    the lines so far; the last one may be cut, and is then written again
+OUTPUT.progress   what they are answers to, as JSON: who resumes must ask the same
+OUTPUT            all of them, once the job is done
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from shared.errors import BadRequest
+
+SYNC_SECONDS = 1.0
+"""Of written lines at most so much is lost with the machine's power; a kill loses none."""
+BYTES_AT_ONCE = 1 << 20
+PARQUET_ROWS = 1024
+
+
+class OutputFile:
+    """The lines of one job, which may have been begun by an earlier process."""
+
+    def __init__(self, path: Path, asked: Mapping[str, Any], *, restart: bool = False) -> None:
+        """Open what was written so far, to go on behind it, unless `restart`.
+
+        Raises BadRequest for a finished file, and for one that was begun for another job than is
+        `asked` for; OSError where nothing can be written.
+        """
+        self._path = path
+        self._partial = path.with_name(f"{path.name}.partial")
+        self._progress = path.with_name(f"{path.name}.progress")
+        if path.exists() and not restart:
+            raise BadRequest(f"{path}: it is there already, --restart writes it anew")
+        if path.suffix.lower() == ".parquet":
+            _pyarrow()
+        if restart or not self._progress.exists():
+            self._partial.unlink(missing_ok=True)
+            self._progress.write_text(json.dumps(dict(asked)), encoding="utf-8")
+        self._check(asked)
+        self._stream = self._partial.open("ab")
+        self.lines = self._whole_lines()
+        self._synced = time.monotonic()
+
+    def _check(self, asked: Mapping[str, Any]) -> None:
+        try:
+            begun = json.loads(self._progress.read_text(encoding="utf-8"))
+        except ValueError:
+            begun = {}  # it was cut
+        odd = sorted(name for name in asked if begun.get(name) != asked[name])
+        if odd:
+            raise BadRequest(
+                f"{self._progress}: it was begun with another {odd[0]} ({begun.get(odd[0])!r}, now "
+                f"{asked[odd[0]]!r}): ask the same to resume, or begin anew with --restart"
+            )
+
+    def _whole_lines(self) -> int:
+        """Count the lines that are there, and cut off one that is not whole."""
+        count, end, at = 0, 0, 0
+        with self._partial.open("rb") as stream:
+            while block := stream.read(BYTES_AT_ONCE):
+                count += block.count(b"\n")
+                last = block.rfind(b"\n")
+                end = at + last + 1 if last >= 0 else end
+                at += len(block)
+        self._stream.truncate(end)
+        return count
+
+    def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Add answers; raises OSError with a reason, and what stood there before stays."""
+        for line in lines:
+            self._stream.write(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+            self.lines += 1
+        self._stream.flush()
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            os.fsync(self._stream.fileno())
+            self._synced = time.monotonic()
+
+    def finish(self) -> None:
+        """Give the file its name: all items are answered."""
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        if self._path.suffix.lower() == ".parquet":
+            made = self._path.with_name(f"{self._path.name}.making")
+            _write_parquet(self._partial, made)
+            made.replace(self._path)
+            self._partial.unlink()
+        else:
+            self._partial.replace(self._path)
+        self._progress.unlink()
+
+    def close(self) -> None:
+        """Leave what there is for who resumes."""
+        self._stream.close()
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow  # type: ignore[import-not-found]  # noqa: PLC0415
+        from pyarrow import parquet  # noqa: F401, PLC0415
+    except ModuleNotFoundError:
+        raise BadRequest("writing Parquet needs pyarrow: pip install pyarrow") from None
+    return pyarrow
+
+
+def _write_parquet(lines: Path, made: Path) -> None:
+    """Write lines of JSON as columns: index, source, error, and the prediction as JSON."""
+    arrow = _pyarrow()
+    text = arrow.string()
+    schema = arrow.schema(
+        [("index", arrow.int64()), ("source", text), ("prediction", text), ("error", text)]
+    )
+    with lines.open("rb") as stream, arrow.parquet.ParquetWriter(made, schema) as writer:
+        rows: list[dict[str, Any]] = []
+        for line in stream:
+            rows.append(_columns(orjson.loads(line)))
+            if len(rows) == PARQUET_ROWS:
+                writer.write_table(arrow.Table.from_pylist(rows, schema))
+                rows = []
+        writer.write_table(arrow.Table.from_pylist(rows, schema))
+
+
+def _columns(line: dict[str, Any]) -> dict[str, Any]:
+    found = line.get("prediction")
+    return {
+        "index": line["index"],
+        "source": line["source"],
+        "prediction": None if found is None else orjson.dumps(found).decode(),
+        "error": line.get("error"),
+    }

@@ -1,0 +1,214 @@
+"""What a bulk job reads, one item after another, in constant memory.
+
+    FOLDER/**/*.jpg, pictures.zip   a picture each, in the order of their paths
+    rows.csv, rows.tsv              a line of names, then an item a line
+    rows.ndjson, rows.jsonl         a JSON object, text or list of numbers a line
+    rows.parquet                    a row each, where pyarrow is installed
+
+An item that cannot be read is one with an error, and those behind it are read all the same.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shared.errors import BadRequest
+from shared.inputs.tables import PICTURE_ENDINGS
+
+MAX_PICTURE_BYTES = MAX_LINE_BYTES = 64 * 2**20
+PARQUET_ROWS = 1024
+"""Rows that are read at once."""
+BYTES_AT_ONCE = 1 << 20
+
+
+class Item(NamedTuple):
+    """One row: its columns, or why there are none. `source` says where it stands in the input.
+
+    `whole` is what stands there without a name: a picture's bytes, a text, a list of numbers.
+    """
+
+    source: str
+    columns: Mapping[str, Any] = {}
+    whole: Any = None
+    error: str = ""
+
+
+class Source(NamedTuple):
+    """The items of a file or folder; `total` is 0 where nobody knows it before the end."""
+
+    items: Callable[[], Iterator[Item]]
+    total: int = 0
+
+    def behind(self, number: int) -> Iterator[Item]:
+        """Yield the items without the first `number`."""
+        return islice(self.items(), number, None)
+
+
+def open_source(path: Path) -> Source:
+    """Return a path's items; raises BadRequest naming what is wrong with it."""
+    if path.is_dir():
+        return _folder(path)
+    if not path.exists():
+        raise BadRequest(f"{path}: no such file or folder")
+    opener = READERS.get(path.suffix.lower())
+    if opener is None:
+        raise BadRequest(
+            f"{path}: expected a folder of pictures or one of {', '.join(sorted(READERS))}"
+        )
+    try:
+        return opener(path)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise BadRequest(f"{path}: {error}") from error
+
+
+def _folder(path: Path) -> Source:
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in PICTURE_ENDINGS and not file.name.startswith(".")
+    )
+    if not files:
+        raise BadRequest(f"{path}: there are no pictures in it")
+
+    def items() -> Iterator[Item]:
+        for file in files:
+            name = str(file.relative_to(path))
+            try:
+                yield _picture(name, file.stat().st_size, file.read_bytes)
+            except OSError as error:
+                yield Item(name, error=f"cannot be read: {error.strerror}")
+
+    return Source(items, len(files))
+
+
+def _picture(name: str, size: int, read: Callable[[], bytes]) -> Item:
+    if size > MAX_PICTURE_BYTES:
+        return Item(name, error=f"{size} bytes, a picture has at most {MAX_PICTURE_BYTES}")
+    return Item(name, whole=read())
+
+
+def _zip(path: Path) -> Source:
+    with zipfile.ZipFile(path) as archive:
+        members = [
+            each for each in archive.infolist()
+            if Path(each.filename).suffix.lower() in PICTURE_ENDINGS and not each.is_dir()
+        ]  # fmt: skip
+    if not members:
+        raise ValueError("there are no pictures in it")
+
+    def items() -> Iterator[Item]:
+        with zipfile.ZipFile(path) as opened:
+            for member in members:
+                try:
+                    read = partial(opened.read, member)
+                    yield _picture(member.filename, member.file_size, read)
+                # encrypted, damaged or of a method that is not built in
+                except (RuntimeError, zipfile.BadZipFile, NotImplementedError, OSError) as error:
+                    yield Item(member.filename, error=f"cannot be read: {error}")
+
+    return Source(items, len(members))
+
+
+def _csv(path: Path) -> Source:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    first = next(_lines_of(path, delimiter), None)
+    if not isinstance(first, list) or not first:
+        raise ValueError("there is no line of names in it")
+    names = [name.strip() for name in first]
+
+    def items() -> Iterator[Item]:
+        lines = _lines_of(path, delimiter)
+        next(lines)
+        for number, line in enumerate((line for line in lines if line), 1):
+            yield _row(f"row {number}", names, line)
+
+    return Source(items)
+
+
+def _lines_of(path: Path, delimiter: str) -> Iterator[list[str] | csv.Error]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        reader = csv.reader(stream, delimiter=delimiter)
+        while True:
+            try:
+                yield next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield error
+
+
+def _row(source: str, names: list[str], line: list[str] | csv.Error) -> Item:
+    if isinstance(line, csv.Error):
+        return Item(source, error=f"it cannot be read: {line}")
+    if len(line) != len(names):
+        return Item(source, error=f"it has {len(line)} fields, the first line has {len(names)}")
+    try:
+        "".join(line).encode()
+    except UnicodeEncodeError:
+        return Item(source, error="it is not UTF-8")
+    return Item(source, dict(zip(names, line, strict=True)))
+
+
+def _ndjson(path: Path) -> Source:
+    count = 0
+    with path.open("rb") as stream:
+        while block := stream.read(BYTES_AT_ONCE):
+            count += block.count(b"\n")
+
+    def items() -> Iterator[Item]:
+        with path.open("rb") as lines:
+            number = 0
+            while line := lines.readline(MAX_LINE_BYTES):
+                number += 1
+                is_whole = line.endswith(b"\n") or len(line) < MAX_LINE_BYTES
+                while not is_whole:
+                    is_whole = lines.readline(MAX_LINE_BYTES)[-1:] in (b"\n", b"")
+                    line = b""
+                if not line:
+                    yield Item(f"line {number}", error=f"it is above {MAX_LINE_BYTES} bytes")
+                elif line.strip():
+                    yield _json(f"line {number}", line)
+
+    return Source(items, count)
+
+
+def _json(source: str, line: bytes) -> Item:
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return Item(source, error=f"it is no JSON: {error}")
+    if isinstance(value, dict):
+        return Item(source, value)
+    if isinstance(value, str | list):
+        return Item(source, whole=value)
+    return Item(source, error="expected a JSON object, a text or a list of numbers")
+
+
+def _parquet(path: Path) -> Source:
+    try:
+        from pyarrow import parquet  # type: ignore[import-not-found]  # noqa: PLC0415
+    except ModuleNotFoundError:
+        raise ValueError("reading Parquet needs pyarrow: pip install pyarrow") from None
+    count = parquet.ParquetFile(path).metadata.num_rows
+
+    def items() -> Iterator[Item]:
+        number = 0
+        for batch in parquet.ParquetFile(path).iter_batches(PARQUET_ROWS):
+            for row in batch.to_pylist():
+                number += 1
+                yield Item(f"row {number}", row)
+
+    return Source(items, count)
+
+
+READERS: Mapping[str, Callable[[Path], Source]] = {
+    ".csv": _csv, ".tsv": _csv, ".ndjson": _ndjson, ".jsonl": _ndjson, ".parquet": _parquet,
+    ".zip": _zip,
+}  # fmt: skip
