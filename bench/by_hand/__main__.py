@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="per recipe and round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--optimise", default="", metavar="BUDGET", help="measure its choice too")
+    parser.add_argument("--models", type=Path, metavar="DIR", help="to keep what it made and used")
     options = parser.parse_args()
     if unknown := set(options.names) - set(NETWORKS):
         parser.error(f"no network {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
@@ -44,7 +45,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="ferry-by-hand-") as directory:
             more = {}
             if options.optimise:
-                chosen = optimised(network, Path(directory), options.optimise)
+                models = options.models or Path(directory)
+                chosen = optimised(network, models, Path(directory), options.optimise)
                 more[f"{OURS}: {chosen.variant}"] = partial(_made, chosen, options.threads)
             results = measure(network, options.rounds, options.seconds, options.threads, more)
         load = os.getloadavg()[0]
@@ -59,12 +61,11 @@ class Chosen(NamedTuple):
     file: Path
 
 
-def optimised(network: Network, directory: Path, budget: str) -> Chosen:
+def optimised(network: Network, models: Path, directory: Path, budget: str) -> Chosen:
     """Have `ferry optimise` make the sample faster; return its choice, which may be the original.
 
     Its own lines go to the standard error.
     """
-    models = directory / "models"
     _ferry("samples", network.name, "--models", models)
     data = () if network.write_data is None else ("--data", network.write_data(directory))
     _ferry("optimise", network.name, "--models", models, *data, "--budget", budget)

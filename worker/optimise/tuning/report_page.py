@@ -8,18 +8,24 @@ from typing import Any, NamedTuple
 
 from worker.optimise.tuning.report import COLUMNS, cells, circumstances, headline
 
+NAMESPACE = "http://www.w3.org/2000/svg"
+"""By which a file of its own is known as SVG; nothing is fetched from there."""
 WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 760, 360, 70, 50, 20
 STYLE = """
-:root { color-scheme: light dark; --line: #8888; --front: #1a7f5a; }
+:root { color-scheme: light dark; --line: #8888; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px;
  padding: 0 1rem; }
 table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto; }
 th, td { border: 1px solid var(--line); padding: .3em .6em; text-align: left; }
 tr.chosen { font-weight: 600; } tr.failed, tr.not { opacity: .7; }
-svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif; fill: currentColor; }
-.axis { stroke: currentColor; fill: none; } .front { stroke: var(--front); fill: none; }
-circle.on { fill: var(--front); } pre { overflow-x: auto; }
+svg { max-width: 100%; height: auto; } pre { overflow-x: auto; }
 """
+CHART_STYLE = """
+svg { font: 12px system-ui, sans-serif; fill: #777; } .axis { stroke: #777; fill: none; }
+.front { stroke: #1a9f6a; fill: none; } circle.on { fill: #1a9f6a; }
+"""
+"""Grey and green are legible on light and on dark, wherever the chart stands by itself."""
+LABEL_HEIGHT = 13.0
 MEASURES = (
     ("accuracy_drop", "fall of accuracy"),
     ("agreement", "share of rows with another class"),
@@ -53,7 +59,7 @@ def as_page(report: Mapping[str, Any]) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
-        f"<h1>{title}</h1><p>{escape(circumstances(report))}</p>{_chart(report)}"
+        f"<h1>{title}</h1><p>{escape(circumstances(report))}</p>{as_chart(report)}"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         f"<h2>Notes</h2><ul>{notes}</ul><h2>Again</h2><pre>{escape(commands)}</pre>"
         f"<h2>Digests (SHA-256)</h2><ul>{digests}</ul></body></html>\n"
@@ -96,7 +102,8 @@ def pareto(found: Sequence[Point]) -> list[Point]:
     return sorted(front, key=lambda each: each.rate)
 
 
-def _chart(report: Mapping[str, Any]) -> str:
+def as_chart(report: Mapping[str, Any]) -> str:
+    """Return the chart of a report as SVG, which may stand in a page or in a file of its own."""
     words, found = points(report)
     if not found:
         return ""
@@ -110,10 +117,15 @@ def _chart(report: Mapping[str, Any]) -> str:
         return x, HEIGHT - BOTTOM - point.rate / top * (HEIGHT - BOTTOM - EDGE)
 
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, front))
-    marks = "".join(_mark(point, at(point), point in front) for point in found)
+    marks, below = "", HEIGHT + LABEL_HEIGHT
+    for point in sorted(found, key=lambda each: each.rate):  # from below, so that labels move up
+        x, y = at(point)
+        below = min(y + 4, below - LABEL_HEIGHT)
+        marks += _mark(point, (x, y), below, point in front)
     floor = HEIGHT - BOTTOM
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Speed against {words}">'
+        f'<svg xmlns="{NAMESPACE}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="Speed against {words}"><style>{CHART_STYLE}</style>'
         f'<path class="axis" d="M{LEFT} {EDGE}V{floor}H{WIDTH - EDGE}"/>'
         f'<text x="{LEFT}" y="{HEIGHT - 12}">{escape(words)}: {low:.4g} to {high:.4g}; '
         f"the line is the Pareto front</text>"
@@ -123,10 +135,10 @@ def _chart(report: Mapping[str, Any]) -> str:
     )
 
 
-def _mark(point: Point, place: tuple[float, float], is_on_front: bool) -> str:
+def _mark(point: Point, place: tuple[float, float], label: float, is_on_front: bool) -> str:
     x, y = place
     kind = ' class="on"' if is_on_front else ""
     return (
         f'<circle{kind} cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
-        f'<text x="{x + 8:.1f}" y="{y + 4:.1f}">{escape(point.name)}</text>'
+        f'<text x="{x + 8:.1f}" y="{label:.1f}">{escape(point.name)}</text>'
     )
