@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="per recipe and round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--optimise", default="", metavar="BUDGET", help="measure its choice too")
-    parser.add_argument("--models", type=Path, metavar="DIR", help="to keep what it made and used")
+    parser.add_argument("--models", type=Path, metavar="DIR", help="to keep in, and begin from")
     options = parser.parse_args()
     if unknown := set(options.names) - set(NETWORKS):
         parser.error(f"no network {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
@@ -64,15 +64,17 @@ class Chosen(NamedTuple):
 def optimised(network: Network, models: Path, directory: Path, budget: str) -> Chosen:
     """Have `ferry optimise` make the sample faster; return its choice, which may be the original.
 
-    Its own lines go to the standard error.
+    Its own lines go to the standard error. What was chosen before stays.
     """
-    _ferry("samples", network.name, "--models", models)
-    data = () if network.write_data is None else ("--data", network.write_data(directory))
-    _ferry("optimise", network.name, "--models", models, *data, "--budget", budget)
-    versions = sorted((models / network.name).glob("[0-9]*"))
-    report = json.loads((versions[-1] / "report.json").read_text(encoding="utf-8"))
-    variant = next(each["name"] for each in report["variants"] if each["chosen"])
-    return Chosen(variant, next(versions[-1].glob("model.*")))
+    if not (found := list((models / network.name).glob("*/report.json"))):
+        _ferry("samples", network.name, "--models", models)
+        data = () if network.write_data is None else ("--data", network.write_data(directory))
+        _ferry("optimise", network.name, "--models", models, *data, "--budget", budget)
+        found = list((models / network.name).glob("*/report.json"))
+    report = max(found)
+    variants = json.loads(report.read_text(encoding="utf-8"))["variants"]
+    variant = next(each["name"] for each in variants if each["chosen"])
+    return Chosen(variant, next(report.parent.glob("model.*")))
 
 
 def _ferry(*arguments: str | Path) -> None:

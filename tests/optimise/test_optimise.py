@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from optimised_models import VARIANTS, make_repository
 
 from ferry.cli import main
 from shared.errors import BadModel
+from shared.settings import Settings
 from worker.optimise.subjects import Original
 from worker.optimise.tuning import making
 from worker.optimise.tuning import optimise as tuning
+from worker.optimise.tuning.machine import this_machine
 from worker.optimise.tuning.optimise import Optimised, optimise
-from worker.optimise.tuning.run import OptimiseOrder
+from worker.optimise.tuning.run import OptimiseOrder, work_key
+from worker.optimise.tuning.task import Task
 from worker.repository.models import read_model
 
 HANG_LIMIT_SECONDS = 8.0
@@ -131,6 +135,18 @@ def test_an_interrupt_keeps_what_is_finished_and_the_next_run_goes_on(tmp_path: 
     assert (tmp_path / "cache" / "ferry" / "optimise" / "made").read_text() == "quick\n"
     assert (models / "busy" / "2" / "model.pt").is_file()
     assert not list((tmp_path / "cache").rglob("report.json"))
+
+
+def test_what_is_finished_is_found_again_whatever_order_a_config_has(directory: Path) -> None:
+    task = Task(directory / "models", "busy", "1", Settings(), Path())
+    order, spec = OptimiseOrder("busy"), task.model.spec
+    keys = set()
+    for parameters in ({"a": "1", "b": "2"}, {"b": "2", "a": "1"}, {"a": "1", "b": "3"}):
+        changed = replace(task.model, spec=spec.with_changes(parameters=parameters))
+        task.__dict__["model"] = changed
+        keys.add(work_key(order, task, this_machine()))
+
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize(

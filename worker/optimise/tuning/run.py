@@ -112,7 +112,7 @@ def begin(
         made = in_a_process(_make, order.original, seconds=MAKING_SECONDS)
         if made.fault:
             raise BadModel(f"--original {order.original.path}: {made.fault}")
-    key = _key(order, unplaced, machine)
+    key = work_key(order, unplaced, machine)
     work = _cache(environ) / f"{order.name}-{model.spec.version}-{key[:12]}"
     work.mkdir(parents=True, exist_ok=True)
     task = replace(unplaced, version=model.spec.version, work=work)
@@ -130,7 +130,7 @@ def _cache(environ: Mapping[str, str]) -> Path:
     return Path(home) / "ferry" / "optimise"
 
 
-def _key(order: OptimiseOrder, task: Task, machine: Machine) -> str:
+def work_key(order: OptimiseOrder, task: Task, machine: Machine) -> str:
     """Return a digest of all that decides what is made, so that nothing older is gone on from."""
     data = order.data.absolute() if order.data else None
     found = [data] if data and data.is_file() else sorted(data.rglob("*")) if data else []
@@ -140,10 +140,11 @@ def _key(order: OptimiseOrder, task: Task, machine: Machine) -> str:
     deciding = [
         original and [original.path, original.arguments, weights and _digest(weights)],
         task.settings.allow_machine_code, _digest(task.model.file),
-        task.model.spec.model_dump_json(), listed, order.label, order.seed,
+        task.model.spec.model_dump(mode="json"), listed, order.label, order.seed,
         order.max_accuracy_drop, versions(), sorted(machine.flags), machine.cores,
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
+    text = json.dumps(deciding, sort_keys=True)  # a config's maps are in no order
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest(file: Path) -> str:
