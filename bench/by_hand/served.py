@@ -24,6 +24,9 @@ from bench.servers import ferry
 from bench.single_requests import Request
 from shared.settings import Settings
 
+WARM_UP_SECONDS = 5
+"""Long against one batch of a large model."""
+
 
 def main() -> None:
     """Measure, and print both rows and their ratio."""
@@ -57,7 +60,7 @@ def served(
             port = stack.enter_context(ferry(scenario.model, settings, directory))
             request = Request(port, scenario.path, "POST", scenario.content_type, scenario.body())
             ask = partial(wrk.measure, request, clients, directory=directory)
-            ask(1)
+            ask(WARM_UP_SECONDS)
             variants.append(Variant(name, clients, ask))
         return run_rounds(scenario.model, variants, rounds, seconds)
 
