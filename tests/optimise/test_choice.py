@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.optimise.tuning.choice import Row, best_setup, choose, served_batch
+from worker.optimise.tuning.choice import Row, best_setup, choose, most_together
 from worker.optimise.tuning.measuring import Arrangement, Measured
 
 ALONE, TWO = Arrangement(1, 2), Arrangement(2, 1)
@@ -62,14 +62,17 @@ def test_one_lucky_round_is_no_speed() -> None:
     assert chosen(original, lucky) == "original"
 
 
-def test_of_batches_as_good_as_the_best_the_largest_is_served() -> None:
-    measured = Measured(rates={
-        (ALONE, 2): [10.0] * 3, (ALONE, 4): [20.0] * 3, (ALONE, 8): [19.7] * 3,
-        (ALONE, 16): [17.0] * 3, (TWO, 32): [19.9] * 3,
-    })  # fmt: skip
-    setup = best_setup(measured, "throughput")
+def test_no_more_are_batched_than_is_as_good_as_the_best() -> None:
+    rates = {
+        (ALONE, 2): [10.0] * 3, (ALONE, 4): [20.0] * 3, (ALONE, 8): [19.0] * 3,
+        (ALONE, 16): [17.0], (TWO, 32): [19.9] * 3,
+    }  # fmt: skip
+    setup = best_setup(Measured(rates=rates), "throughput")
+    assert (setup.batch, most_together(Measured(rates=rates), setup)) == (4, 8)
 
-    assert (setup.batch, served_batch(measured, setup)) == (4, 8)
+    del rates[ALONE, 16]  # then nothing is known of larger ones
+
+    assert most_together(Measured(rates=rates), setup) is None
 
 
 def test_the_objective_decides_what_is_best() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from optimised_models import VARIANTS, make_repository
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from ferry.cli import main
 from shared.errors import BadModel
@@ -19,7 +20,8 @@ from worker.optimise.subjects import Original
 from worker.optimise.tuning import making
 from worker.optimise.tuning import optimise as tuning
 from worker.optimise.tuning.machine import this_machine
-from worker.optimise.tuning.optimise import Optimised, optimise
+from worker.optimise.tuning.measuring import Arrangement
+from worker.optimise.tuning.optimise import Optimised, configure, optimise
 from worker.optimise.tuning.run import OptimiseOrder, work_key
 from worker.optimise.tuning.task import Task
 from worker.repository.models import read_model
@@ -68,8 +70,20 @@ def test_the_config_is_set_to_what_was_best(done: Optimised, directory: Path) ->
 
     assert model.config.instance_groups[0].count == chosen["instances"]
     assert model.config.parameters["INTRA_OP_THREAD_COUNT"] == str(chosen["threads"])
-    assert model.spec.preferred_batch_sizes == (chosen["batch"],)
     assert model.spec.max_batch_size == 4
+
+
+def test_what_was_best_together_is_the_preferred_batch_where_more_is_worse() -> None:
+    variant = next(each for each in VARIANTS if each.name == "quick")
+    message = ModelConfig(max_batch_size=8)
+    message.dynamic_batching.preferred_batch_size.append(6)
+
+    configure(message, variant, Arrangement(2, 1), together=4)
+    assert list(message.dynamic_batching.preferred_batch_size) == [4]
+    assert message.max_batch_size == 8
+
+    configure(message, variant, Arrangement(2, 1), together=None)
+    assert not message.dynamic_batching.preferred_batch_size
 
 
 def test_report_json_is_beside_the_version_with_all_members(done: Optimised) -> None:

@@ -14,6 +14,7 @@ from worker.optimise.tuning.measuring import FEWEST_ROUNDS, Arrangement, Measure
 
 WORTH = 1.02
 """The gain that a new version must bring at least; measurements repeat no better."""
+AS_GOOD = 0.9
 OK, CHOSEN, SLOWER, FAILED = "ok", "chosen", "slower", "failed"
 NOT_APPLICABLE, NOT_TRIED = "not applicable", "not tried"
 
@@ -61,17 +62,18 @@ def best_setup(measured: Measured, objective: str) -> Setup:
     return Setup(arrangement, batch)
 
 
-def served_batch(measured: Measured, setup: Setup) -> int:
-    """Return the largest batch whose rate is as good as the best: measurements repeat no better.
+def most_together(measured: Measured, setup: Setup) -> int | None:
+    """Return the largest batch that is as good as the best; None where no larger one is worse.
 
-    Fewer, larger batches cost the queue less.
+    Fewer, larger batches cost the queue less, so a larger one counts as worse by a tenth or more.
     """
     rates = {
         size: statistics.median(values)
         for (arrangement, size), values in measured.rates.items()
         if arrangement == setup.arrangement
     }
-    return max(size for size, rate in rates.items() if rate * WORTH >= rates[setup.batch])
+    good = max(size for size, rate in rates.items() if rate >= AS_GOOD * rates[setup.batch])
+    return good if good < max(rates) else None
 
 
 def values_of(measured: Measured, objective: str) -> list[float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,13 @@ from worker.optimise.tuning.choice import (
     FAILED,
     OK,
     Row,
-    Setup,
     best_setup,
     choose,
     is_measured,
-    served_batch,
+    most_together,
 )
 from worker.optimise.tuning.making import make_all
-from worker.optimise.tuning.measuring import Candidate, measure
+from worker.optimise.tuning.measuring import Arrangement, Candidate, measure
 from worker.optimise.tuning.report import REPORT_FILES
 from worker.optimise.tuning.run import OptimiseOrder, Run, Say, begin
 from worker.optimise.tuning.variants import ONNX_BACKEND, ORIGINAL, VARIANTS, Variant
@@ -109,16 +108,18 @@ def _added(run: Run, chosen: Row) -> Path | None:
     files = {variant.filename: run.file(variant)}
     files |= {name: work / name for name in REPORT_FILES}
     setup = best_setup(chosen.measured, run.order.objective)
-    setup = replace(setup, batch=served_batch(chosen.measured, setup))
+    together = most_together(chosen.measured, setup)
     addition = Addition(
         run.task.name,
         [NewVersion(files)],
-        configure=lambda message: configure(message, variant, setup),
+        configure=lambda message: configure(message, variant, setup.arrangement, together),
     )
     return add_versions(run.task.repository, addition, loads_here(run.task.settings))[0]
 
 
-def configure(message: Any, variant: Variant, setup: Setup) -> None:
+def configure(
+    message: Any, variant: Variant, arrangement: Arrangement, together: int | None
+) -> None:
     """Set the instances, their threads and the preferred batch size in a ModelConfig.
 
     `max_batch_size` stays, for it is what clients may send; no more rows than the preferred size
@@ -127,10 +128,11 @@ def configure(message: Any, variant: Variant, setup: Setup) -> None:
     groups = list(message.instance_group)
     del message.instance_group[1:]
     group = message.instance_group[0] if groups else message.instance_group.add()
-    group.count = setup.arrangement.instances
+    group.count = arrangement.instances
     key = "intra_op_thread_count" if variant.backend == ONNX_BACKEND else "INTRA_OP_THREAD_COUNT"
-    message.parameters[key].string_value = str(setup.arrangement.threads)
+    message.parameters[key].string_value = str(arrangement.threads)
     if message.max_batch_size > 0:
         message.dynamic_batching.SetInParent()
         del message.dynamic_batching.preferred_batch_size[:]
-        message.dynamic_batching.preferred_batch_size.append(setup.batch)
+        if together is not None:
+            message.dynamic_batching.preferred_batch_size.append(together)
