@@ -19,9 +19,7 @@ DEVICE_IS_LOST = 75
 ANSWERS_NO_MORE = 76
 """That of an instance which fails what it answered before, on a device that works."""
 LOST = "lost"
-"""The word of its last report, beside "ready" and "failed": the reason and the suspects' ids."""
-MAX_SUSPECTS = 500
-"""Of that report, which must fit into a pipe that nobody may be reading."""
+"""The word of its last report, beside "ready" and "failed", before the reason."""
 
 
 @dataclass(frozen=True)

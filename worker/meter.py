@@ -8,6 +8,7 @@ import time
 WEIGHT_OF_LATEST = 0.5
 """The latest heartbeat's share in the mean rate."""
 NEGLIGIBLE_RATE = 0.01
+MAX_FAILING_BATCHES = 10
 FULL_SHARE = 0.75
 """A batch of so large a share of the largest one's rows counts as full."""
 
@@ -23,6 +24,8 @@ class Meter(ctypes.Structure):
     inputs that are made up; a process of this place took such if it `has_been_warm`. `row_limit`
     is how many rows at once memory holds, 0 for no limit; `memory_bytes` is what the
     warm model takes of its GPU.
+    `failing_batches` are those in a row of which every request failed, where nothing is known that
+    the model answers: else the instance finds out by itself whose fault that is.
     The `full_` fields are means of full batches: what the model can do when much is asked of it.
     """
 
@@ -38,6 +41,7 @@ class Meter(ctypes.Structure):
     log_level: int
     iso_times: int
     has_been_warm: int
+    failing_batches: int
     full_rows: int
     full_requests: float
     full_seconds: float
@@ -55,6 +59,7 @@ class Meter(ctypes.Structure):
         ("log_level", ctypes.c_uint64),
         ("iso_times", ctypes.c_uint64),
         ("has_been_warm", ctypes.c_uint64),
+        ("failing_batches", ctypes.c_uint64),
         ("full_rows", ctypes.c_uint64),
         ("full_requests", ctypes.c_double),
         ("full_seconds", ctypes.c_double),
@@ -83,6 +88,11 @@ class Meter(ctypes.Structure):
         self.full_rows = max(self.full_rows, rows)
 
     @property
+    def is_failing(self) -> bool:
+        """Tell whether so many batches failed that the instance is compared with others."""
+        return self.failing_batches >= MAX_FAILING_BATCHES
+
+    @property
     def capacity_per_second(self) -> float:
         """Return how many requests are answered in a second of full batches, 0 before the first."""
         return self.full_requests / self.full_seconds if self.full_seconds > 0.0 else 0.0
@@ -101,12 +111,14 @@ _KEPT = ("log_level", "iso_times", "has_been_warm", "full_rows", "full_requests"
 class Rate:
     """Requests per second of one instance: a mean in which each heartbeat weighs half of the next.
 
-    `per_second` is 0 before anything ran and again some heartbeats after the last request.
+    `per_second` is 0 before anything ran and again some heartbeats after the last request. It
+    `is_answering` if something was answered within the last one, and not by failures alone.
     """
 
     def __init__(self, now: float) -> None:
         """Begin to measure at `now` (monotonic seconds), with nothing answered."""
         self.per_second = 0.0
+        self.is_answering = False
         self._answered_count = 0
         self._since = now
 
@@ -116,6 +128,7 @@ class Rate:
         answered, seconds = answered_count - self._answered_count, now - self._since
         if seconds <= 0.0 or (busy and not answered):
             return  # a batch longer than a heartbeat is measured when it ends
+        self.is_answering = answered > 0 and not meter.failing_batches
         latest = answered / seconds
         # After a rest the first rate is the mean; half of it would be wrong for several heartbeats.
         before = self.per_second or latest

@@ -77,6 +77,8 @@ def answer_batch(
         results.update(_answer(together, context, health))
     if context.failures:
         _tell_apart(context, health)
+    if health.learns:
+        health.count_failing(has_failed=bool(context.failures) and not context.passes)
     if health.learns and context.passes:
         health.known_good = partial(_run_again, context.passes[-1].claimed[0], context)
     if empty:

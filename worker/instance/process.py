@@ -51,7 +51,7 @@ from worker.instance.out_of_memory import PiecewiseBackend
 from worker.instance.outputs import fitted_outputs
 from worker.instance.tensor_adapter import adapted, backend_spec
 from worker.instance.warmup import MadeUpPasses, run_samples, run_sizes, sample_rows, warm_up
-from worker.job import DEVICE_IS_LOST, LOST, MAX_SUSPECTS, InstanceJob
+from worker.job import DEVICE_IS_LOST, LOST, InstanceJob
 from worker.logs import configure_logging, follow_level
 from worker.meter import Meter
 from worker.preflight import memory, own_device
@@ -156,8 +156,7 @@ def _end_lost(
         queue.put_back_lost(lost.suspects, lost.reason)
     except RedisError as error:
         log.warning("Redis fails, the supervisor will put them back: %s", error)
-    suspects = sorted(lost.suspects) if len(lost.suspects) <= MAX_SUSPECTS else []
-    reports.send((LOST, (lost.reason, suspects)))
+    reports.send((LOST, lost.reason))
     os._exit(lost.code)  # not by its exit handlers: they would ask the device, and may never end
 
 
@@ -244,7 +243,7 @@ def _warmed(job: InstanceJob, backend: Backend, meter: Meter, probe: Probe) -> W
     """Return a loaded model once it is warmed up with what is made up, and looked at."""
     pixels = frozenset({job.spec.image.input} if job.spec.image and not job.warmup else ())
     if job.cold:
-        health = _self_check(job, backend, pixels, probe)
+        health = _self_check(job, backend, pixels, probe, meter)
         return WarmBackend(backend, health, _noted(job, f"served cold: {job.cold}"))
     passes = MadeUpPasses(job.spec, backend, pixels, meter, probe)
     cold, makes = _warm(job, passes, meter)
@@ -252,7 +251,7 @@ def _warmed(job: InstanceJob, backend: Backend, meter: Meter, probe: Probe) -> W
     padded = "" if answers_each(backend) else padding_effect(job.spec, passes, makes)
     passes.end()
     notes = [cold and f"served cold: {cold}", unsteady, padded]
-    health = _self_check(job, backend, pixels, probe, makes)
+    health = _self_check(job, backend, pixels, probe, meter, makes)
     note = _noted(job, *filter(None, notes))
     return WarmBackend(backend, health, note, one_length=bool(padded))
 
@@ -262,6 +261,7 @@ def _self_check(
     backend: Backend,
     pixels: frozenset[str],
     probe: Probe,
+    meter: Meter,
     makes: Sequence[Make] = (),
 ) -> SelfCheck:
     """Return what an instance knows of itself by the first sample, or by the last of `makes`."""
@@ -273,7 +273,7 @@ def _self_check(
         rows = len(next(iter(inputs.values())))
         return fitted_outputs(backend.forward(inputs, pixels), job.spec, rows)
 
-    return self_check(job.spec, ask, make, probe, is_torchs=job.backend in TORCHS)
+    return self_check(job.spec, ask, make, probe, meter, is_torchs=job.backend in TORCHS)
 
 
 def _warm(job: InstanceJob, passes: MadeUpPasses, meter: Meter) -> tuple[str, list[Make]]:

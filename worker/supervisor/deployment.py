@@ -69,6 +69,13 @@ class Deployment:
         for slot in self.slots:
             slot.start_at = max(slot.start_at, time.monotonic() + seconds)
 
+    def replace_failing(self) -> None:
+        """Replace the instances that fail all that they are asked while others answer."""
+        answering = sum(slot.is_answering for slot in self.slots)
+        for slot in self.slots:
+            if answering and slot.is_failing:
+                slot.replace(f"all of its last batches failed, while {answering} others answered")
+
     def want(self) -> None:
         """Keep it: it is wanted, or takes requests."""
         self.retired_at = 0.0

@@ -37,7 +37,7 @@ class Quarantine(NamedTuple):
 
 
 class DeviceLedger:
-    """The devices of one supervisor, by their names. The CPU is never closed."""
+    """The devices of one supervisor, by what people know them by. The CPU is never closed."""
 
     def __init__(self) -> None:
         """Know of no fault."""
@@ -50,6 +50,10 @@ class DeviceLedger:
     def served(self, key: Key, device: str) -> None:
         """Note that a content got ready on a device."""
         self._served_on[key].add(device)
+
+    def is_served_beside(self, key: Key, device: str) -> bool:
+        """Tell whether a content got ready on other devices than this one."""
+        return bool(self._served_on[key] - {device})
 
     def forget(self, key: Key) -> None:
         """Forget a content that has left."""

@@ -49,11 +49,7 @@ class InstanceSlot:
     """Holds at most one process; each process that starts in it has an instance id of its own."""
 
     def __init__(
-        self,
-        model: ServedModel,
-        placement: Placement,
-        index: int,
-        machine: SlotHost,
+        self, model: ServedModel, placement: Placement, index: int, machine: SlotHost
     ) -> None:
         """Prepare; `start` forks."""
         self.model = model
@@ -63,9 +59,8 @@ class InstanceSlot:
         self.recorded: InstanceRecord | None = None
         self._placement = placement
         self._name = f"{machine.supervisor}-{index}"
-        self._supervisor, self._settings, context, self._ledger = machine
-        self._context = context
-        self._meter = context.RawValue(Meter)
+        self._supervisor, self._settings, self._context, self._ledger = machine
+        self._meter = self._context.RawValue(Meter)
         self._rate = Rate(time.monotonic())
         self.had_chance = False
         """Whether a process of it was ready once, or failed: a version need not wait for it."""
@@ -76,7 +71,6 @@ class InstanceSlot:
         self._state: State = "starting"
         self._reason = ""
         self._note = self._lost = ""
-        self._suspects: list[str] = []
         self._device = ""
         self._memory_bytes = 0
         self._cold = ""
@@ -92,20 +86,30 @@ class InstanceSlot:
         return self._reason
 
     @property
+    def _device_name(self) -> str:
+        """Return what people know its device by: a GPU's number changes, its UUID does not."""
+        device, uuid = self._placement.device, self._placement.uuid
+        return f"{device} ({uuid})" if uuid else device
+
+    @property
+    def _fails_here_alone(self) -> bool:
+        """Tell whether its content got ready on other devices: what killed it is not the model."""
+        return self._ledger.is_served_beside(self.model.spec.key, self._device_name)
+
+    @property
     def instance_id(self) -> str:
         """Return the id of the process that is, or was last, in this slot."""
         return f"{self._name}.{self._starts}"
 
     def start(self) -> None:
         """Fork a new process into the slot, unless its device is closed."""
-        if closed := self._ledger.why_closed(self._placement.device):
+        if closed := self._ledger.why_closed(self._device_name):
             self._state, self._reason, self.had_chance = "failed", closed, True
             self.start_at = time.monotonic() + CLOSED_LOOK_SECONDS
             return
         self._starts += 1
         self._started_at, self._killed_at, self._overdue = time.monotonic(), 0.0, ""
         self._note = self._lost = ""
-        self._suspects = []
         self._state = "starting"  # for the reason of its last failure, until it is ready
         self._memory_bytes = self._meter.memory_bytes or self._memory_bytes
         self._meter.reset()
@@ -153,14 +157,14 @@ class InstanceSlot:
             self.reports = None
             return False
         if word == LOST:
-            self._lost, self._suspects = said
+            self._lost = said
             return False  # it is about to end
         self._state = word
         self._reason, self._note = ("", said) if self._state == "ready" else (said, "")
         if self._state == "ready":
             self._device = device[0] if device else ""
             self._failures_in_a_row, self.had_chance = 0, True
-            self._ledger.served(self.model.spec.key, self._placement.device)
+            self._ledger.served(self.model.spec.key, self._device_name)
             log.info("%s: %s is ready", self.model.spec.key, self.instance_id)
         return True
 
@@ -176,11 +180,10 @@ class InstanceSlot:
             return None
         self._kill_overdue(max_batch_seconds)
         if has_ended:  # fast: to ask each slot at each tick costs many models much
-            self.process.join(JOIN_SECONDS)
             self.read_reports()
             code = self.process.exitcode
             if code == DEVICE_IS_LOST:
-                self._ledger.failed(self.model.spec.key, self._placement.device)
+                self._ledger.failed(self.model.spec.key, self._device_name)
             self._note_end(f"{self.instance_id} ended with exit code {code}")
             self._close()
         elif self._is_immortal:
@@ -203,7 +206,7 @@ class InstanceSlot:
             self._fail(self._reason)
         elif self._overdue:
             self._fail(f"failed to load '{self.model.spec.name}', {self._overdue}")
-        elif self._meter.making_up_since and not self._cold:
+        elif self._meter.making_up_since and not self._cold and not self._fails_here_alone:
             self._start_cold(ended)
         else:
             self._fail(f"failed to load '{self.model.spec.name}', {self.model.file}: {ended}")
@@ -242,12 +245,12 @@ class InstanceSlot:
             "%s: process %s survives SIGKILL, as one that is stuck in a driver; it is abandoned",
             self.instance_id, self.process.pid,
         )  # fmt: skip
-        self._ledger.fence(self._placement.device, self.instance_id, self.process)
+        self._ledger.fence(self._device_name, self.instance_id, self.process)
         self._forget_process()
 
     def leave_device(self) -> None:
         """Ask the process to finish its batch and leave, if its device is quarantined."""
-        if self.process and self._ledger.is_quarantined(self._placement.device):
+        if self.process and self._ledger.is_quarantined(self._device_name):
             self.process.terminate()
 
     def _start_cold(self, ended: str) -> None:
@@ -292,6 +295,23 @@ class InstanceSlot:
         """Bring the instance's rate up to date, at a heartbeat."""
         self._rate.update(self._meter, time.monotonic())
 
+    @property
+    def is_answering(self) -> bool:
+        """Tell whether it answered something before the last heartbeat."""
+        return self._state == "ready" and self._rate.is_answering
+
+    @property
+    def is_failing(self) -> bool:
+        """Tell whether it failed every request of many batches, and may be at fault."""
+        return self._state == "ready" and self._meter.is_failing
+
+    def replace(self, reason: str) -> None:
+        """Have the process finish its batch and leave; the next one follows at once."""
+        if self.process is not None and not self._lost:
+            log.error("%s: %s: %s, it is to leave", self.model.spec.key, self.instance_id, reason)
+            self._lost = reason
+            self.process.terminate()
+
     def record(self) -> InstanceRecord:
         """Return this slot's record for the registry."""
         spec = self.model.spec
@@ -315,8 +335,8 @@ class InstanceSlot:
             last_batch_rows=self._meter.last_batch_rows,
             last_batch_seconds=round(self._meter.last_batch_seconds, 6),
             row_limit=self._meter.row_limit,
-            device_faults=self._ledger.fault_count(self._placement.device),
-            device_closed=self._ledger.why_closed(self._placement.device),
+            device_faults=self._ledger.fault_count(self._device_name),
+            device_closed=self._ledger.why_closed(self._device_name),
         )
 
 

@@ -311,6 +311,8 @@ class Supervisor:
         for slot in running:
             slot.measure()
             slot.leave_device()
+        for deployment in deployments.values():
+            deployment.replace_failing()
         records = {slot: slot.record() for slot in running}
         changed = {slot: new for slot, new in records.items() if refills or new != slot.recorded}
         self._registry.put_instances(changed.values())

@@ -99,6 +99,47 @@ def outcome(waiting: PendingRequest) -> str:
     return ""
 
 
+CHOOSY = """
+import os
+
+
+class Model:
+    def load(self, context):
+        try:
+            os.close(os.open(context.directory / "taken", os.O_CREAT | os.O_EXCL))
+            self.is_broken = True
+        except FileExistsError:
+            self.is_broken = False
+
+    def forward(self, inputs):
+        if self.is_broken or (inputs["x"] != 2).any():
+            raise ValueError("not that")
+        return {"y": 2 * inputs["x"]}
+"""
+
+
+def test_one_that_never_answered_is_replaced_while_others_answer(
+    redis_url: str, tmp_path: Path
+) -> None:
+    file = add_sticky(tmp_path, "choosy", instances=2, max_batch_size=1)
+    file.write_text(CHOOSY)
+    settings = Settings(
+        redis_url=redis_url, key_prefix="choosy", models=str(tmp_path), heartbeat_seconds=0.2
+    )
+
+    with running_worker(settings), seen(settings, "choosy") as served:
+        before = {record.id for record in served.wait_ready(2)}
+
+        def is_replaced() -> bool:
+            outcomes = [outcome(waiting) for waiting in [served.push(2.0) for _ in range(30)]]
+            assert set(outcomes) <= {"", "model_failed"}
+            after = {record.id for record in served.ready()}
+            return len(after) == 2 and len(before - after) == 1
+
+        wait_until(is_replaced, 30, "the broken one is replaced")
+        assert {outcome(served.push(2.0)) for _ in range(30)} == {""}
+
+
 def test_a_run_of_bad_requests_takes_no_instance_out(sticky: Served) -> None:
     before = {record.id for record in sticky.wait_ready(2)}
 

@@ -12,6 +12,7 @@ from fake_backend import fake_spec
 
 from shared.settings import Settings
 from worker.devices import Placement
+from worker.job import DEVICE_IS_LOST
 from worker.meter import Meter
 from worker.supervisor import instance_slot as slot_module
 from worker.supervisor.deployment import Deployment
@@ -88,7 +89,8 @@ def slot(clock: Clock) -> InstanceSlot:
     )
     settings = Settings(max_load_seconds=MAX_LOAD_SECONDS)
     machine = SlotHost("host", settings, cast(Any, Immortals()), DeviceLedger())
-    slot = InstanceSlot(cast(Any, model), Placement("cuda:3", 1), 0, machine)
+    placement = Placement("cuda:3", 1, uuid="GPU-7")
+    slot = InstanceSlot(cast(Any, model), placement, 0, machine)
     slot.start()
     return slot
 
@@ -127,7 +129,7 @@ def test_one_that_survives_its_kill_is_abandoned_and_its_device_fenced(
     slot.start()
 
     assert (slot.process, slot.state, slot.had_chance) == (None, "failed", True)
-    assert slot.reason == "cuda:3 is fenced: process 7 of host-0.1 does not die"
+    assert slot.reason == "cuda:3 (GPU-7) is fenced: process 7 of host-0.1 does not die"
     assert slot.record().device_closed == slot.reason
     process.exitcode = -9
     slot.start()
@@ -148,3 +150,19 @@ def test_a_version_leaves_though_one_of_its_processes_does_not_die(
     assert deployment.stop()
 
     assert deployment.is_empty
+
+
+def test_a_device_that_dies_in_a_warm_up_that_others_survive_makes_no_model_cold(
+    slot: InstanceSlot, clock: Clock
+) -> None:
+    slot._ledger.served(slot.model.spec.key, "cuda:1 (GPU-5)")
+
+    for _ in range(3):
+        slot._meter.making_up_since = clock.now
+        cast(Immortal, slot.process).exitcode = DEVICE_IS_LOST
+        slot.reap(MAX_BATCH_SECONDS, has_ended=True)
+        assert (slot.state, slot._cold) == ("failed", "")
+        slot.start()
+
+    assert slot.reason.startswith("cuda:3 (GPU-7) is quarantined for 600 s: it failed 3 times")
+    assert (slot.process, slot.record().device_faults) == (None, 3)

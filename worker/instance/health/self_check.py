@@ -17,6 +17,7 @@ from worker.instance.health.device_probe import Probe, no_device
 from worker.instance.health.token_ids import Vocabulary, vocabulary_of
 from worker.instance.out_of_memory import is_out_of_memory
 from worker.job import ANSWERS_NO_MORE, DEVICE_IS_LOST
+from worker.meter import Meter
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +51,19 @@ class SelfCheck:
     probe: Probe = no_device
     known_good: Callable[[], object] | None = None
     vocabulary: Vocabulary | None = None
+    meter: Meter = field(default_factory=Meter)
     learns: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """Learn where nothing is known."""
         self.learns = self.known_good is None
+
+    def count_failing(self, *, has_failed: bool) -> None:
+        """Count a batch for the supervisor, which sees what other instances make of such."""
+        if not has_failed:
+            self.meter.failing_batches = 0
+        elif self.known_good is None:
+            self.meter.failing_batches += 1
 
     def look_at_device(self, suspects: Collection[str]) -> None:
         """Raise InstanceLost if the device takes no more work, after `suspects` failed on it."""
@@ -89,6 +98,7 @@ def self_check(
     ask: Callable[[Mapping[str, Array]], object],
     make: Callable[[], Mapping[str, Array]] | None,
     probe: Probe,
+    meter: Meter,
     *,
     is_torchs: bool,
 ) -> SelfCheck:
@@ -98,11 +108,11 @@ def self_check(
     """
     vocabulary = vocabulary_of(spec, ask, make() if make and is_torchs else {})
     if make is None:
-        return SelfCheck(probe, None, vocabulary)
+        return SelfCheck(probe, None, vocabulary, meter)
     try:
         ask(make())
     except BaseException as error:  # a border: the model may remember what it was asked
         said = described(error)
         log.info("%s refuses now what warmed it, it is not asked that again: %s", spec.key, said)
-        return SelfCheck(probe, None, vocabulary)
-    return SelfCheck(probe, lambda: ask(make()), vocabulary)
+        return SelfCheck(probe, None, vocabulary, meter)
+    return SelfCheck(probe, lambda: ask(make()), vocabulary, meter)
