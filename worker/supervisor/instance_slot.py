@@ -159,11 +159,11 @@ class InstanceSlot:
         if word == LOST:
             self._lost = said
             return False  # it is about to end
-        self._state = word
+        self._state, self.had_chance = word, True
         self._reason, self._note = ("", said) if self._state == "ready" else (said, "")
         if self._state == "ready":
             self._device = device[0] if device else ""
-            self._failures_in_a_row, self.had_chance = 0, True
+            self._failures_in_a_row = 0
             self._ledger.served(self.model.spec.key, self._device_name)
             log.info("%s: %s is ready", self.model.spec.key, self.instance_id)
         return True

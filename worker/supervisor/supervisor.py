@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable
 from multiprocessing import connection, forkserver, get_context
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -37,15 +36,11 @@ from worker.supervisor.device_watch import DeviceWatch
 from worker.supervisor.instance_slot import InstanceSlot
 from worker.supervisor.placement import Placer
 from worker.supervisor.recovery import Recovery
+from worker.supervisor.registration import BEAT_TERM, LOOKS_PER_HEARTBEAT, Registration
 from worker.supervisor.rollout import BUSY_LOOK_SECONDS, Rollout
 
 log = logging.getLogger(__name__)
 
-LOOKS_PER_HEARTBEAT = 2
-HEARTBEATS_PER_REFILL = 5
-"""Heartbeats between two that write all of the registry, which Redis may have lost in part."""
-BEAT_TERM = 3 - 1 / LOOKS_PER_HEARTBEAT
-"""Heartbeats that a sign of life lasts: a loss is seen, and taken over, within three."""
 DRAIN_TICK_SECONDS = 0.2
 LONGEST_START_SECONDS = 300.0
 """For the forkserver to import what instances need; after that they are started all the same."""
@@ -58,7 +53,7 @@ class Supervisor:
 
         slot.reap                 sees who died, Redis or not
         Recovery.recover_noted    puts back their requests
-        _beat                     each heartbeat: sign of life, models and instances in the registry
+        Registration.beat         each heartbeat: sign of life, models and instances in the registry
         _take_over                twice as often: puts back what lost machines held
         Rollout.look              makes deployments, moves traffic, retires what is not wanted
         _serve                    starts, restarts or ends each deployment's instances
@@ -72,6 +67,7 @@ class Supervisor:
         self._settings = settings
         self._client = connect(settings.redis_url)
         self._registry = Registry(self._client, settings.key_prefix)
+        self._registration = Registration(self.id, self._registry, settings.heartbeat_seconds)
         self._log_level = LogLevel(settings.log_level)
         self._context: ForkServerContext = get_context("forkserver")
         self._context.set_forkserver_preload(
@@ -95,8 +91,6 @@ class Supervisor:
         self._watched: set[int] = set()
         self._poll = poll()
         self._stirred: set[int] = set()
-        self._beats_to_refill = 0
-        self._next_beat = 0.0
         self._retry_at = 0.0
         self._next_takeover = 0.0
 
@@ -157,20 +151,8 @@ class Supervisor:
     def _make(self, new: ServedModel, models: list[ServedModel]) -> Deployment:
         """Return a new model's deployment, registered; raises BadModel and RedisUnavailable."""
         deployment = self._placer.place(new, models)
-        self._register([new])
+        self._registration.register([new])
         return deployment
-
-    def _clean_registry(self) -> None:
-        """Remove an earlier run's models from the registry, once all models are read."""
-        for key in self._registry.model_keys() - set(self._rollout.deployments):
-            self._forget(key)
-        self._has_cleaned_registry = True
-
-    def _forget(self, model_key: str) -> None:
-        """Take a model of an earlier run out of the registry, unless another machine serves it."""
-        records, alive = self._registry.instances()
-        if not any(r.model_key == model_key and r.supervisor in alive for r in records):
-            self._registry.remove_model(model_key)
 
     def _tick(self) -> None:
         """Look after every slot, and Redis permitting, put back work, beat and take over."""
@@ -188,7 +170,7 @@ class Supervisor:
         try:
             self._recovery.recover_noted()  # first: its requests wait for nothing but this
             # subtle: an instance may only be recorded while its supervisor is known to live.
-            if time.monotonic() >= self._next_beat:
+            if time.monotonic() >= self._registration.next_beat:
                 self._beat()
             self._register_devices()
             if time.monotonic() >= self._next_takeover:
@@ -200,11 +182,12 @@ class Supervisor:
                 self._serve(deployment)
             # Not before: what is not deployed yet may be of a model that is still being read.
             if self._rollout.has_read_all and not self._has_cleaned_registry:
-                self._clean_registry()
+                self._registration.clean(self._rollout.deployments.keys())
+                self._has_cleaned_registry = True
         except (RedisUnavailable, RedisError) as error:
             pause = self._outage.note(error, "the supervisor tries again")
             self._retry_at = time.monotonic() + pause
-            self._next_beat, self._beats_to_refill = 0.0, 0  # it may come back empty
+            self._registration.fill_again()
             # subtle: after an outage all signs of life have run out; who lives beats again first.
             self._next_takeover = time.monotonic() + BEAT_TERM * self._settings.heartbeat_seconds
         else:
@@ -285,49 +268,20 @@ class Supervisor:
         if changed:
             self._rollout.look_now()
         if changed or slot.recorded is None:
-            slot.recorded = None
-            record = slot.record()
-            self._registry.put_instance(record)
-            slot.recorded = record
+            self._registration.record(slot)
 
     def _beat(self) -> None:
-        """Renew our sign of life, and bring our instances' figures up to date.
-
-        Fills the registry again when Redis has lost the sign of life, and now and then: what else
-        it may have lost is not known.
-        """
-        heartbeat, deployments = self._settings.heartbeat_seconds, self._rollout.deployments
-        was_alive = self._registry.beat(self.id, BEAT_TERM * heartbeat)
-        self._beats_to_refill -= 1
-        refills = not was_alive or self._beats_to_refill < 0
-        if refills:
-            self._beats_to_refill = HEARTBEATS_PER_REFILL
-            self._register(each.model for each in deployments.values() if not each.leaving)
+        """Renew our sign of life; leave devices that are bad, and instances that fail."""
+        deployments = self._rollout.deployments
+        if self._registration.beat(deployments.values()):
             self._recovery.ring_for_what_waits(each.model.spec for each in deployments.values())
             self._has_new_devices = self._devices.is_known
         # In the rare case that one closed meanwhile.
         self._store.open_closed(key for key, each in deployments.items() if not each.retired_at)
-        running = [slot for slot in self._slots if slot.process is not None]
-        for slot in running:
-            slot.measure()
+        for slot in self._slots:
             slot.leave_device()
         for deployment in deployments.values():
             deployment.replace_failing()
-        records = {slot: slot.record() for slot in running}
-        changed = {slot: new for slot, new in records.items() if refills or new != slot.recorded}
-        self._registry.put_instances(changed.values())
-        for slot, record in changed.items():
-            slot.recorded = record
-        self._next_beat = time.monotonic() + heartbeat
-
-    def _register(self, models: Iterable[ServedModel]) -> None:
-        models = list(models)
-        self._registry.add_models(model.spec for model in models)
-        for model in models:
-            if model.asset is not None:
-                self._registry.keep_asset(model.asset)
-            if (page := model.report()) is not None:
-                self._registry.keep_page(model.spec.key, page)
 
     def _take_over(self) -> None:
         """Put back the work of supervisors that are gone; log as was set."""
@@ -350,7 +304,7 @@ class Supervisor:
     def _pause(self) -> float:
         """Return how long nothing is due: no beat, takeover, restart or look at the store."""
         now = time.monotonic()
-        due = [self._next_beat, self._next_takeover, self._rollout.next_look]
+        due = [self._registration.next_beat, self._next_takeover, self._rollout.next_look]
         due += [self._devices.due_at] if self._can_fork.is_set() else []
         due += [slot.start_at for slot in self._slots if slot.process is None]
         # What is due and could not be done is tried again, but not at once.
@@ -372,7 +326,7 @@ class Supervisor:
             overdue = time.monotonic() >= deadline
             for slot in running:
                 slot.stop(kill=overdue)
-            self._beat_while_draining()
+            self._registration.beat_alone()
             sentinels = [slot.process.sentinel for slot in running if slot.process]
             connection.wait(sentinels, timeout=DRAIN_TICK_SECONDS if sentinels else 0)
         try:
@@ -386,12 +340,3 @@ class Supervisor:
         log.info("stopped")
         if self._placer.ledger.has_stuck:
             os._exit(0)  # our own exit handlers would wait for it for ever
-
-    def _beat_while_draining(self) -> None:
-        if time.monotonic() < self._next_beat:
-            return
-        try:
-            self._registry.beat(self.id, BEAT_TERM * self._settings.heartbeat_seconds)
-        except RedisUnavailable as error:
-            log.warning("no heartbeat while stopping, Redis fails: %s", error)
-        self._next_beat = time.monotonic() + self._settings.heartbeat_seconds
