@@ -9,6 +9,7 @@ import pytest
 from ensemble_models import Step, add_ensemble, tensors, x_to_y
 
 from shared.errors import BadModel
+from shared.registry.device_report import Device, DeviceReport
 from worker.repository.models import ServedModel, read_model
 from worker.supervisor.placement import assign
 
@@ -219,12 +220,13 @@ def test_priorities_are_those_of_the_step_with_most_levels(repository: Path) -> 
 def test_an_ensemble_s_process_takes_neither_a_gpu_nor_cores_from_models(repository: Path) -> None:
     ensemble = accepted(repository, CHAIN, more="instance_group [ { count: 2 } ]")
     models = [read_model(repository, "first"), ensemble]
-    alone, _ = assign(models[:1], 0, 0)
-    placed, failures = assign(models, 1, 0)
+    none, one = DeviceReport(), DeviceReport(devices=(Device(index=0, uuid="GPU-0"),))
+    alone, _ = assign(models[:1], none, 0)
+    placed, failures = assign(models, one, 0)
 
     assert failures == {}
     assert [placement.device for model, placement in placed if model is ensemble] == ["cpu"] * 2
     with_ensemble = [
-        placement for model, placement in assign(models, 0, 0)[0] if model is models[0]
+        placement for model, placement in assign(models, none, 0)[0] if model is models[0]
     ]
     assert with_ensemble == [placement for _, placement in alone]
