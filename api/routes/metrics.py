@@ -145,7 +145,14 @@ class DeviceStates:
             "1 for a worker that cannot use GPUs of its machine, with the reason.",
             labels=["host", "reason"],
         )
+        contested = GaugeMetricFamily(
+            "ferry_device_contested",
+            "1 for a GPU on which two workers place models, with the other one.",
+            labels=["host", "uuid", "by"],
+        )
         for report in self._reports.values():
+            for uuid, by in report.contested.items():
+                contested.add_metric([report.host, uuid, by], 1.0)
             if report.reason:
                 unused.add_metric([report.host, report.reason], 1.0)
             for device in report.devices:
@@ -153,7 +160,7 @@ class DeviceStates:
                 for name, (_, read) in DEVICE_FIGURES.items():
                     if (value := read(device)) is not None:
                         families[name].add_metric(row, float(value))
-        yield from (*families.values(), unused, self._memory())
+        yield from (*families.values(), unused, contested, self._memory())
 
     def _memory(self) -> GaugeMetricFamily:
         taken = GaugeMetricFamily(

@@ -46,6 +46,7 @@ class DeviceReport(_Row):
     `driver` is the NVIDIA driver that is loaded, `needed_driver` the oldest that this build of
     torch, for `torch_cuda`, runs with. `reason` says why GPUs that are there are not used, `note`
     why figures of theirs are missing. `onnxruntime_gpu` tells whether ONNX models can use them.
+    `contested` are the UUIDs of devices that another supervisor, whose id stands beside, uses too.
     """
 
     host: str = ""
@@ -57,6 +58,7 @@ class DeviceReport(_Row):
     devices: tuple[Device, ...] = ()
     reason: str = ""
     note: str = ""
+    contested: dict[str, str] = {}
 
     @property
     def usable(self) -> tuple[Device, ...]:

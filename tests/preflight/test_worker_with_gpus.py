@@ -18,11 +18,13 @@ from waiting import wait_until
 
 from api.app import create_app
 from shared.registry.desired_store import DesiredStore
-from shared.registry.device_report import DeviceReport
+from shared.registry.device_report import Device, DeviceReport
 from shared.registry.registry import Registry
 from shared.registry.repository_index import repository_index
 from shared.settings import Settings
 from shared.wire.client import connect
+from worker.preflight.look import choose
+from worker.supervisor.device_watch import DeviceRegister
 
 WHY = "torch sees no GPU, though there is one: torch"
 GPU = "\ninstance_group [ { kind: KIND_GPU gpus: [5] } ]\n"
@@ -117,6 +119,32 @@ def test_ferry_devices_says_the_same_and_fails(worker: Worker) -> None:
     report = json.loads(as_json.stdout)
     assert report["driver"] == "570.10.1"
     assert [each["uuid"] for each in report["devices"]][:2] == ["GPU-aaaa-0", "MIG-cccc-0"]
+
+
+def test_two_workers_that_take_the_same_gpu_say_so(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = DeviceReport(devices=(Device(index=0, uuid="GPU-a"), Device(index=1, uuid="GPU-b")))
+    theirs = both.model_copy(update={"devices": choose(both.devices, "1")[0]})
+    with connect(settings.redis_url) as redis:
+        registry = Registry(redis, settings.key_prefix)
+        for name in ("ours", "theirs"):
+            registry.beat(name, 60.0)
+        ours = DeviceRegister("ours", registry)
+        DeviceRegister("theirs", registry).write(theirs)
+
+        ours.write(both)
+        assert not caplog.messages, "it may have been killed and started again"
+        for _ in range(3):
+            ours.write(both)
+
+        assert registry.devices()["ours"].contested == {"GPU-b": "theirs"}
+        assert caplog.messages == ["GPU-b: theirs uses it too, share the GPUs out by FERRY_GPUS"]
+        page = create_app(settings).test_client().get("/metrics").text
+        assert 'ferry_device_contested{by="theirs",host="",uuid="GPU-b"} 1.0' in page
+
+        ours.write(both.model_copy(update={"devices": choose(both.devices, "0")[0]}))
+        assert registry.devices()["ours"].contested == {}
 
 
 def test_a_report_leaves_with_its_supervisor(settings: Settings) -> None:

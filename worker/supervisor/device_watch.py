@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 from shared.registry.device_report import Device, DeviceReport
+from shared.registry.registry import Registry
 from worker.preflight.look import (
     LIMIT_SECONDS,
     failed,
@@ -125,6 +126,37 @@ class DeviceWatch:
         """End a look that is under way."""
         if self._answer is not None:
             self._drop(kill=True)
+
+
+class DeviceRegister:
+    """Registers a supervisor's devices, and says which of them another one takes as well.
+
+    Once two looks found it: one that was killed and started again seems to be two for a while.
+    """
+
+    def __init__(self, supervisor: str, registry: Registry) -> None:
+        """Register nothing yet."""
+        self._supervisor = supervisor
+        self._registry = registry
+        self._suspected: dict[str, str] = {}
+        self._said: dict[str, str] = {}
+
+    def write(self, report: DeviceReport) -> None:
+        """Write a report; raises RedisUnavailable."""
+        ours = {each.uuid for each in report.usable}
+        found = {
+            each.uuid: other
+            for other, theirs in sorted(self._registry.devices().items() if ours else ())
+            for each in theirs.usable
+            if other != self._supervisor and each.uuid in ours
+        }
+        contested = {uuid: by for uuid, by in found.items() if self._suspected.get(uuid) == by}
+        for uuid, by in contested.items():
+            if self._said.get(uuid) != by:
+                log.warning("%s: %s uses it too, share the GPUs out by FERRY_GPUS", uuid, by)
+        self._suspected, self._said = found, contested
+        shown = report.model_copy(update={"contested": contested})
+        self._registry.put_devices(self._supervisor, shown)
 
 
 def _named(report: DeviceReport) -> tuple[str, list[tuple[str, bool, str]]]:

@@ -32,7 +32,7 @@ from shared.wire.client import connect
 from shared.wire.outage import Outage
 from worker.repository.models import ServedModel, model_names
 from worker.supervisor.deployment import Deployment
-from worker.supervisor.device_watch import DeviceWatch
+from worker.supervisor.device_watch import DeviceRegister, DeviceWatch
 from worker.supervisor.instance_slot import InstanceSlot
 from worker.supervisor.placement import Placer
 from worker.supervisor.recovery import Recovery
@@ -77,6 +77,7 @@ class Supervisor:
         self._store = DesiredStore(self._client, settings.key_prefix)
         self._bell = ChangeBell(self._client, settings.key_prefix)
         self._devices = DeviceWatch(self._context, settings.gpus)
+        self._device_register = DeviceRegister(self.id, self._registry)
         self._rollout = Rollout(
             self.id, settings, self._store, self._make, lambda: self._devices.is_known
         )
@@ -203,7 +204,7 @@ class Supervisor:
 
     def _register_devices(self) -> None:
         if self._has_new_devices:
-            self._registry.put_devices(self.id, self._devices.report)
+            self._device_register.write(self._devices.report)
             self._has_new_devices = False
 
     def _listen(self) -> None:
