@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -128,7 +129,8 @@ def add_verify(command: argparse.ArgumentParser) -> None:
     argument("--precision", default="", metavar="P", help="FP32, FP16, BF16 or INT8, else found")
     for name, what in TOLERANCES.items():
         option = f"--{name.replace('_', '-')}"
-        argument(option, type=tolerance, metavar="X", help=f"{what}, else the precision's")
+        read = tolerance if name == "max_relative" else partial(tolerance, most=1)
+        argument(option, type=read, metavar="X", help=f"{what}, else the precision's")
     describe_repository(argument)
     argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=_verify)

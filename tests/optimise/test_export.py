@@ -191,14 +191,68 @@ def test_what_cannot_be_exported_is_one_sentence_and_writes_nothing(
         (["--input", "x:4", "--to", "exported", "--labels", "gone.txt"], "gone.txt: no such file"),
         (["--input", "x:4", "--to", "exported", "--max-batch-size", "0"], "--max-batch-size 0"),
         (["--input", "x:4", "--to", "exported", "onnx", "--opset", "99"], "--to onnx"),
+        (["--input", "x:4", "--to", "exported", "exported"], "--to exported was given twice"),
+        (["--input", "x:4", "--to", "exported", "--weights", "{here}/text"], "text: expected a"),
+        (["--input", "x:4", "--to", "exported", "--weights", "{here}/empty"], "empty: expected"),
+        (["--input", "x:4", "--to", "exported", "--labels", "{here}/text"], "1 names, .* has 3"),
+        (["--input", "x:4", "--to", "exported", "--models", "{here}/text"], "text: not written: "),
+        (["--input", "x:4", "--to", "exported", "--models", "{here}/text/m"], "m: not written: "),
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_named_and_writes_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
-    assert export(tmp_path, "Trained", *options) == 1
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "empty").write_bytes(b"")
+    options = [each.format(here=tmp_path) if "here" in each else each for each in options]
+
+    assert export(tmp_path / "models", "Trained", *options) == 1
 
     error = capfd.readouterr().err
     assert re.search(said, error), error
     assert error.count("\n") == 1
-    assert [*tmp_path.iterdir()] == []
+    left = sorted(str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*"))
+    assert [each for each in left if each != "models"] == ["empty", "text"]
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "said"),
+    [
+        ("Named", [], "the outputs are sum, score, but there is 'output'"),
+        ("Trained", ["--max-batch-size", "7"], "--max-batch-size 7, but it is 32"),
+        ("Trained", ["--labels", "{here}/names"], "names, but it has none in the model that"),
+        ("Trained", ["--arguments", '{"width": 5}'], r"dims \[5\], but it is \[3\]"),
+        ("TwoInputs", ["--input", "y:4"], "--input y:4:FP32, but it is x:4:FP32"),
+        ("TakesMedian", ["--to", "onnx"], "no operator for aten.median: .* as --to exported"),
+    ],
+)
+def test_a_model_that_is_there_takes_only_what_fits_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], module: str, options: list[str], said: str
+) -> None:
+    (tmp_path / "names").write_text("a\nb\nc\n")
+    first = ("--input", "x:4", "--to", "torchscript-trace")
+    assert export(tmp_path / "models", "Trained", *first) == 0
+    before = {each: each.stat().st_mtime_ns for each in (tmp_path / "models").rglob("*")}
+    capfd.readouterr()
+
+    given = [each.replace("{here}", str(tmp_path)) for each in options]
+    assert (
+        export(tmp_path / "models", module, *first[: 4 if "--to" not in given else 2], *given) == 1
+    )
+
+    error = capfd.readouterr().err
+    assert re.search(said, error), error
+    assert error.count("\n") == 1
+    after = {each: each.stat().st_mtime_ns for each in (tmp_path / "models").rglob("*")}
+    assert after == before
+
+
+@pytest.mark.parametrize("original", ["gone.joblib", "text", "exported_models.py"])
+def test_what_is_no_callable_and_no_pipeline_is_said(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], original: str
+) -> None:
+    assert main(["export", original, "--to", "onnx", "--models", str(tmp_path), "--name", "m"]) == 1
+
+    assert (
+        f"'{original}': expected package.module:callable, or the joblib" in capfd.readouterr().err
+    )

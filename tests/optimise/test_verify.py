@@ -179,6 +179,9 @@ def test_a_record_does_not_make_a_version_another(models: Path) -> None:
         (["--against", "nowhere"], "expected package.module:callable"),
         (["--against", "exported_models:TwoInputs"], "forward takes"),
         (["--data", "gone.csv"], "gone.csv: no such file"),
+        (["--label", "y"], "--label names a column of --data, which was not given"),
+        (["--against", "1", "--weights", "w.pt"], "--weights is of a callable"),
+        (["--arguments", "[]"], "--arguments is of a callable"),
         (["--precision", "INT4"], "--precision INT4: expected one of FP32"),
     ],
 )

@@ -148,6 +148,8 @@ def _parquet(path: Path) -> dict[str, Column]:
 
 
 def _npz(path: Path) -> dict[str, Column]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("no npz archive")
     # A stream of ours, for numpy leaves its own open where the archive is damaged.
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
         found = {name: archive[name] for name in archive.files}

@@ -91,20 +91,28 @@ def export(order: ExportOrder, repository: Path, environ: Mapping[str, str]) -> 
             prove_eval(example)
         written = [_written(name, order, example, Path(scratch)) for name in order.formats]
         declare(message, "output", example.outputs)
+        _check_labels(order.wishes.labels, example)
         if "aoti" in order.formats:
             notes.append("an AOTI package is served with FERRY_ALLOW_MACHINE_CODE=1 alone")
-        directories = _added(order, replace(wishes, max_batch_size=None), message, written,
-                             repository, environ)  # fmt: skip
+        directories = _added(order, wishes, message, written, repository, environ)
     return Export(directories, written, notes)
 
 
 def _check_order(order: ExportOrder) -> None:
     unknown = [each for each in order.formats if each not in EXPORT_FORMATS]
+    if ":" not in order.original.path:
+        raise BadModel(
+            f"{order.original.path!r}: expected package.module:callable, or the joblib file of a "
+            "scikit-learn pipeline"
+        )
     if unknown or not order.formats:
         raise BadModel(
             f"--to {unknown[0] if unknown else ''}: expected one or several of "
             f"{', '.join(EXPORT_FORMATS)}"
         )
+    twice = next((each for each in order.formats if order.formats.count(each) > 1), None)
+    if twice is not None:
+        raise BadModel(f"--to {twice} was given twice")
     if order.opset is not None and "onnx" not in order.formats:
         raise BadModel("--opset is for --to onnx alone")
     if order.wishes.max_batch_size == 0:
@@ -199,6 +207,45 @@ def _said(figures: Differences, example: Example) -> str:
     return f"differs by at most {largest:.2g} from the original, in batches of {sizes}"
 
 
+def _check_labels(labels: Path | None, example: Example) -> None:
+    """Raise BadModel unless a file of labels has a name for each class of the first output."""
+    if labels is None:
+        return
+    if not labels.is_file():
+        raise BadModel(f"--labels {labels}: no such file")
+    first = example.spec.outputs[0]
+    count, classes = len(labels.read_text(errors="replace").splitlines()), first.dims[-1]
+    if classes > 1 and count != classes:
+        raise BadModel(
+            f"--labels {labels}: {count} names, and output {first.name!r} has {classes} classes"
+        )
+
+
+def _other_outputs(there: Any, message: Any) -> str:
+    """Return how the module's outputs differ from those of a model that is there, if they do."""
+    given = {each.name: each for each in message.output}
+    for item in there.output:
+        if item.name not in given:
+            return f"the outputs are {', '.join(given)}, but there is {item.name!r}"
+        dims = list(given[item.name].dims)
+        fits = len(dims) == len(item.dims) and all(
+            size in (-1, wanted) for size, wanted in zip(item.dims, dims, strict=True)
+        )
+        if not fits:
+            return f"output {item.name!r} has the dims {dims}, but it is {list(item.dims)}"
+    return ""
+
+
+def _other_labels(there: Any, labels: Path | None, held: Path) -> str:
+    """Return how a file of labels differs from that of a model that is there, if it does."""
+    if labels is None:
+        return ""
+    name = there.output[0].label_filename
+    if name and (held / name).is_file() and (held / name).read_bytes() == labels.read_bytes():
+        return ""
+    return f"--labels {labels}, but it has {'other names' if name else 'none'}"
+
+
 def _added(
     order: ExportOrder,
     wishes: Wishes,
@@ -211,8 +258,10 @@ def _added(
 
     def configure(there: Any) -> None:
         if there.input:
-            if said := conflicts(there, wishes):
-                raise BadModel(f"{said} in the model that {repository / order.name} holds")
+            held = repository / order.name
+            said = conflicts(there, wishes) or _other_outputs(there, message)
+            if said := said or _other_labels(there, order.wishes.labels, held):
+                raise BadModel(f"{said} in the model that {held} holds")
             return
         there.MergeFrom(message)
         if message.max_batch_size > 1:

@@ -35,6 +35,7 @@ VALUE = (
     "values or sizes that a trace keeps as they were, export it with --to torchscript-script, or "
     "with --to exported"
 )
+NO_OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 BATCH, SEQUENCE = "batch", "sequence"
 
 
@@ -174,7 +175,7 @@ def _onnx(job: Job, file: Path) -> None:
                 verbose=False,
             )
         except Exception as error:  # a border: the exporter raises many kinds
-            raise BadModel(f"torch.onnx.export cannot write it: {_innermost(error)}") from error
+            raise BadModel(_not_onnx(error)) from error
         model = onnx.load(str(file))
     _check_opset(job, model)
     _name_axes(job, model)
@@ -184,6 +185,16 @@ def _onnx(job: Job, file: Path) -> None:
     except Exception as error:  # a border: the checker's errors have no base
         raise BadModel(f"the ONNX file fails onnx's checker: {first_sentence(error)}") from error
     onnx.save(model, str(file))
+
+
+def _not_onnx(error: Exception) -> str:
+    said = _innermost(error)
+    if missing := NO_OPERATOR.search(said):
+        return (
+            f"ONNX has no operator for {missing[1]}: write that part with others, or serve the "
+            "model in another format, as --to exported"
+        )
+    return f"torch.onnx.export cannot write it: {said}"
 
 
 def _innermost(error: BaseException) -> str:

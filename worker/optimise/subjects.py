@@ -132,6 +132,11 @@ class Original:
                 fill(made, load_weights(self.weights))
             except BadModel as error:
                 raise BadModel(f"--weights {self.weights}: {error}") from error
+            except Exception as error:  # a border: a damaged file raises what it likes
+                raise BadModel(
+                    f"--weights {self.weights}: expected a state dict or a safetensors file, and "
+                    f"reading it raised {described(error)}"
+                ) from error
         return made
 
 

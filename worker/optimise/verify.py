@@ -59,6 +59,7 @@ def verify(order: VerifyOrder, repository: Path, settings: Settings) -> dict[str
 
     The record says `pass` or `fail`; an error, which is neither, leaves what was there.
     """
+    _check_options(order)
     check_held(repository, order.name, order.version, order.against if _is_version(order) else "")
     with quiet():
         model = read_model(repository, order.name, order.version or None)
@@ -74,6 +75,16 @@ def verify(order: VerifyOrder, repository: Path, settings: Settings) -> dict[str
     except OSError as error:
         raise BadModel(f"{file}: not written: {error}") from error
     return record
+
+
+def _check_options(order: VerifyOrder) -> None:
+    """Raise BadModel for an option that would go unheard."""
+    if order.label and order.data is None:
+        raise BadModel("--label names a column of --data, which was not given")
+    has_callable = bool(order.against) and not _is_version(order)
+    if not has_callable and (order.weights is not None or order.arguments != "{}"):
+        option = "--arguments" if order.weights is None else "--weights"
+        raise BadModel(f"{option} is of a callable, name it by --against package.module:callable")
 
 
 def _is_version(order: VerifyOrder) -> bool:

@@ -63,6 +63,8 @@ def make_bundle(
     order: EdgeOrder, repository: Path, environ: Mapping[str, str], say: Say = print
 ) -> Bundle:
     """Write the bundle of a version; raises BadModel in one sentence, then nothing was written."""
+    if order.label and order.data is None:
+        raise BadModel("--label names a column of --data, which was not given")
     check_held(repository, order.name, order.version)
     model = read_model(repository, order.name, order.version or None)
     if model.spec.steps:

@@ -63,13 +63,16 @@ def add_versions(repository: Path, addition: Addition, trial: Trial) -> list[Pat
             f"--name {name!r} must be letters, digits, '_', '.' and '-', and begin with none of "
             "the last two"
         )
-    repository.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=COPYING, dir=repository) as scratch:
-        stage = Path(scratch)
-        added = _staged(repository / name, addition, stage)
-        for version in added:
-            _check(stage, name, version, trial)
-        return _install(repository / name, stage / name, added)
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=COPYING, dir=repository) as scratch:
+            stage = Path(scratch)
+            added = _staged(repository / name, addition, stage)
+            for version in added:
+                _check(stage, name, version, trial)
+            return _install(repository / name, stage / name, added)
+    except OSError as error:  # nobody may write there, or it is full
+        raise BadModel(f"{repository}: not written: {error.strerror or error}") from error
 
 
 def _staged(model: Path, addition: Addition, stage: Path) -> list[str]:
