@@ -20,7 +20,7 @@ OUTPUT_ENDINGS = (".ndjson", ".jsonl", ".parquet")
 
 
 def predict(environ: Mapping[str, str], bulk: Bulk) -> int:
-    """Answer every item of a file in another one; return the exit code.
+    """Answer every item of a file in another one; return the exit code, 1 if none has an answer.
 
     Raises BadSetting for options that cannot be, the errors of `jobs.bulk.bulk.predict`, and
     NoRedis when there is none to ask.
@@ -32,9 +32,12 @@ def predict(environ: Mapping[str, str], bulk: Bulk) -> int:
         try:
             done = predict_all(bulk, client, settings, told)
         except OSError as error:
-            raise CannotStart(f"{error.filename or bulk.output}: {error.strerror}") from error
+            raise CannotStart(
+                f"{error.filename or bulk.output}: {error.strerror}; the same command goes on "
+                "where this one stopped"
+            ) from error
     print(f"{bulk.output}: {done.done} rows, {done.errors} of them errors", file=sys.stderr)
-    return 0
+    return int(done.errors == done.done > 0)
 
 
 @contextmanager
@@ -44,7 +47,9 @@ def _bar(name: str) -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[errors]} errors"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(
+        *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
         task = bar.add_task(name, total=None, errors=0)
         yield lambda progress: bar.update(
             task, completed=progress.done, total=progress.total or None, errors=progress.errors
