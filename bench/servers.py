@@ -23,8 +23,8 @@ READY_TIMEOUT_SECONDS = 120.0
 
 
 @contextmanager
-def ferry(model: str, settings: Settings, directory: Path) -> Iterator[int]:
-    """Run Valkey, a worker that serves only `model`, and the API; yields the API's port when ready.
+def whole(model: str, settings: Settings, directory: Path) -> Iterator[Settings]:
+    """Run Valkey, a worker that serves only `model`, and the API; yields their settings when ready.
 
     `settings` gives what may be varied (processes, threads, limits); addresses and directories
     are ours. Raises BenchError with the end of the logs when it does not get ready.
@@ -42,7 +42,14 @@ def ferry(model: str, settings: Settings, directory: Path) -> Iterator[int]:
         api = running(gunicorn("api.wsgi:app"), environ, api_log)
         started.append((stack.enter_context(api), api_log))
         wait_until_ready(Request(settings.port, "/v2/health/ready"), started)
-        yield settings.port
+        yield settings
+
+
+@contextmanager
+def ferry(model: str, settings: Settings, directory: Path) -> Iterator[int]:
+    """Run the same; yields the API's port."""
+    with whole(model, settings, directory) as found:
+        yield found.port
 
 
 @contextmanager
