@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +12,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_backend import fake_spec
+from ferry_processes import ROOT
+from formats_repository import add_format
 
 from shared.errors import BadModel
+from worker.backends import onnxruntime
 from worker.devices import Placement
+from worker.instance import process
+from worker.instance.process import warm_backend
 from worker.job import InstanceJob
+from worker.meter import Meter
 from worker.preflight import memory, own_device
+from worker.repository.models import read_model
 
 PLACED = Placement("cuda:5", 2, "GPU-5")
 
@@ -135,3 +144,59 @@ def test_a_device_that_takes_no_new_process_is_named(
 
     with pytest.raises(BadModel, match=said):
         memory.admit(job(file))
+
+
+WATCHED = """
+import sys, torch
+from types import SimpleNamespace
+asked = []
+for name in ("init", "is_available", "device_count", "current_device", "get_device_properties"):
+    setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))
+import worker.instance.forkserver_preload, worker.supervisor.instance_slot, worker.preflight.look
+sys.exit(str(asked) if asked else 0)
+"""
+
+
+def test_the_forkserver_asks_cuda_nothing() -> None:
+    """Or none of its forks could be given a device of its own."""
+    command = [sys.executable, "-c", WATCHED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
+def falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have ONNX Runtime say that it has CUDA's provider, which it then cannot use."""
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime.onnxruntime, "get_available_providers", lambda: both)
+    monkeypatch.setattr(process, "device_probe", lambda _: process.no_device)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_onnx_that_falls_back_to_the_cpu_is_recorded_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = add_format(tmp_path, "onnx")
+    falls_back(monkeypatch)
+    model = read_model(tmp_path, "onnx")
+    placed = InstanceJob(
+        "i", model.spec, "onnxruntime", file, Placement("cuda:0"), "", "", 1.0, "INFO"
+    )
+
+    warm = warm_backend(placed, Meter())
+
+    assert warm.device == "cpu"
+    assert warm.note.startswith("runs on the CPU: ONNX Runtime could not use its CUDA provider")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_onnx_that_falls_back_is_refused_where_a_gpu_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = add_format(tmp_path, "onnx")
+    with (tmp_path / "onnx" / "config.pbtxt").open("a") as config:
+        config.write("\ninstance_group [ { kind: KIND_GPU gpus: [5] } ]\n")
+    falls_back(monkeypatch)
+
+    with pytest.raises(BadModel, match="KIND_GPU, but ONNX Runtime could not use its CUDA"):
+        onnxruntime.OnnxRuntimeBackend(read_model(tmp_path, "onnx").spec, file, Placement("cuda:0"))
