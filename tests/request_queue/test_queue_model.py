@@ -94,16 +94,23 @@ class Queue(RuleBasedStateMachine):
     def instance_is_taken_for_dead(self, slot: int, is_alive: bool) -> None:
         slot = slot if self.model.held[slot] else 1 - slot
         if is_alive:
-            self.model.put_back(self.model.names[slot], crashed=True)
+            self.model.put_back_by_others(self.model.names[slot], crashed=True)
         else:
             self.model.die(slot)
+
+    @precondition(lambda self: any(self.model.held))
+    @rule(slot=slots, count=some.integers(1, 3))
+    def a_device_is_lost(self, slot: int, count: int) -> None:
+        slot = slot if self.model.held[slot] else 1 - slot
+        suspects = [item.id for item in self.model.held[slot]][:count]
+        self.model.lose_device(slot, suspects)
 
     @precondition(lambda self: self.model.unrecovered)
     @rule(supervisors=some.sampled_from([1, 2]))
     def supervisors_recover(self, supervisors: int) -> None:
         for name in self.model.unrecovered:
             for _ in range(supervisors):
-                self.model.put_back(name, crashed=True)
+                self.model.put_back_by_others(name, crashed=True)
         self.model.unrecovered = []
 
     @rule(memory_is_lost=some.booleans())

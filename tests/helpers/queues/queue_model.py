@@ -7,7 +7,7 @@ have been lost with a connection is played by running a beginning of what was wr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import count
 
 from queue_reading import Asked, Seen, Ticket, answers_of, counted, look
@@ -17,6 +17,7 @@ from shared.courier.pending import PushArguments
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.commands import (
     MAX_ATTEMPTS,
+    MAX_LOSSES,
     cancel_command,
     collect_command,
     push_command,
@@ -169,28 +170,49 @@ class QueueModel:
         for _ in range(2):
             if self.held[slot]:
                 self.publish(slot, drop=False)
-        self.put_back(self.names[slot], crashed=False)
+        self.put_back_by_others(self.names[slot], crashed=False)
         self.held[slot] = []
 
-    def put_back(self, name: str, *, crashed: bool) -> None:
-        """Recover an instance's list; checks who goes back, and where, and who is given up."""
-        held, before = self.in_flight(name), [self.queue(level) for level in (1, 2)]
-        outcome = recover(
-            self.wire, self.keys, name, crashed=crashed, result_ttl_seconds=RESULT_TTL_SECONDS
+    def lose_device(self, slot: int, suspects: Collection[str]) -> None:
+        """Have an instance put back what it holds, since its device failed under `suspects`."""
+        work = self.work(slot)
+        self.put_back(self.names[slot], lambda: work.put_back_lost(suspects, "gone"), suspects)
+        self.die(slot)
+
+    def put_back_by_others(self, name: str, *, crashed: bool) -> None:
+        """Recover an instance's list, for a crash or a lost connection."""
+        self.put_back(
+            name,
+            lambda: recover(
+                self.wire, self.keys, name, crashed=crashed, result_ttl_seconds=RESULT_TTL_SECONDS
+            ),
+            None if crashed else (),
         )
+
+    def put_back(
+        self, name: str, run: Callable[[], tuple[int, int]], suspects: Collection[str] | None
+    ) -> None:
+        """Recover an instance's list; checks who goes back, and where, and who is given up.
+
+        An attempt counts for `suspects`, None for all; with some named the second is the last.
+        """
+        held, before = self.in_flight(name), [self.queue(level) for level in (1, 2)]
+        most = MAX_LOSSES if suspects else MAX_ATTEMPTS
+        outcome = run()
         back: list[list[Ticket]] = [[], []]
         given_up = 0
         for ticket in held:
             asked = self.asked[ticket.id]
             if asked.closed:
                 continue
-            if crashed and ticket.attempts + 1 == MAX_ATTEMPTS:
-                assert asked.crashes + 1 == MAX_ATTEMPTS or asked.is_again
+            counts = suspects is None or ticket.id in suspects
+            if counts and ticket.attempts + 1 >= most:
+                assert asked.crashes + 1 >= most or asked.is_again
                 asked.closed = True
                 given_up += 1
             else:
-                asked.returned, asked.crashes = True, asked.crashes + crashed
-                attempts = ticket.attempts + crashed
+                asked.returned, asked.crashes = True, asked.crashes + counts
+                attempts = ticket.attempts + counts
                 back[ticket.level - 1].append(ticket._replace(attempts=attempts, on_timeout=0))
         assert outcome == (len(back[0] + back[1]), given_up)
         assert [self.queue(level) for level in (1, 2)] == [
