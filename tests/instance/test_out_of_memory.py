@@ -31,7 +31,16 @@ ARENA = (
     "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer"
 )
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
+HANDLES = (
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "cusolver error: CUSOLVER_STATUS_NOT_INITIALIZED, when calling `cusolverDnCreate(handle)`",
+)
+"""The words of CUDA's libraries where there is no memory for what they begin with."""
 WAYS = [FULL, MemoryError("Unable to allocate 2 GiB"), RuntimeError(ARENA), RuntimeError(CPU)]
+WAYS += [RuntimeError(text) for text in HANDLES]
 
 
 class Instance:
