@@ -247,13 +247,16 @@ def _add_predict(command: argparse.ArgumentParser) -> None:
         "--top-k", type=int, default=3, metavar="N", help="classes told of a row [3]"
     )
     command.add_argument("--restart", action="store_true", help="begin anew, writing over OUTPUT")
+    command.add_argument(
+        "--follow", action="store_true", help="go on when the version's content is replaced"
+    )
     command.set_defaults(run=_predict)
 
 
 def _predict(options: argparse.Namespace) -> int:
     bulk = import_module("jobs.bulk.bulk").Bulk(
         options.name, options.input, options.output, options.version, options.top_k,
-        options.restart,
+        options.restart, options.follow,
     )  # fmt: skip
     return _call("predict", "predict", bulk)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +18,11 @@ from redis import Redis
 from api.payloads.predictions import MAX_TOP_K, describe_rows
 from jobs.bulk.output_file import OutputFile
 from jobs.bulk.questions import Question, Questions
-from jobs.bulk.sources import open_source
+from jobs.bulk.sources import Item, Source, open_source
 from shared.errors import (
     BadRequest,
     FerryError,
+    ModelCrashed,
     ModelNotReady,
     QueueFull,
     RedisUnavailable,
@@ -29,7 +30,7 @@ from shared.errors import (
     VersionRetired,
 )
 from shared.inputs.texts import TokenizerCache
-from shared.messages import InferRequest
+from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec
 from shared.registry.catalog import Catalog
 from shared.registry.registry import Registry
@@ -43,7 +44,9 @@ log = logging.getLogger(__name__)
 REQUEST_SECONDS = 600.0
 """The deadline of one request of a job: others may keep it waiting for long."""
 PATIENCE_SECONDS = 300.0
-"""Without any answer a job gives up then; it is resumed where it stopped."""
+"""Without any answer a job gives up then, where Redis or the model is away; it can be resumed."""
+STARVED_SECONDS = 3600.0
+"""And then where they are there, but others, or an instance that hangs, leave it no turn."""
 RETRY_SECONDS = 0.2
 LOOK_SECONDS = 5.0
 """Between two looks at how many instances the model has."""
@@ -54,7 +57,10 @@ AGAIN = (QueueFull, RequestExpired, RedisUnavailable, ModelNotReady)
 
 
 class Bulk(NamedTuple):
-    """What is asked: of which model, the input, the output, and how many classes a row is told."""
+    """What is asked: of which model, the input, the output, and how many classes a row is told.
+
+    To `restart` writes over an output; to `follow` goes on when the version's content is replaced.
+    """
 
     name: str
     input: Path
@@ -62,6 +68,7 @@ class Bulk(NamedTuple):
     version: str | None = None
     top_k: int = 3
     restart: bool = False
+    follow: bool = False
 
 
 class Progress(NamedTuple):
@@ -70,6 +77,10 @@ class Progress(NamedTuple):
     done: int
     errors: int
     total: int
+
+
+class _Changed(Exception):
+    """The version's content was replaced: what is asked is to be made anew."""
 
 
 class _UnderWay(NamedTuple):
@@ -101,19 +112,27 @@ class _Job:
 
     def __init__(self, bulk: Bulk, client: Redis, settings: Settings) -> None:
         self._bulk = bulk
-        registry = Registry(client, settings.key_prefix)
-        self._catalog = Catalog(registry)
-        self._spec = self._catalog.serving(bulk.name, bulk.version)
+        self._client, self._settings = client, settings
+        self._registry = Registry(client, settings.key_prefix)
+        self._catalog = Catalog(self._registry)
+        self._tokenizers = TokenizerCache(self._registry)
+        self._ask_what_serves(bulk.version)
         self._source = open_source(bulk.input)
-        folder = bulk.input if bulk.input.is_dir() else bulk.input.parent
-        self._questions = Questions(self._spec, TokenizerCache(registry), folder)
-        self._output = OutputFile(bulk.output, _asked(bulk, self._spec), restart=bulk.restart)
-        keys = QueueKeys.of(self._spec, settings.key_prefix).with_bulk
-        self._queue = RequestQueue(client, keys, Limits.of(self._spec, settings))
+        asked = _asked(bulk, self._spec, self._source)
+        self._output = OutputFile(bulk.output, asked, restart=bulk.restart)
         self._window: deque[_UnderWay] = deque()
-        self._number, self._errors = self._output.lines, 0
+        self._number, self._errors = self._output.lines, self._output.errors
         self._answered_at = time.monotonic()
-        self._registry, self._most_under_way, self._look_at = registry, LEAST_WINDOW, 0.0
+        self._most_under_way, self._look_at = LEAST_WINDOW, 0.0
+
+    def _ask_what_serves(self, version: str | None) -> None:
+        """Find the content that a version has now; raises UnknownModel and ModelNotReady."""
+        bulk = self._bulk
+        self._spec = self._catalog.serving(bulk.name, version)
+        folder = bulk.input if bulk.input.is_dir() else bulk.input.parent
+        self._questions = Questions(self._spec, self._tokenizers, folder)
+        keys = QueueKeys.of(self._spec, self._settings.key_prefix).with_bulk
+        self._queue = RequestQueue(self._client, keys, Limits.of(self._spec, self._settings))
 
     def run(self, told: Callable[[Progress], None]) -> Progress:
         for question in self._questions.of(self._source.behind(self._number)):
@@ -137,13 +156,16 @@ class _Job:
         """Have two requests for each instance under way, and one that is being answered."""
         if time.monotonic() < self._look_at:
             return
-        records, alive = self._registry.instances()
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        try:
+            records, alive = self._registry.instances()
+        except RedisUnavailable:
+            return  # the requests under way wait for it
         ready = sum(
             each.model_key == self._spec.key and each.state == "ready" and each.supervisor in alive
             for each in records
         )
         self._most_under_way = max(LEAST_WINDOW, 2 * ready + 1)
-        self._look_at = time.monotonic() + LOOK_SECONDS
 
     def _settle(self, told: Callable[[Progress], None]) -> None:
         """Write the answers of the oldest request."""
@@ -166,32 +188,58 @@ class _Job:
         return _UnderWay(question, self._queue.push(request))
 
     def _lines(self, under_way: _UnderWay) -> Iterator[dict[str, Any]]:
-        """Yield a line for each item of a request; where it fails, its halves are asked."""
+        """Yield a line for each item of a request; where it fails, parts of it are asked."""
         question, pending = under_way
         if pending is None:
             yield self._line(question, error=question.error)
             return
         try:
-            result = pending.wait()
-            rows = describe_rows(self._spec, result, self._bulk.top_k)
-        except VersionRetired:
-            raise ModelNotReady(
-                f"version {self._spec.version} of '{self._spec.name}' takes no more requests; "
-                "begin anew with --restart, or serve it again to resume"
-            ) from None
-        except AGAIN as error:
-            self._rest(error)
-            yield from self._lines(self._ask(question))
+            rows = describe_rows(self._spec, self._answer(question, pending), self._bulk.top_k)
+        except _Changed:
+            yield from self._lines_of([question.items])
         except FerryError as error:
+            if isinstance(error, AGAIN):
+                raise  # nothing is wrong with it, and it was asked for long
             if len(question.items) == 1:
                 yield self._line(question, error=error.message)
                 return
-            for half in question.halves:
-                for asked in [self._ask(each) for each in self._questions.of_some(half)]:
-                    yield from self._lines(asked)
+            # What a process died of is not tried in one half after another.
+            died = isinstance(error, ModelCrashed)
+            parts = [(item,) for item in question.items] if died else question.halves
+            yield from self._lines_of(parts)
         else:
             for item, row in zip(question.items, rows, strict=True):
                 yield self._line(Question((item,)), prediction=row)
+
+    def _lines_of(self, parts: Iterable[tuple[Item, ...]]) -> Iterator[dict[str, Any]]:
+        for part in parts:
+            for question in self._questions.of_some(part):
+                yield from self._lines(self._ask(question))
+
+    def _answer(self, question: Question, pending: PendingRequest) -> InferResult:
+        """Wait for a request's answer, asking again as long as it is not the request's fault."""
+        while True:
+            try:
+                return pending.wait()
+            except VersionRetired:
+                self._follow()
+                raise _Changed from None
+            except AGAIN as error:
+                self._rest(error)
+            again = self._ask(question).pending
+            assert again is not None, "it was asked before"
+            pending = again
+
+    def _follow(self) -> None:
+        """Ask the version's new content from here on, if that is wanted; raises ModelNotReady."""
+        name, version = self._spec.name, self._spec.version
+        if not self._bulk.follow:
+            raise ModelNotReady(
+                f"version {version} of '{name}' was replaced or left while it was asked: --follow "
+                "goes on with what serves as this version now, --restart begins anew"
+            )
+        log.warning("version %s of '%s' was replaced, the job goes on with the new", version, name)
+        self._ask_what_serves(version)
 
     def _line(self, question: Question, **said: Any) -> dict[str, Any]:
         self._number += 1
@@ -199,7 +247,7 @@ class _Job:
 
     def _rest(self, error: FerryError) -> None:
         waited = time.monotonic() - self._answered_at
-        if waited > PATIENCE_SECONDS:
+        if waited > (STARVED_SECONDS if isinstance(error, RequestExpired) else PATIENCE_SECONDS):
             raise ModelNotReady(
                 f"nothing was answered for {waited:.0f} s: {error.message}; asked the same, "
                 "the job goes on where it stopped"
@@ -208,13 +256,12 @@ class _Job:
         time.sleep(RETRY_SECONDS)
 
 
-def _asked(bulk: Bulk, spec: ModelSpec) -> dict[str, Any]:
+def _asked(bulk: Bulk, spec: ModelSpec, source: Source) -> dict[str, Any]:
     """Return what must be the same for a job to be resumed."""
-    state = bulk.input.stat()
-    return {
-        "model": spec.key,
+    asked = {
+        "model": f"{spec.name}/{spec.version}",
         "input": str(bulk.input.resolve()),
-        "input_bytes": state.st_size,
-        "input_changed_ns": state.st_mtime_ns,
+        "input_state": source.state,
         "top_k": bulk.top_k,
     }
+    return asked if bulk.follow else asked | {"revision": spec.revision}

@@ -7,12 +7,13 @@ OUTPUT            all of them, once the job is done
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -20,7 +21,6 @@ from shared.errors import BadRequest
 
 SYNC_SECONDS = 1.0
 """Of written lines at most so much is lost with the machine's power; a kill loses none."""
-BYTES_AT_ONCE = 1 << 20
 PARQUET_ROWS = 1024
 
 
@@ -40,13 +40,29 @@ class OutputFile:
             raise BadRequest(f"{path}: it is there already, --restart writes it anew")
         if path.suffix.lower() == ".parquet":
             _pyarrow()
-        if restart or not self._progress.exists():
+        self._lock = self._locked()
+        if restart or not self._progress.stat().st_size:
             self._partial.unlink(missing_ok=True)
             self._progress.write_text(json.dumps(dict(asked)), encoding="utf-8")
-        self._check(asked)
-        self._stream = self._partial.open("ab")
-        self.lines = self._whole_lines()
+        try:
+            self._check(asked)
+            self._stream = self._partial.open("ab")
+            self.errors = 0
+            self.lines = self._whole_lines()
+        except (BadRequest, OSError):
+            self._lock.close()
+            raise
         self._synced = time.monotonic()
+
+    def _locked(self) -> BinaryIO:
+        """Return the opened file of what was asked, which no other process has meanwhile."""
+        lock = self._progress.open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise BadRequest(f"{self._path}: another process writes it") from error
+        return lock
 
     def _check(self, asked: Mapping[str, Any]) -> None:
         try:
@@ -61,14 +77,14 @@ class OutputFile:
             )
 
     def _whole_lines(self) -> int:
-        """Count the lines that are there, and cut off one that is not whole."""
-        count, end, at = 0, 0, 0
+        """Count the lines that are there, and the errors; cut off a line that is not whole."""
+        count, end = 0, 0
         with self._partial.open("rb") as stream:
-            while block := stream.read(BYTES_AT_ONCE):
-                count += block.count(b"\n")
-                last = block.rfind(b"\n")
-                end = at + last + 1 if last >= 0 else end
-                at += len(block)
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break
+                count, end = count + 1, end + len(line)
+                self.errors += b',"prediction":' not in line
         self._stream.truncate(end)
         return count
 
@@ -94,10 +110,12 @@ class OutputFile:
         else:
             self._partial.replace(self._path)
         self._progress.unlink()
+        self._lock.close()
 
     def close(self) -> None:
         """Leave what there is for who resumes."""
         self._stream.close()
+        self._lock.close()
 
 
 def _pyarrow() -> Any:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import csv
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,10 +42,14 @@ class Item(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The items of a file or folder; `total` is 0 where nobody knows it before the end."""
+    """The items of a file or folder; `total` is 0 where nobody knows it before the end.
+
+    `state` is another one once the input was changed: files' names, sizes and times.
+    """
 
     items: Callable[[], Iterator[Item]]
     total: int = 0
+    state: str = ""
 
     def behind(self, number: int) -> Iterator[Item]:
         """Yield the items without the first `number`."""
@@ -63,7 +68,7 @@ def open_source(path: Path) -> Source:
             f"{path}: expected a folder of pictures or one of {', '.join(sorted(READERS))}"
         )
     try:
-        return opener(path)
+        return opener(path)._replace(state=_state([path], path.parent))
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise BadRequest(f"{path}: {error}") from error
 
@@ -85,7 +90,16 @@ def _folder(path: Path) -> Source:
             except OSError as error:
                 yield Item(name, error=f"cannot be read: {error.strerror}")
 
-    return Source(items, len(files))
+    return Source(items, len(files), _state(files, path))
+
+
+def _state(files: Iterable[Path], folder: Path) -> str:
+    digest = blake2b(digest_size=16)
+    for file in files:
+        found = file.stat()
+        name = str(file.relative_to(folder))
+        digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="replace"))
+    return digest.hexdigest()
 
 
 def _picture(name: str, size: int, read: Callable[[], bytes]) -> Item:

@@ -50,18 +50,34 @@ def declared_inputs(columns: Mapping[str, Column], spec: ModelSpec) -> dict[str,
 
 def _array(columns: Mapping[str, Column], name: str, tensor: TensorSpec) -> Array:
     column = columns[name]
+    if any(each is None for each in column):
+        raise ValueError(f"column {name!r} has no value")
     if isinstance(column, np.ndarray) and column.dtype.kind not in "US":
         return column
     if tensor.datatype == "BYTES":
-        return np.array([str(each).encode() for each in column], object)
+        return np.array([_bytes(each) for each in column], object)
+    is_whole = NUMPY_TYPES[tensor.datatype].kind in "iu"
     try:
-        return np.asarray([_number(each) for each in column])
-    except (ValueError, TypeError) as error:
+        return np.asarray([_number(each, is_whole=is_whole) for each in column])
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"column {name!r} is no {tensor.datatype}: {error}") from error
 
 
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) else value
+def _bytes(value: Any) -> Any:
+    """Return a text or bytes as bytes, lists of them item by item."""
+    if isinstance(value, list):
+        return [_bytes(each) for each in value]
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def _number(value: Any, *, is_whole: bool) -> Any:
+    """Return a number; of a whole one all digits, which a float would not keep."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(value) if is_whole else float(value)
+    except ValueError:
+        return float(value)
 
 
 def shaped_rows(array: Array, tensor: TensorSpec) -> Array:
@@ -70,7 +86,8 @@ def shaped_rows(array: Array, tensor: TensorSpec) -> Array:
     fits = len(row) == array.ndim - 1 and all(
         size in (-1, got) for size, got in zip(row, array.shape[1:], strict=True)
     )
-    if not fits and int(np.prod(array.shape[1:])) == abs(int(np.prod(row))) and min(row) > 0:
+    is_open = any(size < 0 for size in row)
+    if not fits and not is_open and int(np.prod(array.shape[1:])) == int(np.prod(row)):
         array, fits = array.reshape(len(array), *row), True
     if not fits:
         raise ValueError(
@@ -79,7 +96,29 @@ def shaped_rows(array: Array, tensor: TensorSpec) -> Array:
         )
     if array.dtype.hasobject and tensor.datatype != "BYTES":
         raise ValueError(f"input {tensor.name!r}: the rows are no {tensor.datatype}")
-    is_whole = NUMPY_TYPES[tensor.datatype].kind in "iub"
-    if is_whole and array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
-        raise ValueError(f"input {tensor.name!r}: the model wants {tensor.datatype}, not fractions")
+    _check_values(array, tensor)
     return array.astype(NUMPY_TYPES[tensor.datatype])
+
+
+def _check_values(array: Array, tensor: TensorSpec) -> None:
+    """Raise ValueError where the model's type would hold another number than stands there."""
+    wanted, given = NUMPY_TYPES[tensor.datatype], array.dtype.kind
+    where = f"input {tensor.name!r}"
+    if wanted.kind in "iub" and given == "f" and not np.array_equal(array, np.round(array)):
+        raise ValueError(f"{where}: the model wants {tensor.datatype}, not fractions")
+    if given not in "iuf" or not array.size:
+        return
+    least, most = array.min(), array.max()
+    if wanted.kind in "iu":
+        limits = np.iinfo(wanted)
+        low, high = int(limits.min), int(limits.max)
+        # Whole numbers are compared as such: a float would round the limits.
+        beyond = not (np.isfinite(least) and np.isfinite(most)) or not (
+            low <= int(least) and int(most) <= high
+        )
+    else:
+        with np.errstate(over="ignore"):
+            became = array.astype(wanted).astype(np.float64)
+        beyond = bool((np.isfinite(array) & ~np.isfinite(became)).any())
+    if beyond:
+        raise ValueError(f"{where}: {least} to {most} is beyond {tensor.datatype}")

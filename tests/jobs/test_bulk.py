@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from worker_processes import seen
 
 from jobs.bulk.bulk import Bulk, Progress, predict
 from shared.errors import BadRequest, ModelNotReady, UnknownModel
+from shared.operations.model_control import ModelControl
+from shared.registry.registry import Registry
 from shared.settings import Settings
 from shared.wire.client import connect
 
@@ -42,7 +45,10 @@ def model(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     repository = tmp_path_factory.mktemp("bulk")
     group = "instance_group [ { count: 2 kind: KIND_CPU } ]"
     add_model(repository, Doubling(), more=group, max_batch_size=16)
-    settings = Settings(redis_url=redis_url, key_prefix="bulk", models=str(repository))
+    settings = Settings(
+        redis_url=redis_url, key_prefix="bulk", models=str(repository), standby_seconds=0.0,
+        model_control_mode="explicit", load_models="*",
+    )  # fmt: skip
     with running_worker(settings):
         yield settings
 
@@ -156,7 +162,7 @@ def test_who_resumes_must_ask_the_same(model: Settings, tmp_path: Path) -> None:
         predict(bulk, redis, model, stop)
     write_rows(rows, 11)
 
-    with pytest.raises(BadRequest, match=r"out\.ndjson\.progress: .* another input_bytes"):
+    with pytest.raises(BadRequest, match=r"out\.ndjson\.progress: .* another input_state"):
         run(bulk, model)
     assert run(bulk._replace(restart=True), model).done == 11
     with pytest.raises(BadRequest, match=r"out\.ndjson: it is there already"):
@@ -183,7 +189,7 @@ def test_what_cannot_be_asked_leaves_nothing_behind(model: Settings, tmp_path: P
 def test_nothing_is_waited_for_for_ever(
     model: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.bulk.bulk.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("jobs.bulk.bulk.STARVED_SECONDS", 0.5)
     monkeypatch.setattr("jobs.bulk.bulk.REQUEST_SECONDS", 0.3)
     bulk = Bulk("doubling", write_rows(tmp_path / "rows.csv", 3), tmp_path / "out.ndjson")
     with seen(model, "doubling") as served:
@@ -198,3 +204,32 @@ def test_nothing_is_waited_for_for_ever(
 
     monkeypatch.setattr("jobs.bulk.bulk.REQUEST_SECONDS", 60.0)
     assert run(bulk, model).done == 3
+
+
+def test_a_version_that_is_replaced_ends_a_job_unless_it_is_to_follow(
+    model: Settings, tmp_path: Path
+) -> None:
+    bulk = Bulk("doubling", write_rows(tmp_path / "rows.csv", 2000), tmp_path / "out.ndjson")
+    config = Path(model.models) / "doubling" / "config.pbtxt"
+    changes = iter(range(3, 9))
+
+    with connect(model.redis_url) as redis:
+        registry = Registry(redis, model.key_prefix)
+        control = ModelControl(redis, model.key_prefix, "explicit")
+
+        def replace_it(_: Progress) -> None:
+            if (count := next(changes, 0)) in (3, 5):
+                before = registry.model_keys()
+                text = config.read_text()
+                config.write_text(re.sub("count: .", f"count: {1 + count % 3}", text))
+                control.load("doubling")
+                wait_until(lambda: not before & registry.model_keys(), 60, "the old content left")
+
+        with pytest.raises(ModelNotReady, match="--follow goes on"):
+            predict(bulk, redis, model, replace_it)
+        with pytest.raises(BadRequest, match="another revision"):
+            predict(bulk, redis, model, replace_it)
+        follows = bulk._replace(follow=True)
+        assert predict(follows, redis, model, replace_it) == Progress(2000, 0, 2000)
+
+    assert answers(bulk.output) == [doubled(number) for number in range(2000)]
