@@ -120,12 +120,6 @@ class Registry:
         row = report.model_dump_json()
         asking(lambda: self._client.hset(self._keys.devices, supervisor_id, row))
 
-    def drop_devices(self, supervisor_ids: Iterable[str]) -> None:
-        """Forget the GPUs of supervisors that are gone."""
-        ids = list(supervisor_ids)
-        if ids:
-            asking(lambda: self._client.hdel(self._keys.devices, *ids))
-
     def devices(self) -> dict[str, DeviceReport]:
         """Return what each supervisor that lives sees of its machine's GPUs."""
         rows = asking(lambda: self._client.hgetall(self._keys.devices))

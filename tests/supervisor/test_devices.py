@@ -224,8 +224,9 @@ class Hanging:
     """A context whose processes never answer, unless they are given one."""
 
     def __init__(self) -> None:
-        self.answer = b""
-        self.killed = 0
+        self.answer = ""
+        self.killed = self.started = 0
+        self.hangs = False
 
     def Pipe(self, duplex: bool) -> Any:
         ours, self.theirs = Pipe(duplex=duplex)
@@ -235,6 +236,7 @@ class Hanging:
         return self
 
     def start(self) -> None:
+        self.started += 1
         if self.answer:
             self.theirs.send(self.answer)
 
@@ -242,7 +244,7 @@ class Hanging:
         self.killed += 1
 
     def is_alive(self) -> bool:
-        return True
+        return self.hangs
 
 
 @pytest.fixture
@@ -271,6 +273,37 @@ def test_a_look_that_hangs_is_killed_and_repeated(watched: tuple[Hanging, Device
     assert watch.follow(watch.descriptors)
     assert watch.report == gpus(1)
     assert watch.has_others
+
+
+def test_a_look_that_hangs_in_its_driver_is_the_only_one(
+    watched: tuple[Hanging, DeviceWatch],
+) -> None:
+    context, watch = watched
+    context.hangs = True
+    for _ in range(10):
+        watch.follow(set())
+    assert (context.started, context.killed) == (1, 1)
+
+    context.hangs = False
+    watch.follow(set())
+
+    assert context.started == 2
+
+
+def test_a_look_that_fails_leaves_the_devices_that_are_known(
+    watched: tuple[Hanging, DeviceWatch],
+) -> None:
+    context, watch = watched
+    context.answer = gpus(2).model_dump_json()
+    watch.follow(set())
+    watch.follow(watch.descriptors)
+    context.answer = ""
+    watch.follow(set())
+    assert watch.follow(set())
+
+    assert "the driver does not answer" in watch.report.reason
+    placed, _ = assign([served("a", InstanceGroup("auto"))], watch.report, 0)
+    assert places(placed) == [("cuda:0", "GPU-0"), ("cuda:1", "GPU-1")]
 
 
 def test_figures_alone_are_no_other_devices(watched: tuple[Hanging, DeviceWatch]) -> None:

@@ -240,7 +240,7 @@ def failed(why: str) -> DeviceReport:
     """Return the report of a look that told nothing."""
     return DeviceReport(
         host=socket.gethostname(),
-        reason=f"looking at the GPUs failed, none is used until it works: {why}",
+        reason=f"looking at the GPUs failed: {why}",
     )
 
 

@@ -58,20 +58,25 @@ class DeviceWatch:
         now = time.monotonic()
         self._ended = [each for each in self._ended if each.is_alive()]
         if self._answer is None:
-            if now < self.due_at:
-                return False
-            self.due_at = now + LOOK_SECONDS
-            signs = signs_of_gpus()
-            if self.is_known and signs == self._signs and not any(signs):
-                return False
-            self._signs = signs
-            return self._begin(now)
+            return self._begin_if_due(now)
         if self._answer.fileno() in stirred:
             return self._take_in(self._received())
         if now >= self._limit_at:
             self._drop(kill=True)
-            return self._take_in(overdue(LIMIT_SECONDS))
+            return self._take_in(self._without(overdue(LIMIT_SECONDS)))
         return False
+
+    def _begin_if_due(self, now: float) -> bool:
+        """Begin a look, unless it is early, an earlier one hangs, or there is no sign of a GPU."""
+        if now < self.due_at:
+            return False
+        self.due_at = now + LOOK_SECONDS
+        if self._ended:  # in its driver, where the next one would hang beside it
+            return False
+        before, self._signs = self._signs, signs_of_gpus()
+        if self.is_known and self._signs == before and not any(self._signs):
+            return False
+        return self._begin(now)
 
     def _begin(self, now: float) -> bool:
         self._answer, theirs = self._context.Pipe(duplex=False)
@@ -95,11 +100,15 @@ class DeviceWatch:
         try:
             text = self._answer.recv()
         except EOFError:
-            found = failed("the process that asks torch ended")
+            found = self._without(failed("the process that asks torch ended"))
         else:
             found = DeviceReport.model_validate_json(text)
         self._drop(kill=False)
         return found
+
+    def _without(self, look: DeviceReport) -> DeviceReport:
+        """Return what is known after a look that told nothing: what was there is there still."""
+        return self.report.model_copy(update={"host": look.host, "reason": look.reason})
 
     def _drop(self, *, kill: bool) -> None:
         """Leave the process alone: it ends by itself, or hangs in a driver and cannot."""
@@ -170,7 +179,8 @@ def _say(report: DeviceReport) -> None:
         if each.fault:
             log.warning("%s %s", each.uuid, each.fault)
     if report.reason:
-        log.warning("%s; models without KIND_GPU run on the CPU", report.reason)
+        rest = "" if report.usable else "; models without KIND_GPU run on the CPU"
+        log.warning("%s%s", report.reason, rest)
 
 
 def described(device: Device) -> str:
