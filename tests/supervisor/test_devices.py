@@ -211,6 +211,17 @@ def test_a_gpu_for_one_process_takes_one_of_all_models() -> None:
     assert [*failures] == ["b/1"]
 
 
+def test_versions_that_take_turns_share_a_gpu_for_one_process() -> None:
+    old, new = served("a", InstanceGroup("gpu")), served("a", InstanceGroup("gpu"))
+    for swap, is_refused in (("overlap", True), ("stop_first", False)):
+        spec = new.spec.model_copy(update={"version": "2", "parameters": {"swap": swap}})
+        following = ServedModel(new.config, spec, new.file)
+
+        _, failures = assign([old, following], gpus(1, "EXCLUSIVE_PROCESS"), 0)
+
+        assert ("a/2" in failures) is is_refused
+
+
 def test_a_model_on_the_cpu_of_a_machine_with_a_gpu_says_why() -> None:
     unused = DeviceReport(reason="torch sees no GPU, though there is one: driver 470 is too old")
     models = [served("a", InstanceGroup("auto")), served("b", InstanceGroup("cpu"))]

@@ -23,6 +23,7 @@ from worker.devices import (
     why_cpu_only,
 )
 from worker.preflight.own_device import near_cores
+from worker.repository.config.parameters import stops_first
 from worker.repository.models import ServedModel
 from worker.supervisor.deployment import Deployment
 from worker.supervisor.device_ledger import DeviceLedger
@@ -92,18 +93,16 @@ def assign(
     """
     wanted: list[tuple[ServedModel, str]] = []
     failures: dict[str, BadModel] = {}
-    taken: Counter[str] = Counter()
     for model in models:
         try:
             places = devices_of(
                 model.config.instance_groups, _numbers(devices), allow_cpu=allow_cpu,
                 cpu_only=why_cpu_only(model.config.backend, devices),
             )  # fmt: skip
-            _check_modes(Counter(places), taken, devices)
+            _check_modes(Counter(places), _beside(model, wanted), devices)
         except BadModel as error:
             failures[model.spec.key] = BadModel(f"failed to load '{model.spec.name}', {error}")
             continue
-        taken.update(places)
         wanted += [(model, place) for place in places]
     # An ensemble's process computes nothing; its steps do.
     computing = [place for model, place in wanted if not model.spec.steps]
@@ -119,6 +118,17 @@ def assign(
 
 def _numbers(devices: DeviceReport) -> list[int]:
     return [each.index for each in devices.usable]
+
+
+def _beside(model: ServedModel, wanted: list[tuple[ServedModel, str]]) -> Counter[str]:
+    """Count the instances that run on each device beside a model's own.
+
+    Those of another version of it have left by then where its versions take turns.
+    """
+    take_turns = stops_first(model.spec.parameters)
+    return Counter(
+        place for each, place in wanted if not take_turns or each.spec.name != model.spec.name
+    )
 
 
 def _check_modes(new: Counter[str], taken: Counter[str], devices: DeviceReport) -> None:
