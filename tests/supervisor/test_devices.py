@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multiprocessing import Pipe
+from multiprocessing import Pipe, get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,8 @@ from fake_backend import fake_spec
 from shared.cores import default_cores
 from shared.errors import BadModel
 from shared.registry.device_report import Device, DeviceReport
+from shared.registry.log_settings import LogLevel
+from shared.settings import Settings
 from worker.devices import Placement, cpu_threads, devices_of, falls_back
 from worker.repository.model_config import InstanceGroup, ModelConfig
 from worker.repository.models import ServedModel
@@ -229,6 +231,23 @@ def test_a_model_on_the_cpu_of_a_machine_with_a_gpu_says_why() -> None:
     placed, _ = assign(models, unused, 0)
 
     assert [place.note for _, place in placed] == [f"runs on the CPU: {unused.reason}", ""]
+
+
+def test_a_model_that_went_to_the_cpu_moves_to_gpus_that_are_found_later() -> None:
+    now = [DeviceReport(reason="looking at the GPUs failed: the driver does not answer")]
+    context = get_context("forkserver")
+    level = LogLevel("INFO")
+    placer = placement.Placer("s", Settings(), context, level, lambda: now[0])
+    models = [served("a", InstanceGroup("auto")), served("b", InstanceGroup("cpu"))]
+    moving, staying = (placer.place(model, models) for model in models)
+    assert [slot.placement.device for slot in moving.slots] == ["cpu"]
+
+    now[0] = gpus(2)
+    for deployment in (moving, staying):
+        placer.place_again(deployment, models)
+
+    assert [slot.placement.uuid for slot in moving.slots] == ["GPU-0", "GPU-1"]
+    assert [slot.placement.device for slot in staying.slots] == ["cpu"]
 
 
 class Hanging:

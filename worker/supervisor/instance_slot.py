@@ -57,7 +57,7 @@ class InstanceSlot:
         self.reports: Connection | None = None
         self.start_at = 0.0
         self.recorded: InstanceRecord | None = None
-        self._placement = placement
+        self._placement = self._next_placement = placement
         self._name = f"{machine.supervisor}-{index}"
         self._supervisor, self._settings, self._context, self._ledger = machine
         self._meter = self._context.RawValue(Meter)
@@ -103,6 +103,7 @@ class InstanceSlot:
 
     def start(self) -> None:
         """Fork a new process into the slot, unless its device is closed."""
+        self._placement = self._next_placement
         if closed := self._ledger.why_closed(self._device_name):
             self._state, self._reason, self.had_chance = "failed", closed, True
             self.start_at = time.monotonic() + CLOSED_LOOK_SECONDS
@@ -311,6 +312,17 @@ class InstanceSlot:
             log.error("%s: %s: %s, it is to leave", self.model.spec.key, self.instance_id, reason)
             self._lost = reason
             self.process.terminate()
+
+    @property
+    def placement(self) -> Placement:
+        """Return where its next process runs."""
+        return self._next_placement
+
+    def move(self, placement: Placement) -> None:
+        """Have the next process run elsewhere, and follow soon, if that is another place."""
+        if placement != self._next_placement:
+            self._next_placement = placement
+            self.replace(f"it moves to {placement.device}")
 
     def record(self) -> InstanceRecord:
         """Return this slot's record for the registry."""

@@ -79,6 +79,22 @@ class Placer:
             slot.log_as(self._level)
         return Deployment(new, slots, self._settings.min_ready_share)
 
+    def place_again(self, deployment: Deployment, models: list[ServedModel]) -> None:
+        """Move a version that is on the CPU for want of GPUs to those that there are by now.
+
+        Its requests wait meanwhile, as while an instance is replaced.
+        """
+        if not any(slot.placement.note for slot in deployment.slots):
+            return
+        try:
+            fresh = self.place(deployment.model, models).slots
+        except BadModel as error:
+            log.warning("%s; it stays where it is", error)
+            return
+        for slot, wanted in zip(deployment.slots, fresh, strict=False):
+            slot.move(wanted.placement)
+        deployment.slots += fresh[len(deployment.slots) :]
+
 
 def assign(
     models: list[ServedModel],

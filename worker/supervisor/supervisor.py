@@ -201,6 +201,9 @@ class Supervisor:
         self._rollout.look_now()
         if self._devices.has_others:
             self._rollout.plan_failed_again()
+            stay = [each for each in self._rollout.deployments.values() if not each.retired_at]
+            for deployment in stay:
+                self._placer.place_again(deployment, [each.model for each in stay])
 
     def _register_devices(self) -> None:
         if self._has_new_devices:
