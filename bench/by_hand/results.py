@@ -13,8 +13,9 @@ from types import MappingProxyType
 import numpy as np
 
 from bench.by_hand.networks import ROWS, Inputs, Network
-from bench.by_hand.recipes import EAGER, Made, Recipes, Run
+from bench.by_hand.recipes import Made, Recipes, Run
 from bench.report import aligned
+from shared.datatypes import Array
 
 LEAST_COSINE = 0.99
 """Of the centred logits, on average: a recipe below it is not what anyone would serve."""
@@ -53,10 +54,13 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="ferry-by-hand-") as directory:
         recipes = Recipes(network, Path(directory), threads)
         made, results = dict[str, Made](), dict[str, Result]()
+        wanted: Array | None = None
         for name, recipe in (recipes.all() | dict(more)).items():
             try:
                 made[name] = recipe()
-                results[name] = _compared(name, network, made[name], made[EAGER])
+                found = _answers(made[name], network)
+                wanted = found if wanted is None else wanted  # eager's, which comes first
+                results[name] = _compared(name, network, made[name], found, wanted)
             except Exception as error:  # a border: a tool that cannot do it is told, and left out
                 made.pop(name, None)
                 lines = str(error).strip().splitlines() or [""]
@@ -77,10 +81,13 @@ def _rows_per_second(run: Run, batches: Sequence[Inputs], seconds: float) -> flo
     return rows / (taken if rows > ROWS else time.perf_counter() - start)
 
 
-def _compared(name: str, network: Network, made: Made, eager: Made) -> Result:
-    """Ask both the same real rows; cosines are of logits whose row's mean was taken off."""
-    found = np.concatenate([made.run(batch) for batch in network.asked]).astype(np.float64)
-    wanted = np.concatenate([eager.run(batch) for batch in network.asked]).astype(np.float64)
+def _answers(made: Made, network: Network) -> Array:
+    answers = [made.run(batch) for batch in network.asked]
+    return np.concatenate(answers).astype(np.float64)
+
+
+def _compared(name: str, network: Network, made: Made, found: Array, wanted: Array) -> Result:
+    """Compare answers to the same rows; cosines are of logits whose row's mean was taken off."""
     a, b = (x - x.mean(axis=1, keepdims=True) for x in (found, wanted))
     cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     best = found.argmax(axis=1)

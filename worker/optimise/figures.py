@@ -48,7 +48,8 @@ BY_PRECISION = {
     "BF16": Tolerances(2e-1, 0.99, 0.96),
     "INT8": Tolerances(None, 0.99, 0.95),
 }
-"""Measured differences of the samples are a tenth of these or less (docs/optimise.md)."""
+"""What the samples differ by is from far below these (FP32) to beyond (INT8 of some): see
+docs/optimise.md, which has what was measured. What is beyond is refused, unless labels decide."""
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:

@@ -72,15 +72,18 @@ def _row(variant: Mapping[str, Any]) -> str:
 
 
 def points(report: Mapping[str, Any]) -> tuple[str, list[Point]]:
-    """Return what is lost, in words, and each measured variant's place in the chart."""
+    """Return what is lost, in words, and each measured variant's place in the chart.
+
+    Of what is known the first counts by which they differ.
+    """
     measured = [each for each in report["variants"] if each["rows_per_second"] is not None]
     for key, words in MEASURES:
-        if any(each[key] is not None for each in measured):
-            return words, [
-                Point(each["name"], _loss(each[key], key), each["rows_per_second"])
-                for each in measured
-            ]
-    return MEASURES[-1][1], []
+        found = [
+            Point(each["name"], _loss(each[key], key), each["rows_per_second"]) for each in measured
+        ]
+        if any(each.loss for each in found):
+            return words, found
+    return MEASURES[-1][1], found
 
 
 def _loss(value: float | None, key: str) -> float:
