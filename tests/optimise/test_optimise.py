@@ -163,6 +163,11 @@ def test_what_is_finished_is_found_again_whatever_order_a_config_has(directory: 
     assert len(keys) == 2
 
 
+def test_unfinished_work_is_kept_nowhere_that_others_may_write(directory: Path) -> None:
+    with pytest.raises(BadModel, match="HOME and XDG_CACHE_HOME are unset"):
+        optimise(OptimiseOrder("busy"), directory / "models", {}, variants=VARIANTS)
+
+
 @pytest.mark.parametrize(
     ("order", "said"),
     [

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import onnxruntime
 import torch
 
+from worker.backends.onnxruntime import open_session
+
 INTEGER = {
     "QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "QAttention",
     "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QMoE", "MatMulNBits",
@@ -54,7 +56,7 @@ def onnx_kernels(file: Path, precision: str) -> Kernels:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.optimized_model_filepath = str(Path(scratch) / "optimised.onnx")
-        onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+        open_session(file, options, ["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath).graph
     weights = {each.name: each.data_type for each in graph.initializer}
     low = layers = 0

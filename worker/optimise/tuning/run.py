@@ -126,8 +126,11 @@ def _make(_pipe: Any, original: Original) -> None:
 
 
 def _cache(environ: Mapping[str, str]) -> Path:
-    home = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "/tmp")) / ".cache"
-    return Path(home) / "ferry" / "optimise"
+    home = environ.get("HOME", "")
+    cache = environ.get("XDG_CACHE_HOME") or (home and Path(home) / ".cache")
+    if not cache:  # what others may write there would be gone on from
+        raise BadModel("HOME and XDG_CACHE_HOME are unset: set one, to keep unfinished work in")
+    return Path(cache) / "ferry" / "optimise"
 
 
 def work_key(order: OptimiseOrder, task: Task, machine: Machine) -> str:
