@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from multiprocessing import Pipe, get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -20,6 +21,8 @@ from worker.repository.models import ServedModel
 from worker.supervisor import device_watch, placement
 from worker.supervisor.device_watch import DeviceWatch
 from worker.supervisor.placement import assign
+from worker.supervisor.planner import Plan
+from worker.supervisor.rollout import Rollout
 
 
 def served(name: str, *groups: InstanceGroup, backend: str = "torchscript") -> ServedModel:
@@ -355,3 +358,20 @@ def test_a_look_whose_process_ends_is_no_answer(watched: tuple[Hanging, DeviceWa
 
     assert watch.follow(watch.descriptors)
     assert "the process that asks torch ended" in watch.report.reason
+
+
+def test_what_could_not_be_placed_is_planned_again() -> None:
+    rollout = Rollout("s", Settings(), cast("Any", None), cast("Any", None), lambda: True)
+    planned: list[str] = []
+    rollout._planner = cast("Any", SimpleNamespace(
+        plan_again=planned.append,
+        made={
+            "refused": Plan("refused", 0, failures={"1": "this machine has 0 GPUs"}),
+            "unread": Plan("unread", 0, reason="config.pbtxt: damaged"),
+            "served": Plan("served", 0),
+        },
+    ))  # fmt: skip
+
+    rollout.plan_failed_again()
+
+    assert planned == ["refused", "unread"]
