@@ -25,7 +25,7 @@ from worker.instance.batch_parts import (
     split,
     stack,
 )  # fmt: skip
-from worker.instance.each import answers_each, run_each
+from worker.instance.each import answer_alone, answers_each, run_each
 from worker.instance.health.self_check import SelfCheck
 from worker.instance.outputs import fitted_outputs
 
@@ -53,7 +53,7 @@ def answer_batch(
     the instance, by its `health`. Next stop: the `forward` of its
     backend, through `PiecewiseBackend`: `worker.backends.torch_model` for torch.
     """
-    claimed_at, health = time.monotonic(), health or SelfCheck()
+    claimed_at, health = time.monotonic(), health or SelfCheck(learns=False)
     results: dict[str, bytes] = {}
     requests, empty = [], list[Claimed]()
     for item in claimed:
@@ -77,10 +77,11 @@ def answer_batch(
         results.update(_answer(together, context, health))
     if context.failures:
         _tell_apart(context, health)
-    if health.learns:
+    if health.known_good is None:
         health.count_failing(has_failed=bool(context.failures) and not context.passes)
-    if health.learns and context.passes:
-        health.known_good = partial(_run_again, context.passes[-1].claimed[0], context)
+        if health.learns and context.passes:
+            item = context.passes[-1].claimed[0]
+            health.learn(partial(_run_again, item, context), [item.id])
     if empty:
         context.add_pass(empty, 0, claimed_at, claimed_at, claimed_at)
     refused = _refuse_oversized(results, spec)
@@ -97,10 +98,13 @@ def _tell_apart(context: BatchContext, health: SelfCheck) -> None:
 
 
 def _run_again(item: Claimed, context: BatchContext) -> None:
-    """Run a request that was answered once more, for nobody; raises the model's own errors."""
+    """Run a request that was answered once more, for nobody; raises what it would be told."""
     request = _decode(item, context.spec)
-    pixels = frozenset([each.name for each in request.request.inputs if each.pixels])
-    outputs = context.backend.forward(stack([request.arrays], context.spec), pixels)
+    if answers_each(context.backend):
+        outputs = answer_alone(request, context.backend)
+    else:
+        pixels = frozenset([each.name for each in request.request.inputs if each.pixels])
+        outputs = context.backend.forward(stack([request.arrays], context.spec), pixels)
     fitted_outputs(outputs, context.spec, item.rows, request.request.outputs)
 
 

@@ -30,16 +30,9 @@ def run_each(
 
     It is one pass of all rows. The requests that the model fails are in no pass: counted as failed.
     """
-    pixels = frozenset(item.name for item in requests[0].request.inputs if item.pixels)
-    tensors = [
-        RequestTensors(item.id, arrays, request.outputs, request.parameters)
-        for item, request, arrays in requests
-    ]
     started = time.monotonic()
-    answers = backend.answer_each(tensors, pixels)
+    answers = _answers(requests, backend)
     computed = time.monotonic()
-    if len(answers) != len(requests):
-        raise BadModelOutput(f"{len(answers)} answers to {len(requests)} requests")
     rows = sum(one.claimed.rows for one in requests)
     waited, compute_seconds = started - context.claimed_at, computed - started
     results, served = {}, []
@@ -55,6 +48,28 @@ def run_each(
     if served:
         context.add_pass(served, rows, started, started, computed)
     return results
+
+
+def answer_alone(request: DecodedRequest, backend: EachBackend) -> dict[str, Array]:
+    """Return the outputs of one request; raises the error that it would be answered with."""
+    (answer,) = _answers([request], backend)
+    if isinstance(answer, FerryError):
+        raise answer
+    return answer
+
+
+def _answers(
+    requests: list[DecodedRequest], backend: EachBackend
+) -> list[dict[str, Array] | FerryError]:
+    pixels = frozenset(item.name for item in requests[0].request.inputs if item.pixels)
+    tensors = [
+        RequestTensors(item.id, arrays, request.outputs, request.parameters)
+        for item, request, arrays in requests
+    ]
+    answers = backend.answer_each(tensors, pixels)
+    if len(answers) != len(requests):
+        raise BadModelOutput(f"{len(answers)} answers to {len(requests)} requests")
+    return answers
 
 
 def _is_failure(answer: dict[str, Array] | FerryError) -> bool:

@@ -10,7 +10,7 @@ from fake_backend import FakeBackend, claimed, doubled, fake_spec
 
 from shared.datatypes import Array
 from shared.errors import BadRequest, FerryError, ModelFailed
-from shared.messages import InferResult
+from shared.messages import InferRequest, InferResult, Tensor
 from shared.request_queue.claimed import Claimed
 from worker.backends.base import Backend, RequestTensors
 from worker.instance.batch import answer_batch
@@ -92,7 +92,7 @@ def test_one_that_says_nothing_is_found_by_a_pass_that_it_answered_before() -> N
     assert lost.value.suspects == {"0", "1", "2", "3"}
 
 
-def test_where_nothing_is_known_the_last_request_that_was_answered_is_run_again() -> None:
+def test_where_nothing_is_known_the_first_request_that_was_answered_is_run_again() -> None:
     device, health = StickyDevice(), SelfCheck()
     fresh = SelfCheck()
 
@@ -157,6 +157,61 @@ def test_a_model_that_keeps_its_devices_fault_for_itself_is_seen_through() -> No
     assert lost.value.suspects == {"1", "2"}
     with pytest.raises(InstanceLost):
         errors(requests(POISON, 2), silent, known_good(silent))
+
+
+class Scaled(Each):
+    """Wants a parameter, and is asked without any when it is called by `forward`."""
+
+    has_scale = False
+
+    def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
+        if not self.has_scale:
+            raise ValueError("no scale")
+        return super().forward(inputs, pixels)
+
+    def answer_each(
+        self, asked: Sequence[RequestTensors], pixels: frozenset[str]
+    ) -> list[dict[str, Array] | FerryError]:
+        answers = []
+        for one in asked:
+            self.has_scale = "scale" in one.parameters
+            answers += super().answer_each([one], pixels)
+        self.has_scale = False
+        return answers
+
+
+def scaled(value: float, **parameters: float) -> list[Claimed]:
+    body = InferRequest("s", 1, (Tensor.of("x", row(value)),), (), parameters=parameters).encode()
+    return [Claimed("s", 1, 1, 0.0, body)]
+
+
+def test_a_request_is_run_again_with_its_parameters() -> None:
+    model, health = Scaled(ModelFailed), SelfCheck()
+
+    assert errors(scaled(1, scale=2.0), model, health) == [""]
+    assert health.known_good is not None
+    assert errors(scaled(1), model, health) == ["model_failed"]
+    assert errors(scaled(-1, scale=2.0), model, health) == ["model_failed"]
+    with pytest.raises(InstanceLost):
+        errors(scaled(POISON, scale=2.0), model, health)
+
+
+def test_one_that_is_refused_when_it_is_run_again_proves_nothing() -> None:
+    seen = set[bytes]()
+
+    def forgetful(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        rows = inputs["x"].tobytes()
+        if rows in seen:
+            raise ValueError("asked before")
+        seen.add(rows)
+        return doubled(inputs)
+
+    backend, health = FakeBackend(forgetful), SelfCheck()
+
+    assert errors(requests(1), backend, health) == [""]
+    assert errors(requests(1), backend, health) == ["model_failed"]
+    assert errors(requests(2), backend, health) == [""]
+    assert len(backend.passes) == 4, "it is not asked twice once more"
 
 
 def test_what_a_model_calls_the_clients_fault_is_nobody_elses() -> None:

@@ -174,7 +174,7 @@ def test_it_fails_alone_and_its_neighbours_share_one_pass() -> None:
     batch = [claimed(str(i), np.full((1, 2), value, np.float32)) for i, value in enumerate((1, 50))]
     batch.append(claimed("2", np.full((1, 2), 49, np.float32)))
 
-    health = SelfCheck(vocabulary=Vocabulary({"x": 50}))
+    health = SelfCheck(vocabulary=Vocabulary({"x": 50}), learns=False)
 
     encoded = answer_batch(batch, fake_spec(), backend, "i", health=health)
 

@@ -44,26 +44,36 @@ class SelfCheck:
     """One instance's look at itself.
 
     `known_good` runs something that the model has answered, None as long as nothing is known. Where
-    the warm-up found nothing, it `learns`: the last request that was answered is run again. Token
-    ids beyond its `vocabulary` are not to reach the device.
+    the warm-up found nothing, it `learns` from the first request that is answered. Token ids beyond
+    its `vocabulary` are not to reach the device.
     """
 
     probe: Probe = no_device
     known_good: Callable[[], object] | None = None
     vocabulary: Vocabulary | None = None
     meter: Meter = field(default_factory=Meter)
-    learns: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Learn where nothing is known."""
-        self.learns = self.known_good is None
+    learns: bool = True
 
     def count_failing(self, *, has_failed: bool) -> None:
         """Count a batch for the supervisor, which sees what other instances make of such."""
         if not has_failed:
             self.meter.failing_batches = 0
-        elif self.known_good is None:
+        else:
             self.meter.failing_batches += 1
+
+    def learn(self, again: Callable[[], object], ran: Collection[str]) -> None:
+        """Know the request that `again` runs once more, if the model takes it now; `ran` is its id.
+
+        Of one that refuses it no more is learned: it may remember what it was asked.
+        """
+        try:
+            again()
+        except BaseException as error:  # a border: whatever the model raises
+            self.look_at_device(ran)
+            self.learns = is_out_of_memory(error)
+            log.info("what was answered is refused when it is run again: %s", described(error))
+        else:
+            self.known_good = again
 
     def look_at_device(self, suspects: Collection[str]) -> None:
         """Raise InstanceLost if the device takes no more work, after `suspects` failed on it."""
