@@ -35,16 +35,17 @@ def run_each(
     computed = time.monotonic()
     rows = sum(one.claimed.rows for one in requests)
     waited, compute_seconds = started - context.claimed_at, computed - started
-    results, served = {}, []
+    results, served, failed = {}, [], []
     for one, answer in zip(requests, answers, strict=True):
         timings = one.claimed.timings(waited, compute_seconds, rows, context.instance)
         result = _result(one, answer, timings, context.spec)
         results[one.claimed.id] = result.encode()
         if result.error is None:
             served.append(one.claimed)
-    if len(served) < len(requests):
-        failing = zip(requests, answers, strict=True)
-        context.add_failure([one.claimed.id for one, answer in failing if _is_failure(answer)])
+        elif isinstance(result.error, ModelFailed | BadModelOutput):  # else it is the client's
+            failed.append(one.claimed.id)
+    if failed:
+        context.add_failure(failed)
     if served:
         context.add_pass(served, rows, started, started, computed)
     return results
@@ -70,11 +71,6 @@ def _answers(
     if len(answers) != len(requests):
         raise BadModelOutput(f"{len(answers)} answers to {len(requests)} requests")
     return answers
-
-
-def _is_failure(answer: dict[str, Array] | FerryError) -> bool:
-    """Tell whether the model failed a request; what it calls the client's fault is none."""
-    return isinstance(answer, ModelFailed | BadModelOutput)
 
 
 def _result(

@@ -18,6 +18,7 @@ from worker.instance.health.device_probe import DeviceLost, probe_of, sound
 from worker.instance.health.self_check import InstanceLost, SelfCheck
 from worker.instance.tensor_adapter import TensorAdapter
 from worker.job import ANSWERS_NO_MORE, DEVICE_IS_LOST
+from worker.meter import MAX_FAILING_BATCHES
 
 MODEL = fake_spec()
 POISON = 13.0
@@ -219,6 +220,22 @@ def test_what_a_model_calls_the_clients_fault_is_nobody_elses() -> None:
 
     assert errors(requests(-1), each, known_good(each)) == ["bad_request"]
     assert each.asked == 1
+    health = SelfCheck(lambda: "gone")
+    for _ in range(MAX_FAILING_BATCHES):
+        assert errors(requests(-1), each, health) == ["bad_request"]
+    assert not health.meter.is_failing
+
+
+def test_answers_that_break_the_contract_count_as_the_models_failures() -> None:
+    class Short(Each):
+        def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
+            return {}
+
+    health = SelfCheck()
+
+    for _ in range(MAX_FAILING_BATCHES):
+        assert errors(requests(1), Short(ModelFailed), health) == ["bad_model_output"]
+    assert health.meter.is_failing
 
 
 def test_a_context_that_dies_while_loading_is_a_failed_load() -> None:
