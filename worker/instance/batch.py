@@ -78,7 +78,8 @@ def answer_batch(
     if context.failures:
         _tell_apart(context, health)
     if health.known_good is None:
-        health.count_failing(has_failed=bool(context.failures) and not context.passes)
+        if context.passes or context.failures:
+            health.count_failing(has_failed=not context.passes)
         if health.learns and context.passes:
             item = context.passes[-1].claimed[0]
             health.learn(partial(_run_again, item, context), [item.id])

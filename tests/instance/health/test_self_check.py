@@ -16,6 +16,7 @@ from worker.backends.base import Backend, RequestTensors
 from worker.instance.batch import answer_batch
 from worker.instance.health.device_probe import DeviceLost, probe_of, sound
 from worker.instance.health.self_check import InstanceLost, SelfCheck
+from worker.instance.health.token_ids import Vocabulary
 from worker.instance.tensor_adapter import TensorAdapter
 from worker.job import ANSWERS_NO_MORE, DEVICE_IS_LOST
 from worker.meter import MAX_FAILING_BATCHES
@@ -235,6 +236,18 @@ def test_answers_that_break_the_contract_count_as_the_models_failures() -> None:
 
     for _ in range(MAX_FAILING_BATCHES):
         assert errors(requests(1), Short(ModelFailed), health) == ["bad_model_output"]
+    assert health.meter.is_failing
+
+
+def test_batches_that_never_reach_the_model_say_nothing_of_it() -> None:
+    device, health = StickyDevice(), SelfCheck(vocabulary=Vocabulary({"x": 50}))
+    undecodable = [Claimed("u", 1, 1, 0.0, b"no frame")]
+
+    for _ in range(MAX_FAILING_BATCHES):
+        assert errors(requests(-0.5), device, health) == ["model_failed"]
+        assert errors(requests(50), device, health) == ["bad_request"]
+        assert errors(undecodable, device, health) == ["bad_message"]
+
     assert health.meter.is_failing
 
 
