@@ -9,6 +9,7 @@ WEIGHT_OF_LATEST = 0.5
 """The latest heartbeat's share in the mean rate."""
 NEGLIGIBLE_RATE = 0.01
 MAX_FAILING_BATCHES = 10
+MAX_GUESS_BYTES = 256
 FULL_SHARE = 0.75
 """A batch of so large a share of the largest one's rows counts as full."""
 
@@ -21,8 +22,8 @@ class Meter(ctypes.Structure):
 
     `busy_since` is when the batch in hand began (monotonic seconds), 0 between batches: a batch
     that runs too long is killed. `making_up_since` is the same for a pass of the warm-up over
-    inputs that are made up; a process of this place took such if it `has_been_warm`. `row_limit`
-    is how many rows at once memory holds, 0 for no limit; `memory_bytes` is what the
+    inputs that are made up; `taken_guess` says which a process of this place took, empty for none.
+    `row_limit` is how many rows at once memory holds, 0 for no limit; `memory_bytes` is what the
     warm model takes of its GPU.
     `failing_batches` are those in a row of which every request failed, where nothing is known that
     the model answers: else the instance finds out by itself whose fault that is.
@@ -40,7 +41,7 @@ class Meter(ctypes.Structure):
     memory_bytes: int
     log_level: int
     iso_times: int
-    has_been_warm: int
+    taken_guess: bytes
     failing_batches: int
     full_rows: int
     full_requests: float
@@ -58,7 +59,7 @@ class Meter(ctypes.Structure):
         ("memory_bytes", ctypes.c_uint64),
         ("log_level", ctypes.c_uint64),
         ("iso_times", ctypes.c_uint64),
-        ("has_been_warm", ctypes.c_uint64),
+        ("taken_guess", ctypes.c_char * MAX_GUESS_BYTES),
         ("failing_batches", ctypes.c_uint64),
         ("full_rows", ctypes.c_uint64),
         ("full_requests", ctypes.c_double),
@@ -105,7 +106,7 @@ class Meter(ctypes.Structure):
             setattr(self, name, value)
 
 
-_KEPT = ("log_level", "iso_times", "has_been_warm", "full_rows", "full_requests", "full_seconds")
+_KEPT = ("log_level", "iso_times", "taken_guess", "full_rows", "full_requests", "full_seconds")
 
 
 class Rate:

@@ -19,6 +19,7 @@ from shared.model_spec import ImageInput
 from shared.settings import Settings
 from worker.backends.base import Backend, close
 from worker.devices import Placement
+from worker.instance import warmup
 from worker.instance.process import warm_backend
 from worker.job import InstanceJob
 from worker.meter import Meter
@@ -248,6 +249,29 @@ def test_what_warmed_one_proves_nothing_later_if_it_is_refused_at_once(tmp_path:
     health = warm_backend(instance(tmp_path / "model.py"), Meter()).health
 
     assert (health.known_good, health.learns) == (None, True)
+
+
+NO_ONES = """
+class Model:
+    def forward(self, inputs):
+        if (inputs["x"] == 1).all():
+            raise ValueError("ones")
+        return {"y": inputs["x"]}
+"""
+
+
+def test_what_warmed_one_before_is_tried_first_however_slow_it_refuses_other_things(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.py").write_text(NO_ONES)
+    meter = Meter()
+
+    assert warm_backend(instance(tmp_path / "model.py"), meter).note == ""
+    meter.reset()  # as before the next process
+    monkeypatch.setattr(warmup, "SLOW_REFUSAL_SECONDS", 0.0)
+
+    assert warm_backend(instance(tmp_path / "model.py"), meter).note == ""
+    assert "ValueError: ones" in warm_backend(instance(tmp_path / "model.py"), Meter()).note
 
 
 def test_a_worker_serves_one_that_prints_and_lets_it_clean_up(

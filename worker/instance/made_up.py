@@ -6,6 +6,7 @@ its numbers mean is nowhere declared. So several guesses are tried, and none of 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from itertools import islice, product
@@ -51,6 +52,16 @@ class Guess(NamedTuple):
     sizes: tuple[int, ...]
     filling: Filling = FILLINGS[0]
     optional: bool = True
+
+    def encode(self) -> bytes:
+        """Return the guess as JSON, for a later process."""
+        return json.dumps([self.sizes, FILLINGS.index(self.filling), self.optional]).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Guess:
+        """Return the guess that `encode` wrote."""
+        sizes, filling, optional = json.loads(data)
+        return cls(tuple(sizes), FILLINGS[filling], optional)
 
 
 class Guesses:

@@ -45,7 +45,7 @@ from worker.instance.health.device_probe import (
 )  # fmt: skip
 from worker.instance.health.self_check import InstanceLost, SelfCheck, self_check
 from worker.instance.loop import run
-from worker.instance.made_up import made_up, noise
+from worker.instance.made_up import Guess, made_up, noise
 from worker.instance.other_models import OtherModels
 from worker.instance.out_of_memory import PiecewiseBackend
 from worker.instance.outputs import fitted_outputs
@@ -53,7 +53,7 @@ from worker.instance.tensor_adapter import adapted, backend_spec
 from worker.instance.warmup import MadeUpPasses, run_samples, run_sizes, sample_rows, warm_up
 from worker.job import DEVICE_IS_LOST, LOST, InstanceJob
 from worker.logs import configure_logging, follow_level
-from worker.meter import Meter
+from worker.meter import MAX_GUESS_BYTES, Meter
 from worker.preflight import memory, own_device
 from worker.repository.config.formats import BY_BACKEND
 from worker.repository.config.parameters import own_threads
@@ -285,12 +285,14 @@ def _warm(job: InstanceJob, passes: MadeUpPasses, meter: Meter) -> tuple[str, li
     if job.warmup:
         samples: list[Make] = [partial(sample_rows, sample, job.spec) for sample in job.warmup]
         return run_sizes(job.spec, passes, samples[0]), samples
-    warmed = warm_up(job.spec, passes)
-    if warmed.guess is None and meter.has_been_warm:
+    before = Guess.decode(meter.taken_guess) if meter.taken_guess else None
+    warmed = warm_up(job.spec, passes, before)
+    if warmed.guess is None and before:
         raise BadModel(f"it took what is made up to warm it before, {warmed.cold}")
     if warmed.guess is None:
         return warmed.cold, []
-    meter.has_been_warm = 1
+    taken = warmed.guess.encode()
+    meter.taken_guess = taken if len(taken) <= MAX_GUESS_BYTES else b""
     return warmed.cold, [
         partial(noise, job.spec, warmed.guess),
         partial(made_up, job.spec, warmed.guess),

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from math import prod
 from typing import NamedTuple, NoReturn
 
@@ -109,13 +110,14 @@ class WarmUp(NamedTuple):
     cold: str = ""
 
 
-def warm_up(spec: ModelSpec, run: Run) -> WarmUp:
+def warm_up(spec: ModelSpec, run: Run, before: Guess | None = None) -> WarmUp:
     """Run every batch size in 1, 2, 4 ... max_batch_size on inputs that the model takes.
 
+    What it took `before`, in an earlier process, is tried first: it alone tells whether that works.
     Raises BadModelOutput of a model that breaks its contract whatever is made up, and BadModel of
     one that computes with tensors of two devices, as it would for every request.
     """
-    guess, refusals = _taken(spec, run)
+    guess, refusals = _taken(spec, run, before)
     if guess is None:
         if all(map(_mixes_devices, refusals)):
             raise BadModel(MIXED_DEVICES.format(said(refusals[0])))
@@ -141,11 +143,13 @@ def _broken_contract(spec: ModelSpec, refusals: Sequence[BaseException]) -> BadM
     return None
 
 
-def _taken(spec: ModelSpec, run: Run) -> tuple[Guess | None, list[BaseException]]:
+def _taken(
+    spec: ModelSpec, run: Run, before: Guess | None
+) -> tuple[Guess | None, list[BaseException]]:
     """Return the first guess of which the model takes a row, or None, and its refusals so far."""
     guesses, began = Guesses(spec), time.monotonic()
     refusals = list[BaseException]()
-    for guess in guesses:
+    for guess in chain([before] if before else [], guesses):
         asked = time.monotonic()
         try:
             run(made_up(spec, guess, 1))
