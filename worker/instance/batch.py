@@ -81,8 +81,8 @@ def answer_batch(
         if context.passes or context.failures:
             health.count_failing(has_failed=not context.passes)
         if health.learns and context.passes:
-            item = context.passes[-1].claimed[0]
-            health.learn(partial(_run_again, item, context), [item.id])
+            item = min(context.passes[-1].claimed, key=lambda each: len(each.body))
+            health.learn(partial(_run_again, item, spec, backend), [item.id])
     if empty:
         context.add_pass(empty, 0, claimed_at, claimed_at, claimed_at)
     refused = _refuse_oversized(results, spec)
@@ -98,15 +98,15 @@ def _tell_apart(context: BatchContext, health: SelfCheck) -> None:
         health.look_at_model(unproven)
 
 
-def _run_again(item: Claimed, context: BatchContext) -> None:
+def _run_again(item: Claimed, spec: ModelSpec, backend: Backend) -> None:
     """Run a request that was answered once more, for nobody; raises what it would be told."""
-    request = _decode(item, context.spec)
-    if answers_each(context.backend):
-        outputs = answer_alone(request, context.backend)
+    request = _decode(item, spec)
+    if answers_each(backend):
+        outputs = answer_alone(request, backend)
     else:
         pixels = frozenset([each.name for each in request.request.inputs if each.pixels])
-        outputs = context.backend.forward(stack([request.arrays], context.spec), pixels)
-    fitted_outputs(outputs, context.spec, item.rows, request.request.outputs)
+        outputs = backend.forward(stack([request.arrays], spec), pixels)
+    fitted_outputs(outputs, spec, item.rows, request.request.outputs)
 
 
 class _NoRows(Exception):

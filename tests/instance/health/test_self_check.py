@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -196,6 +197,23 @@ def test_a_request_is_run_again_with_its_parameters() -> None:
     assert errors(scaled(-1, scale=2.0), model, health) == ["model_failed"]
     with pytest.raises(InstanceLost):
         errors(scaled(POISON, scale=2.0), model, health)
+
+
+class Body(bytes):
+    """The garbage collector finds those that are left."""
+
+
+def test_of_the_requests_that_were_answered_only_the_smallest_is_kept() -> None:
+    large = [claimed(str(i), np.ones((rows, 2), np.float32)) for i, rows in enumerate((9, 1, 8))]
+    batch = [item._replace(body=Body(item.body)) for item in large]
+    smallest, health = len(batch[1].body), SelfCheck()
+
+    assert errors(batch, StickyDevice(), health) == [""] * 3
+    del batch
+    gc.collect()
+
+    assert health.known_good is not None
+    assert [len(each) for each in gc.get_objects() if type(each) is Body] == [smallest]
 
 
 def test_one_that_is_refused_when_it_is_run_again_proves_nothing() -> None:
