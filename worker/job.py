@@ -19,7 +19,9 @@ DEVICE_IS_LOST = 75
 ANSWERS_NO_MORE = 76
 """That of an instance which fails what it answered before, on a device that works."""
 LOST = "lost"
-"""The word of its last report, beside "ready" and "failed", before the reason."""
+"""The word of its last report, beside "ready" and "failed", before the reason and suspects' ids."""
+MAX_SUSPECTS = 500
+"""Ids in that report, which must fit into a pipe that nobody may be reading; of more, none are."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from shared.courier.pending import PushArguments
@@ -14,7 +14,13 @@ from shared.messages import InferRequest, InferResult
 from shared.model_spec import QueuePolicy
 from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.keys import QueueKeys
-from shared.request_queue.limits import IDEMPOTENT_RESULT_SECONDS, InstanceEnd, Limits
+from shared.request_queue.limits import (
+    IDEMPOTENT_RESULT_SECONDS,
+    NO_LOSS,
+    InstanceEnd,
+    Limits,
+    Loss,
+)
 from shared.ticket import DELAY, REJECT
 from shared.wire.client import milliseconds
 from shared.wire.packing import PackedPrefix, PrefixedCommand
@@ -164,22 +170,20 @@ def publisher(end: InstanceEnd) -> Callable[[list[Claimed], EncodedResults, int]
     return publish
 
 
-def recover_command(
-    end: InstanceEnd, *, crashed: bool, suspects: Collection[str] = (), reason: str = ""
-) -> tuple[Any, ...]:
+def recover_command(end: InstanceEnd, *, crashed: bool, loss: Loss = NO_LOSS) -> tuple[Any, ...]:
     """Return the command that puts an instance's requests back; it replies how many, and given up.
 
-    Whatever they were claimed by: every queue is recovered in the same way. With `suspects` an
-    attempt is counted for these ids alone, of fewer, and who is given up hears the `reason`.
+    Whatever they were claimed by: every queue is recovered in the same way. With a `loss`'s
+    suspects an attempt is counted for these alone, of fewer, and who is given up hears its reason.
     """
     keys, max_attempts, error = end.keys, MAX_ATTEMPTS, _CRASHED
-    if suspects:
+    if loss.suspects:
         max_attempts = MAX_LOSSES
-        error = InferResult(error=ModelCrashed(_LOST.format(reason=reason))).encode()
+        error = InferResult(error=ModelCrashed(_LOST.format(reason=loss.reason))).encode()
     return (
         "EVALSHA", script_digest("recover"), 6, keys.bell, keys.inflight + end.instance, keys.bytes,
         keys.counts, keys.dead, keys.order,
         int(crashed), max_attempts, milliseconds(end.result_ttl_seconds), _IDEMPOTENT_MS,
         milliseconds(DEAD_SECONDS), keys.queue, keys.body, keys.result, keys.answered,
-        keys.dead_body, error, end.instance, keys.tag, *suspects,
+        keys.dead_body, error, end.instance, keys.tag, *loss.suspects,
     )  # fmt: skip

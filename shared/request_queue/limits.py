@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from shared.model_spec import ModelSpec, QueuePolicy
@@ -77,6 +78,16 @@ class Batching(NamedTuple):
     def of(cls, spec: ModelSpec) -> Batching:
         """Return the rules in a model's config."""
         return cls(spec.preferred_batch_sizes, spec.preserve_ordering, bool(spec.queue_policies))
+
+
+class Loss(NamedTuple):
+    """What an instance said before it ended: why, and the ids of what ran when it failed."""
+
+    reason: str = ""
+    suspects: Collection[str] = ()
+
+
+NO_LOSS = Loss()
 
 
 class InstanceEnd(NamedTuple):

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.commands import claim_command, publisher, recover_command
 from shared.request_queue.keys import QueueKeys
-from shared.request_queue.limits import Batching, CacheLimits, InstanceEnd
+from shared.request_queue.limits import NO_LOSS, Batching, CacheLimits, InstanceEnd, Loss
 from shared.wire.packing import PackedCommand
 from shared.wire.wire import LONGEST_BLOCK_SECONDS, NO_REPLY, READ_BYTES, Wire
 
@@ -142,9 +142,7 @@ class WorkQueue:
         An attempt counts for the `suspects` alone, which ran when it failed; the second is their
         last. Raises RedisError: then they are put back by who finds the instance dead.
         """
-        self._wire.send(recover_command(self._end, crashed=True, suspects=suspects, reason=reason))
-        back, given_up = self._wire.reply()
-        return back, given_up
+        return _recover(self._wire, self._end, crashed=True, loss=Loss(reason, suspects))
 
     def _end_lost_wait(self) -> None:
         """End what a lost connection still waits for in a Redis that does not know of its loss.
@@ -221,18 +219,27 @@ class WorkQueue:
 
 
 def recover(
-    wire: Wire, keys: QueueKeys, instance: str, *, crashed: bool, result_ttl_seconds: float
+    wire: Wire,
+    keys: QueueKeys,
+    instance: str,
+    *,
+    crashed: bool,
+    result_ttl_seconds: float,
+    loss: Loss = NO_LOSS,
 ) -> tuple[int, int]:
     """Put an instance's in-flight work back to the head of the queue.
 
-    A crash counts as an attempt: after MAX_ATTEMPTS a request is answered with ModelCrashed, and
-    kept among the dead.
+    A crash counts as an attempt, for the suspects of a `loss` alone if it names some: after
+    MAX_ATTEMPTS a request is answered with ModelCrashed, and kept among the dead.
     Returns how many requests went back and how many were given up. Raises RedisError.
     """
-    return _recover(wire, InstanceEnd(keys, instance, result_ttl_seconds), crashed=crashed)
+    end = InstanceEnd(keys, instance, result_ttl_seconds)
+    return _recover(wire, end, crashed=crashed, loss=loss)
 
 
-def _recover(wire: Wire, end: InstanceEnd, *, crashed: bool) -> tuple[int, int]:
-    wire.send(recover_command(end, crashed=crashed))
+def _recover(
+    wire: Wire, end: InstanceEnd, *, crashed: bool, loss: Loss = NO_LOSS
+) -> tuple[int, int]:
+    wire.send(recover_command(end, crashed=crashed, loss=loss))
     back, given_up = wire.reply()
     return back, given_up

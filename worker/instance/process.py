@@ -51,7 +51,7 @@ from worker.instance.out_of_memory import PiecewiseBackend
 from worker.instance.outputs import fitted_outputs
 from worker.instance.tensor_adapter import adapted, backend_spec
 from worker.instance.warmup import MadeUpPasses, run_samples, run_sizes, sample_rows, warm_up
-from worker.job import DEVICE_IS_LOST, LOST, InstanceJob
+from worker.job import DEVICE_IS_LOST, LOST, MAX_SUSPECTS, InstanceJob
 from worker.logs import configure_logging, follow_level
 from worker.meter import MAX_GUESS_BYTES, Meter
 from worker.preflight import memory, own_device
@@ -156,7 +156,8 @@ def _end_lost(
         queue.put_back_lost(lost.suspects, lost.reason)
     except RedisError as error:
         log.warning("Redis fails, the supervisor will put them back: %s", error)
-    reports.send((LOST, lost.reason))
+    suspects = sorted(lost.suspects) if len(lost.suspects) <= MAX_SUSPECTS else []
+    reports.send((LOST, lost.reason, suspects))
     os._exit(lost.code)  # not by its exit handlers: they would ask the device, and may never end
 
 

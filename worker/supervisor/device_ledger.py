@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Collection
 from multiprocessing.process import BaseProcess
 from statistics import mean
 from typing import NamedTuple
@@ -20,7 +21,9 @@ WINDOW_SECONDS = 600.0
 """For so long a fault counts."""
 MIN_FAULTS, TIMES_MORE = 3, 3.0
 """From how many faults on a device may be quarantined, and how many times those of others and one.
-A request that kills devices meets them as they come: once in its batch and once alone."""
+"""
+SETTLE_SECONDS = 5.0
+"""Until a fault counts: a request that kills devices is run again meanwhile, and kills another."""
 QUARANTINE_SECONDS = 600.0
 LONGEST_QUARANTINE_SECONDS = 6 * 3600.0
 """How long a quarantine lasts; each is twice as long as the one before, up to this."""
@@ -36,13 +39,21 @@ class Quarantine(NamedTuple):
     seconds: float
 
 
+class Fault(NamedTuple):
+    """One failure of a device; `suspects` are the ids of the requests that ran, if any did."""
+
+    device: str
+    at: float
+    suspects: frozenset[str]
+
+
 class DeviceLedger:
     """The devices of one supervisor, by what people know them by. The CPU is never closed."""
 
     def __init__(self) -> None:
         """Know of no fault."""
         self._fault_counts: dict[str, int] = defaultdict(int)
-        self._faults: dict[tuple[Key, str], list[float]] = defaultdict(list)
+        self._faults: dict[Key, list[Fault]] = defaultdict(list)
         self._served_on: dict[Key, set[str]] = defaultdict(set)
         self._quarantines: dict[str, Quarantine] = {}
         self._stuck: dict[str, list[tuple[str, BaseProcess]]] = defaultdict(list)
@@ -58,45 +69,64 @@ class DeviceLedger:
     def forget(self, key: Key) -> None:
         """Forget a content that has left."""
         self._served_on.pop(key, None)
-        for pair in [pair for pair in self._faults if pair[0] == key]:
-            del self._faults[pair]
+        self._faults.pop(key, None)
 
     def fault_count(self, device: str) -> int:
         """Return how often a device failed since the supervisor started."""
         return self._fault_counts[device]
 
-    def failed(self, key: Key, device: str) -> None:
+    def failed(self, key: Key, device: str, suspects: Collection[str] = ()) -> None:
         """Note that a device failed under a content; quarantine it if others do so less."""
+        now = time.monotonic()
+        recent = [each for each in self._faults[key] if now - each.at < WINDOW_SECONDS]
+        self._faults[key] = [*recent, Fault(device, now, frozenset(suspects))]
         self._fault_counts[device] += 1
-        self._faults[key, device].append(time.monotonic())
-        others, count = self._others(key, device), self._recent(key, device)
-        if device == NEVER_CLOSED or not others:
+        others = self._others(key, device)
+        if device == NEVER_CLOSED or not others or self.is_quarantined(device):
             return
-        usual = mean(self._recent(key, each) for each in others)
-        if count >= max(MIN_FAULTS, TIMES_MORE * (usual + 1.0)):
+        own = self._own_faults(key)
+        count = own[device]
+        if count >= max(MIN_FAULTS, TIMES_MORE * (mean(own[each] for each in others) + 1.0)):
             self._quarantine(device, count, key)
 
     def _others(self, key: Key, device: str) -> list[str]:
         """Return the other devices that served a content and are open: somebody must go on."""
         return [each for each in self._served_on[key] - {device} if not self.why_closed(each)]
 
-    def _recent(self, key: Key, device: str) -> int:
-        since = time.monotonic() - WINDOW_SECONDS
-        return sum(at > since for at in self._faults[key, device])
+    def _own_faults(self, key: Key) -> Counter[str]:
+        """Count each device's faults that are no request's.
+
+        A request that kills devices runs twice and kills twice, on one device or on two; what ran
+        beside it the first time died of it once. A device that is bad fails requests once which are
+        answered elsewhere then.
+        """
+        faults, settled = self._faults[key], time.monotonic() - SETTLE_SECONDS
+        deaths = Counter(suspect for fault in faults for suspect in fault.suspects)
+        return Counter(
+            fault.device
+            for fault in faults
+            if not any(deaths[suspect] > 1 for suspect in fault.suspects)
+            and (fault.at < settled or not fault.suspects)
+        )
 
     def _quarantine(self, device: str, count: int, key: Key) -> None:
-        before = self._quarantines.get(device)
-        seconds = 2 * before.seconds if before else QUARANTINE_SECONDS
+        before, now = self._quarantines.get(device), time.monotonic()
+        is_again = before is not None and now - before.until < before.seconds
+        seconds = 2 * before.seconds if before and is_again else QUARANTINE_SECONDS
         seconds = min(seconds, LONGEST_QUARANTINE_SECONDS)
         reason = (
             f"{device} is quarantined for {seconds:.0f} s: it failed {count} times under {key}, "
             "which other devices serve"
         )
-        self._quarantines[device] = Quarantine(time.monotonic() + seconds, reason, seconds)
+        self._quarantines[device] = Quarantine(now + seconds, reason, seconds)
         log.error("%s; they go on", reason)
 
+    def is_quarantined_for(self, key: Key, device: str) -> bool:
+        """Tell whether a content is to leave a device: other devices that are open serve it."""
+        return self.is_quarantined(device) and bool(self._others(key, device))
+
     def is_quarantined(self, device: str) -> bool:
-        """Tell whether a device is to be left alone, by what runs on it as well."""
+        """Tell whether a device is to be left alone."""
         found = self._quarantines.get(device)
         return found is not None and time.monotonic() < found.until
 
@@ -109,12 +139,24 @@ class DeviceLedger:
         """Tell whether a process is left that nobody can end."""
         return any(process.is_alive() for found in self._stuck.values() for _, process in found)
 
+    def why_closed_to(self, key: Key, device: str) -> str:
+        """Return why a content is not to be started on a device, an empty string if it may.
+
+        One that no other device serves has nowhere else to go.
+        """
+        if self.is_quarantined(device) and not self.is_quarantined_for(key, device):
+            return self._why_fenced(device)
+        return self.why_closed(device)
+
     def why_closed(self, device: str) -> str:
-        """Return why nothing is to be started on a device, an empty string if something may."""
+        """Return why a device is closed, an empty string if it is open."""
         if device == NEVER_CLOSED:
             return ""
         if self.is_quarantined(device):
             return self._quarantines[device].reason
+        return self._why_fenced(device)
+
+    def _why_fenced(self, device: str) -> str:
         left = [(instance, one) for instance, one in self._stuck[device] if one.is_alive()]
         self._stuck[device] = left
         if not left:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from shared.registry.log_settings import LogLevel
 from shared.registry.snapshot import InstanceRecord, State
-from shared.request_queue.limits import Limits
+from shared.request_queue.limits import NO_LOSS, Limits, Loss
 from shared.settings import Settings
 from worker.devices import Placement
 from worker.job import DEVICE_IS_LOST, LOST, InstanceJob
@@ -71,6 +71,9 @@ class InstanceSlot:
         self._state: State = "starting"
         self._reason = ""
         self._note = self._lost = ""
+        self.loss = NO_LOSS
+        """What its last process said before it ended."""
+        self._leave_by = 0.0
         self._device = ""
         self._memory_bytes = 0
         self._cold = ""
@@ -104,13 +107,14 @@ class InstanceSlot:
     def start(self) -> None:
         """Fork a new process into the slot, unless its device is closed."""
         self._placement = self._next_placement
-        if closed := self._ledger.why_closed(self._device_name):
+        if closed := self._ledger.why_closed_to(self.model.spec.key, self._device_name):
             self._state, self._reason, self.had_chance = "failed", closed, True
             self.start_at = time.monotonic() + CLOSED_LOOK_SECONDS
             return
         self._starts += 1
         self._started_at, self._killed_at, self._overdue = time.monotonic(), 0.0, ""
         self._note = self._lost = ""
+        self.loss, self._leave_by = NO_LOSS, 0.0
         self._state = "starting"  # for the reason of its last failure, until it is ready
         self._memory_bytes = self._meter.memory_bytes or self._memory_bytes
         self._meter.reset()
@@ -152,22 +156,29 @@ class InstanceSlot:
         if self.reports is None or not self.reports.poll():
             return False
         try:
-            word, said, *device = self.reports.recv()
+            word, said, *more = self.reports.recv()
         except EOFError:
             self.reports.close()
             self.reports = None
             return False
         if word == LOST:
-            self._lost = said
-            return False  # it is about to end
+            self._lost, self.loss = said, Loss(said, more[0])
+            self._expect_end()
+            return False
         self._state, self.had_chance = word, True
         self._reason, self._note = ("", said) if self._state == "ready" else (said, "")
         if self._state == "ready":
-            self._device = device[0] if device else ""
+            self._device = more[0] if more else ""
             self._failures_in_a_row = 0
             self._ledger.served(self.model.spec.key, self._device_name)
             log.info("%s: %s is ready", self.model.spec.key, self.instance_id)
+        else:
+            self._expect_end()
         return True
+
+    def _expect_end(self) -> None:
+        """Note that the process is to end by itself: one that hangs, in a driver say, is killed."""
+        self._leave_by = self._leave_by or time.monotonic() + self._settings.max_batch_seconds
 
     def reap(self, max_batch_seconds: float, *, has_ended: bool) -> str | None:
         """Return the id of an instance that died and whose work must be put back, if one did.
@@ -184,7 +195,8 @@ class InstanceSlot:
             self.read_reports()
             code = self.process.exitcode
             if code == DEVICE_IS_LOST:
-                self._ledger.failed(self.model.spec.key, self._device_name)
+                key = self.model.spec.key
+                self._ledger.failed(key, self._device_name, self.loss.suspects)
             self._note_end(f"{self.instance_id} ended with exit code {code}")
             self._close()
         elif self._is_immortal:
@@ -225,6 +237,8 @@ class InstanceSlot:
         elif self._state == "starting" and now - self._started_at > longest:
             self._overdue = f"{self.model.file}: it took over {longest:.0f} s, killed"
             log.error("%s: not ready after %.0f s, killing it", self.instance_id, longest)
+        elif self._leave_by and now > self._leave_by:
+            log.error("%s: it was to end and does not, killing it", self.instance_id)
         else:
             return
         self._kill()
@@ -251,7 +265,9 @@ class InstanceSlot:
 
     def leave_device(self) -> None:
         """Ask the process to finish its batch and leave, if its device is quarantined."""
-        if self.process and self._ledger.is_quarantined(self._device_name):
+        key = self.model.spec.key
+        if self.process and self._ledger.is_quarantined_for(key, self._device_name):
+            self._expect_end()
             self.process.terminate()
 
     def _start_cold(self, ended: str) -> None:
@@ -311,6 +327,7 @@ class InstanceSlot:
         if self.process is not None and not self._lost:
             log.error("%s: %s: %s, it is to leave", self.model.spec.key, self.instance_id, reason)
             self._lost = reason
+            self._expect_end()
             self.process.terminate()
 
     @property

@@ -15,6 +15,7 @@ from shared.model_spec import ModelSpec
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import NO_LOSS, Loss
 from shared.request_queue.worker_end import recover
 from shared.settings import Settings
 from shared.wire.wire import open_wire
@@ -30,25 +31,27 @@ class Recovery:
         self._wire = open_wire(client)
         self._registry = registry
         self._settings = settings
-        self._noted: dict[str, str] = {}
+        self._noted: dict[str, tuple[str, Loss]] = {}
         self._counts: Counter[str] = Counter()
 
-    def note(self, instance: str, model_key: str) -> None:
+    def note(self, instance: str, model_key: str, loss: Loss = NO_LOSS) -> None:
         """Remember that an instance of ours ended, until Redis was told."""
-        self._noted[instance] = model_key
+        self._noted.setdefault(instance, (model_key, loss))
 
     def recover_noted(self) -> None:
         """Put back the work of the instances that were noted."""
-        for instance, model_key in list(self._noted.items()):
-            self.recover(instance, model_key, crashed=True)
+        for instance, (model_key, loss) in list(self._noted.items()):
+            self.recover(instance, model_key, crashed=True, loss=loss)
             del self._noted[instance]
 
-    def recover(self, instance: str, model_key: str, *, crashed: bool) -> None:
+    def recover(
+        self, instance: str, model_key: str, *, crashed: bool, loss: Loss = NO_LOSS
+    ) -> None:
         """Put back an instance's work, and forget it; a crash counts as an attempt."""
         keys = QueueKeys(self._settings.key_prefix, model_key)
         back, given_up = recover(
             self._wire, keys, instance, crashed=crashed,
-            result_ttl_seconds=self._settings.result_ttl_seconds,
+            result_ttl_seconds=self._settings.result_ttl_seconds, loss=loss,
         )  # fmt: skip
         self._registry.drop_instance(instance)
         if back or given_up:

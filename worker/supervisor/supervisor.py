@@ -163,7 +163,7 @@ class Supervisor:
                 has_ended = slot.process is not None and slot.process.sentinel in self._stirred
                 dead = slot.reap(self._settings.max_batch_seconds, has_ended=has_ended)
                 if dead:
-                    self._recovery.note(dead, deployment.key)
+                    self._recovery.note(dead, deployment.key, slot.loss)
                     self._rollout.look_now()
         self._look_at_devices()
         if time.monotonic() < self._retry_at:
@@ -266,8 +266,10 @@ class Supervisor:
         stirred = slot.reports is not None and slot.reports.fileno() in self._stirred
         changed = stirred and slot.read_reports()
         if slot.process is None and time.monotonic() >= slot.start_at:
-            self._recovery.note(slot.instance_id, slot.model.spec.key)  # its last record goes too
+            before = slot.instance_id
             slot.start()
+            if slot.instance_id != before:  # else its record says why none is started
+                self._recovery.note(before, slot.model.spec.key)  # its last record goes too
             changed = True
         if changed:
             self._rollout.look_now()

@@ -16,8 +16,9 @@ from worker.job import DEVICE_IS_LOST
 from worker.meter import Meter
 from worker.supervisor import instance_slot as slot_module
 from worker.supervisor.deployment import Deployment
-from worker.supervisor.device_ledger import DeviceLedger
+from worker.supervisor.device_ledger import QUARANTINE_SECONDS, DeviceLedger
 from worker.supervisor.instance_slot import LONGEST_DEATH_SECONDS, InstanceSlot, SlotHost
+from worker.supervisor.supervisor import Supervisor
 
 MAX_BATCH_SECONDS, MAX_LOAD_SECONDS = 10.0, 100.0
 
@@ -166,3 +167,55 @@ def test_a_device_that_dies_in_a_warm_up_that_others_survive_makes_no_model_cold
 
     assert slot.reason.startswith("cuda:3 (GPU-7) is quarantined for 600 s: it failed 3 times")
     assert (slot.process, slot.record().device_faults) == (None, 3)
+
+
+def test_one_that_is_to_leave_and_hangs_is_killed(slot: InstanceSlot, clock: Clock) -> None:
+    process = cast(Immortal, slot.process)
+    slot._state = "ready"
+    slot.replace("all of its last batches failed")
+
+    clock.now += slot._settings.max_batch_seconds
+    slot.reap(MAX_BATCH_SECONDS, has_ended=False)
+    assert process.kills == 0
+    clock.now += 1
+    slot.reap(MAX_BATCH_SECONDS, has_ended=False)
+
+    assert process.kills == 1
+
+
+def test_one_that_said_that_it_failed_and_hangs_is_killed(slot: InstanceSlot, clock: Clock) -> None:
+    said = [("failed", "no model")]
+    slot.reports = cast(Any, SimpleNamespace(poll=lambda: bool(said), recv=said.pop))
+    assert slot.read_reports()
+
+    clock.now += slot._settings.max_batch_seconds + 1
+    slot.reap(MAX_BATCH_SECONDS, has_ended=False)
+
+    assert cast(Immortal, slot.process).kills == 1
+
+
+def test_the_record_of_a_slot_whose_device_is_closed_stays(
+    slot: InstanceSlot, clock: Clock
+) -> None:
+    slot._ledger.served(slot.model.spec.key, "cuda:1 (GPU-5)")
+    for _ in range(3):
+        slot._ledger.failed(slot.model.spec.key, "cuda:3 (GPU-7)")
+    cast(Immortal, slot.process).exitcode = DEVICE_IS_LOST
+    assert slot.reap(MAX_BATCH_SECONDS, has_ended=True) == slot.instance_id
+    noted: list[str] = []
+    supervisor = cast(Any, Supervisor.__new__(Supervisor))
+    supervisor._stirred = set()
+    supervisor._recovery = SimpleNamespace(note=lambda instance, *_: noted.append(instance))
+    supervisor._rollout = SimpleNamespace(look_now=lambda: None)
+    supervisor._registration = SimpleNamespace(record=lambda _: None)
+
+    def look_after() -> None:
+        clock.now = max(clock.now, slot.start_at)
+        supervisor._look_after(slot)
+
+    for _ in range(3):
+        look_after()
+    assert (noted, slot.state) == ([], "failed")
+    clock.now += QUARANTINE_SECONDS
+    look_after()
+    assert (noted, slot.state) == (["host-0.1"], "starting")

@@ -68,16 +68,51 @@ def test_a_device_on_which_a_model_never_started_is_judged_by_those_where_it_did
     assert closed(ledger) == ["cuda:0"]
 
 
-@pytest.mark.parametrize("count", [2, 8])
-def test_requests_that_kill_devices_close_none(clock: Clock, count: int) -> None:
-    ledger, random = serving(*EIGHT[:count]), Random(5)
+@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("seed", range(20))
+def test_requests_that_kill_devices_close_none(clock: Clock, count: int, seed: int) -> None:
+    ledger, random = serving(*EIGHT[:count]), Random(seed)
 
-    for _ in range(100):  # each meets two devices, as they come
-        for device in random.sample(EIGHT[:count], 2):
-            ledger.failed("m/1", device)
-        clock.now += 10.0
+    for number in range(50):  # each kills two devices as they come, or one twice
+        once, again = random.choices(EIGHT[:count], k=2)
+        ledger.failed("m/1", once, {f"r{number}", f"beside it {number}"})
+        clock.now += random.uniform(0.0, 4.0)
+        ledger.failed("m/1", again, {f"r{number}"})
+        clock.now += random.uniform(0.0, 20.0)
 
     assert closed(ledger) == []
+
+
+def test_a_device_that_fails_requests_which_others_answer_is_quarantined(clock: Clock) -> None:
+    ledger = serving("cuda:0", "cuda:1")
+
+    for number in range(6):
+        ledger.failed("m/1", "cuda:1", {f"r{number}", f"beside it {number}"})
+        clock.now += 10.0
+
+    assert closed(ledger) == ["cuda:1"]
+
+
+def test_a_quarantine_that_lasts_is_not_begun_again(clock: Clock) -> None:
+    ledger = serving(*EIGHT)
+
+    for _ in range(10):  # eight instances on one device die together
+        ledger.failed("m/1", "cuda:3")
+    clock.now += QUARANTINE_SECONDS + 1
+
+    assert closed(ledger) == []
+
+
+def test_a_model_that_no_other_device_serves_stays_on_a_quarantined_one(clock: Clock) -> None:
+    ledger = serving(*EIGHT)
+    ledger.served("alone/1", "cuda:3")
+    for _ in range(3):
+        ledger.failed("m/1", "cuda:3")
+
+    assert ledger.is_quarantined_for("m/1", "cuda:3")
+    assert "quarantined" in ledger.why_closed_to("m/1", "cuda:3")
+    assert not ledger.is_quarantined_for("alone/1", "cuda:3")
+    assert ledger.why_closed_to("alone/1", "cuda:3") == ""
 
 
 def test_the_only_device_of_a_model_is_never_closed(clock: Clock) -> None:
