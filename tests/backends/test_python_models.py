@@ -274,18 +274,39 @@ def test_what_warmed_one_before_is_tried_first_however_slow_it_refuses_other_thi
     assert "ValueError: ones" in warm_backend(instance(tmp_path / "model.py"), Meter()).note
 
 
+TOLD_AGAIN = """
+import os
+import signal
+import threading
+
+
+class Model(Model):
+    def close(self):
+        super().close()
+        threading.Thread(target=self.tell).start()
+
+    def tell(self):
+        threading.main_thread().join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        (self.context.directory / "told").touch()
+"""
+
+
 def test_a_worker_serves_one_that_prints_and_lets_it_clean_up(
     redis_url: str, tmp_path: Path
 ) -> None:
     file = add_format(tmp_path, "python", "own")
-    file.write_text(LOADED)
+    file.write_text(LOADED + TOLD_AGAIN)
     (file.parent / "factor.json").write_text("4")
+    log = tmp_path / "log"
     config = file.parent.parent / "config.pbtxt"
     config.write_text(config.read_text() + PARAMETER.format("colour", "blue"))
     settings = Settings(redis_url=redis_url, key_prefix="own-python", models=str(tmp_path))
 
-    with running_worker(settings), seen(settings, "own") as own:
+    with running_worker(settings, log_file=log), seen(settings, "own") as own:
         answers = [numbers(own.push(value).wait()).tolist() for value in (1.0, 2.0)]
 
     assert answers == [[[4.0, 4.0]], [[8.0, 8.0]]]
     assert (file.parent / "closed").read_text().startswith("own 1 cpu ")
+    assert (file.parent / "told").exists(), "SIGTERM came once more while the process ended"
+    assert "ignored" not in log.read_text()

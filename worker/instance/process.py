@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from multiprocessing import Pipe, parent_process
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from typing import NamedTuple, NoReturn
 
@@ -89,10 +89,11 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
         ask_others_by(OtherModels(job).ask)
     warm = None if job.spec.steps else _loaded(job, reports, meter)
     stopping: list[int] = []
-    # subtle: Python goes on waiting after a signal; what it writes here ends the wait.
-    wakeup, written = Pipe(duplex=False)
-    os.set_blocking(written.fileno(), False)
-    signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
+    # subtle: Python goes on waiting after a signal; what it writes here ends the wait. Plain
+    # numbers, which nobody closes: signals come until the process has ended.
+    wakeup, written = os.pipe()
+    os.set_blocking(written, False)
+    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the model may have set its own
     reports.send(("ready", warm.note if warm else "", warm.device if warm else ""))
@@ -102,9 +103,9 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
         return bool(stopping)
 
     if warm is None:
-        run_ensemble(job, stop, meter, wakeup.fileno())
+        run_ensemble(job, stop, meter, wakeup)
         return
-    queue = _queue(job, wakeup.fileno())
+    queue = _queue(job, wakeup)
     try:
         _run_batches(job, warm, queue, stop, meter)
     except InstanceLost as lost:
