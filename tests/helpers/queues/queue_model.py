@@ -14,6 +14,7 @@ from queue_reading import Asked, Seen, Ticket, answers_of, counted, look
 from redis import Redis
 
 from shared.courier.pending import PushArguments
+from shared.model_spec import QueuePolicy
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.commands import (
     MAX_ATTEMPTS,
@@ -55,6 +56,8 @@ class QueueModel:
         self.counts = Counter[str]()
         self.bell_lost = False
         self.batching = batching
+        policies = (QueuePolicy(), QueuePolicy()) if batching.has_policies else ()
+        self.limits = LIMITS._replace(policies=policies)
         self.claimed: list[str] = []
         self.expired: set[str] = set()
 
@@ -98,7 +101,7 @@ class QueueModel:
 
     def send_push(self, pushes: list[PushArguments]) -> list[bytes]:
         """Run push.lua."""
-        self.wire.send(push_command(self.keys, LIMITS, pushes))
+        self.wire.send(push_command(self.keys, self.limits, pushes))
         return list(self.wire.reply())
 
     def claim(self, slot: int, max_rows: int, delay_seconds: float = 0.0) -> None:
