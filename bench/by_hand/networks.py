@@ -109,7 +109,7 @@ def _sentiment() -> Network:
         file = directory / "rows.csv"
         with file.open("w", encoding="utf-8", newline="") as stream:
             rows = csv.writer(stream)
-            rows.writerow(["text", "label"])
+            rows.writerow(["label", "text"])
             rows.writerows(training[: DATA_BATCHES * ROWS])
         return file
 
