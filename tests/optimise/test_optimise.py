@@ -16,6 +16,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from ferry.cli import main
 from shared.errors import BadModel
 from shared.settings import Settings
+from worker.optimise.cache import cache_directory
 from worker.optimise.subjects import Original
 from worker.optimise.tuning import making
 from worker.optimise.tuning import optimise as tuning
@@ -166,6 +167,17 @@ def test_what_is_finished_is_found_again_whatever_order_a_config_has(directory: 
 def test_unfinished_work_is_kept_nowhere_that_others_may_write(directory: Path) -> None:
     with pytest.raises(BadModel, match="HOME and XDG_CACHE_HOME are unset"):
         optimise(OptimiseOrder("busy"), directory / "models", {}, variants=VARIANTS)
+
+
+def test_a_cache_that_is_another_users_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert cache_directory(environ) == tmp_path / "cache" / "ferry"
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+
+    with pytest.raises(BadModel, match="cache/ferry belongs to another user"):
+        cache_directory(environ)
 
 
 @pytest.mark.parametrize(

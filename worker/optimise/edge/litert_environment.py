@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from shared.errors import BadModel
+from worker.optimise.cache import cache_directory
 from worker.optimise.edge.files import Say
 
 REQUIREMENTS = (
@@ -33,10 +34,9 @@ CHILD = Path(__file__).with_name("litert_child.py")
 
 def environment_directory(environ: Mapping[str, str]) -> Path:
     """Return where the environment is, or would be made: another for other versions of torch."""
-    home = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "/tmp")) / ".cache"
     deciding = [*REQUIREMENTS, sys.version, torch.__version__, np.__version__, *_own_packages()]
     key = hashlib.sha256("\n".join(deciding).encode()).hexdigest()[:12]
-    return Path(home) / "ferry" / "edge" / f"litert-{key}"
+    return cache_directory(environ) / "edge" / f"litert-{key}"
 
 
 def is_complete(environ: Mapping[str, str]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from shared.errors import BadModel
 from shared.settings import Settings
+from worker.optimise.cache import cache_directory
 from worker.optimise.subjects import Original, check_held
 from worker.optimise.tuning.choice import Row
 from worker.optimise.tuning.machine import Machine, this_machine
@@ -113,7 +114,7 @@ def begin(
         if made.fault:
             raise BadModel(f"--original {order.original.path}: {made.fault}")
     key = work_key(order, unplaced, machine)
-    work = _cache(environ) / f"{order.name}-{model.spec.version}-{key[:12]}"
+    work = cache_directory(environ) / "optimise" / f"{order.name}-{model.spec.version}-{key[:12]}"
     work.mkdir(parents=True, exist_ok=True)
     task = replace(unplaced, version=model.spec.version, work=work)
     run = Run(order, task, machine, Clock(order.budget_seconds), say, variants)
@@ -123,14 +124,6 @@ def begin(
 
 def _make(_pipe: Any, original: Original) -> None:
     original.make()
-
-
-def _cache(environ: Mapping[str, str]) -> Path:
-    home = environ.get("HOME", "")
-    cache = environ.get("XDG_CACHE_HOME") or (home and Path(home) / ".cache")
-    if not cache:  # what others may write there would be gone on from
-        raise BadModel("HOME and XDG_CACHE_HOME are unset: set one, to keep unfinished work in")
-    return Path(cache) / "ferry" / "optimise"
 
 
 def work_key(order: OptimiseOrder, task: Task, machine: Machine) -> str:
