@@ -1,12 +1,14 @@
 # One file, two images:   docker build --target api .      docker build --target worker .
 # Packages come from the locks, before the source, so that a change of ours rebuilds the last layer.
 
+# With a digest the base stays what it was: --build-arg BASE=python:3.11-slim@sha256:...
 ARG BASE=python:3.11-slim
 FROM ${BASE} AS base
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONPATH=/app \
     PATH=/opt/venv/bin:$PATH
 # The numbers are fixed so that files on a shared volume have the same owner in every image.
 RUN python3 -m venv /opt/venv \
@@ -20,7 +22,7 @@ FROM base AS api-packages
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 COPY requirements/api.txt requirements/
 RUN pip install --no-deps --requirement requirements/api.txt
-# Our version, which /v2 and /openapi.json answer: without the sources this installs nothing else.
+# Our version, which /v2 and /openapi.json answer, and the command `ferry`: no source is here yet.
 COPY pyproject.toml ./
 RUN pip install --no-deps .
 
@@ -30,6 +32,9 @@ COPY --from=api-packages /opt/venv /opt/venv
 COPY gunicorn.conf.py ./
 COPY shared/ shared/
 COPY api/ api/
+# `ferry workers|queue|models|dead` look inside from here as well; what needs torch says so.
+COPY jobs/ jobs/
+COPY ferry/ ferry/
 USER ferry
 ENV FERRY_HOST=0.0.0.0
 EXPOSE 8000 8001
@@ -48,10 +53,16 @@ COPY requirements/${PACKAGES}.txt requirements/worker.txt
 # The second line is for the CUDA build, which pins its libraries itself; see the Makefile.
 RUN pip install --no-deps --requirement requirements/worker.txt \
     && pip install $(grep '^torch==' requirements/worker.txt)
+COPY pyproject.toml ./
+RUN pip install --no-deps .
 COPY shared/ shared/
 COPY worker/ worker/
+COPY api/ api/
+COPY jobs/ jobs/
+COPY samples/ samples/
+COPY ferry/ ferry/
 USER ferry
-# The meeting place answers; a worker that hangs is replaced by its own supervisor.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["python", "-c", "import os, redis; redis.Redis.from_url(os.environ['REDIS_URL'], socket_timeout=3).ping()"]
+# Its supervisor lives and serves all of its models; an instance that hangs is replaced by it.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=2 \
+    CMD ["ferry", "workers", "--here"]
 CMD ["python", "-m", "worker"]

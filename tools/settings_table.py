@@ -1,4 +1,7 @@
-"""Writes docs/settings.md from `shared/settings.py`: `python -m tools.settings_table`."""
+"""Writes what lists all settings, from `shared/settings.py`: `python -m tools.settings_table`.
+
+That is docs/settings.md, and what docker-compose.yml passes on.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from typing import Any
 
 from shared.settings import Settings
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "settings.md"
+COMPOSE = ROOT / "docker-compose.yml"
 HEAD = """\
 # Settings
 
@@ -20,11 +25,22 @@ that does not exist, stops the start and is named. An empty value counts as unse
 sets for a Service called `ferry` or `ferry-api` (`FERRY_PORT=tcp://10.0.0.1:8000` and the like) is
 ignored, and mentioned once. `ferry up
 --host`, `--port` and `--models` stand for the variables of the same name.
-What is passed on into containers is in [operating.md](operating.md#containers).
+Containers get them as [deploy.md](deploy.md#settings) says.
 
 | variable | default | effect |
 |---|---|---|
 """
+OF_CONTAINERS = {
+    "REDIS_URL",
+    "FERRY_HOST",
+    "FERRY_PORT",
+    "FERRY_GRPC_PORT",
+    "FERRY_DASHBOARD_PORT",
+    "FERRY_MODELS",
+    "FERRY_STATE_DIR",
+}
+"""Addresses and places, which are others inside of a container than on its host."""
+_PASSED_ON = re.compile(r"(?<=  # settings: begin\n).*(?=  # settings: end\n)", re.DOTALL)
 UNITS = ((2**20, "MiB"), (2**10, "KiB"))
 
 
@@ -56,9 +72,17 @@ def _default(variable: str, default: object) -> str:
     return f"`{default}`"
 
 
+def compose(text: str) -> str:
+    """Return docker-compose.yml's text with every setting passed on that means the same inside."""
+    names = [setting.metadata["variable"] for setting in fields(Settings)]
+    lines = [f"  {name}: ${{{name}:-}}\n" for name in names if name not in OF_CONTAINERS]
+    return _PASSED_ON.sub(lambda _: "".join(lines), text)
+
+
 def main() -> None:
-    """Write the page."""
+    """Write the page, and its part of docker-compose.yml."""
     PAGE.write_text(page(), encoding="utf-8")
+    COMPOSE.write_text(compose(COMPOSE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

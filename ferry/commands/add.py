@@ -9,13 +9,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from filecmp import cmp
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ferry.commands.inspect_redis import redis_to_inspect
 from ferry.commands.models import load_model
 from ferry.errors import CannotStart, NoRedis
-from ferry.up.up import check_free, up
 from shared.errors import BadModel
 from shared.registry.desired_store import DesiredStore
 from shared.settings import Settings
@@ -52,12 +52,13 @@ def add(environ: Mapping[str, str], given: Given) -> int:
 def serve(environ: Mapping[str, str], given: Given) -> int:
     """Add the files that the repository does not hold yet, and run everything as `ferry up`."""
     settings = Settings.from_env(environ)
-    check_free(settings)
+    starting = import_module("ferry.up.up")
+    starting.check_free(settings)
     names = _added(environ, Path(settings.models), given, again=False)
     if settings.model_control_mode == "explicit" and settings.load_models != "*":
         load = ",".join(dict.fromkeys([*filter(None, settings.load_models.split(",")), *names]))
         environ = {**environ, "FERRY_LOAD_MODELS": load}
-    return up(environ, shown=names)
+    return int(starting.up(environ, shown=names))
 
 
 def _added(environ: Mapping[str, str], repository: Path, given: Given, *, again: bool) -> list[str]:

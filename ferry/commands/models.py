@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,6 @@ from shared.registry.desired_store import DesiredStore
 from shared.registry.registry import Registry
 from shared.registry.repository_index import repository_index
 from shared.registry.snapshot import Snapshot
-from worker.repository.text_file import read_text
 
 MODEL_COLUMNS = (
     Column("model", lambda row: row["model"]),
@@ -177,7 +177,9 @@ def _ms(seconds: float | None) -> str:
 def load_model(environ: Mapping[str, str], name: str, config: Path | None) -> int:
     """Load a model, or load it again; returns when it is ready on every machine."""
     try:
-        text = read_text(config) if config else None
+        # Where there is no worker, as in the API's image, all but this works.
+        reader = import_module("worker.repository.text_file") if config else None
+        text = reader.read_text(config) if reader else None
     except OSError as error:
         raise CannotStart(f"{config}: {error}") from error
     with operating(environ) as models:

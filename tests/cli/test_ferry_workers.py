@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from ferry.cli import main
 from ferry.commands.inspect_redis import redis_to_inspect
 from ferry.commands.tables import Column, show
 from ferry.up.embedded_valkey import running
+from shared.registry.desired_state import ModelReport, SupervisorReport, VersionReport
+from shared.registry.desired_store import DesiredStore
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 from shared.settings import Settings
@@ -48,6 +51,7 @@ FAILED = InstanceRecord(
     host="a",
     reason=REASON,
 )
+LOADING = VersionReport(key="slow/1", state="loading")
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +67,13 @@ def registry(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Re
     for variable, value in environment(settings).items():
         monkeypatch.setenv(variable, value)
     yield register(settings)
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[DesiredStore]:
+    """What supervisors report into, in the same Redis."""
+    with connect(settings.redis_url) as redis:
+        yield DesiredStore(redis, settings.key_prefix)
 
 
 def test_a_table_shows_each_instance_in_a_line(
@@ -229,3 +240,54 @@ def test_a_footer_explains_a_table_at_a_terminal(
     show([{"name": "a"}], columns, as_json=False, nothing="", footer="name  what it is called")
 
     assert capsys.readouterr().out.splitlines()[-1] == "name  what it is called"
+
+
+@pytest.mark.parametrize(
+    ("report", "lines"),
+    [
+        (SupervisorReport(models={"tiny": ModelReport()}), []),
+        (SupervisorReport(mode="explicit"), []),
+        (SupervisorReport(), ["the repository holds no model"]),
+        (SupervisorReport(complete=False), ["the repository is still being read"]),
+        (
+            SupervisorReport(
+                models={
+                    "bad": ModelReport(reason=REASON),
+                    "slow": ModelReport(
+                        versions={"1": VersionReport(key="slow/1", state="loading")}
+                    ),
+                    "tiny": ModelReport(),
+                }
+            ),
+            [f"bad: {REASON}", "slow: still loading"],
+        ),
+    ],
+)
+def test_here_says_what_this_machines_worker_does_not_serve(
+    registry: Registry,
+    store: DesiredStore,
+    capsys: pytest.CaptureFixture[str],
+    report: SupervisorReport,
+    lines: list[str],
+) -> None:
+    name = f"{socket.gethostname()}-41-0abc12"
+    others = (f"{socket.gethostname()}-b-41-0abc12", "elsewhere-41-0abc12")
+    for each in (name, *others):
+        registry.beat(each, 600.0)
+        store.put_report(each, report if each == name else SupervisorReport(complete=False))
+
+    code = main(["workers", "--here"])
+
+    assert capsys.readouterr().out == "".join(f"{line}\n" for line in lines)
+    assert code == (1 if lines else 0)
+
+
+def test_here_misses_a_worker_that_lives_elsewhere_or_no_more(
+    registry: Registry, store: DesiredStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.put_report(f"{socket.gethostname()}-41-0abc12", SupervisorReport(mode="explicit"))
+    store.put_report("elsewhere-41-0abc12", SupervisorReport(mode="explicit"))
+    registry.beat("elsewhere-41-0abc12", 600.0)
+
+    assert main(["workers", "--here"]) == 1
+    assert capsys.readouterr().out == "no worker of this machine gives a sign of life\n"

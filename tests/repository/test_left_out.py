@@ -13,6 +13,7 @@ from shared.errors import BadModel
 from shared.registry.desired_state import Desired
 from shared.settings import Settings
 from worker.repository.check import check_repository
+from worker.repository.models import model_names
 from worker.supervisor.background_planner import BackgroundPlanner
 from worker.supervisor.planner import Planner
 
@@ -144,3 +145,28 @@ def test_a_repository_that_is_away_is_said_once_until_it_is_back(
     assert look() == [message]
     with pytest.raises(BadModel):
         planner.planner.names()
+
+
+def test_a_repository_that_holds_no_model_is_mentioned_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    planner = BackgroundPlanner(Settings(models=str(tmp_path)))
+
+    for _ in range(3):
+        planner.follow({}, ())
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "the repository holds no model: nothing is served"
+    ]
+
+
+def test_a_repository_that_may_not_be_read_is_named_with_who_may_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+
+    with pytest.raises(BadModel, match=f"cannot be read by user {os.geteuid()}: Permission denied"):
+        model_names(tmp_path)

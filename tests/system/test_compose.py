@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -13,25 +14,39 @@ from compose_spec import PyCompose
 from ferry.up.processes import read_procfile
 from ferry.up.up import PROJECT_ROOT
 from shared.settings import Settings
+from tools.settings_table import OF_CONTAINERS, variables
+from tools.settings_table import compose as with_settings
 
 PROCESSES = read_procfile(PROJECT_ROOT / "Procfile")
 
 
+TEXT = (PROJECT_ROOT / "docker-compose.yml").read_text()
+DOCKERFILE = (PROJECT_ROOT / "Dockerfile").read_text()
+OTHERS = {"redis": "valkey/valkey:8.1-alpine", "nginx": "nginx:1.28-alpine"}
+
+
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    text = (PROJECT_ROOT / "docker-compose.yml").read_text()
-    defaults = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
-    return yaml.safe_load(defaults)
+    return yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", TEXT))
+
+
+def before(services: dict[str, Any], name: str) -> set[str]:
+    """Return what Compose stops only after `name`: what that depends on, and so on."""
+    needed = set(services[name].get("depends_on", {}))
+    return needed.union(*(before(services, each) for each in needed))
 
 
 def environment(service: dict[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in service["environment"].items()}
+    # Compose fills in after it has read the YAML, so what is empty stays a string.
+    return {
+        name: "" if value is None else str(value) for name, value in service["environment"].items()
+    }
 
 
 def test_it_keeps_to_the_specification(compose):
     parsed = PyCompose.from_yaml(yaml.safe_dump(compose))
 
-    assert sorted(parsed.service_names()) == sorted(["valkey", "worker-gpu", *PROCESSES])
+    assert set(parsed.service_names()) == {*OTHERS, "worker-gpu", *PROCESSES}
 
 
 @pytest.mark.parametrize(
@@ -39,8 +54,8 @@ def test_it_keeps_to_the_specification(compose):
     [
         ("api", "colour", "red"),
         ("api", "restart", "now and then"),
-        ("valkey", "healthcheck", {"interval": "soon"}),
-        ("worker", "depends_on", {"valkey": {"condition": "fine"}}),
+        ("redis", "healthcheck", {"interval": "soon"}),
+        ("worker", "depends_on", {"redis": {"condition": "fine"}}),
         ("dashboard", "ports", ["here:there"]),
     ],
 )
@@ -70,35 +85,148 @@ def test_a_service_runs_the_command_of_the_procfile(compose, name):
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_a_service_has_settings_that_exist_and_waits_for_valkey(compose, name):
+def test_a_service_has_settings_that_exist_and_waits_for_redis(compose, name):
     service = compose["services"][name]
 
     settings = Settings.from_env(environment(service))
 
-    assert settings.redis_url == "redis://valkey:6379/0"
-    assert service["depends_on"]["valkey"] == {"condition": "service_healthy"}
+    assert settings.redis_url == "redis://redis:6379/0"
+    assert service["depends_on"]["redis"] == {"condition": "service_healthy"}
 
 
-def test_the_worker_can_be_scaled(compose):
-    assert not {"container_name", "ports", "hostname"} & set(compose["services"]["worker"])
-    assert compose["services"]["worker"]["volumes"] == ["./models:/models:ro"]
+@pytest.mark.parametrize("name", PROCESSES)
+def test_every_setting_is_passed_on_but_what_is_another_inside(compose, name):
+    passed = {
+        variable
+        for variable in compose["services"][name]["environment"]
+        if f"{variable}: ${{{variable}:-}}\n" in TEXT
+    }
+
+    assert passed == variables() - OF_CONTAINERS
+    assert with_settings(TEXT) == TEXT, "run make docs"
+
+
+def test_what_answers_is_stopped_after_what_asks(compose):
+    services = compose["services"]
+
+    assert before(services, "nginx") == {"api", "grpc", "worker", "worker-gpu", "redis"}
+    for name in ("api", "grpc", "jobs"):
+        assert before(services, name) == {"worker", "worker-gpu", "redis"}
+        # Either may be left out: the one by its profile, the other by --scale worker=0.
+        assert not services[name]["depends_on"]["worker"]["required"]
+        assert not services[name]["depends_on"]["worker-gpu"]["required"]
+    assert before(services, "dashboard") == {"redis"}
+
+
+@pytest.mark.parametrize("name", ["api", "grpc", "worker", "jobs"])
+def test_what_is_scaled_has_neither_a_name_nor_a_port_of_the_host(compose, name):
+    assert not {"container_name", "ports", "hostname"} & set(compose["services"][name])
 
 
 def test_only_the_loopback_of_the_host_is_listened_on(compose):
-    ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    services = compose["services"]
+    ports = {name: each["ports"] for name, each in services.items() if "ports" in each}
 
-    assert ports == ["127.0.0.1:8000:8000", "127.0.0.1:8001:8001", "127.0.0.1:9181:9181"]
-
-
-def test_every_image_is_a_target_of_the_dockerfile(compose):
-    dockerfile = (PROJECT_ROOT / "Dockerfile").read_text()
-    targets = set(re.findall(r"^FROM \S+ AS (\w+)$", dockerfile, re.MULTILINE)) - {"base"}
-
-    assert {s["image"] for s in compose["services"].values()} == {
-        "valkey/valkey:8.1-alpine",
-        "ferry-worker-gpu",
-        *(f"ferry-{target}" for target in targets),
+    assert ports == {
+        "nginx": ["127.0.0.1:8000:8000", "127.0.0.1:8001:8001"],
+        "dashboard": ["127.0.0.1:9181:9181"],
     }
+
+
+def test_a_service_hears_signals_and_may_do_little_else(compose):
+    for name, service in compose["services"].items():
+        assert service["init"], name
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["mem_limit"], name
+        assert service["logging"]["options"] == {"max-size": "10m", "max-file": "3"}, name
+    assert compose["services"]["worker"]["volumes"] == ["./models:/models:ro"]
+
+
+def test_every_image_is_a_target_of_the_dockerfile_and_built_once(compose):
+    targets = set(re.findall(r"^FROM \S+ AS (\w+)$", DOCKERFILE, re.MULTILINE)) - {"base"}
+    services = compose["services"]
+    built = [each["image"] for each in services.values() if "build" in each]
+
+    assert sorted(built) == ["ferry-api", "ferry-worker", "ferry-worker-gpu"]
+    assert {f"ferry-{target}" for target in targets} | {"ferry-worker-gpu"} == set(built)
+    assert {each["image"] for each in services.values()} == {*built, *OTHERS.values()}
+
+
+def test_the_usual_images_hold_torch_for_the_cpu_on_a_base_that_can_be_pinned(compose):
+    services = compose["services"]
+
+    args = services["worker"]["build"]["args"]
+    assert args["PIP_EXTRA_INDEX_URL"].endswith("/whl/cpu")
+    assert "PIP_EXTRA_INDEX_URL" not in services["worker-gpu"]["build"]["args"]
+    assert DOCKERFILE.count("\nFROM ${BASE} ") == 1
+    for name in ("api", "worker", "worker-gpu"):
+        assert services[name]["build"]["args"]["BASE"] in DOCKERFILE
+        assert "\nUSER ferry\n" in DOCKERFILE.partition(" AS worker\n")[name != "api" and 2]
+
+
+def test_what_an_image_copies_is_sent_to_its_builder():
+    ignored = (PROJECT_ROOT / ".dockerignore").read_text().splitlines()
+    copied = set(re.findall(r"^COPY (?!--from)(\S+?)/? ", DOCKERFILE, re.MULTILINE))
+    copied |= {"requirements/worker.txt", "requirements/gpu.txt"}
+    copied -= {"requirements/${PACKAGES}.txt"}
+
+    assert ignored[0] == "*"
+    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == copied
+
+
+IMPORTING = """
+import importlib, importlib.metadata, pathlib, pkgutil, re, sys
+
+lock, packages = sys.argv[1], sys.argv[2:]
+there = {re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower()
+         for line in pathlib.Path(lock).read_text().splitlines() if "==" in line}
+owners = importlib.metadata.packages_distributions()
+
+class Lacking:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        names = {re.sub(r"[-_.]+", "-", each).lower() for each in owners.get(top, ())} - {"ferry"}
+        ours = {"worker", "samples"} - ({"worker", "samples"} if "worker" in packages else set())
+        if (names and not names & there) or top in ours:
+            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
+
+sys.meta_path.insert(0, Lacking())
+for package in packages:
+    top = importlib.import_module(package)
+    for module in pkgutil.walk_packages(top.__path__, f"{package}.", onerror=lambda name: None):
+        if not module.name.endswith("__main__"):
+            try:
+                importlib.import_module(module.name)
+            except ModuleNotFoundError as error:
+                print(module.name, error.name)
+"""
+
+
+def lacking(lock: str, *packages: str) -> dict[str, str]:
+    """Return which modules cannot be imported with a lock's packages, and what each lacks."""
+    command = [sys.executable, "-c", IMPORTING, f"requirements/{lock}.txt", *packages]
+    run = subprocess.run(command, cwd=PROJECT_ROOT, check=True, capture_output=True, text=True)
+    return dict(line.split() for line in run.stdout.splitlines())
+
+
+def test_the_commands_that_look_inside_run_in_the_image_of_the_api():
+    without = lacking("api", "shared", "jobs", "ferry")
+
+    assert set(without.values()) <= {"worker", "honcho"}
+    for name in ("workers", "queues", "dead"):
+        assert f"ferry.commands.looking.{name}" not in without
+    assert not {"ferry.cli", "ferry.commands.models", "ferry.commands.predict"} & without.keys()
+
+
+def test_every_command_but_up_and_samples_runs_in_the_image_of_the_worker():
+    without = lacking("worker", "shared", "jobs", "worker", "ferry")
+    torch_looks_for_it = "worker.backends.programs.graph_texts"
+
+    assert without.keys() - {torch_looks_for_it} == {
+        "ferry.up.up", "ferry.up.processes", "worker.backends.joblib_pipeline",
+    }  # fmt: skip
 
 
 def test_with_the_profile_gpu_one_worker_of_a_host_has_its_gpus(compose):
@@ -112,15 +240,13 @@ def test_with_the_profile_gpu_one_worker_of_a_host_has_its_gpus(compose):
     own = environment(service)
     assert own.pop("NVIDIA_VISIBLE_DEVICES") == "all"
     assert own.pop("NVIDIA_DRIVER_CAPABILITIES") == "compute,utility"
-    assert own.pop("FERRY_GPUS") == "None"
     assert own == environment(usual)
-    for key in ("command", "volumes", "depends_on", "init", "stop_grace_period", "restart"):
+    for key in ("command", "volumes", "depends_on", "healthcheck", "stop_grace_period"):
         assert service[key] == usual[key]
 
 
 def test_the_gpu_image_has_the_workers_packages_and_onnxruntime_gpu_in_onnxruntimes_place(compose):
     build = compose["services"]["worker-gpu"]["build"]
-    dockerfile = (PROJECT_ROOT / "Dockerfile").read_text()
     worker, gpu = (
         {
             line.partition("==")[0]: line
@@ -130,7 +256,7 @@ def test_the_gpu_image_has_the_workers_packages_and_onnxruntime_gpu_in_onnxrunti
         for name in ("worker", build["args"]["PACKAGES"])
     )
 
-    assert "ARG PACKAGES=worker\nCOPY requirements/${PACKAGES}.txt" in dockerfile
+    assert "ARG PACKAGES=worker\nCOPY requirements/${PACKAGES}.txt" in DOCKERFILE
     assert gpu.keys() - worker.keys() == {"onnxruntime-gpu", "nvidia-ml-py"}
     assert worker.keys() - gpu.keys() == {"onnxruntime"}
     assert all(gpu[name] == worker[name] for name in gpu.keys() & worker.keys())

@@ -51,13 +51,21 @@ class ServedModel:
 
 
 def model_names(repository: Path) -> list[str]:
-    """Return the names of the repository's model directories; raises BadModel without one."""
-    if not repository.is_dir():
+    """Return the names of the repository's model directories.
+
+    Raises BadModel when there is no repository, or none that this user may read.
+    """
+    if not os.path.isdir(repository):
         raise BadModel(f"{repository}: no such model repository")
+    try:
+        entries = list(repository.iterdir())
+    except OSError as error:
+        raise BadModel(
+            f"{repository}: the model repository cannot be read by user {os.geteuid()}: "
+            f"{error.strerror}"
+        ) from error
     return sorted(
-        entry.name
-        for entry in repository.iterdir()
-        if MODEL_NAME.fullmatch(entry.name) and is_model(entry)
+        entry.name for entry in entries if MODEL_NAME.fullmatch(entry.name) and is_model(entry)
     )
 
 

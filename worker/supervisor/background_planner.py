@@ -70,6 +70,8 @@ class BackgroundPlanner:
         if not self._listed:
             try:
                 listed, self._listed = set(self.planner.names()), True
+                if not listed:
+                    log.warning("the repository holds no model: nothing is served")
             except (BadModel, OSError) as error:
                 self._complain(error)
         for name in self.made.keys() - {*desired, *deployed}:

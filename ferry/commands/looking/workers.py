@@ -1,11 +1,19 @@
-"""`ferry workers`: every model instance, its place, its last batch, and whether it lives."""
+"""`ferry workers`: every model instance, its place, its last batch, and whether it lives.
+
+With `--here` it is a container's health check: whether this machine's worker serves what it should.
+"""
 
 from __future__ import annotations
 
+import re
+import socket
 from collections.abc import Mapping
 
 from ferry.commands.inspect_redis import redis_to_inspect
 from ferry.commands.tables import Column, Row, show
+from ferry.errors import EXIT_FAILED
+from shared.registry.desired_state import SupervisorReport
+from shared.registry.desired_store import DesiredStore
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 
@@ -44,3 +52,32 @@ def workers(environ: Mapping[str, str], *, as_json: bool) -> int:
 
 def _row(record: InstanceRecord, alive: set[str]) -> Row:
     return record.model_dump() | {"supervisor_lives": record.supervisor in alive}
+
+
+def workers_here(environ: Mapping[str, str]) -> int:
+    """Print what this machine's worker does not serve, one line each; return 1 if there is any.
+
+    A worker without a sign of life is one; so is an empty repository, except in mode `explicit`.
+    Raises BadSetting and NoRedis.
+    """
+    with redis_to_inspect(environ) as (settings, client):
+        reports = DesiredStore(client, settings.key_prefix).read().reports
+        alive = Registry(client, settings.key_prefix).instances()[1]
+    here = re.compile(rf"{re.escape(socket.gethostname())}-\d+-[0-9a-f]+")
+    mine = [reports[name] for name in reports if name in alive and here.fullmatch(name)]
+    faults = [fault for report in mine for fault in _faults(report)]
+    if not mine:
+        faults = ["no worker of this machine gives a sign of life"]
+    for fault in faults:
+        print(fault)
+    return EXIT_FAILED if faults else 0
+
+
+def _faults(report: SupervisorReport) -> list[str]:
+    if not report.complete:
+        return ["the repository is still being read"]
+    if not report.models and report.mode != "explicit":
+        return ["the repository holds no model"]
+    faults = [f"{name}: {model.failure}" for name, model in report.models.items() if model.failure]
+    loading = [name for name, model in report.models.items() if not model.settled]
+    return faults + [f"{name}: still loading" for name in loading]
