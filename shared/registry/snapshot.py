@@ -171,7 +171,7 @@ def snapshot_of(
         notes={name: model.note for name, model in reported if model.note},
         changes=changes,
         standby=standby,
-        warnings={each.model_key: each.note for each in living if each.note},
+        warnings=_warnings(living, reports),
         degraded=_degraded(living),
         device_faults={
             (each.host, each.device): each.device_faults
@@ -183,6 +183,23 @@ def snapshot_of(
         },
     )
     return _waiting_for_steps(found)
+
+
+def _warnings(living: list[InstanceRecord], reports: list[SupervisorReport]) -> dict[str, str]:
+    """Return what is wrong with contents that serve: as they run, or that others cannot replace."""
+    found = {each.model_key: each.note for each in living if each.note}
+    for report in reports:
+        failed = {
+            f"{name}/{version}": told.reason
+            for name, model in report.models.items()
+            for version, told in model.versions.items()
+            if told.state == "failed"
+        }
+        for key in report.running:
+            if reason := failed.get(key.partition("@")[0]):
+                refused = f"serves as it was loaded: {reason}"
+                found[key] = f"{found[key]}; {refused}" if key in found else refused
+    return found
 
 
 def _degraded(living: list[InstanceRecord]) -> dict[str, str]:

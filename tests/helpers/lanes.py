@@ -32,6 +32,7 @@ LONGEST = (
     "tests/supervisor/test_nobody_by_the_old_version.py",
     "tests/samples/test_sample_ensembles.py",
     "tests/optimise/test_edge.py",
+    "tests/optimise/test_served_exports.py",
     "tests/cli/test_ferry_up_start.py",
     "tests/routes/test_log_settings.py",
     "tests/routes/test_tritonclient_http.py",
