@@ -7,9 +7,11 @@ with the lowest id, decides by `promoted` where requests go; API processes follo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from shared.names import VERSION
 
 VersionState = Literal["loading", "ready", "failed"]
 
@@ -39,10 +41,27 @@ class Desired(_Frozen):
     failure: str = ""
     taken_back: dict[str, str] = {}
 
+    @field_validator("use", "shadow")
+    @classmethod
+    def _check_version(cls, version: str) -> str:
+        return _checked(version) if version else version
+
+    @field_validator("split", "taken_back")
+    @classmethod
+    def _check_versions(cls, by_version: dict[str, Any]) -> dict[str, Any]:
+        return {_checked(version): value for version, value in by_version.items()}
+
     @property
     def pinned(self) -> frozenset[str]:
         """Return the versions that are named."""
         return frozenset({self.use, self.shadow, *self.split} - {""})
+
+
+def _checked(version: str) -> str:
+    """Return a version; what stands in Redis is no more trusted than a request."""
+    if not VERSION.fullmatch(version):
+        raise ValueError(f"version {version!r} must be a whole number from 1")
+    return version
 
 
 class VersionReport(_Frozen):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
@@ -12,6 +12,7 @@ import redis
 from redis.exceptions import RedisError, WatchError
 
 from shared.errors import RedisUnavailable
+from shared.names import MODEL_NAME
 from shared.registry.desired_state import Desired, Serving, SupervisorReport, sent_elsewhere
 from shared.registry.keys import RegistryKeys, living_supervisors, read_changes
 from shared.request_queue.keys import RETIRED_COUNTS_SECONDS, QueueKeys
@@ -75,7 +76,7 @@ class DesiredStore:
         desired, reports, served, changes = asking(fetch)
         living = living_supervisors(self._client, keys, (name.decode() for name in reports))
         return ControlState(
-            {name.decode(): Desired.model_validate_json(row) for name, row in desired.items()},
+            _wishes(desired),
             {
                 name.decode(): SupervisorReport.model_validate_json(row)
                 for name, row in reports.items()
@@ -107,7 +108,7 @@ class DesiredStore:
             pipeline: Any = opened
             pipeline.watch(keys.desired, keys.served)
             row, served = pipeline.hget(keys.desired, name), pipeline.hget(keys.served, name)
-            now = Desired.model_validate_json(row) if row else Desired()
+            now = _wishes({name.encode(): row} if row else {}).get(name, Desired())
             serving = Serving.model_validate_json(served) if served else None
             # Never one that was there before, even if the model was forgotten meanwhile.
             generation = max(now.generation, int(pipeline.get(keys.changes) or 0)) + 1
@@ -143,7 +144,8 @@ class DesiredStore:
         def write(pipeline: Any) -> None:
             row = pipeline.hget(keys.desired, name)
             pipeline.multi()
-            if not row or Desired.model_validate_json(row).generation < desired.generation:
+            there = _wishes({name.encode(): row} if row else {}).get(name)
+            if there is None or there.generation < desired.generation:
                 pipeline.hset(keys.desired, name, desired.model_dump_json())
                 pipeline.incr(keys.changes)
 
@@ -279,3 +281,18 @@ class DesiredStore:
         script = script_text("close")
         reply: bytes = asking(lambda: client.eval(script, len(names), *names, *arguments))
         return cast("Closing", reply.decode())
+
+
+def _wishes(rows: Mapping[bytes, bytes]) -> dict[str, Desired]:
+    """Return what is desired of each model; a row that nobody of ours wrote is no wish."""
+    found = {}
+    for key, row in rows.items():
+        name = key.decode(errors="replace")
+        try:
+            wish = Desired.model_validate_json(row)
+        except ValueError as error:
+            log.warning("what is desired of %r is not followed: %s", name[:128], error)
+            continue
+        if MODEL_NAME.fullmatch(name):
+            found[name] = wish
+    return found

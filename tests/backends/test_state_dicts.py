@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,4 +264,64 @@ def test_what_is_wrong_with_the_parameters_is_said(
     configured(repository, **parameters)
 
     with pytest.raises(BadModel, match=message):
+        load_repository(repository, "m")
+
+
+MARK = "a_file_that_nobody_makes"
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments"),
+    [
+        ("os:system", {"command": f"touch {MARK}"}),
+        ("posix:system", {"command": f"touch {MARK}"}),
+        ("subprocess:Popen", {"args": ["touch", MARK]}),
+        ("subprocess:run", {"args": ["touch", MARK]}),
+        ("pathlib:Path.touch", {"self": MARK}),
+        ("os:mkdir", {"path": MARK}),
+        ("builtins:open", {"file": MARK, "mode": "w"}),
+        ("torch:save", {"obj": 1, "f": MARK}),
+        ("torch.hub:load", {"repo_or_dir": ".", "model": "network", "source": "local"}),
+        ("architectures:os.mkdir", {"path": MARK}),
+        ("architectures:make", {"path": MARK}),
+        ("architectures:made", {}),
+    ],
+)
+def test_what_makes_no_module_is_refused_before_it_is_called(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, path: str, arguments: dict[str, Any]
+) -> None:
+    more = "import os\nfrom functools import partial\nmake = os.mkdir\n"
+    more += f"made = partial(make, {MARK!r})\n"
+    with (repository / "m" / "1" / "architectures.py").open("a") as file:
+        file.write(more)
+    (repository / "hubconf.py").write_text(f"open({MARK!r}, 'w')\n")
+    monkeypatch.chdir(repository)
+    torch.save(network().state_dict(), repository / "m" / "1" / "weights.pt")
+    escaped = json.dumps(arguments).replace('"', '\\"')
+    configured(repository, architecture=path, architecture_arguments=escaped)
+
+    with pytest.raises(BadModel, match=f"'{path}' is not called: expected a module class"):
+        load_repository(repository, "m")
+    assert not Path(MARK).exists()
+
+
+@pytest.mark.parametrize(
+    "path", ["torch.nn:Bilinear", "architectures:Tied", "architectures:narrow", "declared_here:net"]
+)
+def test_module_classes_of_libraries_and_code_beside_the_model_are_called(
+    repository: Path, path: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with (repository / "m" / "1" / "architectures.py").open("a") as file:
+        file.write("from functools import partial\nnarrow = partial(network, width=1)\n")
+    installed = tmp_path_factory.mktemp("installed")
+    (installed / "declared_here.py").write_text(
+        "from torch import nn\ndef net() -> nn.Linear:\n    return nn.Linear(2, 2)\n"
+    )
+    sys.path.insert(0, str(installed))  # `imports` takes it out again
+    torch.save({"other": torch.zeros(1)}, repository / "m" / "1" / "weights.pt")
+    arguments = {"in1_features": 1, "in2_features": 1, "out_features": 1}
+    given = json.dumps(arguments if path.startswith("torch") else {}).replace('"', '\\"')
+    configured(repository, architecture=path, architecture_arguments=given)
+
+    with pytest.raises(BadModel, match="the weights do not fit"):
         load_repository(repository, "m")

@@ -256,6 +256,15 @@ def test_a_model_is_loaded_by_the_configuration_of_the_request(explicit: Serving
         ({"parameters": {"config": '{"max_batch_size": -1}'}}, "max_batch_size"),
         ({"parameters": {"config": '{"no_field": 1}'}}, "no_field"),
         ({"parameters": {"config": "[]"}}, "a JSON object"),
+        (
+            {
+                "parameters": {
+                    "config": '{"parameters": {"architecture": {"string_value": "os:system"}}}'
+                }
+            },
+            "parameters[architecture] 'os:system' cannot be set by request",
+        ),
+        ({"parameters": {"config": '{"backend": "python"}'}}, "cannot be set by request"),
         ({"parameters": {"file:1/model.onnx": "AAAA"}}, "files are not taken from requests"),
         ({"parameters": {"speed": 1}}, "parameter 'speed'"),
     ],

@@ -25,7 +25,9 @@ from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
+
+import torch
 
 from shared.errors import BadModel
 from worker.repository.file_kinds import FileKind
@@ -117,7 +119,36 @@ def named_callable(path: str, file: Path) -> Any:
         raise BadModel(f"architecture {path!r}: {module_name} has no {name!r}") from error
     if not callable(found):
         raise BadModel(f"architecture {path!r} is no callable")
+    if not (_makes_modules(found) or _lies_in(found, beside)):
+        raise BadModel(
+            f"architecture {path!r} is not called: expected a module class, a function declared "
+            "to return one, or code that lies beside the model"
+        )
     return found
+
+
+def _makes_modules(found: Any) -> bool:
+    """Tell whether this is a class of torch modules, or a function declared to return one."""
+    if isinstance(found, partial):
+        return _makes_modules(found.func)
+    if not isinstance(found, type):
+        try:
+            found = get_type_hints(found).get("return")
+        except Exception:  # a border: of what is no function, or has hints that nobody can read
+            return False
+    return isinstance(found, type) and issubclass(found, torch.nn.Module)
+
+
+def _lies_in(found: Any, beside: Beside) -> bool:
+    """Tell whether a callable is defined in code of the model's directories, or is made of it."""
+    if isinstance(found, partial):
+        return _lies_in(found.func, beside)
+    owner = found if hasattr(found, "__qualname__") else type(found)
+    module = sys.modules.get(getattr(owner, "__module__", None) or "")
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and any(
+        Path(file).is_relative_to(each) for each in beside.directories
+    )
 
 
 class NamesBeside:

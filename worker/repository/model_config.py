@@ -33,6 +33,7 @@ from worker.repository.config.text import vocabulary_sizes
 from worker.repository.config.versions import VersionPolicy, read_version_policy
 from worker.repository.config.warmup import WarmupSample, read_warmup
 from worker.repository.file_kinds import MISSING, RUN_CODE
+from worker.repository.overrides import check_same_file, overridden
 from worker.repository.text_file import read_text
 
 LINE_END = re.compile("\r\n?")
@@ -61,11 +62,14 @@ def read_config(
 ) -> ModelConfig:
     """Parse and check one `config.pbtxt`; raises BadModel naming file, field and value.
 
-    `override` is a configuration as JSON that counts instead. Fields that it leaves out are
-    completed from the model's file, where that tells them; the config file may be missing then.
+    `override` is a configuration as JSON, see `overridden`. Fields that are left out are completed
+    from the model's file, where that tells them; the config file may be missing then.
     """
     with _naming(path, override):
-        return _config(_parsed(path, override), path.parent, version, trusted)
+        message = _parsed(path, override)
+        if override is not None:
+            check_same_file(_parsed(path, None), message, path.parent / version)
+        return _config(message, path.parent, version, trusted)
 
 
 def read_policy(path: Path, override: str | None = None) -> VersionPolicy:
@@ -94,11 +98,9 @@ def completed(path: Path, version: str, *, trusted: Collection[str] = RUN_CODE) 
 
 
 def _parsed(path: Path, override: str | None) -> Any:
-    message = model_config_pb2.ModelConfig()
-    if override is not None:
-        return json_format.Parse(override.removeprefix("\ufeff"), message)
     text = read_text(path) if path.exists() else ""
-    return text_format.Parse(LINE_END.sub("\n", text), message)
+    own = text_format.Parse(LINE_END.sub("\n", text), model_config_pb2.ModelConfig())
+    return own if override is None else overridden(own, override)
 
 
 @contextmanager
