@@ -24,6 +24,7 @@ def create_app(settings: Settings) -> Flask:
     app.config["MAX_FORM_PARTS"] = 256
     app.url_map.strict_slashes = False
     app.extensions[EXTENSION] = services = HttpServices.of(settings, "gunicorn.error")
+    app.extensions[metrics.EXPORTER] = metrics.make_exporter(services)
     limit_pictures(settings.max_image_pixels)
     for module in (infer, predict, v1, v2, requests, metrics, reports, openapi):
         app.register_blueprint(module.blueprint)

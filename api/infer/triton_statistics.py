@@ -29,14 +29,12 @@ def of_triton(statistics: dict[str, object]) -> dict[str, object]:
 
 
 def _described(spec: ModelSpec, costs: ModelCosts) -> dict[str, object]:
-    sizes, cache = costs.by_size, costs.cache
-    total = Totals(*(sum(column) for column in zip(Totals(), *sizes.values(), strict=True)))
-    last_inference = max((each.last_inference for each in sizes.values()), default=0.0)
+    sizes, cache, total = costs.by_size, costs.cache, costs.total
     answered = total.request_count + cache.hits
     return {
         "name": spec.name,
         "version": spec.version,
-        "last_inference": int(1000 * last_inference),
+        "last_inference": int(1000 * total.last_inference),
         "inference_count": int(total.row_count),
         "execution_count": int(total.execution_count),
         "inference_stats": {

@@ -22,7 +22,7 @@ cluster. `ferry` is FERRY_KEY_PREFIX.
     ferry:{m/v}:cache               hash    digest -> answer; `bytes` of all of them      yes
     ferry:{m/v}:cache:expiry        zset    digests by when their answers expire          yes
     ferry:{m/v}:cache:used          zset    digests by when they were last asked for      yes
-    ferry:{m/v}:counts              hash    requests expired, cancelled, rejected, dead   no (see 4)
+    ferry:{m/v}:counts              hash    requests by how they ended, model_statistics  no (see 4)
     ferry:{m/v}:stats               hash    what its requests cost, see model_statistics  no (see 4)
     ferry:{m/v}:dead                list    the last 1000 requests given up, newest first no (see 4)
     ferry:{m/v}:deadbody:<id>       string  the tensors of such a request                 7 days

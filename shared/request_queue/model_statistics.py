@@ -5,6 +5,8 @@ passes of this size, as little-endian doubles in the order of `Totals`. So a pub
 writes one field, whatever it counts. Beside them `failed` and `failed_seconds` count the requests
 that an instance answered with an error. Those that ended otherwise are in the hash `counts`.
 `left_<why>` count the batches that left the queue, by why they did: claim.lua adds to them.
+`latency_<n>` count the requests in `Totals` by how long they took from push to publish, the n-th of
+LATENCY_BOUNDS.
 The fields of `Hits` are about the response cache, whose hits are in no batch.
 
 The words are Triton's (statistics extension). An execution is what an answer's `timings` call its
@@ -16,6 +18,7 @@ any more when it was published, and what was answered before, is not counted.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +33,18 @@ REASONS = ("full", "preferred", "delay", "shape", "greedy", "retry")
 """Why a batch left the queue, see docs/queue.md."""
 ENDED_UNANSWERED = (b"expired", b"cancelled", b"rejected", b"dead")
 """The fields of `counts` that are failures."""
+COUNTED_ENDS = (*(name.decode() for name in ENDED_UNANSWERED), "full", "retried")
+"""All fields of `counts`: `full` were refused by a full queue, `retried` put back after a crash."""
+LATENCY_BOUNDS = (
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15,
+    0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+"""Seconds from push to publish, by which answered requests are counted; what took longer is behind.
+
+The counts in Redis go by their places: others than these begin with other fields.
+"""
+_FAILED = 255
+"""In place of a latency: the request was not answered."""
 _PASS = struct.Struct("<8d")
 _TOTALS = struct.Struct("<12d")
 
@@ -94,7 +109,8 @@ def encode_costs(claimed: list[Claimed], passes: list[Pass], seconds: float) -> 
 
     The first part are the passes, eight doubles each, behind them the requests that failed as a
     pass of -1 rows. The second are columns over all requests: number of the pass, rows, seconds in
-    the queue. They are for the rare request that was closed before: it is taken off its pass.
+    the queue, for the rare request that was closed before: it is taken off its pass. The last one
+    is the place of each one's latency in LATENCY_BOUNDS.
     """
     count = len(claimed)
     if len(passes) == 1 and len(passes[0].claimed) == count:  # fast: nearly always
@@ -103,8 +119,15 @@ def encode_costs(claimed: list[Claimed], passes: list[Pass], seconds: float) -> 
         passes, numbers = _with_failures(claimed, passes)
     rows = [item.rows for item in claimed]
     queue_seconds = [item.queue_seconds for item in claimed]
+    latencies = [bisect_left(LATENCY_BOUNDS, waited + seconds) for waited in queue_seconds]
+    if passes and passes[-1].rows < 0:
+        failed = len(passes)
+        latencies = [
+            _FAILED if number == failed else place
+            for number, place in zip(numbers, latencies, strict=True)
+        ]
     requests = struct.pack(f"<{count}H{count}I{count}d", *numbers, *rows, *queue_seconds)
-    return b"".join([_record(each, seconds) for each in passes]), requests
+    return b"".join([_record(each, seconds) for each in passes]), requests + bytes(latencies)
 
 
 def _with_failures(claimed: list[Claimed], passes: list[Pass]) -> tuple[list[Pass], list[int]]:
@@ -122,24 +145,44 @@ def _record(one: Pass, seconds: float) -> bytes:
 
 
 class ModelCosts(NamedTuple):
-    """All that is counted of one model version: its passes by their rows, and the rest."""
+    """All that is counted of one model version: its passes by their rows, and the rest.
+
+    `ended` are the requests that were not answered, by why, and what was `retried`; `latencies`
+    those that were, by the place of their latency in LATENCY_BOUNDS.
+    """
 
     by_size: dict[int, Totals]
     cache: Hits
     failed_count: int
     failed_seconds: float
     left: dict[str, int]
+    ended: dict[str, int]
+    latencies: tuple[int, ...]
 
     @classmethod
     def of(cls, stats: dict[bytes, bytes], counts: dict[bytes, bytes]) -> ModelCosts:
         """Read them from the hashes of these names."""
         unanswered = sum(int(counts.get(name, 0)) for name in ENDED_UNANSWERED)
+        failed = int(stats.get(b"failed", 0))
         return cls(
             _by_size(stats),
             Hits.of(stats),
-            int(stats.get(b"failed", 0)) + unanswered,
+            failed + unanswered,
             float(stats.get(b"failed_seconds", 0)),
             {why: int(stats.get(b"left_" + why.encode(), 0)) for why in REASONS},
+            {"failed": failed} | {name: int(counts.get(name.encode(), 0)) for name in COUNTED_ENDS},
+            tuple(
+                int(stats.get(b"latency_%d" % place, 0)) for place in range(len(LATENCY_BOUNDS) + 1)
+            ),
+        )
+
+    @property
+    def total(self) -> Totals:
+        """Return the sums over all sizes; its `last_inference` is the latest."""
+        sizes = self.by_size.values()
+        summed = Totals(*(sum(column) for column in zip(Totals(), *sizes, strict=True)))
+        return summed._replace(
+            last_inference=max((each.last_inference for each in sizes), default=0.0)
         )
 
 

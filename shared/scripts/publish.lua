@@ -17,7 +17,8 @@ local cache = ARGV[6] ~= '' and response_cache(ARGV[6], ttl, idempotent_ttl)
 local first_id = 12
 -- Bytes of a result, and of a message: Redis hangs up on a listener to whom it owes too many.
 local max_said, max_message, sizes = 8192, 262144, {}
-local said, first, closed = {}, 0, {}
+local said, first, closed, latencies = {}, 0, {}, {}
+local asked = (#ARGV + 1 - first_id) / 2
 
 local function store(i, keeps_order)
   local long = keeps_order or string.sub(ARGV[i], 1, 8) == '@IDEMPOTENT@'
@@ -40,8 +41,10 @@ for i = first_id, #ARGV, 2 do
       sizes[process] = size
     end
     first = first + 1
+    local latency = string.byte(requests, 14 * asked + (i + 2 - first_id) / 2)
+    latencies[latency] = (latencies[latency] or 0) + 1
   else
-    local n, k = (#ARGV + 1 - first_id) / 2, (i + 2 - first_id) / 2
+    local n, k = asked, (i + 2 - first_id) / 2
     local pass, rows = struct.unpack('<H', requests, 2 * k - 1), struct.unpack('<I4', requests, 2 * n + 4 * k - 3)
     local queued = struct.unpack('<d', requests, 6 * n + 8 * k - 7)
     local sum = closed[pass] or {0, 0, 0}
@@ -86,6 +89,9 @@ for pass = 1, #passes / 64 do
       a + 1, b + answered, c + rows, math.max(last, claimed_at), d + queued + answered * seconds, e + queued,
       f + answered * input, g + answered * infer, h + answered * output, x + input, y + infer, z + output))
   end
+end
+for latency, n in pairs(latencies) do
+  if latency < 255 then redis.call('HINCRBY', KEYS[2], 'latency_' .. latency, n) end
 end
 redis.call('LTRIM', KEYS[1], count, -1)
 return first

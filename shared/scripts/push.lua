@@ -26,7 +26,7 @@ local function goes_elsewhere(named)
   return who == 'all' or (who == 'unnamed' and named ~= '1')
 end
 
-local statuses, tickets, added = {}, {}, 0
+local statuses, tickets, added, refused = {}, {}, 0, 0
 for i = 1, (#ARGV - 8) / 10 do
   local id, rows, level, signature, timeout, ttl, payload, terms, digest, named =
     unpack(ARGV, 10 * i - 1, 10 * i + 8)
@@ -53,9 +53,9 @@ for i = 1, (#ARGV - 8) / 10 do
   elseif joined then
     statuses[i] = joined
   elseif max_level > 0 and on_level >= max_level then
-    statuses[i] = 'full ' .. on_level
+    statuses[i], refused = 'full ' .. on_level, refused + 1
   elseif waiting >= max_requests or (waiting > 0 and bytes + added + #payload > max_bytes) then
-    statuses[i] = 'full ' .. waiting
+    statuses[i], refused = 'full ' .. waiting, refused + 1
   else
     redis.call('SET', body, payload, 'PX', ttl)
     tickets[queue] = tickets[queue] or {}
@@ -70,5 +70,6 @@ if added > 0 then
   redis.call('INCRBY', bytes_key, added)
   if redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
 end
+if refused > 0 then redis.call('HINCRBY', string.gsub(body_prefix, 'body:$', 'counts'), 'full', refused) end
 if cache then cache.count() end
 return statuses

@@ -62,7 +62,10 @@ end
 cache.count()
 redis.call('UNLINK', inflight)
 hand_out(order, body_prefix, result_prefix, answered_prefix)
-if back > 0 then redis.call('INCRBY', bytes_key, bytes) end
+if back > 0 then
+  redis.call('INCRBY', bytes_key, bytes)
+  if crashed == '1' then redis.call('HINCRBY', counts, 'retried', back) end
+end
 -- A dead instance may also have taken the token of requests that it left waiting for company.
 if (back > 0 or crashed == '1') and redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
 return {back, given_up}

@@ -66,7 +66,7 @@ EXTENSION_VIEWS: Mapping[tuple[str, str], Operation] = {
     ),
     ("metrics.metrics", "GET"): Operation(
         "server",
-        "Which model versions serve, for Prometheus",
+        "Figures of every model version, queue and GPU, for Prometheus",
         {200: {"text/plain": (str,)}},
         (errors.RedisUnavailable,),
     ),

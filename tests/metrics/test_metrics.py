@@ -24,6 +24,7 @@ def scraped(client: FlaskClient) -> Samples:
     return {
         (sample.name.removeprefix("ferry_model_"), *map(sample.labels.get, LABELS)): sample.value
         for family in text_string_to_metric_families(response.text)
+        if family.name.startswith("ferry_model_")
         for sample in family.samples
     }
 

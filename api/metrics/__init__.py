@@ -1,0 +1,1 @@
+"""Figures of requests and models for Prometheus."""
