@@ -1,4 +1,4 @@
-# One file, two images:   docker build --target api .      docker build --target worker .
+# One file, three images: docker build --target api|worker|server .
 # Packages come from the locks, before the source, so that a change of ours rebuilds the last layer.
 
 # With a digest the base stays what it was: --build-arg BASE=python:3.11-slim@sha256:...
@@ -66,3 +66,22 @@ USER ferry
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=2 \
     CMD ["ferry", "workers", "--here"]
 CMD ["python", "-m", "worker"]
+
+
+# All of Ferry in one container, its own Valkey included: for a single machine, and for KServe.
+#   docker run -p 127.0.0.1:8000:8000 -v $PWD/models:/models:ro --init ferry-server
+FROM worker AS server
+USER root
+COPY requirements/server.txt requirements/
+# Without the C parser, for which there is no compiler here: gunicorn has one of its own.
+RUN grep -vE '^(gunicorn-h1c|torch)==' requirements/server.txt \
+    | pip install --no-deps --requirement /dev/stdin
+COPY gunicorn.conf.py Procfile ./
+USER ferry
+ENV FERRY_HOST=0.0.0.0 \
+    FERRY_MODELS=/models \
+    FERRY_STATE_DIR=/tmp/ferry
+EXPOSE 8000 8001
+HEALTHCHECK --interval=5s --timeout=3s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import os; from http.client import HTTPConnection; from shared.settings import Settings; api = HTTPConnection('127.0.0.1', Settings.from_env(os.environ).port, timeout=2); api.request('GET', '/v2/health/live'); exit(api.getresponse().status != 200)"]
+CMD ["ferry", "up"]

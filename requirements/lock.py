@@ -21,6 +21,7 @@ EXTRAS = {
     "api": ["api"],
     "worker": ["worker", "jobs", "export"],
     "gpu": ["worker", "jobs", "export", "gpu"],
+    "server": ["api", "worker", "jobs", "export", "up"],
     "dev": ["api", "worker", "jobs", "convert", "export", "up", "samples", "dev"],
 }
 # The MiniLM package carries data files, and the tokenizer reads a local file: neither needs the
