@@ -53,6 +53,12 @@ class Settings:
     dashboard_port: int = _setting(
         9181, "FERRY_DASHBOARD_PORT", "loopback port of the job dashboard", check.whole(1, 65535)
     )
+    metrics_port: int = _setting(
+        8002,
+        "FERRY_METRICS_PORT",
+        "port of a worker's own /metrics, at FERRY_HOST, Triton's for this; 0 for none",
+        check.whole(0, 65535),
+    )
     models: str = _setting(
         "models",
         "FERRY_MODELS",

@@ -29,6 +29,8 @@ for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[name]
 # Answers and placement are the CPU's on a machine with GPUs too; tests/gpu takes this back.
 os.environ["FERRY_GPUS"] = "none"
+# Many workers run side by side, and one could have it.
+os.environ["FERRY_METRICS_PORT"] = "0"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ from prometheus_flask_exporter import PrometheusMetrics
 
 from api.metrics.predictions import PredictionFigures
 from api.metrics.queues import QueueStates
+from api.metrics.redis_server import RedisFigures
 from api.metrics.versions import VersionFigures
 from api.services import Services
 from shared.exposition.devices import DeviceFigures
@@ -36,6 +37,7 @@ def make_exporter(services: Services) -> PrometheusMetrics:
     collectors.register(VersionFigures(catalog.snapshot))
     collectors.register(QueueStates(client, prefix, registry, versions))
     collectors.register(PredictionFigures(client, prefix, versions))
+    collectors.register(RedisFigures(client))
     collectors.register(DeviceFigures(lambda: registry.devices().values()))
     return PrometheusMetrics.for_app_factory(path=None, export_defaults=False, registry=collectors)
 

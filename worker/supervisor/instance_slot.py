@@ -60,7 +60,7 @@ class InstanceSlot:
         self._placement = self._next_placement = placement
         self._name = f"{machine.supervisor}-{index}"
         self._supervisor, self._settings, self._context, self._ledger = machine
-        self._meter = self._context.RawValue(Meter)
+        self.meter: Meter = self._context.RawValue(Meter)
         self._rate = Rate(time.monotonic())
         self.had_chance = False
         """Whether a process of it was ready once, or failed: a version need not wait for it."""
@@ -116,8 +116,8 @@ class InstanceSlot:
         self._note = self._lost = ""
         self.loss, self._leave_by = NO_LOSS, 0.0
         self._state = "starting"  # for the reason of its last failure, until it is ready
-        self._memory_bytes = self._meter.memory_bytes or self._memory_bytes
-        self._meter.reset()
+        self._memory_bytes = self.meter.memory_bytes or self._memory_bytes
+        self.meter.reset()
         self._rate = Rate(time.monotonic())
         settings = self._settings
         job = InstanceJob(
@@ -129,7 +129,7 @@ class InstanceSlot:
         )  # fmt: skip
         reports, child_end = self._context.Pipe(duplex=False)
         process = self._context.Process(
-            target=run_job, args=(job, child_end, self._meter), name=self.instance_id
+            target=run_job, args=(job, child_end, self.meter), name=self.instance_id
         )
         try:
             process.start()
@@ -212,21 +212,21 @@ class InstanceSlot:
         if self._state == "ready":
             reason = self._lost or ended
             log.warning("%s: %s: %s, replacing it", self.model.spec.key, self.instance_id, reason)
-            has_answered = self._meter.batch_count or not self._lost
+            has_answered = self.meter.batch_count or not self._lost
             pause = 0.0 if has_answered else LOST_PAUSE_SECONDS
             self._state, self._reason, self.start_at = "starting", reason, time.monotonic() + pause
         elif self._state == "failed":
             self._fail(self._reason)
         elif self._overdue:
             self._fail(f"failed to load '{self.model.spec.name}', {self._overdue}")
-        elif self._meter.making_up_since and not self._cold and not self._fails_here_alone:
+        elif self.meter.making_up_since and not self._cold and not self._fails_here_alone:
             self._start_cold(ended)
         else:
             self._fail(f"failed to load '{self.model.spec.name}', {self.model.file}: {ended}")
 
     def _kill_overdue(self, max_batch_seconds: float) -> None:
         """Kill the process when its batch, a pass of its warm-up, or its load takes too long."""
-        now, busy, warming = time.monotonic(), self._meter.busy_since, self._meter.making_up_since
+        now, busy, warming = time.monotonic(), self.meter.busy_since, self.meter.making_up_since
         longest = self._settings.max_load_seconds
         if self._killed_at:
             return
@@ -306,11 +306,11 @@ class InstanceSlot:
 
     def log_as(self, level: LogLevel) -> None:
         """Have this slot's processes log as the supervisor does."""
-        self._meter.log_level, self._meter.iso_times = level.number, level.iso_times
+        self.meter.log_level, self.meter.iso_times = level.number, level.iso_times
 
     def measure(self) -> None:
         """Bring the instance's rate up to date, at a heartbeat."""
-        self._rate.update(self._meter, time.monotonic())
+        self._rate.update(self.meter, time.monotonic())
 
     @property
     def is_answering(self) -> bool:
@@ -320,7 +320,7 @@ class InstanceSlot:
     @property
     def is_failing(self) -> bool:
         """Tell whether it failed every request of many batches, and may be at fault."""
-        return self._state == "ready" and self._meter.is_failing
+        return self._state == "ready" and self.meter.is_failing
 
     def replace(self, reason: str) -> None:
         """Have the process finish its batch and leave; the next one follows at once."""
@@ -353,17 +353,17 @@ class InstanceSlot:
             state=self._state,
             device=self._device or self._placement.device,
             uuid="" if self._device == "cpu" else self._placement.uuid,
-            memory_bytes=self._meter.memory_bytes,
+            memory_bytes=self.meter.memory_bytes,
             host=HOST,
             pid=(self.process.pid or 0) if self.process else 0,
             reason=self._reason,
             note=self._note,
-            answered_count=self._meter.answered_count,
+            answered_count=self.meter.answered_count,
             requests_per_second=round(self._rate.per_second, 2),
-            capacity_per_second=round(self._meter.capacity_per_second, 2),
-            last_batch_rows=self._meter.last_batch_rows,
-            last_batch_seconds=round(self._meter.last_batch_seconds, 6),
-            row_limit=self._meter.row_limit,
+            capacity_per_second=round(self.meter.capacity_per_second, 2),
+            last_batch_rows=self.meter.last_batch_rows,
+            last_batch_seconds=round(self.meter.last_batch_seconds, 6),
+            row_limit=self.meter.row_limit,
             device_faults=self._ledger.fault_count(self._device_name),
             device_closed=self._ledger.why_closed(self._device_name),
         )

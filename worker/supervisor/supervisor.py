@@ -38,6 +38,7 @@ from worker.supervisor.placement import Placer
 from worker.supervisor.recovery import Recovery
 from worker.supervisor.registration import BEAT_TERM, LOOKS_PER_HEARTBEAT, Registration
 from worker.supervisor.rollout import BUSY_LOOK_SECONDS, Rollout
+from worker.supervisor.worker_metrics import serve_metrics
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class Supervisor:
         # subtle: by this thread, which lives as long as we do, for the forkserver dies with it.
         forkserver.ensure_running()
         Thread(target=self._await_forkserver, name="ferry-forkserver", daemon=True).start()
+        serve_metrics(self._settings, lambda: self._slots, lambda: self._devices.report)
         while not self._stopping:
             self._tick()
             self._wait(signalled.fileno())
@@ -147,7 +149,8 @@ class Supervisor:
 
     @property
     def _slots(self) -> list[InstanceSlot]:
-        return [slot for each in self._rollout.deployments.values() for slot in each.slots]
+        # Scrapes come by threads of their own, hence the copy.
+        return [slot for each in list(self._rollout.deployments.values()) for slot in each.slots]
 
     def _make(self, new: ServedModel, models: list[ServedModel]) -> Deployment:
         """Return a new model's deployment, registered; raises BadModel and RedisUnavailable."""

@@ -159,7 +159,7 @@ def test_a_device_that_dies_in_a_warm_up_that_others_survive_makes_no_model_cold
     slot._ledger.served(slot.model.spec.key, "cuda:1 (GPU-5)")
 
     for _ in range(3):
-        slot._meter.making_up_since = clock.now
+        slot.meter.making_up_since = clock.now
         cast(Immortal, slot.process).exitcode = DEVICE_IS_LOST
         slot.reap(MAX_BATCH_SECONDS, has_ended=True)
         assert (slot.state, slot._cold) == ("failed", "")
