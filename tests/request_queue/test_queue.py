@@ -487,7 +487,7 @@ def test_after_everything_is_answered_only_the_bell_and_the_statistics_remain(
     for waiter in waiting:
         waiter.wait()
 
-    assert _keys(redis, keys) - {keys.bell} == {keys.stats}
+    assert _keys(redis, keys) - {keys.bell} == {keys.stats, keys.counts}
 
 
 def test_a_push_wakes_a_worker_that_waits(

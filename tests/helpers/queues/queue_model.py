@@ -100,9 +100,11 @@ class QueueModel:
                 asked.closed = True
 
     def send_push(self, pushes: list[PushArguments]) -> list[bytes]:
-        """Run push.lua."""
+        """Run push.lua, which counts what it refuses."""
         self.wire.send(push_command(self.keys, self.limits, pushes))
-        return list(self.wire.reply())
+        statuses: list[bytes] = list(self.wire.reply())
+        self.counts["full"] += sum(status.startswith(b"full") for status in statuses)
+        return statuses
 
     def claim(self, slot: int, max_rows: int, delay_seconds: float = 0.0) -> None:
         """Claim as the instance in `slot` does when the bell rang or a second is over."""
@@ -224,6 +226,7 @@ class QueueModel:
         for ticket in held:
             self.asked[ticket.id].returned = True
         self.counts["dead"] += outcome[1]
+        self.counts["retried"] += outcome[0] if suspects is None or suspects else 0
 
     def die(self, slot: int) -> None:
         """End an instance; the next one in its slot has another name."""

@@ -11,6 +11,7 @@ from redis import Redis
 
 from api.infer.triton_statistics import model_statistics
 from shared.courier.pending import PushArguments
+from shared.operations.queue_inspection import COUNTED
 from shared.request_queue import keys as queue_keys
 from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.keys import QueueKeys
@@ -129,7 +130,7 @@ def _counts(client: Redis, counts: dict[str, int]) -> dict[str, int]:
     stats = found["inference_stats"]
     besides = {
         "success": stats["success"]["count"],
-        "failed": stats["fail"]["count"] - sum(counts.values()),
+        "failed": stats["fail"]["count"] - sum(counts.get(name, 0) for name in COUNTED),
         "rows": found["inference_count"],
         "executions": found["execution_count"],
     }
