@@ -54,8 +54,8 @@ def add_optimise(command: argparse.ArgumentParser) -> None:
         help="swap the new version in: as a shadow, for a tenth of the requests, then for all",
     )  # fmt: skip
     argument(
-        "--min-agreement", type=_share, default=0.95, metavar="X",
-        help="with --serve: share of the same classes as a shadow, 0.95 if not given",
+        "--min-agreement", type=_share, metavar="X",
+        help="with --serve: share of the same classes as a shadow; else as when it was judged",
     )  # fmt: skip
     argument("--seed", type=int, default=0, metavar="N", help="of made-up rows and of the order")
     describe_repository(argument)
@@ -101,7 +101,8 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if options.serve:
         new = done.directory.name
-        swapping.swap_in(environ, options.name, pin.version, new, options.min_agreement)
+        expected = swapping.Expected.of(options.min_agreement, done.report)
+        swapping.swap_in(environ, options.name, pin.version, new, expected)
         return 0
     return int(import_module("ferry.commands.add").told(environ, [options.name]))
 

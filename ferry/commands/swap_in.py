@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
 
 from ferry.commands.models import Models, operating
 from ferry.errors import CannotStart
@@ -19,6 +21,35 @@ CANARY_REQUESTS, CANARY_SECONDS = 50, 30.0
 WITHOUT_REQUESTS_SECONDS = 10.0
 """Without a request for so long there is nobody to compare for, and nobody to harm."""
 CANARY_SPLIT = (9, 1)
+MOST_EXPECTED = 0.95
+"""The most that is expected of a shadow's classes where nothing was said."""
+
+
+class Expected(NamedTuple):
+    """The share of rows with the same class that a shadow must come to.
+
+    Where it was `judged` on other rows it is enough that the interval of the shadow's share does:
+    what is near ties for the version that serves has no class to agree on.
+    """
+
+    share: float
+    is_judged: bool = False
+
+    @classmethod
+    def of(cls, said: float | None, report: Mapping[str, Any]) -> Expected:
+        """Return the share that was said, else the one that the chosen variant was judged with."""
+        if said is not None:
+            return cls(said)
+        chosen = next(each for each in report["variants"] if each["chosen"])
+        judged = chosen["agreement"]
+        return cls(MOST_EXPECTED if judged is None else min(judged, MOST_EXPECTED), True)
+
+    def is_met(self, agreed: int, rows: int) -> bool:
+        """Tell whether a shadow that agreed on so many rows agrees enough."""
+        if not self.is_judged:
+            return agreed >= self.share * rows
+        high: float = import_module("worker.optimise.agreement").wilson(agreed, rows)[1]
+        return high >= self.share
 
 
 def serving_version(environ: Mapping[str, str], name: str) -> str:
@@ -63,14 +94,12 @@ class Pin:
             self.version = ""
 
 
-def swap_in(
-    environ: Mapping[str, str], name: str, old: str, new: str, min_agreement: float
-) -> None:
+def swap_in(environ: Mapping[str, str], name: str, old: str, new: str, expected: Expected) -> None:
     """Have `new` take the requests of `old`; raises LoadFailed when they went back to it."""
     with operating(environ) as models:
         try:
             models.control.shadow(name, new)
-            _check_shadow(models, name, old, new, min_agreement)
+            _check_shadow(models, name, old, new, expected)
             before, after = CANARY_SPLIT
             models.control.split(name, {old: before, new: after})
             _check_canary(models, name, new)
@@ -89,7 +118,7 @@ def swap_in(
         print(f"{name}: all requests go to version {new}", flush=True)
 
 
-def _check_shadow(models: Models, name: str, old: str, new: str, min_agreement: float) -> None:
+def _check_shadow(models: Models, name: str, old: str, new: str, expected: Expected) -> None:
     """Compare the answers to requests as they come; raises LoadFailed when too many differ."""
     key = models.store.read().served[name].versions[new]
     models.comparisons.forget(key, old)
@@ -105,10 +134,10 @@ def _check_shadow(models: Models, name: str, old: str, new: str, min_agreement: 
     if not found.row_count:
         print(f"{name}: nobody asked, so no answers were compared", flush=True)
         return
-    agreement = found.agreed_count / found.row_count
-    said = f"version {new} gave the same class for {agreement:.2%} of {found.row_count:.0f} rows"
-    if agreement < min_agreement:
-        raise LoadFailed(f"{said}, expected at least {min_agreement:.2%}")
+    rows, agreed = int(found.row_count), int(found.agreed_count)
+    said = f"version {new} gave the same class for {agreed / rows:.2%} of {rows} rows"
+    if not expected.is_met(agreed, rows):
+        raise LoadFailed(f"{said}, expected at least {expected.share:.2%}")
     print(f"{name}: {said}", flush=True)
 
 

@@ -20,7 +20,7 @@ from waiting import wait_until
 
 from api.app import create_app
 from ferry.cli import main
-from ferry.commands.swap_in import Pin, serving_version, swap_in
+from ferry.commands.swap_in import Expected, Pin, serving_version, swap_in
 from ferry.errors import CannotStart
 from shared.errors import LoadFailed
 from shared.registry.desired_store import DesiredStore
@@ -200,7 +200,7 @@ def test_a_version_takes_over_in_steps_while_it_is_asked(
     pin = held("taken")
     add_version(repository, "taken", 2)
 
-    swap_in(os.environ, "taken", pin.version, "2", 0.95)
+    swap_in(os.environ, "taken", pin.version, "2", Expected(0.95))
 
     assert version_of(client, "taken") == "2"
     said = capsys.readouterr().out
@@ -216,9 +216,21 @@ def test_a_version_that_answers_otherwise_takes_no_request(
     add_version(repository, "returned", 2, factor=-1)
 
     with pytest.raises(LoadFailed, match="went back to version 1: version 2 gave the same class"):
-        swap_in(os.environ, "returned", pin.version, "2", 0.95)
+        swap_in(os.environ, "returned", pin.version, "2", Expected(0.95))
 
     assert version_of(client, "returned") == "1"
+
+
+def test_what_was_judged_with_near_ties_is_expected_of_a_shadow_within_its_interval() -> None:
+    variant = {"chosen": True, "agreement": 0.9}
+    report = {"variants": [{"chosen": False, "agreement": None}, variant]}
+    judged, said = Expected.of(None, report), Expected.of(0.9, report)
+
+    assert judged.share == said.share == 0.9
+    assert judged.is_met(42, 50) and not said.is_met(42, 50)
+    assert not judged.is_met(38, 50)
+    variant["agreement"] = 0.99
+    assert Expected.of(None, report).share == 0.95
 
 
 def test_what_nobody_serves_cannot_be_swapped(client: FlaskClient) -> None:

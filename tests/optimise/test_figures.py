@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 
 from shared.model_spec import ModelSpec, TensorSpec
-from worker.optimise.figures import BY_PRECISION, Differences, Tolerances, wilson
+from worker.optimise.agreement import wilson
+from worker.optimise.figures import BY_PRECISION, Differences, Tolerances
 
 FP32 = BY_PRECISION["FP32"]
 
@@ -76,13 +78,13 @@ def test_texts_and_whole_numbers_are_equal_or_not() -> None:
 
 
 def test_agreement_and_accuracy_count_rows_of_real_data_alone() -> None:
-    a = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
-    b = np.eye(3, dtype=np.float32)[[0, 1, 2, 1]]
+    a = np.eye(3, dtype=np.float32)[[0, 1, 2, 0] * 4]
+    b = np.eye(3, dtype=np.float32)[[0, 1, 2, 1] * 4]
     found = Differences(spec_of())
-    found.add({"y": a}, {"y": b}, np.array([0, 1, 2, 0]))
+    found.add({"y": a}, {"y": b}, np.array([0, 1, 2, 0] * 4))
     loose = Tolerances(None, None, 0.9, 0.1)
 
-    assert found.as_json()["agreement"]["top1"] == 0.75
+    assert found.as_json(loose)["agreement"]["top1"] == 0.75
     assert found.agreement.accuracy_drop == 0.25
     assert len(found.faults(loose)) == 2
     assert found.faults(loose, real=False) == []
@@ -99,3 +101,81 @@ def test_figures_add_up_over_batches() -> None:
     assert found.rows == whole.rows
     assert found.mean_cosine == pytest.approx(whole.mean_cosine)
     assert found.min_centred_cosine == pytest.approx(whole.min_centred_cosine)
+
+
+INT8 = BY_PRECISION["INT8"]
+CLASSES = 1000
+
+
+def scores(rows: int, lead: float) -> np.ndarray:
+    """Return scores of about 1 for many classes, the first ahead of the second by `lead`."""
+    made = np.random.default_rng(5).normal(size=(rows, CLASSES)).clip(-3, 3)
+    made[:, 0] = 4.0
+    made[:, 1] = 4.0 - lead
+    return made
+
+
+def swapped(a: np.ndarray, every: int) -> np.ndarray:
+    """Return scores with the first two classes changed for each other in each `every`th row."""
+    b = a.copy()
+    b[::every, :2] = a[::every, 1::-1]
+    return b
+
+
+def test_another_of_two_classes_that_were_as_good_is_none() -> None:
+    a = scores(60, lead=0.15)
+    found = compared(a, swapped(a, 3), dims=(CLASSES,))
+
+    assert found.faults(INT8) == []
+    agreement = found.as_json(INT8)["agreement"]
+    assert (agreement["top1"], agreement["near_ties"]) == (pytest.approx(2 / 3), 60)
+    (fault,) = found.faults(Tolerances(None, 0.9999, 0.95))  # that precision ties at 0.02 alone
+    assert "the same class for 0.6667" in fault
+
+
+@pytest.mark.parametrize("rows", [20, 30, 64, 200])
+def test_other_classes_in_a_tenth_of_the_rows_are_refused(rows: int) -> None:
+    a = scores(rows, lead=0.5)
+    found = compared(a, swapped(a, 10), dims=(CLASSES,))
+
+    assert found.differences["y"].min_centred_cosine > 0.999  # which shows nothing of it
+    (fault,) = found.faults(INT8)
+    assert re.search(rf"the same class for 0\.(9000|8906) .* of the {rows} rows of {rows}", fault)
+
+
+def test_near_ties_hide_no_class_that_was_far_behind() -> None:
+    a = scores(60, lead=0.1)
+    b = a.copy()
+    b[::10, 2] = 4.5  # which nearly tied with nothing
+
+    assert "the same class for 0.0000" in compared(a, b, dims=(CLASSES,)).faults(INT8)[0]
+
+
+def test_one_row_of_few_is_no_share_of_many() -> None:
+    a = scores(12, lead=0.5)
+    one, three = swapped(a, 12), swapped(a, 4)
+
+    assert compared(a, one, dims=(CLASSES,)).faults(INT8) == []
+    assert compared(a, three, dims=(CLASSES,)).faults(INT8)
+    assert compared(a[:1], one[:1], dims=(CLASSES,)).faults(INT8)  # not one of all
+
+
+def test_a_cosine_is_wanted_on_the_mean_and_of_one_row_less() -> None:
+    a = scores(60, lead=0.5)
+    noise = np.random.default_rng(6).normal(size=a.shape)
+    noise[:, :2] = 0
+    seventh = np.arange(60)[:, None] == 7
+
+    def faults(size: object) -> str:
+        return "; ".join(compared(a, a + size * noise, dims=(CLASSES,)).faults(INT8))
+
+    assert faults(0.1) == faults(0.2 * seventh) == ""
+    assert faults(0.2).startswith("output 'y': mean cosine")
+    assert faults(0.5 * seventh).startswith("output 'y': one row's cosine")
+
+
+def test_agreement_of_no_row_is_a_fault() -> None:
+    a = np.eye(3)[[0, 1, 2] * 4]
+
+    (fault,) = compared(a, np.roll(a, 1, axis=1)).faults(Tolerances(None, None, 0.5))
+    assert "the same class for 0.0000" in fault

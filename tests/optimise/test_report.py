@@ -104,7 +104,7 @@ def test_the_front_is_of_those_that_nothing_beats_in_both() -> None:
 def test_the_chart_takes_what_is_known_of_the_loss() -> None:
     assert points(report(accuracy_drop=0.25))[0] == "fall of accuracy"
     words, found = points(report(cosine=0.75, agreement=1.0, accuracy_drop=0.0))
-    assert words == "1 - smallest cosine"
+    assert words == "1 - mean cosine"
     assert found[1].loss == 0.25
 
 

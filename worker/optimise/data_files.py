@@ -35,7 +35,7 @@ from shared.inputs.tables import (
     shaped_rows,
 )
 from shared.model_spec import ModelSpec
-from worker.optimise.figures import scored_output
+from worker.optimise.agreement import scored_output
 from worker.optimise.rows import Batch, Rows, array_rows, picture_rows, text_rows
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "y")

@@ -4,8 +4,8 @@ largest difference    max |a - b|
 relative difference   max |a - b| / (|a| + rms(a)), so that a zero among large values is none
 cosine                of a row's values, the smallest and the mean over rows; "centred" ones
 have the row's mean taken off, so that an offset proves nothing
-agreement             the share of rows whose highest score is of the same class, with its
-Wilson interval at 95 %
+agreement             the share of rows whose highest score is of the same class, as
+worker/optimise/agreement.py has it
 accuracy              the share of rows whose class is the label's
 """
 
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from shared.datatypes import Array
-from shared.model_spec import ModelSpec, TensorSpec
+from shared.model_spec import ModelSpec
+from worker.optimise.agreement import FEWEST_CLASSES, Agreement
 
-WILSON_Z = 1.959963984540054
-"""Of 95 % of the normal distribution."""
-FEWEST_CLASSES = 2
 TINY = 1e-12
+ONE_ROW = 5
+"""How many times as far from 1 as the mean cosine the cosine of one row may be."""
 FLAT = 1e-6
 """Of a row's largest value: differences below it are rounding."""
 
@@ -33,6 +33,7 @@ FLAT = 1e-6
 class Tolerances:
     """What an answer may differ by and still be the same model's; a limit of None is none.
 
+    `min_cosine` is of the mean over rows; one row alone may be `ONE_ROW` times as far from 1.
     `min_agreement` and `max_accuracy_drop` hold for real rows, the others for all.
     """
 
@@ -50,20 +51,6 @@ BY_PRECISION = {
 }
 """What the samples differ by is from far below these (FP32) to beyond (INT8 of some): see
 docs/optimise.md, which has what was measured. What is beyond is refused, unless labels decide."""
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """Return the Wilson score interval of a share, at 95 %.
-
-    Source: E. B. Wilson, Probable inference, the law of succession, JASA 22, 1927.
-    """
-    if count == 0:
-        return 0.0, 1.0
-    share, z2 = hits / count, WILSON_Z**2
-    middle = share + z2 / (2 * count)
-    half = WILSON_Z * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    scale = 1 + z2 / count
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 @dataclass
@@ -86,44 +73,6 @@ class Difference:
 
 
 @dataclass
-class Agreement:
-    """Of two models' classes: of how many rows they are the same, and right."""
-
-    rows: int = 0
-    same: int = 0
-    labelled: int = 0
-    reference_right: int = 0
-    candidate_right: int = 0
-
-    @property
-    def share(self) -> float | None:
-        """Return the share of rows of the same class, None without rows."""
-        return self.same / self.rows if self.rows else None
-
-    @property
-    def accuracy_drop(self) -> float | None:
-        """Return by how much the candidate is less accurate than the reference; None unlabelled."""
-        if not self.labelled:
-            return None
-        return (self.reference_right - self.candidate_right) / self.labelled
-
-    def as_json(self) -> dict[str, Any]:
-        """Return shares and intervals."""
-        found: dict[str, Any] = {
-            "rows": self.rows, "top1": self.share, "interval": wilson(self.same, self.rows)
-        }  # fmt: skip
-        if self.labelled:
-            for who, right in (
-                ("reference", self.reference_right), ("candidate", self.candidate_right)
-            ):  # fmt: skip
-                found[f"{who}_accuracy"] = right / self.labelled
-                found[f"{who}_accuracy_interval"] = wilson(right, self.labelled)
-            found["labelled_rows"] = self.labelled
-            found["accuracy_drop"] = self.accuracy_drop
-        return found
-
-
-@dataclass
 class Differences:
     """Adds up the differences of a candidate's answers from a reference's, batch by batch."""
 
@@ -139,16 +88,7 @@ class Differences:
     ) -> None:
         """Add the answers to the same rows."""
         self.add_differences(reference, candidate)
-        scored = scored_output(self.spec)
-        if scored is None or not self.spec.batched:
-            return
-        ours, theirs = (classes(self.spec, scored, each) for each in (reference, candidate))
-        self.agreement.rows += len(ours)
-        self.agreement.same += int(np.sum(ours == theirs))
-        if labels is not None:
-            self.agreement.labelled += len(labels)
-            self.agreement.reference_right += int(np.sum(ours == labels))
-            self.agreement.candidate_right += int(np.sum(theirs == labels))
+        self.agreement.add(self.spec, reference, candidate, labels)
 
     def add_differences(
         self, reference: Mapping[str, Array], candidate: Mapping[str, Array]
@@ -168,52 +108,23 @@ class Differences:
             for name, difference in self.differences.items()
             for fault in _faults(name, difference, allowed)
         ]
-        share, drop = self.agreement.share, self.agreement.accuracy_drop
-        if real and allowed.min_agreement is not None and (share or 1.0) < allowed.min_agreement:
-            found.append(
-                f"the same class for {share:.4f} of {self.agreement.rows} rows, expected at least "
-                f"{allowed.min_agreement:g}"
-            )
-        limit = allowed.max_accuracy_drop
-        if real and limit is not None and drop is not None and drop > limit + TINY:
+        if not real:
+            return found
+        if allowed.min_agreement is not None:
+            found += self.agreement.faults(allowed.min_agreement, allowed.min_cosine)
+        drop, limit = self.agreement.accuracy_drop, allowed.max_accuracy_drop
+        if limit is not None and drop is not None and drop > limit + TINY:
             found.append(f"accuracy falls by {drop:.4f}, expected at most {limit:g}")
         return found
 
-    def as_json(self) -> dict[str, Any]:
-        """Return all figures as JSON has them."""
+    def as_json(self, allowed: Tolerances) -> dict[str, Any]:
+        """Return all figures as JSON has them; what is a near tie follows from what is allowed."""
         found: dict[str, Any] = {
             "outputs": {name: each.as_json() for name, each in self.differences.items()}
         }
         if self.agreement.rows:
-            found["agreement"] = self.agreement.as_json()
+            found["agreement"] = self.agreement.as_json(allowed.min_cosine)
         return found
-
-
-def scored_output(spec: ModelSpec) -> TensorSpec | None:
-    """Return the output that names a row's class: scores of several, of one, or its number."""
-    for output in spec.outputs:
-        is_float = output.datatype.startswith(("FP", "BF"))
-        sizes = [size for size in output.dims if size != 1]
-        if is_float and len(sizes) == 1 and sizes[0] >= FEWEST_CLASSES:
-            return output
-    first = spec.outputs[0]
-    is_single = all(size == 1 for size in first.dims) and first.datatype != "BYTES"
-    is_class = not first.datatype.startswith(("FP", "BF"))
-    has_activation = spec.parameters.get("output_activation") == "sigmoid" or bool(first.labels)
-    return first if is_single and (is_class or has_activation) else None
-
-
-def classes(spec: ModelSpec, scored: TensorSpec, answer: Mapping[str, Array]) -> Array:
-    """Return the class of each row by the output that `scored_output` chose."""
-    array = answer[scored.name]
-    flat = array.reshape(len(array), -1)
-    if flat.shape[1] >= FEWEST_CLASSES:
-        best: Array = np.argmax(np.nan_to_num(flat.astype(np.float64), nan=-np.inf), axis=1)
-        return best
-    if not scored.datatype.startswith(("FP", "BF")):
-        return flat[:, 0].astype(np.int64)
-    limit = 0.0 if spec.output_activation == "sigmoid" else 0.5
-    return (flat[:, 0].astype(np.float64) > limit).astype(np.int64)
 
 
 def _add(found: Difference, reference: Array, candidate: Array, batched: bool) -> None:
@@ -260,7 +171,8 @@ def _add_floats(found: Difference, a: Array, b: Array) -> None:
         centred = _cosines(_centred(a), _centred(b))
         before = found.min_centred_cosine
         found.min_centred_cosine = min(1.0 if before is None else before, float(centred.min()))
-        found.mean_centred_cosine = _mean(found.mean_centred_cosine or 1.0, found.rows, centred)
+        mean = found.mean_centred_cosine
+        found.mean_centred_cosine = _mean(1.0 if mean is None else mean, found.rows, centred)
 
 
 def _centred(rows: Array) -> Array:
@@ -293,12 +205,17 @@ def _faults(name: str, difference: Difference, allowed: Tolerances) -> list[str]
             f"output {name!r}: relative difference {relative:.3g}, expected at most "
             f"{allowed.max_relative:g}"
         )
-    lowest = difference.min_centred_cosine
-    lowest = difference.min_cosine if lowest is None else min(lowest, difference.min_cosine)
-    if allowed.min_cosine is not None and lowest < allowed.min_cosine:
-        faults.append(
-            f"output {name!r}: cosine {lowest:.6f}, expected at least {allowed.min_cosine:g}"
-        )
+    limit = allowed.min_cosine
+    if limit is None:
+        return faults
+    one_row = 1 - ONE_ROW * (1 - limit)
+    for of, ours, centred, least in (
+        ("mean ", difference.mean_cosine, difference.mean_centred_cosine, limit),
+        ("one row's ", difference.min_cosine, difference.min_centred_cosine, one_row),
+    ):
+        lowest = ours if centred is None else min(ours, centred)
+        if lowest < least:
+            faults.append(f"output {name!r}: {of}cosine {lowest:.6f}, expected at least {least:g}")
     return faults
 
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec
-from worker.optimise.figures import FEWEST_CLASSES, TINY, classes, scored_output
+from worker.optimise.agreement import FEWEST_CLASSES, classes, scored_output
+from worker.optimise.figures import TINY
 from worker.optimise.rows import Batch
 
 QUANTILES = np.linspace(0, 1, 11)

@@ -168,14 +168,14 @@ def compare(
     record |= {
         "model": spec.name, "version": spec.version, "against": reference.name,
         "precision": precision, "tolerances": asdict(allowed), "batches": sizes,
-        "made_up_rows": figures.as_json(),
+        "made_up_rows": figures.as_json(allowed),
     }  # fmt: skip
     if order.data is not None:
         rows = read_data(order.data, spec, model.asset, order.label)
         signals = Signals(spec)
         real = _added(reference, candidate, rows, signals)
         reasons += real.faults(allowed)
-        record["data"] = {"source": rows.source, "rows": rows.count} | real.as_json()
+        record["data"] = {"source": rows.source, "rows": rows.count} | real.as_json(allowed)
         record["reference"] = signals.as_json()
     record["verdict"] = FAILED_VERDICT if reasons else PASSED
     return record | {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,11 +70,14 @@ def judge(
         labels = None if rows.labels is None else rows.labels[each.numbers]
         differences = real if each.is_real else made_up
         differences.add(each.answer, subject.answer(rows.take(each.numbers)), labels)
-    faults = _faults(variant, real, made_up, max_accuracy_drop)
+    limits = _limits(variant, real, max_accuracy_drop)
+    faults = _faults(variant, limits, real, made_up)
     kernels = _kernels(task, variant, file, subject)
     if kernels and kernels.low == 0 and variant.kernel_precision != "FP32":
         faults.append(f"none of its {kernels.layers} layers runs in {variant.precision} here")
-    figures = {"real": real.as_json(), "made_up": made_up.as_json()} | _summary(real, made_up)
+    shown = real if real.differences else made_up
+    figures = {"real": real.as_json(limits), "made_up": made_up.as_json(limits)}
+    figures |= _summary(shown, limits)
     return Judged(faults, figures, str(kernels or variant.kernel_precision))
 
 
@@ -96,41 +100,47 @@ def _sized(numbers: list[int], spec: ModelSpec) -> Iterator[list[int]]:
         numbers = numbers[size:]
 
 
-def _faults(
-    variant: Variant, real: Differences, made_up: Differences, max_accuracy_drop: float
-) -> list[str]:
-    """Return what is beyond tolerance: with labels accuracy decides of low precision."""
+def _limits(variant: Variant, real: Differences, max_accuracy_drop: float) -> Tolerances:
+    """Return what is allowed: with labels accuracy decides of low precision."""
     allowed = BY_PRECISION["INT8" if variant.is_lossy else variant.precision]
+    chosen = BY_ACCURACY if _is_low(variant) and real.agreement.labelled else allowed
+    return replace(chosen, max_accuracy_drop=max_accuracy_drop)
+
+
+def _is_low(variant: Variant) -> bool:
+    return variant.precision != "FP32" or variant.is_lossy
+
+
+def _faults(
+    variant: Variant, limits: Tolerances, real: Differences, made_up: Differences
+) -> list[str]:
+    """Return what is beyond tolerance."""
     if not real.differences:
-        return made_up.faults(allowed, real=False)
-    is_low = variant.precision != "FP32" or variant.is_lossy
-    by_accuracy = is_low and real.agreement.labelled > 0
-    chosen = BY_ACCURACY if by_accuracy else allowed
-    limits = Tolerances(
-        chosen.max_relative, chosen.min_cosine, chosen.min_agreement, max_accuracy_drop
-    )
-    noise = NOTHING_BUT_KIND if is_low else allowed
+        return made_up.faults(limits, real=False)
+    noise = NOTHING_BUT_KIND if _is_low(variant) else limits
     return [*real.faults(limits), *made_up.faults(noise, real=False)]
 
 
-def _summary(real: Differences, made_up: Differences) -> dict[str, Any]:
+def _summary(shown: Differences, limits: Tolerances) -> dict[str, Any]:
     """Return the figures that the table shows: of real rows, where there are any."""
-    shown = real if real.differences else made_up
-    lows = [
-        low
+    means = [
+        mean
         for each in shown.differences.values()
-        for low in (each.min_cosine, each.min_centred_cosine)
-        if low is not None
+        for mean in (each.mean_cosine, each.mean_centred_cosine)
+        if mean is not None
     ]
-    agreement = shown.agreement.as_json() if shown.agreement.rows else {}
+    found = shown.agreement.as_json(limits.min_cosine) if shown.agreement.rows else {}
     return {
         "rows": max(each.rows for each in shown.differences.values()),
-        "cosine": min(lows, default=None),
-        "agreement": agreement.get("top1"),
-        "accuracy": agreement.get("candidate_accuracy"),
-        "accuracy_interval": agreement.get("candidate_accuracy_interval"),
-        "original_accuracy": agreement.get("reference_accuracy"),
-        "accuracy_drop": agreement.get("accuracy_drop"),
+        "cosine": min(means, default=None),
+        "agreement": found.get("top1"),
+        "agreement_interval": found.get("interval"),
+        "near_ties": found.get("near_ties"),
+        "decided_agreement": found.get("decided_top1"),
+        "accuracy": found.get("candidate_accuracy"),
+        "accuracy_interval": found.get("candidate_accuracy_interval"),
+        "original_accuracy": found.get("reference_accuracy"),
+        "accuracy_drop": found.get("accuracy_drop"),
     }
 
 

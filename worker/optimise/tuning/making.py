@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import BadModel
-from worker.optimise.figures import Differences, wilson
+from worker.optimise.agreement import wilson
+from worker.optimise.figures import Differences
 from worker.optimise.tuning.choice import FAILED, NOT_APPLICABLE, NOT_TRIED, OK, Row
 from worker.optimise.tuning.judging import judge, record_answers
 from worker.optimise.tuning.run import Run, with_file

@@ -19,6 +19,7 @@ PACKAGES = ("torch", "onnxruntime", "onnx", "onnxscript", "numpy", "torchao")
 WITHOUT_DATA = (
     "Without --data all rows are made up: ranges are learnt from noise, no accuracy is known."
 )
+AGREEMENT = ("agreement", "agreement_interval", "near_ties", "decided_agreement")
 REPORT_FILES = ("report.json", "report.md", "report.html")
 COLUMNS = (
     "variant", "precision", "size", "latency at 1", "rows/s", "times original", "batch",
@@ -80,7 +81,7 @@ def _variant(row: Row, original: Row, objective: str) -> dict[str, Any]:
         "accuracy_interval": figures.get("accuracy_interval"),
         "accuracy_drop": figures.get("accuracy_drop"),
         "cosine": figures.get("cosine"),
-        "agreement": figures.get("agreement"),
+        **{key: figures.get(key) for key in AGREEMENT},
         "compared_rows": figures.get("rows"),
         "differences": {key: figures[key] for key in ("real", "made_up") if key in figures},
         "digest": row.digest or None,
@@ -158,10 +159,14 @@ def _spread(variant: Mapping[str, Any], key: str, factor: float, unit: str) -> s
 
 
 def _accuracy(variant: Mapping[str, Any]) -> str:
-    if variant["accuracy"] is None:
+    if variant["accuracy"] is not None:
+        low, high = variant["accuracy_interval"]
+        return f"{variant['accuracy']:.4f} ({low:.4f} to {high:.4f})"
+    if variant["agreement"] is None:
         return ""
-    low, high = variant["accuracy_interval"]
-    return f"{variant['accuracy']:.4f} ({low:.4f} to {high:.4f})"
+    low, high = variant["agreement_interval"]
+    ties = f", {variant['near_ties']} near ties" if variant["near_ties"] else ""
+    return f"same class {variant['agreement']:.4f} ({low:.4f} to {high:.4f}{ties})"
 
 
 def _number(value: float | None, digits: int) -> str:

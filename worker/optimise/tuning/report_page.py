@@ -29,7 +29,7 @@ LABEL_HEIGHT = 13.0
 MEASURES = (
     ("accuracy_drop", "fall of accuracy"),
     ("agreement", "share of rows with another class"),
-    ("cosine", "1 - smallest cosine"),
+    ("cosine", "1 - mean cosine"),
 )
 
 
