@@ -12,6 +12,7 @@ from functools import partial
 from redis import Redis
 
 from api.infer.queues import Queues
+from api.infer.readiness import Readiness
 from api.infer.triton_statistics import model_statistics
 from shared.model_spec import ModelSpec
 from shared.operations.model_control import ModelControl
@@ -38,6 +39,7 @@ class Services:
     log_settings: LogSettings
     trace_settings: TraceSettings
     model_control: ModelControl
+    readiness: Readiness
 
     @classmethod
     def of(cls, settings: Settings, *loggers: str) -> Services:
@@ -56,4 +58,5 @@ class Services:
             LogSettings(registry, log_level),
             TraceSettings(registry, catalog),
             ModelControl(client, prefix, settings.model_control_mode),
+            Readiness(catalog, settings.readiness),
         )

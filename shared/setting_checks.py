@@ -95,6 +95,13 @@ def model_names(value: str) -> str:
     return value
 
 
+def readiness(value: str) -> str:
+    """Return a rule for the server's readiness."""
+    if not all(MODEL_NAME.fullmatch(name.strip()) for name in value.split(",")):
+        raise ValueError("must be strict, any, or names of models, separated by commas")
+    return value
+
+
 def gpus(value: str) -> str:
     """Return numbers or UUIDs of GPUs, separated by commas, or `none`."""
     names = [name.strip() for name in value.split(",")]

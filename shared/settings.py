@@ -53,6 +53,13 @@ class Settings:
     dashboard_port: int = _setting(
         9181, "FERRY_DASHBOARD_PORT", "loopback port of the job dashboard", check.whole(1, 65535)
     )
+    readiness: str = _setting(
+        "strict",
+        "FERRY_READINESS",
+        "models that the server's readiness wants: strict (all, as Triton), any (one of them) or "
+        "names, separated by commas",
+        check.readiness,
+    )
     metrics_port: int = _setting(
         8002,
         "FERRY_METRICS_PORT",

@@ -44,9 +44,8 @@ def live() -> Response:
 
 @blueprint.get("/v2/health/ready")
 def ready() -> Response:
-    """Answer 200 when every model is served, else 400."""
-    is_ready = services().catalog.all_ready()
-    return json_response({"ready": is_ready}, 200 if is_ready else 400)
+    """Answer 200 when the models are served that FERRY_READINESS wants, else 400 and why not."""
+    return _readiness({}, services().readiness.why_not())
 
 
 @blueprint.get("/v2/models/<name>")
@@ -69,8 +68,14 @@ def config(name: str, version: str | None = None) -> Response:
 @blueprint.get("/v2/models/<name>/versions/<version>/ready")
 def model_ready(name: str, version: str | None = None) -> Response:
     """Answer 200 when an instance serves the model, 400 when none does, 404 for an unknown one."""
-    is_ready = services().catalog.is_ready(name, checked_version(version))
-    return json_response({"name": name, "ready": is_ready}, 200 if is_ready else 400)
+    reason = services().readiness.why_model_not(name, checked_version(version))
+    return _readiness({"name": name}, reason)
+
+
+def _readiness(about: dict[str, object], reason: str) -> Response:
+    if reason:
+        return json_response(about | {"ready": False, "reason": reason}, 400)
+    return json_response(about | {"ready": True})
 
 
 @blueprint.get("/v2/models/stats")

@@ -14,6 +14,7 @@ import grpc
 from google.protobuf import descriptor_pb2, message_factory
 from google.protobuf.descriptor_pool import DescriptorPool
 
+from api.infer.readiness import Readiness
 from api.rpc.errors import refuse
 from shared.errors import UnknownModel, Unsupported
 from shared.registry.catalog import Catalog
@@ -60,9 +61,10 @@ HealthCheckRequest, HealthCheckResponse, HealthListResponse = _messages()
 class Health:
     """Answers whether the server, a model or a version serves, and tells of changes."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        """Answer by `catalog`."""
+    def __init__(self, catalog: Catalog, readiness: Readiness) -> None:
+        """Answer by `catalog`, of the whole server by `readiness`."""
         self._catalog = catalog
+        self._readiness = readiness
         self._watches = BoundedSemaphore(MAX_WATCHES)
         self._stopping = Event()
 
@@ -136,6 +138,6 @@ class Health:
         if self._stopping.is_set():
             return NOT_SERVING
         if service in WHOLE:
-            return SERVING if self._catalog.all_ready() else NOT_SERVING
+            return NOT_SERVING if self._readiness.why_not() else SERVING
         name, _, version = service.partition("/")
         return SERVING if self._catalog.is_ready(name, version or None) else NOT_SERVING

@@ -76,8 +76,8 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     @answering
     def ServerReady(self, _request: Any, _context: grpc.ServicerContext) -> Any:
-        """Answer whether every model is served, and this process is not about to go."""
-        is_ready = self._catalog.all_ready() and not self._stopping
+        """Answer whether what FERRY_READINESS wants is served, and this process not about to go."""
+        is_ready = not (self._stopping or self._services.readiness.why_not())
         return proto.ServerReadyResponse(ready=is_ready)
 
     @answering

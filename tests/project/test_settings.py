@@ -39,6 +39,7 @@ BAD = [
     ("FERRY_API_PROCESSES", "-1"),
     ("FERRY_API_CONNECTIONS", "0"),
     ("FERRY_METRICS_PORT", "65536"),
+    ("FERRY_READINESS", "all,*"),
     ("FERRY_MAX_BODY_BYTES", "64M"),
     ("FERRY_MAX_BODY_BYTES", "1023"),
     ("FERRY_MAX_IMAGE_PIXELS", "0"),

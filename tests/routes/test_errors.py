@@ -103,7 +103,8 @@ def test_a_model_that_no_worker_has_loaded_is_not_ready(app: Flask, settings: Se
         assert response.headers["Retry-After"] == "1"
     not_ready = client.get("/v2/models/numbers/ready")
     assert not_ready.status_code == 400
-    assert not_ready.get_json() == {"name": "numbers", "ready": False}
+    reason = "no worker has loaded it"
+    assert not_ready.get_json() == {"name": "numbers", "ready": False, "reason": reason}
 
 
 def test_a_model_that_failed_to_load_says_why(app: Flask, settings: Settings) -> None:

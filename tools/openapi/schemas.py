@@ -48,9 +48,10 @@ class Live(TypedDict):
 
 @closed
 class Ready(TypedDict):
-    """Whether every model is served."""
+    """Whether the models are served that FERRY_READINESS wants, and which are not, with why."""
 
     ready: bool
+    reason: NotRequired[str]
 
 
 @closed
@@ -59,6 +60,7 @@ class ModelReady(TypedDict):
 
     name: str
     ready: bool
+    reason: NotRequired[str]
 
 
 @closed
