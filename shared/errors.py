@@ -77,6 +77,15 @@ class BadRequest(FerryError):
 
     code = "bad_request"
     status = 400
+    param: str | None = None
+    """The body's field that is wrong, for protocols whose errors name it."""
+
+    @classmethod
+    def about(cls, param: str, message: str) -> BadRequest:
+        """Return the error about one field of the body."""
+        error = cls(message)
+        error.param = param
+        return error
 
 
 class PayloadTooLarge(FerryError):

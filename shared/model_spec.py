@@ -195,6 +195,11 @@ class ModelSpec(_Frozen):
             return "image"
         return "text" if self.text or self.string_input else "tensor"
 
+    @property
+    def gives_vectors(self) -> bool:
+        """Tell whether its config calls its first output a vector, and not scores of classes."""
+        return self.parameters.get("output_kind") == "embedding"
+
     @cached_property
     def string_input(self) -> TensorSpec | None:
         """Return the one input that a request must send, if it is a text for each row; else None.

@@ -71,12 +71,8 @@ class AsyncAnswers:
         Raises IdempotencyConflict when the first was another, RequestExpired when the answer is
         not there by this request's deadline; the same key may then come again.
         """
-        if not 0 < len(key) <= LONGEST_KEY:
-            raise BadRequest(f"Idempotency-Key must have 1 to {LONGEST_KEY} characters")
         ours = FirstUse(new_id(idempotent=True), _digest(path, question))
-        first = self._records.first(question.spec.name, key, ours)
-        if first.asked != ours.asked:
-            raise IdempotencyConflict("this Idempotency-Key came with another request before")
+        first = self._first_use(question.spec.name, key, ours)
         request_id = first.request_id
         if first == ours:
             spec = self._submit_first(request_id, key, question)
@@ -87,6 +83,22 @@ class AsyncAnswers:
         if state.result is None and wait:
             raise RequestExpired("Request timeout expired")
         return _answered(request_id, spec, question.form, state)
+
+    def check_key(self, model: str, key: str, *asked: bytes) -> None:
+        """Raise IdempotencyConflict where a key of a model's came with another request before.
+
+        For requests whose answers are not kept, as they are made anew at no harm.
+        """
+        digest = sha256(msgpack.packb(asked)).digest()
+        self._first_use(model, key, FirstUse(new_id(idempotent=True), digest))
+
+    def _first_use(self, model: str, key: str, ours: FirstUse) -> FirstUse:
+        if not 0 < len(key) <= LONGEST_KEY:
+            raise BadRequest(f"Idempotency-Key must have 1 to {LONGEST_KEY} characters")
+        first = self._records.first(model, key, ours)
+        if first.asked != ours.asked:
+            raise IdempotencyConflict("this Idempotency-Key came with another request before")
+        return first
 
     def respond(
         self, request_id: str, wait_seconds: float, client: socket.socket | None

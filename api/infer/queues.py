@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from threading import Lock
 from typing import NamedTuple
 
 import redis
 
+from api.infer.options import RequestOptions
 from api.infer.question import NoRows, Pending, Question
 from api.infer.shadowing import Shadowing
 from shared.errors import QueueFull
@@ -15,7 +17,7 @@ from shared.messages import InferResult
 from shared.model_spec import ModelSpec
 from shared.operations.shadow_comparison import Comparisons
 from shared.registry.catalog import Catalog
-from shared.request_queue.api_end import RequestQueue
+from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.async_requests import AsyncRequests
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
@@ -32,14 +34,14 @@ class Answered(NamedTuple):
 
 
 class Queues:
-    """One RequestQueue per model version, made at its first request."""
+    """One RequestQueue per model version, made at its first request; one more for its bulk."""
 
     def __init__(self, client: redis.Redis, settings: Settings, catalog: Catalog) -> None:
         """Open connections like `client`'s, at a model's first request."""
         self._client = client
         self._settings = settings
         self._catalog = catalog
-        self._queues: dict[tuple[str, int, bool], RequestQueue] = {}
+        self._queues: dict[tuple[str, int, bool, bool], RequestQueue] = {}
         self._making = Lock()
         self._shadowing = Shadowing(
             Comparisons(client, settings.key_prefix), self._queue, settings.request_timeout_seconds
@@ -63,13 +65,31 @@ class Queues:
             self._catalog.check_serves(question.spec, named=question.named)
             return NoRows(InferResult(question.spec.answer_to_no_rows(question.outputs)))
         queue = self._queue(question.spec)
+        self._check_room()
+        request = question.request(queue.new_id(), self._settings.request_timeout_seconds)
+        return queue.push(request, question.options.client)
+
+    def push_piece(
+        self, question: Question, then: Callable[[], None], *, is_bulk: bool
+    ) -> PendingRequest:
+        """Push one request of some rows, and call `then` once it is done.
+
+        One `is_bulk` waits behind everybody else's, on the queue of bulk jobs. Raises as `push`.
+        """
+        queue = self._queue(question.spec, with_bulk=True)
+        self._check_room()
+        request = question.request(queue.new_id(), self._settings.request_timeout_seconds)
+        if is_bulk:
+            request = request._replace(priority=question.spec.bulk_queue)
+        return queue.push(request, question.options.client, then)
+
+    def _check_room(self) -> None:
+        """Raise QueueFull when too many wait in this process."""
         waiting = sum([other.waiting for other in list(self._queues.values())])
         waiting -= self._shadowing.under_way
         if waiting >= self._settings.max_waiting:
             busy = [key for (key, *_), other in list(self._queues.items()) if other.waiting]
             raise self._with_retry_after(busy, QueueFull.with_waiting(waiting))
-        request = question.request(queue.new_id(), self._settings.request_timeout_seconds)
-        return queue.push(request, question.options.client)
 
     def wait(self, spec: ModelSpec, pending: Pending) -> InferResult:
         """Return a model's answer; raises what `PendingRequest.wait` raises."""
@@ -109,6 +129,10 @@ class Queues:
         options, default_seconds = question.options, self._settings.request_timeout_seconds
         return options.deadline_seconds(question.spec, default_seconds)
 
+    def most_seconds(self, options: RequestOptions) -> float:
+        """Return the deadline of a request without v2's `timeout`, whichever model it asks."""
+        return options.timeout_seconds or self._settings.request_timeout_seconds
+
     def _with_retry_after(self, model_keys: list[str], error: QueueFull) -> QueueFull:
         """Return the error with `retry_after_seconds`, when half of those who wait are answered."""
         rate = sum(map(self._catalog.drain_rate, model_keys))
@@ -123,13 +147,15 @@ class Queues:
     def _limits(self, spec: ModelSpec) -> Limits:
         return Limits.of(spec, self._settings)
 
-    def _queue(self, spec: ModelSpec) -> RequestQueue:
-        name = (spec.key, spec.levels, spec.cached)  # a restart may bring another config
+    def _queue(self, spec: ModelSpec, *, with_bulk: bool = False) -> RequestQueue:
+        # a restart may bring another config
+        name = (spec.key, spec.levels, spec.cached, with_bulk)
         queue = self._queues.get(name)
         if queue is None:
             with self._making:
                 queue = self._queues.get(name)  # another thread may have made it meanwhile
                 if queue is None:
-                    queue = RequestQueue(self._client, self._keys(spec), self._limits(spec))
+                    keys = self._keys(spec).with_bulk if with_bulk else self._keys(spec)
+                    queue = RequestQueue(self._client, keys, self._limits(spec))
                     self._queues[name] = queue
         return queue

@@ -145,7 +145,7 @@ def _ordered(confidences: Array, name: str) -> Array:
 def _gives_scores(spec: ModelSpec) -> bool:
     """Tell whether the first output is scores of classes: of strings alone nobody says so."""
     first = spec.outputs[0]
-    if first.datatype == "BYTES":
+    if first.datatype == "BYTES" or spec.gives_vectors:
         return False
     says_so = first.labels or spec.label_key or "output_activation" in spec.parameters
     return bool(spec.image or spec.text or says_so)

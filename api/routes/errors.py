@@ -1,4 +1,4 @@
-"""Flask's error handlers: every failure is JSON, `{"error": "...", "code": "..."}`."""
+"""Flask's error handlers: every failure is JSON, `{"error", "code"}` or in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntity
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.exceptions import NotFound as WerkzeugNotFound
 
-from api.infer.public_errors import error_answer
+from api.infer.public_errors import error_answer, openai_error_answer
 from api.routes.flask_side import response_of
 from api.server.body import BODY_STOPPED
 from shared.errors import (
@@ -20,6 +20,9 @@ from shared.errors import (
     UnknownRoute,
 )
 
+OPENAI_PATHS = {"/v1/embeddings"}
+"""Routes of clients that read errors in OpenAI's form, all errors of theirs."""
+
 
 def register_error_handlers(app: Flask) -> None:
     """Make every failure of `app` a JSON answer."""
@@ -29,7 +32,8 @@ def register_error_handlers(app: Flask) -> None:
 
 
 def _any_error(error: Exception) -> Response:
-    return response_of(error_answer(error, f"{request.method} {request.path}"))
+    answer = openai_error_answer if request.path.rstrip("/") in OPENAI_PATHS else error_answer
+    return response_of(answer(error, f"{request.method} {request.path}"))
 
 
 def _http_error(error: HTTPException) -> Response:

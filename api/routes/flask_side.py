@@ -11,6 +11,7 @@ from flask.json.provider import JSONProvider
 
 from api.infer.answer import OPTIONS, Headers, HttpAnswer, json_answer
 from api.infer.async_answers import AsyncAnswers
+from api.infer.embeddings import Embeddings
 from api.infer.inference import Inference
 from api.services import Services
 from shared.inputs.texts import TokenizerCache
@@ -27,6 +28,7 @@ class HttpServices(Services):
     async_answers: AsyncAnswers
     inference: Inference
     tokenizers: TokenizerCache
+    embeddings: Embeddings
 
     @classmethod
     def of(cls, settings: Settings, *loggers: str) -> HttpServices:
@@ -35,8 +37,13 @@ class HttpServices(Services):
         async_answers = AsyncAnswers(base.client, settings, base.queues)
         inference = Inference(base.catalog, base.queues, async_answers)
         tokenizers = TokenizerCache(base.registry)
+        embeddings = Embeddings(base.registry, base.catalog, base.queues, async_answers, tokenizers)
         return cls(
-            **vars(base), async_answers=async_answers, inference=inference, tokenizers=tokenizers
+            **vars(base),
+            async_answers=async_answers,
+            inference=inference,
+            tokenizers=tokenizers,
+            embeddings=embeddings,
         )
 
 

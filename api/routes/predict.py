@@ -122,7 +122,9 @@ def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
                 f"'{name}' takes {spec.input_kind} input, not {kind}: send {SENT[spec.input_kind]}"
             )
         return spec
-    fitting = [spec.name for spec in catalog.specs() if spec.input_kind == kind]
+    found = [spec for spec in catalog.specs() if spec.input_kind == kind]
+    # Who asks nobody by name wants to be told what this is: /v1/embeddings is for vectors.
+    fitting = [spec.name for spec in found if not spec.gives_vectors] or [it.name for it in found]
     if len(fitting) != 1:
         raise BadRequest(_which(kind, fitting, catalog.specs()))
     return catalog.serving(fitting[0])

@@ -23,8 +23,14 @@ OTHER_VERBS = {"classify", "regress", "explain"}
 
 @blueprint.get("/v1/models")
 def models() -> Response:
-    """Answer the names of all registered models."""
-    return json_response({"models": sorted(services().catalog.snapshot().models)})
+    """Answer the names of all registered models, for KServe's clients and for OpenAI's."""
+    names = sorted(services().catalog.snapshot().models)
+    return json_response({"models": names, "object": "list", "data": list(map(_listed, names))})
+
+
+def _listed(name: str) -> dict[str, object]:
+    """Return a model as OpenAI's clients know one; since when there is one nobody writes down."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "ferry"}
 
 
 @blueprint.get("/v1/models/<name>")

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-# What is made when no name is given: one model for each kind of input, and one larger. A second one
-# for texts, as sentiment_ensemble is, would leave POST /predict with no model to choose.
-DEFAULT_NAMES = ("digits", "sentiment", "photos", "resnet18", "tiny")
+# What is made when no name is given: one model for each kind of input, one for embeddings, and one
+# larger. A second one that says what texts are, as sentiment_ensemble does, would leave POST
+# /predict with no model to choose.
+DEFAULT_NAMES = ("digits", "sentiment", "sentences", "photos", "resnet18", "tiny")
 ENSEMBLES = ("sentiment_ensemble", "digit_reader")
-NAMES = ("digits", "sentiment", "photos", "resnet18", "resnet50", "tiny", *ENSEMBLES)
+NAMES = (*DEFAULT_NAMES, "resnet50", *ENSEMBLES)
 # Stands in a model's directory for as long as the model is being made.
 UNFINISHED = ".unfinished"
 

@@ -158,13 +158,9 @@ class _Job:
             return
         self._look_at = time.monotonic() + LOOK_SECONDS
         try:
-            records, alive = self._registry.instances()
+            ready = self._registry.ready_instances(self._spec.key)
         except RedisUnavailable:
             return  # the requests under way wait for it
-        ready = sum(
-            each.model_key == self._spec.key and each.state == "ready" and each.supervisor in alive
-            for each in records
-        )
         self._most_under_way = max(LEAST_WINDOW, 2 * ready + 1)
 
     def _settle(self, told: Callable[[Progress], None]) -> None:

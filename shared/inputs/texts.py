@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from threading import Lock
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -12,6 +13,26 @@ from shared.datatypes import NUMPY_TYPES, Array
 from shared.errors import BadRequest, ModelNotReady
 from shared.messages import Tensor
 from shared.model_spec import ModelSpec, TensorSpec, TextInput, check_row_count, fixed_length
+
+MOST_TOKENS = 2**32
+"""Numbers from here on the tokenizers library does not take for a token id."""
+
+
+class Encoded(NamedTuple):
+    """A model's inputs, one row for each text; whose text was cut; the tokens of all, 0 unknown."""
+
+    inputs: tuple[Tensor, ...]
+    cut: list[bool]
+    token_count: int
+
+
+class _Tokens(NamedTuple):
+    """One text's tokens; with the special ones it may have more than a model's length."""
+
+    ids: list[int]
+    mask: list[int]
+    types: list[int]
+    cut: bool
 
 
 class Assets(Protocol):
@@ -42,36 +63,44 @@ class TokenizerCache:
         text = spec.text
         if not texts:
             return spec.no_rows(spec.inputs if text else filter(None, [spec.string_input])), []
+        return self.encode_numbered(dict(enumerate(texts)), spec)[:2]
+
+    def encode_numbered(self, texts: Mapping[int, str | list[int]], spec: ModelSpec) -> Encoded:
+        """Encode as `encode` some texts, at least one, by which errors name their numbers.
+
+        A text may come as token ids, which are taken as they are, but for a cut; raises BadRequest
+        for those that its tokenizer does not know, or that a model of strings cannot take.
+        """
+        text = spec.text
         if text is None:
-            return (_strings(texts, spec),), [False] * len(texts)
+            return Encoded((_strings(texts, spec),), [False] * len(texts), 0)
         check_row_count(len(texts), spec)
-        for index, item in enumerate(texts):
-            if not item.strip():
-                raise BadRequest(f"text {index} is empty")
-        # Long before the tokenizer would be slow: no token is shorter than a character.
-        kept = 64 * text.max_length
-        clipped = [item[-kept:] if text.cut_left else item[:kept] for item in texts]
-        encodings = self._tokenizer(text).encode_batch(clipped)
-        cut = [bool(each.overflowing) or len(each.ids) > text.max_length for each in encodings]
-        cut = [c or len(a) < len(b) for c, a, b in zip(cut, clipped, texts, strict=True)]
-        if any(cut) and not text.truncate:
-            raise BadRequest(
-                f"text {cut.index(True)} is longer than the {text.max_length} tokens of "
-                f"'{spec.name}'"
-            )
-        longest = max(len(encoding.ids) for encoding in encodings)
+        tokenizer = self._tokenizer(text)
+        strings = {number: item for number, item in texts.items() if isinstance(item, str)}
+        tokens = _tokens_of(strings, tokenizer, text)
+        for number, item in texts.items():
+            if not isinstance(item, str):
+                tokens[number] = _tokens_given(number, item, tokenizer, spec)
+        for number, found in tokens.items():
+            if found.cut and not text.truncate:
+                raise BadRequest(
+                    f"text {number} is longer than the {text.max_length} tokens of '{spec.name}'"
+                )
+        rows = [tokens[number] for number in texts]
+        longest = max(len(row.ids) for row in rows)
         length = fixed_length(spec.inputs) or _rounded(longest, text)
         columns = {
-            "input_ids": [encoding.ids for encoding in encodings],
-            "attention_mask": [encoding.attention_mask for encoding in encodings],
-            "token_type_ids": [encoding.type_ids for encoding in encodings],
+            "input_ids": [row.ids for row in rows],
+            "attention_mask": [row.mask for row in rows],
+            "token_type_ids": [row.types for row in rows],
         }
-        return tuple(
+        inputs = tuple(
             Tensor.of(
                 tensor.name, _shaped(_padded(columns[tensor.name], length, tensor), tensor, spec)
             )
             for tensor in spec.inputs
-        ), cut
+        )
+        return Encoded(inputs, [row.cut for row in rows], sum(len(row.ids) for row in rows))
 
     def _tokenizer(self, text: TextInput) -> Tokenizer:
         # models may share the file, but not what stands beside it
@@ -95,14 +124,57 @@ class TokenizerCache:
         return found
 
 
+def _tokens_of(
+    texts: Mapping[int, str], tokenizer: Tokenizer, text: TextInput
+) -> dict[int, _Tokens]:
+    """Return each text's tokens, cut to the model's length; raises BadRequest for an empty one."""
+    for number, item in texts.items():
+        if not item.strip():
+            raise BadRequest(f"text {number} is empty")
+    # Long before the tokenizer would be slow: no token is shorter than a character.
+    kept = 64 * text.max_length
+    clipped = [item[-kept:] if text.cut_left else item[:kept] for item in texts.values()]
+    found = {}
+    for (number, whole), part, each in zip(
+        texts.items(), clipped, tokenizer.encode_batch(clipped), strict=True
+    ):
+        cut = bool(each.overflowing) or len(each.ids) > text.max_length or len(part) < len(whole)
+        found[number] = _Tokens(each.ids, each.attention_mask, each.type_ids, cut)
+    return found
+
+
+def _tokens_given(number: int, ids: list[int], tokenizer: Tokenizer, spec: ModelSpec) -> _Tokens:
+    """Return a client's own token ids, cut to the model's length; raises BadRequest."""
+    text = spec.text
+    assert text is not None, "only called for models with a tokenizer"
+    if not ids:
+        raise BadRequest(f"text {number} is empty")
+    wrong = next((each for each in (min(ids), max(ids)) if not _is_token(each, tokenizer)), None)
+    if wrong is not None:
+        raise BadRequest(
+            f"text {number}: {wrong} is no token id of '{spec.name}', expected 0 to "
+            f"{tokenizer.get_vocab_size() - 1}"
+        )
+    cut = len(ids) > text.max_length
+    kept = (ids[-text.max_length :] if text.cut_left else ids[: text.max_length]) if cut else ids
+    return _Tokens(kept, [1] * len(kept), [0] * len(kept), cut)
+
+
+def _is_token(number: int, tokenizer: Tokenizer) -> bool:
+    return 0 <= number < MOST_TOKENS and tokenizer.id_to_token(number) is not None
+
+
 def _rounded(longest: int, text: TextInput) -> int:
     """Return the length that texts are padded to: a multiple, but no more than the model takes."""
     multiple = -(-longest // text.pad_multiple) * text.pad_multiple
     return min(multiple, max(longest, text.max_length))
 
 
-def _strings(texts: list[str], spec: ModelSpec) -> Tensor:
+def _strings(texts: Mapping[int, str | list[int]], spec: ModelSpec) -> Tensor:
     """Return the texts as the input of a model that takes one string for each row."""
+    ids = next((number for number, item in texts.items() if not isinstance(item, str)), None)
+    if ids is not None:
+        raise BadRequest(f"text {ids} is token ids: '{spec.name}' takes strings and no tokens")
     declared = spec.string_input
     assert declared is not None, "only called for models that take texts"
     if spec.batched or -1 not in declared.dims:
@@ -111,7 +183,7 @@ def _strings(texts: list[str], spec: ModelSpec) -> Tensor:
     shape = [1] * len(full)
     if -1 in full:
         shape[full.index(-1)] = len(texts)
-    return Tensor.of(declared.name, np.array(texts, object).reshape(shape))
+    return Tensor.of(declared.name, np.array(list(texts.values()), object).reshape(shape))
 
 
 def _shaped(array: Array, declared: TensorSpec, spec: ModelSpec) -> Array:

@@ -162,6 +162,14 @@ class Registry:
         standing = self.standing()
         return standing.records, standing.alive
 
+    def ready_instances(self, model_key: str) -> int:
+        """Return how many instances of a version's content answer requests."""
+        records, alive = self.instances()
+        return sum(
+            each.model_key == model_key and each.state == "ready" and each.supervisor in alive
+            for each in records
+        )
+
     def standing(self) -> Standing:
         """Return instances, signs of life and the log settings that were set.
 

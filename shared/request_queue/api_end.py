@@ -59,17 +59,23 @@ class RequestQueue:
         """Return an id whose answer this process will be told of."""
         return f"{self._process}{self._salt}{next(self._numbers):012x}"
 
-    def push(self, request: InferRequest, client: socket.socket | None = None) -> PendingRequest:
+    def push(
+        self,
+        request: InferRequest,
+        client: socket.socket | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> PendingRequest:
         """Send the request to Redis, together with others of this process (stop 4).
 
         Whether it was accepted is said by `wait`. When the peer of `client` hangs up, the request
-        is cancelled. Next stop: `WorkQueue.claim`, in an instance's process.
+        is cancelled. `then` is called as `PendingRequest` says. Next stop: `WorkQueue.claim`, in an
+        instance's process.
         """
-        return self._carry(request, client=client)
+        return self._carry(request, client, then)
 
     def hold(self, request: InferRequest, then: Callable[[], None]) -> PendingRequest:
         """Send the request at the next `release`; `then` is called as `PendingRequest` says."""
-        return self._carry(request, then=then)
+        return self._carry(request, None, then, held=True)
 
     def release(self) -> None:
         """Send the requests that are held, in one write."""
@@ -78,8 +84,10 @@ class RequestQueue:
     def _carry(
         self,
         request: InferRequest,
-        client: socket.socket | None = None,
-        then: Callable[[], None] | None = None,
+        client: socket.socket | None,
+        then: Callable[[], None] | None,
+        *,
+        held: bool = False,
     ) -> PendingRequest:
         now = time.monotonic()
         push = as_push(request, self._keys, self._limits, in_buffers=True)
@@ -87,5 +95,5 @@ class RequestQueue:
         pending = PendingRequest(push, deadline, self._courier.cancel, client, then)
         if policy := self._limits.policy(request.priority):
             pending.queue_deadline = now + rejected_after(policy, request)
-        self._courier.carry(pending, held=then is not None)
+        self._courier.carry(pending, held=held)
         return pending

@@ -36,6 +36,7 @@ LONGEST = (
     "tests/cli/test_ferry_up_start.py",
     "tests/routes/test_log_settings.py",
     "tests/routes/test_tritonclient_http.py",
+    "tests/routes/test_embeddings.py",
     "tests/cache/test_cache_crash.py",
     "tests/samples/test_sample_sentiment.py",
     "tests/preflight/test_worker_with_gpus.py",

@@ -51,8 +51,9 @@ FITTING = {
     "TensorBody": {"input_tensor": ROWS},
     "V1Rows": {"instances": ROWS},
     "V1Columns": {"inputs": ROWS},
+    "EmbeddingsBody": {"model": {"const": "sentiment"}, "input": {"type": "string"}},
 }
-"""Bodies that fit `tiny`, among the made-up ones."""
+"""Bodies that fit `tiny`, or `sentiment`, among the made-up ones."""
 SERVED = {
     "name": [*FAST_SAMPLES, "nobody"],
     "version": ["1", "2"],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from io import BytesIO
 from secrets import token_hex
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from counting_model import POISON, CountingModel, counting_model, tensor, v2
 from flask.testing import FlaskClient
@@ -16,6 +17,7 @@ from registered import register, spec
 from werkzeug.test import TestResponse
 
 from api.app import create_app
+from shared.datatypes import Array
 from shared.model_spec import ImageInput, TensorSpec
 from shared.registry.desired_state import ModelReport, Serving, SupervisorReport, VersionReport
 from shared.registry.desired_store import DesiredStore
@@ -46,10 +48,22 @@ def world(redis_url: str) -> Iterator[World]:
     loading = replace(settings, key_prefix="statuses-loading")
     register(loading, spec("fake", TensorSpec(name="x", datatype="FP32", dims=(2,))), ready=False)
     away = replace(settings, redis_url="redis://127.0.0.1:1")
-    with counting_model(settings, config={"name": "fake", "max_batch_size": 1}) as model:
+    strings = {
+        "name": "strings", "inputs": (TensorSpec(name="x", datatype="BYTES", dims=(1,)),),
+    }  # fmt: skip
+    with (
+        counting_model(settings, config={"name": "fake", "max_batch_size": 1}) as model,
+        counting_model(settings, answer=vectors_of, **strings),
+    ):
         have_supervisor(settings)
         clients = [create_app(item).test_client() for item in (settings, away, loading)]
         yield World(model, *clients)
+
+
+def vectors_of(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    if b"poison" in inputs["x"]:
+        raise ValueError("poison")
+    return {"y": np.ones((len(inputs["x"]), 2), np.float32)}
 
 
 def have_supervisor(settings: Settings) -> None:
@@ -179,6 +193,11 @@ def asking(body: Callable[[float], dict[str, Any]]) -> dict[int, Case]:
     }
 
 
+def embedding(text: str, model: str = "strings") -> dict[str, Any]:
+    """Return the body that asks for the vector of a text."""
+    return {"model": model, "input": text}
+
+
 def without_model(cases: dict[int, Case]) -> dict[int, Case]:
     """Return the cases of a route that names no model: it cannot name an unknown one."""
     return {status: case for status, case in cases.items() if status != 404}
@@ -256,6 +275,17 @@ ROUTES: dict[tuple[str, str], dict[int, Case]] = {
         404: plain(name="nobody", json={}),
         501: plain(json={"trace_file": "x"}),
     },
+    ("POST", "/v1/embeddings"): {
+        200: plain(json=embedding("a")),
+        400: plain(json=embedding("")),
+        404: plain(json=embedding("a", "nobody")),
+        408: stalled,
+        413: plain(data=b" " * (LIMIT + 1)),
+        415: plain(data=b"{}", headers={"Content-Encoding": "br"}),
+        422: twice_under_one_key(embedding("a"), embedding("b")),
+        500: plain(json=embedding("poison")),
+        503: plain("away", json=embedding("a")),
+    },
     ("GET", "/v1/models"): {200: plain(), 503: plain("away")},
     ("GET", "/v1/models/{name}"): KNOWN_MODEL,
     ("GET", "/v1/models/{name}/versions/{version}"): KNOWN_MODEL,
@@ -296,4 +326,7 @@ def test_a_method_that_a_path_lacks_is_answered_with_405(world: World, path: str
     response = Asking("PATCH", path)(world.up)
 
     assert response.status_code == 405
-    assert response.get_json()["code"] == "method_not_allowed"
+    answer = response.get_json()
+    if path == "/v1/embeddings":
+        answer = answer["error"]
+    assert answer["code"] == "method_not_allowed"

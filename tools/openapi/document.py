@@ -17,6 +17,7 @@ from flask import Flask
 from werkzeug.routing import Rule
 
 from api.app import create_app
+from api.infer.public_errors import OPENAI_CODES
 from shared.errors import FerryError, UnknownModel
 from shared.settings import Settings
 from tools.openapi.bodies import JSON, Bodies
@@ -33,10 +34,10 @@ VARIABLE = re.compile(r"<(?:[^:<>]+:)?([^<>]+)>")
 DESCRIPTION = """\
 Ferry collects the requests of many clients into batches and gives each its own answer.
 
-Every error is `{"error", "code"}`. Besides what stands at each route: a path that does not exist
-is answered with 404 `unknown_route`, a method that its route does not have with 405
-`method_not_allowed` and `Allow`, and what nobody foresaw with 500 `internal`. Every GET route
-answers HEAD. No `Content-Type` is needed but for forms. Bodies may come with the
+Every error is `{"error", "code"}`, but at `/v1/embeddings`. Besides what stands at each route: a
+path that does not exist is answered with 404 `unknown_route`, a method that its route does not
+have with 405 `method_not_allowed` and `Allow`, and what nobody foresaw with 500 `internal`. Every
+GET route answers HEAD. No `Content-Type` is needed but for forms. Bodies may come with the
 `Content-Encoding` gzip or deflate, and answers go out so for who accepts it.
 """
 
@@ -121,7 +122,7 @@ def _responses(
     operation: Operation, rule: Rule, bodies: Bodies, shown: dict[str, Example]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a response for each status: an answer, some errors, or both."""
-    errors = [error for error in operation.errors if _can_have(rule, error)]
+    errors = [error for error in operation.errors if operation.openai or _can_have(rule, error)]
     for status in sorted({*operation.answers, *[error.status for error in errors]}):
         failures = sorted({e for e in errors if e.status == status}, key=lambda error: error.code)
         content = bodies.content(operation.answers.get(status, {}))
@@ -129,7 +130,8 @@ def _responses(
         headers = {200: operation.headers, 202: ("Location",)}.get(status, ())
         if failures:
             response["description"] = "\n\n".join(map(_said, failures))
-            content[JSON] = {"schema": _failure(failures, content)}
+            failure = _openai_failure(failures) if operation.openai else _failure(failures)
+            content[JSON] = {"schema": _either(failure, content)}
             if any(error.retry_after_seconds for error in failures):
                 headers = ("Retry-After",)
         if headers:
@@ -150,15 +152,34 @@ def _said(error: type[FerryError]) -> str:
     return f"`{error.code}`: {(error.__doc__ or '').splitlines()[0]}"
 
 
-def _failure(errors: list[type[FerryError]], content: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of these errors, or of them and what else has their status."""
-    schema: dict[str, Any] = {
+def _failure(errors: list[type[FerryError]]) -> dict[str, Any]:
+    """Return the schema of these errors."""
+    codes = {"enum": [error.code for error in errors]}
+    return _closed({"error": {"type": "string"}, "code": codes})
+
+
+def _openai_failure(errors: list[type[FerryError]]) -> dict[str, Any]:
+    """Return the schema of these errors in OpenAI's form."""
+    codes = [OPENAI_CODES.get(error, error.code) for error in errors]
+    said = {
+        "message": {"type": "string"},
+        "type": {"enum": ["invalid_request_error", "server_error"]},
+        "param": {"type": ["string", "null"]},
+        "code": {"enum": codes},
+    }
+    return _closed({"error": _closed(said)})
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object of these properties and no others."""
+    return {
         "type": "object",
-        "properties": {
-            "error": {"type": "string"},
-            "code": {"enum": [error.code for error in errors]},
-        },
-        "required": ["error", "code"],
+        "properties": properties,
+        "required": list(properties),
         "additionalProperties": False,
     }
-    return {"anyOf": [content[JSON]["schema"], schema]} if JSON in content else schema
+
+
+def _either(failure: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a failure, or of what else has its status."""
+    return {"anyOf": [content[JSON]["schema"], failure]} if JSON in content else failure

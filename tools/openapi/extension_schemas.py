@@ -184,10 +184,69 @@ class ChangeTraces(TypedDict, total=False):
 
 
 @closed
+class OpenaiModel(TypedDict):
+    """A model as OpenAI's clients know one; `created` is 0: nobody writes down since when."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+@closed
 class V1Models(TypedDict):
-    """The names of all models."""
+    """The names of all models: `models` for KServe's clients, `data` for OpenAI's."""
 
     models: list[str]
+    object: Literal["list"]
+    data: list[OpenaiModel]
+
+
+Text = Annotated[str, Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+@closed
+class EmbeddingsBody(TypedDict):
+    """Texts, or their token ids, for a model."""
+
+    model: Annotated[str, Field(min_length=1, description="its name, or name/version")]
+    input: (
+        Text
+        | TokenIds
+        | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=2048)]
+    )
+    encoding_format: NotRequired[Literal["float", "base64"] | None]
+    dimensions: NotRequired[Annotated[int, Field(ge=1)] | None]
+    user: NotRequired[str | None]
+
+
+@closed
+class Embedding(TypedDict):
+    """The vector of the text with this number, in base64 of little-endian FP32 if asked so."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+@closed
+class Usage(TypedDict):
+    """The tokens of all texts; 0 for a model of strings."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+@closed
+class EmbeddingList(TypedDict):
+    """A vector for each text, in their order."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
 
 
 @closed

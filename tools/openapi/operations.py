@@ -24,7 +24,8 @@ class Operation(NamedTuple):
 
     `body` and `answers` (by status) are by media type, any one of the types each; none: bytes.
 
-    `parameters` are names out of PARAMETERS; `headers` those of the answer with status 200.
+    `parameters` are names out of PARAMETERS; `headers` those of the answer with status 200. One of
+    OpenAI's (`openai`) has errors in its form, and the model's name in its body.
     """
 
     tag: str
@@ -36,6 +37,7 @@ class Operation(NamedTuple):
     headers: tuple[str, ...] = ()
     description: str = ""
     body_required: bool = True
+    openai: bool = False
 
 
 def as_json(*types: Any) -> Content:

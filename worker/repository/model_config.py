@@ -124,6 +124,8 @@ def _config(message: Any, directory: Path, version: str, trusted: Collection[str
     parameters = {key: value.string_value for key, value in message.parameters.items()}
     if (kind := parameters.get("input_kind", "tensor")) not in {"image", "text", "tensor"}:
         raise ValueError(f"input_kind {kind!r}: expected image, text or tensor")
+    if (kind := parameters.get("output_kind", "scores")) not in {"scores", "embedding"}:
+        raise ValueError(f"output_kind {kind!r}: expected scores or embedding")
     declared = tuple(read_tensor(item, directory) for item in message.input)
     inputs, masks = take_masks(declared, parameters)
     spec = ModelSpec(

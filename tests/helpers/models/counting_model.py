@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from threading import Event, Thread
 from time import sleep
 from typing import Any
 
-import numpy as np
-from fake_backend import FakeBackend, fake_spec
+from fake_backend import FakeBackend, doubled, fake_spec
 from registered import register
 
 from shared.datatypes import Array
@@ -25,6 +24,7 @@ from worker.instance.batch import answer_batch
 from worker.instance.loop import run
 from worker.meter import Meter
 
+Answer = Callable[[Mapping[str, Array]], dict[str, Array]]
 POISON = -1.0
 """A row that the model raises on."""
 
@@ -32,10 +32,12 @@ POISON = -1.0
 class CountingModel:
     """Answers `y` = 2 `x`; `computed` are the first values of all rows that it ever computed.
 
-    Each pass takes `seconds`, and waits until `gate` is open.
+    Or it says what `answer` does. Each pass takes `seconds`, and waits until `gate` is open.
     """
 
-    def __init__(self, settings: Settings, spec: ModelSpec, seconds: float) -> None:
+    def __init__(
+        self, settings: Settings, spec: ModelSpec, seconds: float, answer: Answer = doubled
+    ) -> None:
         self.spec = spec
         self.keys = QueueKeys.of(spec, settings.key_prefix)
         self.redis = connect(settings.redis_url)
@@ -44,13 +46,14 @@ class CountingModel:
         self.gate = Event()
         self.gate.set()
         self._seconds = seconds
+        self._answer = answer
 
     def forward(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         self.passes += 1
         assert self.gate.wait(120)  # longer than any wait of a test
         sleep(self._seconds)
         self.computed += inputs["x"][:, 0].tolist()
-        return {"y": inputs["x"] * np.float32(2)}
+        return self._answer(inputs)
 
     def count(self, what: str) -> int:
         """Return how many requests were `expired` or `cancelled`."""
@@ -67,12 +70,17 @@ class CountingModel:
 
 @contextmanager
 def counting_model(
-    settings: Settings, *, seconds: float = 0.0, max_batch_size: int = 1, **fields: Any
+    settings: Settings,
+    *,
+    seconds: float = 0.0,
+    max_batch_size: int = 1,
+    answer: Answer = doubled,
+    **fields: Any,
 ) -> Iterator[CountingModel]:
     """Register and serve the model `fake`, whose spec has `fields`, for as long as the block."""
     spec = fake_spec(max_batch_size=max_batch_size).model_copy(update=fields)
     register(settings, spec)
-    model, stopped = CountingModel(settings, spec, seconds), Event()
+    model, stopped = CountingModel(settings, spec, seconds, answer), Event()
     queue = WorkQueue(
         open_wire(model.redis), model.keys, "counting",
         result_ttl_seconds=60.0, batching=Batching.of(spec),

@@ -1,0 +1,16 @@
+"""POST /v1/embeddings: texts in, vectors out, as OpenAI's clients ask for them."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, request
+
+from api.routes.flask_side import response_of, services
+from api.server.body import read_body
+
+blueprint = Blueprint("embeddings", __name__)
+
+
+@blueprint.post("/v1/embeddings")
+def embed() -> Response:
+    """Answer up to 2048 texts with a vector each. Next stop: `Embeddings.answer`."""
+    return response_of(services().embeddings.answer(read_body(), request.environ))
