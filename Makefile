@@ -10,7 +10,7 @@ PYTEST := python -m pytest --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install samples up test test-quick test-gpu check bench chaos soak docs map hooks lock openapi clean
+.PHONY: help install samples up test test-quick test-gpu test-browser check bench chaos soak docs map hooks lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -50,7 +50,7 @@ up: samples ## Install, make the sample models once, start Ferry
 test test-quick: export PYTHONDONTWRITEBYTECODE =
 
 test: samples ## Run the whole test suite, LANES files at a time
-	$(BIN)/$(PYTEST) --numprocesses $(LANES) --durations 15
+	$(BIN)/$(PYTEST) --numprocesses $(LANES) --durations 15 --ignore tests/browser
 	$(BIN)/python -m tools.older_redis --dist loadfile --numprocesses $(LANES)
 
 test-quick: samples ## Run the tests of files that start no servers
@@ -58,6 +58,11 @@ test-quick: samples ## Run the tests of files that start no servers
 
 test-gpu: $(INSTALLED) ## Run the tests that need a GPU, whole systems among them
 	timeout 480 $(BIN)/python -m pytest -rs tests/gpu
+
+BROWSER := playwright==1.65.2 pyee==13.0.1 axe-playwright-python==0.1.8
+test-browser: samples ## Run the tests of the pages in Chromium (apt-get install chromium)
+	$(BIN)/pip install --quiet --no-deps $(BROWSER)
+	$(BIN)/python -m pytest -rs tests/browser
 
 check: $(INSTALLED) ## Run ruff and mypy
 	$(BIN)/ruff check .

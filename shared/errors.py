@@ -1,5 +1,6 @@
 """Every error Ferry answers with, each belonging to a stop of a request's walk.
 
+    1 the door               ForeignPage
     1-2 body, checks         BadRequest, PayloadTooLarge, RequestTimeout, UnsupportedEncoding,
                              UnknownRoute, MethodNotAllowed, UnknownModel, ModelNotReady,
                              Unsupported, LoadFailed (of who asks to load a model)
@@ -93,6 +94,13 @@ class PayloadTooLarge(FerryError):
 
     code = "payload_too_large"
     status = 413
+
+
+class ForeignPage(FerryError):
+    """A page of another origin had a browser send a request that changes something."""
+
+    code = "foreign_page"
+    status = 403
 
 
 class RequestTimeout(FerryError):

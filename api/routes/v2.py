@@ -24,12 +24,6 @@ METHODS = ["GET", "POST"]
 """Methods of the routes that are refused."""
 
 
-@blueprint.get("/")
-def root() -> Response:
-    """Answer as /v2, and that the server is alive: KServe's SDK asks it here in version 1."""
-    return json_response({**server_description(), "status": "alive"})
-
-
 @blueprint.get("/v2")
 def server() -> Response:
     """Answer the server's name, version and extensions."""

@@ -19,13 +19,14 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from api.openapi.document import FILE
 from shared import errors
-from tools.openapi.document import OPERATIONS, describe, described_routes, text
+from tools.openapi.document import OPERATIONS, PAGES, describe, described_routes, text
 
 NEVER_ANSWERED = {
     errors.MethodNotAllowed,  # of no method
     errors.ClientLeft,  # nobody reads it
     errors.BadModel,  # stands in the log
     errors.BadSetting,  # stops the start
+    errors.ForeignPage,  # is for browsers: no program sends cookies of pages
 }
 
 
@@ -60,7 +61,8 @@ def test_only_pages_for_people_are_left_out() -> None:
     endpoints = {rule.endpoint for rule in application().url_map.iter_rules()}
     described = {rule.endpoint for rule, _ in described_routes(application())}
 
-    assert endpoints - described == {"static", "swagger_ui.show"}
+    assert endpoints - described == PAGES
+    assert {endpoint.partition(".")[0] for endpoint in PAGES} == {"static", "swagger_ui", "pages"}
 
 
 def test_a_new_route_is_in_the_document_with_its_variables() -> None:

@@ -24,7 +24,7 @@ FLOORS = {
         "payloads",
         "infer metrics",
         "services",
-        "server rpc",
+        "pages server rpc",
         "routes",
         "openapi",
         "app",

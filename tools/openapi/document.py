@@ -28,7 +28,9 @@ from tools.openapi.parameters import HEADERS, PARAMETERS, PATH_PARAMETERS
 
 OPERATIONS = {**PROTOCOL_VIEWS, **EXTENSION_VIEWS}
 UNKNOWN = Operation("other", "Not described yet", {200: {JSON: (dict,)}})
-PAGES = {"static", "swagger_ui.show"}
+PAGES = {"static", "swagger_ui.show"} | {
+    f"pages.{name}" for name in ("static", "model", "tokens", "burst")
+}
 """Endpoints for people, not for programs."""
 VARIABLE = re.compile(r"<(?:[^:<>]+:)?([^<>]+)>")
 DESCRIPTION = """\

@@ -85,7 +85,7 @@ PREDICTED = as_json(
 INFERRED = {JSON: (schemas.InferAnswer,), BYTES: ()}
 
 PROTOCOL_VIEWS: Mapping[tuple[str, str], Operation] = {
-    ("v2.root", "GET"): Operation(
+    ("pages.root", "GET"): Operation(
         "server",
         "As /v2, and that the server is alive",
         {200: as_json(schemas.AliveServer)},
