@@ -1,9 +1,11 @@
 """Bulk prediction beside the bare model's speed, and what a single request waits for meanwhile.
 
     python -m bench.bulk [MODEL] [--rows N] [--rounds N]
+    python -m bench.bulk --embeddings [--rounds N]
 
 Each round measures the bare batched forward pass in a process of its own, then `ferry predict`'s
-function over a file of rows, then single requests alone and beside such a job.
+function over a file of rows, then single requests alone and beside such a job. With `--embeddings`
+a round is single texts alone, and beside requests for 2,048 embeddings, one after the other.
 """
 
 from __future__ import annotations
@@ -30,6 +32,11 @@ from jobs.bulk.bulk import Bulk, Progress, predict
 from shared.settings import Settings
 from shared.wire.client import connect
 
+EMBEDDER = "sentences"
+BATCH_ROWS = 32
+MANY_TEXTS = 2048
+MANY_SECONDS = 30.0
+"""So long requests for many embeddings follow each other, and the last of them is waited for."""
 FORWARD_SECONDS = 6.0
 ASKED_ALONE_SECONDS = 8.0
 
@@ -45,16 +52,39 @@ class Round(NamedTuple):
     beside_ms: tuple[float, float]
 
 
+class EmbeddingRound(NamedTuple):
+    """Texts a second, milliseconds of a full batch's forward pass, and single texts as in Round."""
+
+    per_second: float
+    batch_ms: float
+    alone_ms: tuple[float, float]
+    beside_ms: tuple[float, float]
+
+    @property
+    def batches_longer(self) -> tuple[float, float]:
+        """Return by how many batches the median and the 99th percentile are longer."""
+        p50, p99 = [
+            (beside - alone) / self.batch_ms
+            for beside, alone in zip(self.beside_ms, self.alone_ms, strict=True)
+        ]
+        return p50, p99
+
+
 def main(arguments: Sequence[str]) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="bulk", description=__doc__.partition("\n")[0])
     parser.add_argument("model", nargs="?", default="sentiment", help="[sentiment]")
     parser.add_argument("--rows", type=int, default=3000, help="of a job [3000]")
     parser.add_argument("--rounds", type=int, default=3, help="[3]")
+    parser.add_argument("--embeddings", action="store_true", help="beside them, by sentences")
     options = parser.parse_args(arguments)
     settings = Settings.from_env(os.environ)
     with TemporaryDirectory(prefix="ferry-bench-") as name:
         directory = Path(name)
+        if options.embeddings:
+            with whole(EMBEDDER, settings, directory) as served:
+                show_embeddings([measure_embeddings(served.port) for _ in range(options.rounds)])
+            return 0
         rows = write_rows(options.model, directory, options.rows)
         pictures = SCENARIOS[options.model].pictures
         with (
@@ -91,10 +121,7 @@ def measure(model: str, settings: Settings, rows: Path, directory: Path, limits:
     bare = max(limit(FORWARD_SECONDS).per_second for limit in limits.values())
     bulk = _bulk(model, settings, rows, directory)
     over = Event()
-    timer = Timer(ASKED_ALONE_SECONDS, over.set)
-    timer.start()
-    alone = _asked_until(over, request)
-    over.clear()
+    alone = _asked_alone(over, request)
 
     def work() -> None:
         _bulk(model, settings, rows, directory)
@@ -105,6 +132,46 @@ def measure(model: str, settings: Settings, rows: Path, directory: Path, limits:
     beside = _asked_until(over, request)
     job.join()
     return Round(bare, bulk, alone, beside)
+
+
+def measure_embeddings(port: int) -> EmbeddingRound:
+    """Run one round with many embeddings."""
+    body = SCENARIOS["sentiment"].body()
+    single = Request(port, f"/predict/{EMBEDDER}", "POST", "application/json", body)
+    texts = [f"{number} {SENTENCE}" for number in range(MANY_TEXTS)]
+    asked = json.dumps({"model": EMBEDDER, "input": texts, "encoding_format": "base64"}).encode()
+    patient = (("X-Request-Timeout", "600"),)
+    many = Request(port, "/v1/embeddings", "POST", "application/json", asked, patient)
+    over = Event()
+    alone, before = _asked_alone(over, single), _full_batches(port)
+    counts: list[float] = []
+
+    def work() -> None:
+        began = time.monotonic()
+        connection = HTTPConnection("127.0.0.1", port, timeout=600)
+        while (seconds := time.monotonic() - began) < MANY_SECONDS:
+            ask(connection, many)
+            counts.append(MANY_TEXTS)
+        connection.close()
+        counts[:] = [sum(counts) / seconds]
+        over.set()
+
+    job = Thread(target=work)
+    job.start()
+    beside = _asked_until(over, single)
+    job.join()
+    count, ns = [now - then for now, then in zip(_full_batches(port), before, strict=True)]
+    return EmbeddingRound(counts[0], ns / 1e6 / count, alone, beside)
+
+
+def _full_batches(port: int) -> tuple[int, int]:
+    """Return how many of the largest batches were run, and the nanoseconds of their passes."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    found = json.loads(ask(connection, Request(port, f"/v2/models/{EMBEDDER}/stats")))
+    connection.close()
+    sizes = found["model_stats"][0]["batch_stats"]
+    full = [each["compute_infer"] for each in sizes if each["batch_size"] == BATCH_ROWS]
+    return (full[0]["count"], full[0]["ns"]) if full else (0, 0)
 
 
 def _bulk(model: str, settings: Settings, rows: Path, directory: Path) -> float:
@@ -118,6 +185,15 @@ def _bulk(model: str, settings: Settings, rows: Path, directory: Path) -> float:
     return finished.done / (time.monotonic() - began)
 
 
+def _asked_alone(over: Event, request: Request) -> tuple[float, float]:
+    """Ask as `_asked_until`, for a while; `over` is as it was."""
+    timer = Timer(ASKED_ALONE_SECONDS, over.set)
+    timer.start()
+    found = _asked_until(over, request)
+    over.clear()
+    return found
+
+
 def _asked_until(over: Event, request: Request) -> tuple[float, float]:
     """Ask one request after the other; return median and 99th percentile in milliseconds."""
     taken = []
@@ -129,6 +205,19 @@ def _asked_until(over: Event, request: Request) -> tuple[float, float]:
     connection.close()
     cuts = statistics.quantiles(taken, n=100)
     return cuts[49], cuts[98]
+
+
+def show_embeddings(rounds: list[EmbeddingRound]) -> None:
+    """Print each round and the median of how many batches longer a single text waits."""
+    for each in rounds:
+        print(
+            f"{each.per_second:.0f} texts/s, a batch {each.batch_ms:.1f} ms; "
+            f"single alone p50 {each.alone_ms[0]:.1f} p99 {each.alone_ms[1]:.1f} ms, beside it "
+            f"p50 {each.beside_ms[0]:.1f} p99 {each.beside_ms[1]:.1f} ms: "
+            f"{each.batches_longer[0]:.2f} and {each.batches_longer[1]:.2f} batches longer"
+        )
+    p50, p99 = [statistics.median(it.batches_longer[place] for it in rounds) for place in (0, 1)]
+    print(f"batches longer: p50 {p50:.2f}, p99 {p99:.2f}; load {os.getloadavg()[0]:.0f}")
 
 
 def show(rounds: list[Round]) -> None:

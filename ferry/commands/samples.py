@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from worker.optimise.quiet import quiet
+
 # What is made when no name is given: one model for each kind of input, one for embeddings, and one
 # larger. A second one that says what texts are, as sentiment_ensemble does, would leave POST
 # /predict with no model to choose.
@@ -48,7 +50,8 @@ def _make(directory: Path, make: Callable[[Path], None]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / UNFINISHED).touch()
     try:
-        make(directory)
+        with quiet():
+            make(directory)
     except ModuleNotFoundError:
         # Nothing was written yet, and an empty directory would be a model without versions.
         (directory / UNFINISHED).unlink()

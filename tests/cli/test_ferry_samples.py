@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,8 @@ class Maker:
         if directory.name == self.lacking:
             raise ModuleNotFoundError("the package weights-of-it is not installed")
         self.calls.append((directory.name, options))
+        logging.getLogger("exporter").error("noise")
+        subprocess.run(["echo", "noise"], check=True)
         (directory / "1").mkdir(parents=True, exist_ok=True)
         (directory / "1" / "model.pt").touch()
         if self.dies:
@@ -34,7 +38,7 @@ class Maker:
 @pytest.fixture
 def maker(monkeypatch, tmp_path) -> Maker:
     maker = Maker()
-    for name in ("digits", "sentiment", "photos", "resnet", "tiny"):
+    for name in ("digits", "sentiment", "sentences", "photos", "resnet", "tiny"):
         monkeypatch.setitem(sys.modules, f"samples.{name}", SimpleNamespace(make=maker.make))
     monkeypatch.setenv("FERRY_MODELS", str(tmp_path / "models"))
     return maker
@@ -45,6 +49,17 @@ def test_without_names_one_model_of_each_kind_and_a_larger_one_are_made(maker, c
 
     assert [name for name, _ in maker.calls] == list(DEFAULT_NAMES)
     assert "digits: made in " in capsys.readouterr().out
+
+
+def test_exporters_say_nothing_of_their_own(maker, capfd):
+    main(["samples", "tiny"])
+
+    said = capfd.readouterr()
+    assert [line.partition(" in ")[0] for line in said.out.splitlines()] == [
+        f"tiny: making {os.environ['FERRY_MODELS']}/tiny",
+        "tiny: made",
+    ]
+    assert not said.err
 
 
 def test_what_is_there_is_left_alone_unless_forced(maker, capsys):
