@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 from shared.names import MODEL_NAME
+from shared.redis_urls import RedisUrl
 
 _ADDRESS = r"(?:\d{1,3}(?:\.\d{1,3}){3}|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]?)"
 _PROTOCOL = r"(?:tcp|udp|sctp)"
@@ -120,9 +121,8 @@ def log_level(value: str) -> str:
 
 
 def redis_url(value: str) -> str:
-    """Return a URL that redis-py opens."""
-    if not value.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("must start with redis://, rediss:// or unix://")
+    """Return a URL that says nothing wrong and nothing that is passed over."""
+    RedisUrl.of(value)
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -272,7 +273,8 @@ def _checked(metadata: Mapping[str, Any], raw: str) -> Any:
     try:
         return metadata["check"](raw)
     except ValueError as error:
-        raise BadSetting(f"{metadata['variable']}={raw!r}: {error}") from error
+        shown = re.sub(r"//.*@", "//...@", raw)  # a password
+        raise BadSetting(f"{metadata['variable']}={shown!r}: {error}") from error
 
 
 def _refuse_unknown(environ: Mapping[str, str], known: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -12,12 +13,15 @@ from shared.socket_paths import no_semaphores, socket_base
 from shared.wire.server_check import check_server
 from worker.supervisor.supervisor import Supervisor
 
+log = logging.getLogger(__name__)
+
 
 def main() -> int:
     """Supervise until told to stop; 2 for a bad setting, server or repository."""
     try:
         settings = start(os.environ)
-        check_server(settings)
+        for warning in check_server(settings):
+            log.warning("%s", warning)
         if fault := no_semaphores():
             raise BadSetting(fault)
         # OpenMP's threads would otherwise spin after each forward pass, on cores the API needs:

@@ -5,18 +5,30 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
+from redis.connection import (
+    Connection,
+    ConnectionPool,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
 from redis.exceptions import BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 
 from shared.errors import RedisUnavailable
+from shared.redis_urls import RedisUrl
 
 CONNECT_TIMEOUT_SECONDS = 0.4
 COMMAND_TIMEOUT_SECONDS = 5.0
+SENTINEL_TIMEOUT_SECONDS = 1.0
+READ_ONLY = "the server takes no writes, it is a replica now"
 KEEPALIVE = {socket.TCP_KEEPIDLE: 3, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 3}
 """Seconds without a word, seconds between two questions, questions without an answer."""
 _PLACE_BEFORE_7 = re.compile(
@@ -29,18 +41,68 @@ _PLACE_SINCE_7 = re.compile(r" script: (\w+, )?on @.*")
 def connect(redis_url: str) -> redis.Redis:
     """Return a client for `redis_url`; opens nothing until the first command.
 
-    A host that is gone is noticed by the kernel within six seconds, also where nobody speaks.
+    A host that is gone is noticed by the kernel within six seconds, also where nobody speaks. Where
+    Sentinels are named, each new connection asks them for the master. Raises ValueError for a URL
+    that `Settings` would not take.
     """
-    over_network = {} if redis_url.startswith("unix:") else {"socket_keepalive_options": KEEPALIVE}
-    return redis.Redis.from_url(
-        redis_url,
-        **over_network,
-        socket_timeout=COMMAND_TIMEOUT_SECONDS,
-        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        retry=Retry(NoBackoff(), 1),
-        protocol=2,
-        max_connections=100_000,
+    url = RedisUrl.of(redis_url)
+    options: dict[str, Any] = {
+        "socket_timeout": COMMAND_TIMEOUT_SECONDS,
+        "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "retry": Retry(NoBackoff(), 1),
+        "protocol": 2,
+        "max_connections": 100_000,
+        **url.options,
+    }
+    kind: Any = UnixDomainSocketConnection
+    if url.path:
+        options["path"] = url.path
+    else:
+        options |= {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
+        if url.service:
+            return _watched(url, options)
+        kind = SSLConnection if url.tls else Connection
+        ((options["host"], options["port"]),) = url.hosts
+    return redis.Redis.from_pool(ConnectionPool(connection_class=_leaving(kind), **options))
+
+
+def _watched(url: RedisUrl, options: dict[str, Any]) -> redis.Redis:
+    """Return a client of the master that Sentinels name."""
+    kind: Any = SentinelManagedSSLConnection if url.tls else SentinelManagedConnection
+    asked: dict[str, Any] = {
+        "socket_timeout": SENTINEL_TIMEOUT_SECONDS,
+        "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "protocol": 2,
+        "ssl": url.tls,
+        **url.of_sentinels,
+    }
+    asked |= {name: value for name, value in options.items() if name.startswith("ssl_")}
+    sentinels: Any = Sentinel  # its types are not told
+    client = sentinels(url.hosts, sentinel_kwargs=asked, **options).master_for(
+        url.service, connection_class=_leaving(kind)
     )
+    assert isinstance(client, redis.Redis)
+    return client
+
+
+@cache
+def _leaving(connection_class: type[Any]) -> type[Any]:
+    """Return a kind of connection that leaves a server which has become a replica.
+
+    Where its master is now, a new connection finds: by Sentinels, or by the name it goes to.
+    """
+
+    class Leaving(connection_class):  # type: ignore[misc]
+        def read_response(self, *arguments: Any, **named: Any) -> Any:
+            try:
+                return super().read_response(*arguments, **named)
+            except ResponseError as error:
+                if "READONLY" not in without_place(f"{error.status_code or ''} {error}"):
+                    raise
+                self.disconnect()
+                raise RedisConnectionError(READ_ONLY) from error
+
+    return Leaving
 
 
 def milliseconds(seconds: float) -> int:

@@ -23,15 +23,17 @@ PROBE_MS = 10_000
 """The life of a probe's keys, should they be left behind."""
 
 
-def check_server(settings: Settings) -> None:
+def check_server(settings: Settings) -> list[str]:
     """Raise BadSetting in one sentence unless the server is one that Ferry can use.
 
-    One that is away, or in a state that passes, is none of our business: who starts waits for it.
+    Return a sentence for each of its settings that is a risk to what Ferry promises. One that is
+    away, or in a state that passes, is none of our business: who starts waits for it.
     """
     client = connect(settings.redis_url)
     try:
         server = _Server(public_url(settings.redis_url), _introduction(client))
         server.check()
+        warnings = server.warnings()
         _probe(server, open_wire(client), settings)
     except AuthenticationError as error:
         raise BadSetting(f"REDIS_URL: {public_url(settings.redis_url)} says: {error}") from error
@@ -39,15 +41,16 @@ def check_server(settings: Settings) -> None:
         where = public_url(settings.redis_url)
         raise BadSetting(f"REDIS_URL: what answers at {where} is no Redis: {error}") from error
     except RedisError:
-        return
+        return []
     finally:
         client.close()
+    return warnings
 
 
 def _introduction(client: redis.Redis) -> dict[str, Any]:
     """Return what the server says of itself, nothing where it does not let us ask."""
     try:
-        found: dict[str, Any] = client.info("server")
+        found: dict[str, Any] = client.info()
     except ResponseError:
         return {}
     return found
@@ -67,7 +70,8 @@ class _Server:
         mode = self._said.get("redis_mode") or self._said.get("server_mode")
         if mode == "sentinel":
             raise BadSetting(
-                f"REDIS_URL: {self.described} is a Sentinel: name the server that it watches"
+                f"REDIS_URL: {self.described} is a Sentinel: name the service that it watches, "
+                "redis+sentinel://host:26379/service"
             )
         if mode == "cluster":
             raise BadSetting(
@@ -80,6 +84,29 @@ class _Server:
                 f"REDIS_URL: {self.described} is older than {'.'.join(map(str, OLDEST))}, the "
                 "oldest that Ferry works with: upgrade it, or unset REDIS_URL to have one embedded"
             )
+
+        policy = self._said.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction" and self._said.get("maxmemory"):
+            raise BadSetting(
+                f"REDIS_URL: {self.described} may drop keys when its memory is full "
+                f"(maxmemory-policy {policy}), and with them requests that were accepted: set "
+                "maxmemory-policy noeviction"
+            )
+
+    def warnings(self) -> list[str]:
+        """Return what the server may lose, and what it cannot do now."""
+        found = []
+        if self._said.get("role") == "slave":
+            found.append(
+                f"REDIS_URL: {self.described} is a replica and takes no writes: nothing is served "
+                "before it is a master; name the master, or the Sentinels that know it"
+            )
+        if not self._said.get("aof_enabled", 1):
+            found.append(
+                f"REDIS_URL: {self.described} writes no append-only file: asynchronous requests "
+                "and what operators asked for are lost when it ends; set appendonly yes"
+            )
+        return found
 
     def refuses(self, command: str, error: str) -> BadSetting:
         """Return the error for a command that this server does not take from us."""

@@ -19,7 +19,7 @@ from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from shared.wire.client import COMMAND_TIMEOUT_SECONDS, without_place
+from shared.wire.client import COMMAND_TIMEOUT_SECONDS, READ_ONLY, without_place
 from shared.wire.packing import Command, PackedCommand, pack
 from shared.wire.scripts import SCRIPTS, script_text
 
@@ -210,6 +210,8 @@ def _reply_error(text: str) -> RedisError:
         return BusyLoadingError(text)
     if code in ("NOSCRIPT", "MASTERDOWN"):
         return RedisConnectionError(text)
+    if code == "READONLY":
+        return RedisConnectionError(READ_ONLY)
     return ResponseError(text)
 
 

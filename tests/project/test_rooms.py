@@ -12,7 +12,7 @@ from rooms import ROOT, arrows, circle, imports, product_modules, room
 
 FLOORS = {
     "shared": (
-        "errors datatypes names ticket messages model_spec setting_checks cores "
+        "errors datatypes names ticket messages model_spec redis_urls setting_checks cores "
         "open_files settings socket_paths",
         "inputs wire",
         "courier",

@@ -14,14 +14,16 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from ferry_processes import ROOT, environment
+from ferry_processes import ROOT, environment, free_port
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ferry.up.embedded_valkey import running
 from shared.errors import BadSetting
 from shared.settings import Settings
 from shared.wire.client import connect
 from shared.wire.server_check import check_server
+from shared.wire.wire import open_wire
 
 ENTRIES = {
     "worker": [sys.executable, "-m", "worker"],
@@ -101,7 +103,7 @@ def test_a_version_that_suffices_is_not_refused_for_it(said: dict[str, str]) -> 
 
 def test_a_sentinel_and_a_part_of_a_cluster_are_told_from_a_server() -> None:
     with listening(told(redis_version="7.2.4", redis_mode="sentinel")) as url:
-        assert "is a Sentinel: name the server that it watches" in refused(Settings(redis_url=url))
+        assert "redis+sentinel://host:26379/service" in refused(Settings(redis_url=url))
     for name in ("redis_mode", "server_mode"):
         with listening(told(redis_version="7.2.4", **{name: "cluster"})) as url:
             assert "is part of a cluster" in refused(Settings(redis_url=url))
@@ -176,8 +178,56 @@ def test_a_server_at_its_memory_limit_or_read_only_is_waited_for(server: Redis) 
     check_server(settings)
     server.config_set("maxmemory", "0")
     server.execute_command("REPLICAOF", "127.0.0.1", "1")
-    check_server(settings)
+    (warning,) = check_server(settings)
     server.execute_command("REPLICAOF", "NO", "ONE")
+
+    assert "is a replica and takes no writes" in warning
+    assert check_server(settings) == []
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl", "allkeys-random"])
+def test_a_server_that_drops_keys_when_it_is_full_is_refused(server: Redis, policy: str) -> None:
+    settings = as_user(server, *ALL)
+    server.config_set("maxmemory-policy", policy)
+    check_server(settings)  # it has no limit
+
+    server.config_set("maxmemory", "1gb")
+    sentence = refused(settings)
+    server.config_set("maxmemory", "0")
+    server.config_set("maxmemory-policy", "noeviction")
+
+    assert f"(maxmemory-policy {policy})" in sentence
+    assert "set maxmemory-policy noeviction" in sentence
+
+
+def test_a_server_that_writes_no_file_is_warned_of(server: Redis) -> None:
+    server.config_set("appendonly", "no")
+    (warning,) = check_server(as_user(server, *ALL))
+    server.config_set("appendonly", "yes")
+
+    assert "writes no append-only file" in warning
+
+
+def test_a_server_that_has_become_a_replica_is_left(server: Redis) -> None:
+    url = as_user(server, *ALL).redis_url
+    with connect(url) as client:
+        wire, first = open_wire(client), client.client_id()
+        wire.send(("SET", "k", "1"))
+        wire.reply()
+        server.execute_command("REPLICAOF", "127.0.0.1", "1")
+
+        with pytest.raises(RedisConnectionError, match="it is a replica now"):
+            client.set("k", "2")
+        wire.send(("SET", "k", "2"), ("GET", "k"))
+        with pytest.raises(RedisConnectionError, match="it is a replica now"):
+            wire.reply()
+        with pytest.raises(RedisConnectionError, match="it is a replica now"):
+            client.eval("return redis.call('SET', KEYS[1], 'x')", 1, "k")
+        server.execute_command("REPLICAOF", "NO", "ONE")
+
+        assert not wire.is_open
+        assert client.set("k", "3")
+        assert client.client_id() != first
 
 
 def test_a_server_that_cannot_flush_is_told_to_who_wants_it() -> None:
@@ -205,7 +255,15 @@ def test_the_probe_calls_every_command_of_the_scripts() -> None:
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_every_entry_point_stops_with_the_sentence(entry: str, tmp_path: Path) -> None:
     with listening(told(redis_version="5.0.14")) as url:
-        settings = replace(Settings(), redis_url=url, models=str(tmp_path), state_dir=str(tmp_path))
+        settings = replace(
+            Settings(),
+            redis_url=url,
+            models=str(tmp_path),
+            state_dir=str(tmp_path),
+            port=free_port(),
+            grpc_port=free_port(),
+            dashboard_port=free_port(),
+        )
         done = subprocess.run(
             ENTRIES[entry],
             env=os.environ | environment(settings),
