@@ -85,10 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_samples(commands.add_parser("samples", help="make the sample models"))
     _add_models(commands.add_parser("models", help="look at models, choose who takes requests"))
     _add_workers(commands.add_parser("workers", help="show every model instance"))
-    _add_devices(
-        commands.add_parser("devices", help="show this machine's GPUs, or why they are not used")
-    )
-    _add_queue(commands.add_parser("queue", help="show what waits for each model"))
+    _add_looks(commands)
     _add_dead(commands.add_parser("dead", help="show, replay or drop requests that were given up"))
     return parser
 
@@ -287,16 +284,21 @@ def _workers(options: argparse.Namespace) -> int:
     return _call("looking.workers", "workers", as_json=options.json)
 
 
-def _add_devices(command: argparse.ArgumentParser) -> None:
-    command.description = "Look at this machine's GPUs as a worker does: which, and if not, why."
-    command.add_argument("--json", action="store_true", help="print one JSON object, no table")
-    command.set_defaults(run=lambda o: _call("looking.devices", "devices", as_json=o.json))
-
-
-def _add_queue(command: argparse.ArgumentParser) -> None:
-    command.description = "Show what waits for each model version, and what its instances hold."
-    _add_json(command)
-    command.set_defaults(run=lambda o: _call("looking.queues", "queues", as_json=o.json))
+def _add_looks(commands: Actions) -> None:
+    for name, does, description, run in (
+        ("devices", "show this machine's GPUs, or why they are not used",
+         "Look at this machine's GPUs as a worker does: which, and if not, why.",
+         lambda o: _call("looking.devices", "devices", as_json=o.json)),
+        ("doctor", "say what is wrong here, and what to do",
+         "Look at the Redis, its models and this machine; exit code 1 if something does not work.",
+         lambda o: _call("doctor.doctor", "doctor", as_json=o.json)),
+        ("queue", "show what waits for each model",
+         "Show what waits for each model version, and what its instances hold.",
+         lambda o: _call("looking.queues", "queues", as_json=o.json)),
+    ):  # fmt: skip
+        command = commands.add_parser(name, help=does, description=description)
+        _add_json(command)
+        command.set_defaults(run=run)
 
 
 def _add_dead(command: argparse.ArgumentParser) -> None:
@@ -322,7 +324,7 @@ def _add_dead(command: argparse.ArgumentParser) -> None:
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="print one JSON list, no table")
+    command.add_argument("--json", action="store_true", help="print JSON, no table")
 
 
 def _call(module: str, name: str, *values: object, **named: object) -> int:

@@ -1,1 +1,1 @@
-"""Figures of requests and models for Prometheus."""
+"""Figures for Prometheus."""
