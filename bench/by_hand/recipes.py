@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import torch
 from onnxruntime.quantization import (
@@ -117,8 +118,12 @@ class Recipes:
         return file
 
     def _dynamic(self) -> Path:
-        file = self._directory / "dynamic.onnx"
-        quantize_dynamic(self._prepared, file, per_channel=True, weight_type=QuantType.QInt8)
+        model, file = onnx.load(self._prepared), self._directory / "dynamic.onnx"
+        del model.graph.value_info[:]  # it is asked for shapes that a transposed weight has no more
+        quantize_dynamic(
+            model, file, per_channel=True, weight_type=QuantType.QInt8,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+        )  # fmt: skip
         return file
 
     def _session(self, file: Path) -> Made:
