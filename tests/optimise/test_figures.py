@@ -133,7 +133,7 @@ def test_another_of_two_classes_that_were_as_good_is_none() -> None:
     assert "the same class for 0.6667" in fault
 
 
-@pytest.mark.parametrize("rows", [20, 30, 64, 200])
+@pytest.mark.parametrize("rows", [20, 30, 64, 200, 1000])
 def test_other_classes_in_a_tenth_of_the_rows_are_refused(rows: int) -> None:
     a = scores(rows, lead=0.5)
     found = compared(a, swapped(a, 10), dims=(CLASSES,))
@@ -154,10 +154,14 @@ def test_near_ties_hide_no_class_that_was_far_behind() -> None:
 def test_one_row_of_few_is_no_share_of_many() -> None:
     a = scores(12, lead=0.5)
     one, three = swapped(a, 12), swapped(a, 4)
+    many = scores(100, lead=0.5)
 
     assert compared(a, one, dims=(CLASSES,)).faults(INT8) == []
     assert compared(a, three, dims=(CLASSES,)).faults(INT8)
     assert compared(a[:1], one[:1], dims=(CLASSES,)).faults(INT8)  # not one of all
+    assert compared(many, swapped(many, 15), dims=(CLASSES,)).faults(INT8) == []  # 0.93 of 100
+    many = scores(1000, lead=0.5)
+    assert compared(many, swapped(many, 15), dims=(CLASSES,)).faults(INT8)  # and of 1000
 
 
 def test_a_cosine_is_wanted_on_the_mean_and_of_one_row_less() -> None:
