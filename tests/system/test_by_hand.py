@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from torch import nn
 
+from bench.by_hand.floors import floors
 from bench.by_hand.networks import ROWS, Network
 from bench.by_hand.recipes import EAGER, Made, Recipes
 from bench.by_hand.results import OURS, Result, measure, table
@@ -57,3 +60,25 @@ def test_the_choice_of_ferry_is_compared_with_the_best_by_hand_in_the_same_round
 
     assert "best by hand: quick, 2.00 x eager" in said
     assert said.endswith("ferry optimise: x: 0.95 of the best by hand, round by round")
+
+
+def test_the_floors_say_what_is_wanted_and_what_it_came_to() -> None:
+    results = [
+        Result(EAGER, rates=(10, 10, 10), cosine=1),
+        Result("ONNX Runtime FP32", rates=(20, 20, 20), cosine=1, file_bytes=100),
+        Result(f"{OURS}: int8", rates=(18, 40, 19.5), cosine=0.98, file_bytes=40),
+    ]
+
+    found = {each.wanted: (each.measured, each.reached) for each in floors("resnet18", results)}
+
+    assert found == {
+        "resnet18: 0.95 of the best by hand, ONNX Runtime FP32": ("0.97", True),
+        "resnet18: 2.0 x eager FP32": ("1.95", False),
+        "resnet18: cosine 0.99": ("0.9800", False),
+        "resnet18: INT8 file 0.3 of FP32": ("0.40", False),
+    }
+    assert floors("resnet18", results[:2]) == []
+    less = [replace(each, accuracy=0.9) for each in results]
+    less[2] = replace(results[2], accuracy=0.88)
+    drop = next(each for each in floors("sentiment", less) if "accuracy" in each.wanted)
+    assert (drop.measured, drop.reached) == ("0.0200", False)
