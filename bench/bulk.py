@@ -1,11 +1,12 @@
 """Bulk prediction beside the bare model's speed, and what a single request waits for meanwhile.
 
     python -m bench.bulk [MODEL] [--rows N] [--rounds N]
-    python -m bench.bulk --embeddings [--rounds N]
+    python -m bench.bulk --embeddings [--device SECONDS] [--rounds N]
 
 Each round measures the bare batched forward pass in a process of its own, then `ferry predict`'s
 function over a file of rows, then single requests alone and beside such a job. With `--embeddings`
-a round is single texts alone, and beside requests for 2,048 embeddings, one after the other.
+a round is single texts alone, and beside requests for 2,048 embeddings, one after the other. With
+a `--device` every batch takes so long, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +36,22 @@ from shared.wire.client import connect
 
 EMBEDDER = "sentences"
 BATCH_ROWS = 32
+DEVICE_CONFIG = """
+backend: "python" max_batch_size: 32 instance_group [ { count: 1 kind: KIND_CPU } ]
+input [ { name: "text" data_type: TYPE_STRING dims: [1] } ]
+output [ { name: "vector" data_type: TYPE_FP32 dims: [384] } ]
+"""
+DEVICE = """
+import time
+
+import numpy as np
+
+
+class Model:
+    def forward(self, inputs):
+        time.sleep({seconds})
+        return {{"vector": np.ones((len(inputs["text"]), 384), np.float32)}}
+"""
 MANY_TEXTS = 2048
 MANY_SECONDS = 30.0
 """So long requests for many embeddings follow each other, and the last of them is waited for."""
@@ -77,11 +95,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rows", type=int, default=3000, help="of a job [3000]")
     parser.add_argument("--rounds", type=int, default=3, help="[3]")
     parser.add_argument("--embeddings", action="store_true", help="beside them, by sentences")
+    parser.add_argument("--device", type=float, help="seconds of each batch, for no model at all")
     options = parser.parse_args(arguments)
     settings = Settings.from_env(os.environ)
     with TemporaryDirectory(prefix="ferry-bench-") as name:
         directory = Path(name)
         if options.embeddings:
+            if options.device:
+                settings = replace(settings, models=write_device(directory, options.device))
             with whole(EMBEDDER, settings, directory) as served:
                 show_embeddings([measure_embeddings(served.port) for _ in range(options.rounds)])
             return 0
@@ -97,6 +118,15 @@ def main(arguments: Sequence[str]) -> int:
             ]
     show(rounds)
     return 0
+
+
+def write_device(directory: Path, seconds: float) -> str:
+    """Write a model that takes texts and so long for each batch; return its repository."""
+    model = directory / "device" / EMBEDDER
+    (model / "1").mkdir(parents=True)
+    (model / "config.pbtxt").write_text(DEVICE_CONFIG)
+    (model / "1" / "model.py").write_text(DEVICE.format(seconds=seconds))
+    return str(model.parent)
 
 
 def write_rows(model: str, directory: Path, count: int) -> Path:

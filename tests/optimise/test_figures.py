@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shared.model_spec import ModelSpec, TensorSpec
-from worker.optimise.agreement import wilson
+from worker.optimise.agreement import scored_output, wilson
 from worker.optimise.figures import BY_PRECISION, Differences, Tolerances
 
 FP32 = BY_PRECISION["FP32"]
@@ -32,6 +32,15 @@ def test_wilson_is_the_published_interval() -> None:
     assert wilson(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_a_vector_names_no_class() -> None:
+    scores = spec_of()
+
+    vectors = scores.with_changes(parameters={"output_kind": "embedding"})
+
+    assert scored_output(scores) is not None
+    assert scored_output(vectors) is None
 
 
 def test_a_hand_worked_difference() -> None:

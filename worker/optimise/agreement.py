@@ -155,6 +155,8 @@ class Agreement:
 
 def scored_output(spec: ModelSpec) -> TensorSpec | None:
     """Return the output that names a row's class: scores of several, of one, or its number."""
+    if spec.gives_vectors:
+        return None
     for output in spec.outputs:
         is_float = output.datatype.startswith(("FP", "BF"))
         sizes = [size for size in output.dims if size != 1]
