@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
+from weakref import ref
 
 WEIGHT_OF_LATEST = 0.5
 """The latest heartbeat's share in the mean rate."""
 NEGLIGIBLE_RATE = 0.01
 MAX_FAILING_BATCHES = 10
 MAX_GUESS_BYTES = 256
+PAGE_METERS = 64
 FULL_SHARE = 0.75
 """A batch of so large a share of the largest one's rows counts as full."""
 
@@ -109,6 +112,37 @@ class Meter(ctypes.Structure):
 _KEPT = ("log_level", "iso_times", "taken_guess", "full_rows", "full_requests", "full_seconds")
 
 
+class MeterBoard:
+    """The meters of one supervisor's slots, side by side: one look tells that none moved.
+
+    A page of them lives as long as a slot that has one of its meters.
+    """
+
+    def __init__(self, new_page: Callable[[type[Meter], int], ctypes.Array[Meter]]) -> None:
+        """Have none yet; `new_page` makes arrays in memory that processes share."""
+        self._new_page = new_page
+        self._page: ctypes.Array[Meter] | None = None
+        self._used_count = PAGE_METERS
+        self._pages: list[ref[ctypes.Array[Meter]]] = []
+        self._seen: list[bytes] = []
+
+    def take(self) -> tuple[ctypes.Array[Meter], int]:
+        """Return a page and the place in it of a meter that is nobody's yet."""
+        if self._page is None or self._used_count == PAGE_METERS:
+            self._page, self._used_count = self._new_page(Meter, PAGE_METERS), 0
+            self._pages.append(ref(self._page))
+        self._used_count += 1
+        return self._page, self._used_count - 1
+
+    def has_moved(self) -> bool:
+        """Tell whether any meter stands otherwise than at the last call."""
+        pages = [page for each in self._pages if (page := each()) is not None]
+        if len(pages) < len(self._pages):
+            self._pages = [ref(page) for page in pages]
+        before, self._seen = self._seen, [bytes(page) for page in pages]
+        return before != self._seen
+
+
 class Rate:
     """Requests per second of one instance: a mean in which each heartbeat weighs half of the next.
 
@@ -122,6 +156,10 @@ class Rate:
         self.is_answering = False
         self._answered_count = 0
         self._since = now
+
+    def rest_until(self, moment: float) -> None:
+        """Note that nothing was answered until then."""
+        self._since = max(self._since, moment)
 
     def update(self, meter: Meter, now: float) -> None:
         """Count the answers since the last call, at a heartbeat."""

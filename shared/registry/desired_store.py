@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import redis
-from redis.exceptions import RedisError, WatchError
+from redis.exceptions import WatchError
 
 from shared.errors import RedisUnavailable
 from shared.names import MODEL_NAME
 from shared.registry.desired_state import Desired, Serving, SupervisorReport, sent_elsewhere
-from shared.registry.keys import RegistryKeys, living_supervisors, read_changes
+from shared.registry.keys import RegistryKeys, living_supervisors, read_changes, ring
 from shared.request_queue.keys import RETIRED_COUNTS_SECONDS, QueueKeys
 from shared.request_queue.model_statistics import Outcomes, read_outcomes
 from shared.wire.client import asking, milliseconds
@@ -120,7 +120,7 @@ class DesiredStore:
             pipeline.hset(keys.desired, name, wanted.model_dump_json())
             pipeline.incr(keys.changes)
             pipeline.execute()
-        self._ring()
+        ring(self._client, self._keys)
         return wanted
 
     def forget(self, name: str) -> None:
@@ -150,7 +150,7 @@ class DesiredStore:
                 pipeline.incr(keys.changes)
 
         self._client.transaction(write, keys.desired)
-        self._ring()
+        ring(self._client, self._keys)
 
     def put_report(self, supervisor: str, report: SupervisorReport) -> None:
         """Write a supervisor's report."""
@@ -196,7 +196,7 @@ class DesiredStore:
 
         is_written = bool(asking(run))
         if is_written:
-            self._ring()
+            ring(self._client, self._keys)
         return is_written
 
     def _write(self, command: str, *arguments: str) -> None:
@@ -208,18 +208,7 @@ class DesiredStore:
                 pipeline.execute()
 
         asking(run)
-        self._ring()
-
-    def _ring(self) -> None:
-        """Tell the supervisors of a change that was written.
-
-        Not in its transaction, which fails as a whole where Redis does not let us speak; who does
-        not hear of it finds it within a second.
-        """
-        try:
-            self._client.publish(self._keys.changed, b"")
-        except RedisError as error:
-            log.debug("nobody is told of the change, it will be found: %s", error)
+        ring(self._client, self._keys)
 
     def revision(self, content: Content, supervisor: str, *, replaces: bool) -> int:
         """Return the number of a version's content, the same on every supervisor.
@@ -262,12 +251,9 @@ class DesiredStore:
 
         asking(run)
 
-    def open_closed(self, model_keys: Iterable[str]) -> None:
-        """Open those of these versions' queues that are closed; one command when none is."""
-        keys = {key: QueueKeys(self._prefix, key).closed for key in model_keys}
-        if keys and asking(lambda: self._client.exists(*keys.values())):
-            for key in keys:
-                self.open(key)
+    def closed_keys(self, model_keys: Iterable[str]) -> list[str]:
+        """Return the keys of which one exists when one of these versions' queues is closed."""
+        return [QueueKeys(self._prefix, key).closed for key in model_keys]
 
     def close(self, model_key: str, levels: int, instances: Iterable[str]) -> Closing:
         """Close a version's queue to new requests, unless it has work left or requests go to it."""

@@ -15,7 +15,7 @@ ferry:reports             hash    supervisor id -> SupervisorReport: how far it 
 ferry:served              hash    model name -> Serving: where requests go           no
 ferry:revisions           hash    numbers of versions' contents, see revision.lua    no
 ferry:changes             string  counts changes of desired, reports and served      no
-ferry:changed             channel says that `changes` was counted up                 -
+ferry:changed             channel says that `changes` was counted up, or log set    -
 ferry:{m/s}:compared:<v>  hash    Comparison of shadow m/s with version v            7 days (see 3)
 
 1: removed when the instance ends; when its supervisor's key is gone, by whoever recovers it.
@@ -29,11 +29,15 @@ five; what a request passes through stands in shared/request_queue/keys.py.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import redis
+from redis.exceptions import RedisError
 
 from shared.wire.client import asking
+
+log = logging.getLogger(__name__)
 
 
 class RegistryKeys:
@@ -66,6 +70,18 @@ class RegistryKeys:
 def read_changes(client: redis.Redis, keys: RegistryKeys) -> int:
     """Return a number that is another one after every change; raises RedisUnavailable."""
     return int(asking(lambda: client.get(keys.changes)) or 0)
+
+
+def ring(client: redis.Redis, keys: RegistryKeys) -> None:
+    """Tell the supervisors of a change that was written.
+
+    Not in its transaction, which fails as a whole where Redis does not let us speak; who does
+    not hear of it finds it with its next heartbeat.
+    """
+    try:
+        client.publish(keys.changed, b"")
+    except RedisError as error:
+        log.debug("nobody is told of the change, it will be found: %s", error)
 
 
 def living_supervisors(client: redis.Redis, keys: RegistryKeys, ids: Iterable[str]) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple, cast
@@ -13,7 +13,7 @@ import redis
 from shared.model_spec import ModelSpec
 from shared.registry.desired_state import Serving, SupervisorReport
 from shared.registry.device_report import DeviceReport
-from shared.registry.keys import RegistryKeys, living_supervisors, read_changes
+from shared.registry.keys import RegistryKeys, living_supervisors, read_changes, ring
 from shared.registry.snapshot import InstanceRecord, Snapshot, snapshot_of
 from shared.wire.client import asking
 
@@ -21,8 +21,23 @@ from shared.wire.client import asking
 _record = lru_cache(1024)(InstanceRecord.model_validate_json)
 
 
+class Look(NamedTuple):
+    """What a supervisor looks at again and again."""
+
+    changes: int
+    """The number of `Registry.changes`."""
+    log: dict[str, int]
+    """The log settings that were set."""
+    misses: bool
+    """Whether a supervisor that lived at the last `Registry.standing` has no sign of life now."""
+    was_alive: bool
+    """Whether the sign of life that was renewed was still there."""
+    found_count: int
+    """How many of the keys exist that were asked for."""
+
+
 class Standing(NamedTuple):
-    """What a supervisor looks at each second."""
+    """What a supervisor looks at when any of it may have changed."""
 
     changes: int
     """The number of `Registry.changes`."""
@@ -31,7 +46,6 @@ class Standing(NamedTuple):
     """The ids of the supervisors that live, of all that have instances or a report."""
     reported: set[str]
     """The ids of those that have a report."""
-    log: dict[str, int]
 
 
 class Registry:
@@ -41,7 +55,7 @@ class Registry:
         """Use `client`, naming keys under `prefix`."""
         self._client = client
         self._keys = RegistryKeys(prefix)
-        self._seen_supervisors: list[str] = []
+        self._seen_alive: set[str] = set()
 
     def ping(self) -> None:
         """Raise RedisUnavailable unless Redis answers."""
@@ -137,6 +151,7 @@ class Registry:
     def change_log(self, changes: dict[str, int]) -> None:
         """Set some log settings and leave the others."""
         asking(lambda: self._client.hset(self._keys.log, mapping=cast("dict[Any, Any]", changes)))
+        ring(self._client, self._keys)
 
     def trace_changes(self) -> dict[str, dict[str, list[str]]]:
         """Return the trace settings that were set, by model; those of all models under ""."""
@@ -171,25 +186,47 @@ class Registry:
         )
 
     def standing(self) -> Standing:
-        """Return instances, signs of life and the log settings that were set.
-
-        fast: in one round trip while the supervisors are those of the last time. An idle machine
-        wakes for each, and Redis's wakes too.
-        """
-        keys, seen = self._keys, self._seen_supervisors
-        changes, rows, log, reports, *signs = self._read(
-            ("GET", keys.changes), ("HVALS", keys.instances), ("HGETALL", keys.log),
-            # Behind what it is to be compared with: an instance is recorded by who lives.
-            ("HKEYS", keys.reports), *(("EXISTS", keys.supervisors + name) for name in seen),
-        )  # fmt: skip
+        """Return instances, and the signs of life of their supervisors and those that report."""
+        keys = self._keys
+        changes, rows, reports = self._read(
+            ("GET", keys.changes), ("HVALS", keys.instances), ("HKEYS", keys.reports)
+        )
         records = [_record(row) for row in rows]
         reported = {name.decode() for name in reports}
-        found = sorted({record.supervisor for record in records} | reported)
-        if found == seen:
-            alive = {name for name, is_there in zip(seen, signs, strict=True) if is_there}
-        else:
-            alive, self._seen_supervisors = self._living(found), found
-        return Standing(int(changes or 0), records, alive, reported, _numbers(log))
+        # Behind what they are compared with: an instance is recorded by who lives.
+        alive = self._living({record.supervisor for record in records} | reported)
+        self._seen_alive = alive
+        return Standing(int(changes or 0), records, alive, reported)
+
+    def look(self, queues: Sequence[str] = (), beats: tuple[str, float] | None = None) -> Look:
+        """Look at what changes while nothing is said, and at which keys of these `queues` exist.
+
+        It `beats` first if told so: renews the sign of life of a supervisor, for so many seconds.
+
+        fast: one round trip of few commands, for which an idle machine wakes, and Redis does too.
+        """
+        keys, seen = self._keys, self._seen_alive
+        asked: list[tuple[str, ...]] = [("GET", keys.changes), ("HGETALL", keys.log)]
+        asked.append(("EXISTS", keys.supervisors, *(keys.supervisors + name for name in seen)))
+        asked.append(("EXISTS", keys.supervisors, *queues))
+        if beats:
+            sign, milliseconds = keys.supervisors + beats[0], str(int(1000 * beats[1]))
+            asked.insert(0, ("SET", sign, "1", "PX", milliseconds, "GET"))
+        *before, changes, log, signs, found = self._read(*asked)
+        was_alive = before != [None]
+        return Look(int(changes or 0), _numbers(log), int(signs) < len(seen), was_alive, int(found))
+
+    def lacks(self, models: set[str], instances: set[str], assets: Sequence[bytes]) -> bool:
+        """Tell whether any of these is not registered, or its file is not kept."""
+        digests = {asset_digest(content) for content in assets}
+        known, registered, kept = self._read(
+            ("HKEYS", self._keys.models), ("HKEYS", self._keys.instances),
+            ("EXISTS", self._keys.assets, *(self._keys.assets + digest for digest in digests)),
+        )  # fmt: skip
+        wanted = {name.encode() for name in models}, {name.encode() for name in instances}
+        return not (wanted[0] <= set(known) and wanted[1] <= set(registered)) or (
+            int(kept) < len(digests)
+        )
 
     def snapshot(self) -> Snapshot:
         """Return the served versions, the traffic, and the reasons why others do not serve."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,7 +12,7 @@ from fake_backend import fake_spec
 
 from shared.settings import Settings
 from worker.devices import Placement
-from worker.meter import Meter
+from worker.meter import Meter, MeterBoard
 from worker.supervisor import instance_slot as slot_module
 from worker.supervisor.device_ledger import DeviceLedger
 from worker.supervisor.instance_slot import LONGEST_PAUSE_SECONDS, InstanceSlot, SlotHost
@@ -20,8 +21,8 @@ from worker.supervisor.instance_slot import LONGEST_PAUSE_SECONDS, InstanceSlot,
 class NoProcesses:
     """A machine that has no room for another process."""
 
-    def RawValue(self, _: object) -> Meter:
-        return Meter()
+    def RawArray(self, kind: type[Meter], count: int) -> ctypes.Array[Meter]:
+        return (kind * count)()
 
     def Pipe(self, *, duplex: bool) -> tuple[Any, Any]:
         assert not duplex
@@ -44,7 +45,8 @@ def test_an_instance_that_cannot_start_is_tried_again_after_growing_pauses(
         file=Path("model.pt"),
         config=SimpleNamespace(backend="torchscript", warmup=()),
     )
-    machine = SlotHost("host", Settings(), cast(Any, NoProcesses()), DeviceLedger())
+    meters = MeterBoard(NoProcesses().RawArray)
+    machine = SlotHost("host", Settings(), cast(Any, NoProcesses()), DeviceLedger(), meters)
     slot = InstanceSlot(cast(Any, model), Placement("cpu", 1), 0, machine)
     pauses = []
 

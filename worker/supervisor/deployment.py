@@ -102,7 +102,8 @@ class Deployment:
         """Return when it is next to be looked after, though none of its processes stirs."""
         if self.leaving:
             return 0.0
-        return self._leave_at if self.retired_at else math.inf
+        leave_at = self._leave_at if self.retired_at else math.inf
+        return min([leave_at, *(slot.due_at for slot in self.slots)])
 
     def leave(self, longest_batch_seconds: float) -> None:
         """Begin to end all instances, each after its batch; nothing is started any more."""

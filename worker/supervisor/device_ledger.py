@@ -58,6 +58,11 @@ class DeviceLedger:
         self._quarantines: dict[str, Quarantine] = {}
         self._stuck: dict[str, list[tuple[str, BaseProcess]]] = defaultdict(list)
 
+    @property
+    def is_clean(self) -> bool:
+        """Tell whether no device ever failed, or has a process that does not die."""
+        return not self._fault_counts and not self._stuck
+
     def served(self, key: Key, device: str) -> None:
         """Note that a content got ready on a device."""
         self._served_on[key].add(device)
@@ -73,7 +78,7 @@ class DeviceLedger:
 
     def fault_count(self, device: str) -> int:
         """Return how often a device failed since the supervisor started."""
-        return self._fault_counts[device]
+        return self._fault_counts.get(device, 0)
 
     def failed(self, key: Key, device: str, suspects: Collection[str] = ()) -> None:
         """Note that a device failed under a content; quarantine it if others do so less."""
@@ -157,8 +162,8 @@ class DeviceLedger:
         return self._why_fenced(device)
 
     def _why_fenced(self, device: str) -> str:
-        left = [(instance, one) for instance, one in self._stuck[device] if one.is_alive()]
-        self._stuck[device] = left
+        left = [each for each in self._stuck.pop(device, []) if each[1].is_alive()]
         if not left:
             return ""
+        self._stuck[device] = left
         return f"{device} is fenced: process {left[0][1].pid} of {left[0][0]} does not die"

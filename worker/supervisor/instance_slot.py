@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from ctypes import Array
+from math import inf
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import NamedTuple
@@ -15,7 +17,7 @@ from shared.request_queue.limits import NO_LOSS, Limits, Loss
 from shared.settings import Settings
 from worker.devices import Placement
 from worker.job import DEVICE_IS_LOST, LOST, InstanceJob
-from worker.meter import Meter, Rate
+from worker.meter import Meter, MeterBoard, Rate
 from worker.repository.file_kinds import trusted_backends
 from worker.repository.models import ServedModel
 from worker.supervisor.device_ledger import DeviceLedger
@@ -43,6 +45,7 @@ class SlotHost(NamedTuple):
     settings: Settings
     context: ForkServerContext
     ledger: DeviceLedger
+    meters: MeterBoard
 
 
 class InstanceSlot:
@@ -59,8 +62,9 @@ class InstanceSlot:
         self.recorded: InstanceRecord | None = None
         self._placement = self._next_placement = placement
         self._name = f"{machine.supervisor}-{index}"
-        self._supervisor, self._settings, self._context, self._ledger = machine
-        self.meter: Meter = self._context.RawValue(Meter)
+        self._supervisor, self._settings, self._context, self._ledger, board = machine
+        self._meter_at = page, index = board.take()
+        self.meter = page[index]
         self._rate = Rate(time.monotonic())
         self.had_chance = False
         """Whether a process of it was ready once, or failed: a version need not wait for it."""
@@ -129,7 +133,7 @@ class InstanceSlot:
         )  # fmt: skip
         reports, child_end = self._context.Pipe(duplex=False)
         process = self._context.Process(
-            target=run_job, args=(job, child_end, self.meter), name=self.instance_id
+            target=run_job, args=(job, child_end, *self._meter_at), name=self.instance_id
         )
         try:
             process.start()
@@ -224,23 +228,32 @@ class InstanceSlot:
         else:
             self._fail(f"failed to load '{self.model.spec.name}', {self.model.file}: {ended}")
 
-    def _kill_overdue(self, max_batch_seconds: float) -> None:
-        """Kill the process when its batch, a pass of its warm-up, or its load takes too long."""
-        now, busy, warming = time.monotonic(), self.meter.busy_since, self.meter.making_up_since
+    def _limits(self, max_batch_seconds: float) -> list[tuple[float, str]]:
+        """Return until when its batch, a pass of its warm-up, its load or its end may take."""
+        busy, warming = self.meter.busy_since, self.meter.making_up_since
         longest = self._settings.max_load_seconds
-        if self._killed_at:
+        limits = []
+        if busy:
+            limits.append((busy + max_batch_seconds, f"batch ran over {max_batch_seconds} s"))
+        if warming:
+            until = warming + FIRST_PASS_FACTOR * max_batch_seconds
+            limits.append((until, "a pass of its warm-up runs too long"))
+        if self._state == "starting":
+            limits.append((self._started_at + longest, f"not ready after {longest:.0f} s"))
+        if self._leave_by:
+            limits.append((self._leave_by, "it was to end and does not"))
+        return limits
+
+    def _kill_overdue(self, max_batch_seconds: float) -> None:
+        """Kill the process when something takes too long."""
+        now = time.monotonic()
+        overdue = [why for until, why in self._limits(max_batch_seconds) if now > until]
+        if self._killed_at or not overdue:
             return
-        if busy and now - busy > max_batch_seconds:
-            log.error("%s: batch ran over %s s, killing it", self.instance_id, max_batch_seconds)
-        elif warming and now - warming > FIRST_PASS_FACTOR * max_batch_seconds:
-            log.error("%s: a pass of its warm-up runs too long, killing it", self.instance_id)
-        elif self._state == "starting" and now - self._started_at > longest:
+        log.error("%s: %s, killing it", self.instance_id, overdue[0])
+        if self._state == "starting" and now > self._started_at + self._settings.max_load_seconds:
+            longest = self._settings.max_load_seconds
             self._overdue = f"{self.model.file}: it took over {longest:.0f} s, killed"
-            log.error("%s: not ready after %.0f s, killing it", self.instance_id, longest)
-        elif self._leave_by and now > self._leave_by:
-            log.error("%s: it was to end and does not, killing it", self.instance_id)
-        else:
-            return
         self._kill()
 
     def _kill(self) -> None:
@@ -308,9 +321,25 @@ class InstanceSlot:
         """Have this slot's processes log as the supervisor does."""
         self.meter.log_level, self.meter.iso_times = level.number, level.iso_times
 
-    def measure(self) -> None:
-        """Bring the instance's rate up to date, at a heartbeat."""
+    def measure(self, rested_until: float) -> None:
+        """Bring the instance's rate up to date, at a heartbeat; it rested until the one then."""
+        self._rate.rest_until(rested_until)
         self._rate.update(self.meter, time.monotonic())
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Tell whether its figures stay as they are while its meter does."""
+        is_busy = self.meter.busy_since > 0.0
+        return not (is_busy or self._rate.is_answering or self._rate.per_second)
+
+    @property
+    def due_at(self) -> float:
+        """Return when it is next to be looked after, though nothing stirs before."""
+        if self.process is None:
+            return self.start_at
+        if self._killed_at:
+            return self._killed_at + LONGEST_DEATH_SECONDS
+        return min((at for at, _ in self._limits(self._settings.max_batch_seconds)), default=inf)
 
     @property
     def is_answering(self) -> bool:
@@ -369,11 +398,11 @@ class InstanceSlot:
         )
 
 
-def run_job(job: InstanceJob, reports: Connection, meter: Meter) -> None:
+def run_job(job: InstanceJob, reports: Connection, page: Array[Meter], index: int) -> None:
     """Run an instance to its end, in a process that the forkserver made.
 
     Imports the instance's room here only: the supervisor's own process has no torch.
     """
     from worker.instance.process import run_instance  # noqa: PLC0415
 
-    run_instance(job, reports, meter)
+    run_instance(job, reports, page[index])

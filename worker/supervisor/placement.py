@@ -22,6 +22,7 @@ from worker.devices import (
     gpu_threads,
     why_cpu_only,
 )
+from worker.meter import MeterBoard
 from worker.preflight.own_device import near_cores
 from worker.repository.config.parameters import stops_first
 from worker.repository.models import ServedModel
@@ -52,6 +53,7 @@ class Placer:
         self._context = context
         self._level = level
         self.ledger = DeviceLedger()
+        self.meters = MeterBoard(context.RawArray)
         self._numbers = itertools.count()
         self._devices = devices
 
@@ -69,7 +71,9 @@ class Placer:
             raise failures[new.spec.key]
         if falls_back(new.config.instance_groups, _numbers(devices)):
             log.warning("%s: KIND_GPU, but there is no GPU: it runs on the CPU", new.spec.key)
-        machine = SlotHost(self._supervisor, self._settings, self._context, self.ledger)
+        machine = SlotHost(
+            self._supervisor, self._settings, self._context, self.ledger, self.meters
+        )
         slots = [
             InstanceSlot(model, placement, next(self._numbers), machine)
             for model, placement in placed

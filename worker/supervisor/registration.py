@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 
 from shared.errors import RedisUnavailable
-from shared.registry.registry import Registry
+from shared.registry.registry import Look, Registry
 from worker.repository.models import ServedModel
 from worker.supervisor.deployment import Deployment
 from worker.supervisor.instance_slot import InstanceSlot
@@ -18,8 +18,9 @@ from worker.supervisor.instance_slot import InstanceSlot
 log = logging.getLogger(__name__)
 
 LOOKS_PER_HEARTBEAT = 2
-HEARTBEATS_PER_REFILL = 5
-"""Heartbeats between two that write all of the registry, which Redis may have lost in part."""
+"""Where there are other supervisors, who may be lost."""
+HEARTBEATS_PER_CHECK, HEARTBEATS_PER_REFILL = 6, 30
+"""Heartbeats from one to the next that finds out what Redis lost, or writes all of the registry."""
 BEAT_TERM = 3 - 1 / LOOKS_PER_HEARTBEAT
 """Heartbeats that a sign of life lasts: a loss is seen, and taken over, within three."""
 
@@ -34,33 +35,63 @@ class Registration:
         self._registry = registry
         self._heartbeat_seconds = heartbeat_seconds
         self._beats_to_refill = 0
+        self.has_filled = False
+        """Whether the last beat wrote all of the registry."""
+        self._is_at_rest = False
+        self._rested_until = time.monotonic()
 
     def fill_again(self) -> None:
         """Have the next beat, which is due at once, write all: Redis may come back empty."""
         self.next_beat, self._beats_to_refill = 0.0, 0
 
-    def beat(self, deployments: Collection[Deployment]) -> bool:
-        """Renew our sign of life, and bring our instances' figures up to date.
+    @property
+    def checks(self) -> bool:
+        """Tell whether the next beat finds out what Redis lost of all that is ours."""
+        return self._beats_to_refill % HEARTBEATS_PER_CHECK == 0
 
-        Fills the registry again when Redis has lost the sign of life, and now and then: what else
-        it may have lost is not known. Tells whether it did.
+    def beat(
+        self, deployments: Collection[Deployment], queues: Sequence[str], *, has_moved: bool
+    ) -> Look:
+        """Renew our sign of life, and bring our instances' figures up to date if any `has_moved`.
+
+        Fills the registry again when Redis has lost the sign of life or a part of it, and now and
+        then: what else it may have lost is not known. Returns the look that was taken beside it.
+
+        fast: an idle machine wakes for this. Who does not move is not even looked at.
         """
-        was_alive = self._registry.beat(self._supervisor, BEAT_TERM * self._heartbeat_seconds)
-        self._beats_to_refill -= 1
-        refills = not was_alive or self._beats_to_refill < 0
+        lasts = BEAT_TERM * self._heartbeat_seconds
+        checks = self.checks
+        look = self._registry.look(queues, (self._supervisor, lasts))
+        refills = not look.was_alive or not self._beats_to_refill
+        self.has_filled = refills = refills or (checks and self._has_gaps(deployments))
+        self._beats_to_refill = (HEARTBEATS_PER_REFILL if refills else self._beats_to_refill) - 1
         if refills:
-            self._beats_to_refill = HEARTBEATS_PER_REFILL
             self.register(each.model for each in deployments if not each.leaving)
+        if refills or has_moved or not self._is_at_rest:
+            self._write_figures(deployments, all_of_them=refills)
+        else:
+            self._rested_until = time.monotonic()
+        self.next_beat = time.monotonic() + self._heartbeat_seconds
+        return look
+
+    def _has_gaps(self, deployments: Iterable[Deployment]) -> bool:
+        stay = [each for each in deployments if not each.leaving]
+        instances = {slot.recorded.id for each in stay for slot in each.slots if slot.recorded}
+        assets = [each.model.asset for each in stay if each.model.asset is not None]
+        return self._registry.lacks({each.key for each in stay}, instances, assets)
+
+    def _write_figures(self, deployments: Iterable[Deployment], *, all_of_them: bool) -> None:
         slots = [slot for each in deployments for slot in each.slots if slot.process is not None]
         for slot in slots:
-            slot.measure()
+            slot.measure(self._rested_until)
+        self._is_at_rest = all(slot.is_at_rest for slot in slots)
         records = {slot: slot.record() for slot in slots}
-        changed = {slot: new for slot, new in records.items() if refills or new != slot.recorded}
+        changed = {
+            slot: new for slot, new in records.items() if all_of_them or new != slot.recorded
+        }
         self._registry.put_instances(changed.values())
         for slot, record in changed.items():
             slot.recorded = record
-        self.next_beat = time.monotonic() + self._heartbeat_seconds
-        return refills
 
     def beat_alone(self) -> None:
         """Renew our sign of life, if that is due, and nothing else: we are about to stop."""

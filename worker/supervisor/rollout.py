@@ -30,9 +30,9 @@ from worker.supervisor.traffic import CanaryPlan, Traffic
 log = logging.getLogger(__name__)
 
 BUSY_LOOK_SECONDS = 0.1
-IDLE_LOOK_SECONDS = 1.0
-"""Between two looks at the store while nothing goes on here; a change rings before that."""
-REPORT_SECONDS = 5.0
+IDLE_LOOK_SECONDS = 2.5
+"""Between two looks at the store while nothing goes on here; a change rings, or a beat sees it."""
+REPORT_SECONDS = 30.0
 """Time between two comparisons of our report with the last one, besides those at every change."""
 GRACE_SECONDS = 1.5
 """Time that a version which takes no more requests stays: API processes may look late.
@@ -105,17 +105,21 @@ class Rollout:
         """Return when `look` has something to do, unless `look_now` comes before."""
         return self._next_look
 
-    def look(self, *, rings: bool) -> None:
-        """Do what is due; raises RedisUnavailable. Changes are told by `look_now` if it `rings`."""
+    def look(self, *, rings: bool) -> bool:
+        """Do what is due; raises RedisUnavailable. Changes are told by `look_now` if it `rings`.
+
+        Tells whether deployments may have come, or may be wanted otherwise by now.
+        """
         now = time.monotonic()
         # A plan that is there is taken at once: its versions may be what a request waits for.
         if now < self._next_look and not (self._planner.has_new and self._may_deploy()):
-            return
-        self._look(now)
+            return False
+        follows = self._look(now)
         hurries = not rings or self._goes_on or self._planner.goes_on
         self._next_look = now + (BUSY_LOOK_SECONDS if hurries else IDLE_LOOK_SECONDS)
         if self._settings.model_control_mode == "poll":
             self._next_look = min(self._next_look, max(self._next_poll, now + BUSY_LOOK_SECONDS))
+        return follows
 
     @property
     def _goes_on(self) -> bool:
@@ -123,13 +127,14 @@ class Rollout:
         is_watching = self._first_answers.is_watching or self._traffic.has_canary
         return self._must_look_again or is_watching
 
-    def _look(self, now: float) -> None:
+    def _look(self, now: float) -> bool:
         changes = self._store.changes() if self._read_changes is None else self._read_changes
         self._read_changes = None
         if changes < self._seen_changes:  # the counter only grows, unless Redis lost it
             self._restore()
         # fast: nothing else is read while nothing changes, which is nearly always.
-        if changes != self._seen_changes or self._is_busy(now) or self._goes_on:
+        follows = changes != self._seen_changes or self._is_busy(now) or self._goes_on
+        if follows:
             try:
                 self._follow(changes)
             except RedisUnavailable:
@@ -139,6 +144,7 @@ class Rollout:
             self._planner.poll(self._last_state.desired, is_due=now >= self._next_poll)
             if now >= self._next_poll:
                 self._next_poll = now + self._settings.poll_seconds
+        return follows
 
     def _follow(self, changes: int) -> None:
         """Act upon the desired, reported and served state, whose counter stands at `changes`."""

@@ -8,7 +8,6 @@ torch imported, so a replacement is there in well under a second.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import socket
@@ -17,7 +16,6 @@ from multiprocessing import connection, forkserver, get_context
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from secrets import token_hex
-from select import POLLIN, poll
 from threading import Event, Thread
 
 from redis.exceptions import RedisError
@@ -26,7 +24,7 @@ from shared.errors import RedisUnavailable
 from shared.registry.change_bell import ChangeBell
 from shared.registry.desired_store import DesiredStore
 from shared.registry.log_settings import LogLevel
-from shared.registry.registry import Registry
+from shared.registry.registry import Look, Registry
 from shared.settings import Settings
 from shared.wire.client import connect
 from shared.wire.outage import Outage
@@ -37,7 +35,8 @@ from worker.supervisor.instance_slot import InstanceSlot
 from worker.supervisor.placement import Placer
 from worker.supervisor.recovery import Recovery
 from worker.supervisor.registration import BEAT_TERM, LOOKS_PER_HEARTBEAT, Registration
-from worker.supervisor.rollout import BUSY_LOOK_SECONDS, Rollout
+from worker.supervisor.rollout import BUSY_LOOK_SECONDS, IDLE_LOOK_SECONDS, Rollout
+from worker.supervisor.watch import Watch
 from worker.supervisor.worker_metrics import serve_metrics
 
 log = logging.getLogger(__name__)
@@ -55,9 +54,12 @@ class Supervisor:
         slot.reap                 sees who died, Redis or not
         Recovery.recover_noted    puts back their requests
         Registration.beat         each heartbeat: sign of life, models and instances in the registry
-        _take_over                twice as often: puts back what lost machines held
+        _take_over                beside others twice as often: puts back what lost machines held
         Rollout.look              makes deployments, moves traffic, retires what is not wanted
-        _serve                    starts, restarts or ends each deployment's instances
+        _serve                    starts, restarts or ends a deployment's instances
+
+    A tick looks after those deployments of which something stirs or is due, `Watch.awake`; after
+    all of them when what is wanted or what they did may have changed.
 
     What takes long is elsewhere: BackgroundPlanner's thread reads files, instances load models.
     """
@@ -90,11 +92,13 @@ class Supervisor:
         self._outage = Outage(log)
         self._stopping = False
         self._has_new_devices = False
-        self._watched: set[int] = set()
-        self._poll = poll()
-        self._stirred: set[int] = set()
+        self._watch = Watch()
+        self._sees_all = True
         self._retry_at = 0.0
-        self._next_takeover = 0.0
+        self._looks_at = self._takes_over_at = 0.0
+        self._stood_at = -1
+        self._queues: list[str] | None = None
+        self._has_company = False
 
     def run(self) -> None:
         """Serve the repository until SIGTERM or SIGINT, then drain."""
@@ -127,22 +131,12 @@ class Supervisor:
             self._can_fork.set()
 
     def _wait(self, signalled: int) -> None:
-        """Wait until something is due, or a process has ended or reported: that is `_stirred`.
-
-        fast: with many models it is this that an idle supervisor does, so what is waited for is
-        told to `poll` once.
-        """
-        watched = {signalled} | self._devices.descriptors
-        watched |= {slot.process.sentinel for slot in self._slots if slot.process}
-        if time.monotonic() >= self._retry_at:  # else nobody reads the reports
-            watched |= {slot.reports.fileno() for slot in self._slots if slot.reports}
-            if self._bell.descriptor is not None:
-                watched.add(self._bell.descriptor)
-        if watched != self._watched:
-            self._poll, self._watched = poll(), watched
-            for descriptor in watched:
-                self._poll.register(descriptor, POLLIN)
-        self._stirred = {found for found, _ in self._poll.poll(1000 * self._pause())}
+        """Wait until something is due, or a process has ended or reported."""
+        others = {signalled} | self._devices.descriptors
+        reads = time.monotonic() >= self._retry_at
+        if reads and self._bell.descriptor is not None:
+            others.add(self._bell.descriptor)
+        self._watch.wait(others, self._pause(), reads=reads)
 
     def _on_signal(self, *_: object) -> None:
         self._stopping = True
@@ -159,30 +153,46 @@ class Supervisor:
         return deployment
 
     def _tick(self) -> None:
-        """Look after every slot, and Redis permitting, put back work, beat and take over."""
+        """Look after what is awake, and Redis permitting, put back work, beat and take over."""
+        awake = self._awake()
         # Outside of the border below: who died is seen, and noted, while Redis is away too.
-        for deployment in self._rollout.deployments.values():
+        self._reap(awake)
+        self._look_at_devices()
+        if time.monotonic() < self._retry_at:
+            self._sees_all = True
+        else:
+            awake = self._ask(awake)
+        self._watch.follow(each for each in awake if each.key in self._rollout.deployments)
+
+    def _awake(self) -> list[Deployment]:
+        return list(self._rollout.deployments.values()) if self._sees_all else self._watch.awake()
+
+    def _reap(self, deployments: list[Deployment]) -> None:
+        for deployment in deployments:
             for slot in deployment.slots if not deployment.leaving else ():
-                has_ended = slot.process is not None and slot.process.sentinel in self._stirred
+                process = slot.process
+                has_ended = process is not None and process.sentinel in self._watch.stirred
                 dead = slot.reap(self._settings.max_batch_seconds, has_ended=has_ended)
                 if dead:
                     self._recovery.note(dead, deployment.key, slot.loss)
                     self._rollout.look_now()
-        self._look_at_devices()
-        if time.monotonic() < self._retry_at:
-            return
+
+    def _ask(self, awake: list[Deployment]) -> list[Deployment]:
+        """Do all that Redis is asked for; return the deployments that are looked after."""
         try:
             self._recovery.recover_noted()  # first: its requests wait for nothing but this
+            self._listen()
             # subtle: an instance may only be recorded while its supervisor is known to live.
             if time.monotonic() >= self._registration.next_beat:
                 self._beat()
+            elif time.monotonic() >= self._looks_at:
+                self._follow(self._registry.look())
             self._register_devices()
-            if time.monotonic() >= self._next_takeover:
-                self._take_over()
-            self._listen()
             rings = self._bell.descriptor is not None
-            self._rollout.look(rings=rings)  # makes deployments, whose slots are filled here below
-            for deployment in list(self._rollout.deployments.values()):
+            # It makes deployments, whose slots are filled here below.
+            self._sees_all |= self._rollout.look(rings=rings)
+            awake = self._awake() if self._sees_all else awake
+            for deployment in awake:
                 self._serve(deployment)
             # Not before: what is not deployed yet may be of a model that is still being read.
             if self._rollout.has_read_all and not self._has_cleaned_registry:
@@ -193,14 +203,18 @@ class Supervisor:
             self._retry_at = time.monotonic() + pause
             self._registration.fill_again()
             # subtle: after an outage all signs of life have run out; who lives beats again first.
-            self._next_takeover = time.monotonic() + BEAT_TERM * self._settings.heartbeat_seconds
+            self._takes_over_at = time.monotonic() + BEAT_TERM * self._settings.heartbeat_seconds
+            self._sees_all = True
         else:
             self._outage.end()
+            if self._sees_all:
+                self._sees_all, self._queues = False, None
+        return awake
 
     def _look_at_devices(self) -> None:
-        if not self._can_fork.is_set() or not self._devices.follow(self._stirred):
+        if not self._can_fork.is_set() or not self._devices.follow(self._watch.stirred):
             return
-        self._has_new_devices = True
+        self._has_new_devices = self._sees_all = True
         self._rollout.look_now()
         if self._devices.has_others:
             self._rollout.plan_failed_again()
@@ -215,9 +229,9 @@ class Supervisor:
 
     def _listen(self) -> None:
         """Look at once when a change rang, and have the next one ring."""
-        if self._bell.descriptor in self._stirred:
+        if self._bell.descriptor in self._watch.stirred:
             self._bell.read()
-            self._rollout.look_now()
+            self._looks_at = 0.0
         self._bell.listen()
 
     def _serve(self, deployment: Deployment) -> None:
@@ -227,6 +241,7 @@ class Supervisor:
             deployment.leave(self._settings.max_batch_seconds)
             # Not behind its processes' end: who names it is refused by its queue from here on.
             self._unregister(deployment.key)
+            self._rollout.look_now()
         if deployment.leaving:
             self._end(deployment)
             return
@@ -246,6 +261,8 @@ class Supervisor:
             self._recovery.recover(slot.instance_id, deployment.key, crashed=killed)
         self._unregister(deployment.key)
         self._rollout.forget(deployment)
+        self._rollout.look_now()
+        self._watch.forget({deployment})
         self._placer.ledger.forget(deployment.key)
 
     def _unregister(self, key: str) -> None:
@@ -266,7 +283,7 @@ class Supervisor:
         return found == "closed"
 
     def _look_after(self, slot: InstanceSlot) -> None:
-        stirred = slot.reports is not None and slot.reports.fileno() in self._stirred
+        stirred = slot.reports is not None and slot.reports.fileno() in self._watch.stirred
         changed = stirred and slot.read_reports()
         if slot.process is None and time.monotonic() >= slot.start_at:
             before = slot.instance_id
@@ -281,44 +298,62 @@ class Supervisor:
 
     def _beat(self) -> None:
         """Renew our sign of life; leave devices that are bad, and instances that fail."""
-        deployments = self._rollout.deployments
-        if self._registration.beat(deployments.values()):
+        deployments, checks = self._rollout.deployments, self._registration.checks
+        moves = self._placer.meters.has_moved() or not self._placer.ledger.is_clean
+        if self._queues is None:
+            stay = [key for key, each in deployments.items() if not each.retired_at]
+            self._queues = self._store.closed_keys(stay)
+        look = self._registration.beat(deployments.values(), self._queues, has_moved=moves)
+        if checks:
             self._recovery.ring_for_what_waits(each.model.spec for each in deployments.values())
-            self._has_new_devices = self._devices.is_known
-        # In the rare case that one closed meanwhile.
-        self._store.open_closed(key for key, each in deployments.items() if not each.retired_at)
-        for slot in self._slots:
-            slot.leave_device()
-        for deployment in deployments.values():
-            deployment.replace_failing()
+            self._stood_at = -1
+        self._has_new_devices |= self._registration.has_filled and self._devices.is_known
+        if look.found_count:  # in the rare case that one closed meanwhile
+            for key, each in deployments.items():
+                if not each.retired_at:
+                    self._store.open(key)
+        if moves:
+            self._sees_all = True
+            for slot in self._slots:
+                slot.leave_device()
+            for deployment in deployments.values():
+                deployment.replace_failing()
+        self._follow(look)
+
+    def _follow(self, look: Look) -> None:
+        """Log as was set; look at what changed, and at the others when one may be gone."""
+        before = self._log_level.number, self._log_level.iso_times
+        self._log_level.follow(look.log)
+        if (self._log_level.number, self._log_level.iso_times) != before:
+            for slot in self._slots:
+                slot.log_as(self._log_level)
+        if look.changes < self._stood_at:  # Redis came back empty, so soon that nobody saw it go
+            self._registration.fill_again()
+        # fast: an idle supervisor wakes once for both, and asks once.
+        self._rollout.look_now(look.changes)
+        now, pause = time.monotonic(), self._settings.heartbeat_seconds / LOOKS_PER_HEARTBEAT
+        if now >= self._takes_over_at and (look.misses or look.changes != self._stood_at):
+            self._take_over()
+        self._looks_at = now + (pause if self._has_company else IDLE_LOOK_SECONDS)
 
     def _take_over(self) -> None:
-        """Put back the work of supervisors that are gone; log as was set."""
+        """Put back the work of supervisors that are gone."""
         standing = self._registry.standing()
-        self._log_level.follow(standing.log)
-        for slot in self._slots:
-            slot.log_as(self._log_level)
+        self._stood_at = standing.changes
         if self.id not in standing.alive:
-            self._beat()  # Redis came back empty, so soon that nobody saw it go
+            self._registration.fill_again()
         alive = standing.alive | {self.id}
+        self._has_company = len(alive) > 1
         self._recovery.take_over(standing.records, alive)
         for name in sorted(standing.reported - alive):
             self._store.drop_report(name)
-        # fast: an idle supervisor wakes once for both, and asks once.
-        self._rollout.look_now(standing.changes)
-        self._next_takeover = (
-            time.monotonic() + self._settings.heartbeat_seconds / LOOKS_PER_HEARTBEAT
-        )
 
     def _pause(self) -> float:
         """Return how long nothing is due: no beat, takeover, restart or look at the store."""
         now = time.monotonic()
-        due = [self._registration.next_beat, self._next_takeover, self._rollout.next_look]
+        due = [self._registration.next_beat, self._looks_at, self._rollout.next_look]
         due += [self._devices.due_at] if self._can_fork.is_set() else []
-        due += [slot.start_at for slot in self._slots if slot.process is None]
-        # What is due and could not be done is tried again, but not at once.
-        leave = [each.due_at for each in self._rollout.deployments.values()]
-        due.append(max(min(leave, default=math.inf), now + BUSY_LOOK_SECONDS))
+        due.append(self._watch.due_at)
         return max(0.01, max(min(due), self._retry_at) - now)
 
     def _drain(self) -> None:

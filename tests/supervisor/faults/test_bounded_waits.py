@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +14,13 @@ from fake_backend import fake_spec
 from shared.settings import Settings
 from worker.devices import Placement
 from worker.job import DEVICE_IS_LOST
-from worker.meter import Meter
+from worker.meter import Meter, MeterBoard
 from worker.supervisor import instance_slot as slot_module
 from worker.supervisor.deployment import Deployment
 from worker.supervisor.device_ledger import QUARANTINE_SECONDS, DeviceLedger
 from worker.supervisor.instance_slot import LONGEST_DEATH_SECONDS, InstanceSlot, SlotHost
 from worker.supervisor.supervisor import Supervisor
+from worker.supervisor.watch import Watch
 
 MAX_BATCH_SECONDS, MAX_LOAD_SECONDS = 10.0, 100.0
 
@@ -55,8 +57,8 @@ class Immortals:
 
     Process = Immortal
 
-    def RawValue(self, _: object) -> Meter:
-        return Meter()
+    def RawArray(self, kind: type[Meter], count: int) -> ctypes.Array[Meter]:
+        return (kind * count)()
 
     def Pipe(self, *, duplex: bool) -> tuple[Any, Any]:
         end = SimpleNamespace(close=lambda: None, poll=lambda: False)
@@ -89,7 +91,8 @@ def slot(clock: Clock) -> InstanceSlot:
         config=SimpleNamespace(backend="torchscript", warmup=()),
     )
     settings = Settings(max_load_seconds=MAX_LOAD_SECONDS)
-    machine = SlotHost("host", settings, cast(Any, Immortals()), DeviceLedger())
+    meters = MeterBoard(Immortals().RawArray)
+    machine = SlotHost("host", settings, cast(Any, Immortals()), DeviceLedger(), meters)
     placement = Placement("cuda:3", 1, uuid="GPU-7")
     slot = InstanceSlot(cast(Any, model), placement, 0, machine)
     slot.start()
@@ -204,7 +207,7 @@ def test_the_record_of_a_slot_whose_device_is_closed_stays(
     assert slot.reap(MAX_BATCH_SECONDS, has_ended=True) == slot.instance_id
     noted: list[str] = []
     supervisor = cast(Any, Supervisor.__new__(Supervisor))
-    supervisor._stirred = set()
+    supervisor._watch = Watch()
     supervisor._recovery = SimpleNamespace(note=lambda instance, *_: noted.append(instance))
     supervisor._rollout = SimpleNamespace(look_now=lambda: None)
     supervisor._registration = SimpleNamespace(record=lambda _: None)
