@@ -24,7 +24,7 @@ from shared.registry.repository_index import repository_index
 from shared.settings import Settings
 from shared.wire.client import connect
 from worker.preflight.look import choose
-from worker.supervisor.device_watch import DeviceRegister
+from worker.supervisor.devices.device_watch import DeviceRegister
 
 WHY = "torch sees no GPU, though there is one: torch"
 GPU = "\ninstance_group [ { kind: KIND_GPU gpus: [5] } ]\n"

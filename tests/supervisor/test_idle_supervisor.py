@@ -19,7 +19,7 @@ from shared.wire.wire import Wire
 from worker.devices import Placement
 from worker.meter import Meter, MeterBoard
 from worker.supervisor.deployment import Deployment
-from worker.supervisor.device_ledger import DeviceLedger
+from worker.supervisor.devices.device_ledger import DeviceLedger
 from worker.supervisor.instance_slot import InstanceSlot, SlotHost
 from worker.supervisor.registration import HEARTBEATS_PER_CHECK
 from worker.supervisor.supervisor import Supervisor
@@ -73,7 +73,8 @@ def deployments(
     found = {}
     for index in range(MODELS):
         model = SimpleNamespace(
-            spec=fake_spec().model_copy(update={"name": f"m{index}"}), file=Path("model.pt"), asset=None,
+            spec=fake_spec().model_copy(update={"name": f"m{index}"}),
+            file=Path("model.pt"), asset=None,
             config=SimpleNamespace(backend="torchscript", warmup=()), report=lambda: None,
         )  # fmt: skip
         slot = InstanceSlot(cast(Any, model), Placement("cpu", 1), index, host)
@@ -168,7 +169,7 @@ def test_of_many_models_that_one_is_looked_after_whose_process_ended(idle: Idle)
 
 def test_what_an_instance_did_is_found_at_the_next_heartbeat(idle: Idle) -> None:
     (slot,) = idle.deployments["m5/1"].slots
-    slot._meter.answered_count += 7
+    slot.meter.answered_count += 7
 
     idle.run(1)
 
@@ -183,7 +184,7 @@ def test_what_hangs_is_due_when_its_time_is_up() -> None:
     watch.follow(found.values())
     assert watch.due_at == float("inf")
 
-    found["m1/1"].slots[0]._meter.begin_batch()
+    found["m1/1"].slots[0].meter.begin_batch()
     assert board.has_moved()
     watch.follow(found.values())
     reader, writer = os.pipe()

@@ -14,7 +14,7 @@ from shared.settings import Settings
 from worker.devices import Placement
 from worker.meter import Meter, MeterBoard
 from worker.supervisor import instance_slot as slot_module
-from worker.supervisor.device_ledger import DeviceLedger
+from worker.supervisor.devices.device_ledger import DeviceLedger
 from worker.supervisor.instance_slot import LONGEST_PAUSE_SECONDS, InstanceSlot, SlotHost
 
 

@@ -20,7 +20,7 @@ from worker.job import DEVICE_IS_LOST, LOST, InstanceJob
 from worker.meter import Meter, MeterBoard, Rate
 from worker.repository.file_kinds import trusted_backends
 from worker.repository.models import ServedModel
-from worker.supervisor.device_ledger import DeviceLedger
+from worker.supervisor.devices.device_ledger import DeviceLedger
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from worker.preflight.own_device import near_cores
 from worker.repository.config.parameters import stops_first
 from worker.repository.models import ServedModel
 from worker.supervisor.deployment import Deployment
-from worker.supervisor.device_ledger import DeviceLedger
+from worker.supervisor.devices.device_ledger import DeviceLedger
 from worker.supervisor.instance_slot import InstanceSlot, SlotHost
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from shared.wire.client import connect
 from shared.wire.outage import Outage
 from worker.repository.models import ServedModel, model_names
 from worker.supervisor.deployment import Deployment
-from worker.supervisor.device_watch import DeviceRegister, DeviceWatch
+from worker.supervisor.devices.device_watch import DeviceRegister, DeviceWatch
 from worker.supervisor.instance_slot import InstanceSlot
 from worker.supervisor.placement import Placer
 from worker.supervisor.recovery import Recovery

@@ -17,7 +17,7 @@ from worker.job import DEVICE_IS_LOST
 from worker.meter import Meter, MeterBoard
 from worker.supervisor import instance_slot as slot_module
 from worker.supervisor.deployment import Deployment
-from worker.supervisor.device_ledger import QUARANTINE_SECONDS, DeviceLedger
+from worker.supervisor.devices.device_ledger import QUARANTINE_SECONDS, DeviceLedger
 from worker.supervisor.instance_slot import LONGEST_DEATH_SECONDS, InstanceSlot, SlotHost
 from worker.supervisor.supervisor import Supervisor
 from worker.supervisor.watch import Watch

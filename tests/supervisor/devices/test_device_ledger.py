@@ -10,8 +10,8 @@ from typing import cast
 
 import pytest
 
-from worker.supervisor import device_ledger
-from worker.supervisor.device_ledger import QUARANTINE_SECONDS, WINDOW_SECONDS, DeviceLedger
+from worker.supervisor.devices import device_ledger
+from worker.supervisor.devices.device_ledger import QUARANTINE_SECONDS, WINDOW_SECONDS, DeviceLedger
 
 EIGHT = [f"cuda:{index}" for index in range(8)]
 
