@@ -1,1 +1,1 @@
-"""One machine's process: starts instances, moves traffic, puts lost work back."""
+"""One machine's process: starts instances, moves traffic."""
