@@ -5,7 +5,18 @@ from __future__ import annotations
 from flask import Flask
 
 from api.openapi import document as openapi
-from api.routes import embeddings, infer, metrics, pages, predict, reports, requests, v1, v2
+from api.routes import (
+    embeddings,
+    infer,
+    metrics,
+    operations,
+    pages,
+    predict,
+    reports,
+    requests,
+    v1,
+    v2,
+)
 from api.routes.errors import register_error_handlers
 from api.routes.flask_side import EXTENSION, HttpServices, OrjsonProvider
 from api.server.body import BoundedReads, InMemoryRequest
@@ -25,8 +36,12 @@ def create_app(settings: Settings) -> Flask:
     app.url_map.strict_slashes = False
     app.extensions[EXTENSION] = services = HttpServices.of(settings, "gunicorn.error")
     app.extensions[metrics.EXPORTER] = metrics.make_exporter(services)
+    app.extensions |= operations.extensions(services)
     limit_pictures(settings.max_image_pixels)
-    for module in (infer, predict, embeddings, v1, v2, requests, metrics, reports, pages, openapi):
+    areas = (
+        infer, predict, embeddings, v1, v2, requests, metrics, reports, pages, operations, openapi,
+    )  # fmt: skip
+    for module in areas:
         app.register_blueprint(module.blueprint)
     app.register_blueprint(openapi.make_pages())
     register_error_handlers(app)

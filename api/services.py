@@ -14,6 +14,7 @@ from redis import Redis
 from api.infer.queues import Queues
 from api.infer.readiness import Readiness
 from api.infer.triton_statistics import model_statistics
+from shared.history.recorder import Recorder
 from shared.model_spec import ModelSpec
 from shared.operations.model_control import ModelControl
 from shared.registry.catalog import Catalog
@@ -39,6 +40,7 @@ class Services:
     log_settings: LogSettings
     trace_settings: TraceSettings
     model_control: ModelControl
+    recorder: Recorder
     readiness: Readiness
 
     @classmethod
@@ -58,5 +60,6 @@ class Services:
             LogSettings(registry, log_level),
             TraceSettings(registry, catalog),
             ModelControl(client, prefix, settings.model_control_mode),
+            Recorder(client, prefix, catalog, registry),
             Readiness(catalog, settings.readiness),
         )

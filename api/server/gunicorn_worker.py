@@ -91,6 +91,8 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         for server in servers:
             _close(server)
         self.alive = False  # from here on gunicorn answers with `Connection: close`
+        if streams := getattr(self.wsgi, "extensions", {}).get("streams"):
+            streams.close()  # they would have no end
         began = time.monotonic()
         while any(len(server.pool) for server in servers):
             self.notify()

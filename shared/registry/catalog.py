@@ -73,15 +73,12 @@ class Catalog:
         self._registry = registry
         self._log_level = log_level
         self._snapshot = Snapshot()
-        self._read_at = float("-inf")
-        self._stale_before = float("-inf")
-        self._next_look = float("-inf")
-        self._looked_at = self._away_until = float("-inf")
+        self._read_at = self._asked_at = self._stale_before = float("-inf")
+        self._next_look = self._looked_at = self._away_until = float("-inf")
         self._ready_at: dict[str, float] = {}
-        self._looking, self._installing = Lock(), Lock()
-        self._asked_at = float("-inf")
-        self._starting = Lock()
+        self._looking, self._installing, self._starting = Lock(), Lock(), Lock()
         self._has_refresher = False
+        self.on_asked: Callable[[], None] = lambda: None  # when requests begin to come
 
     def find(self, name: str, version: str | None = None) -> ModelSpec:
         """Return a registered model, the version that serves unless one is named.
@@ -239,10 +236,16 @@ class Catalog:
                 # subtle: it holds the catalog weakly, or one that nobody uses would live on by it.
                 arguments = (weakref.ref(self),)
                 Thread(target=_refresh, args=arguments, name="ferry-catalog", daemon=True).start()
+                self.on_asked()
+
+    @property
+    def asked_lately(self) -> bool:
+        """Tell whether a request came within the last minute."""
+        return time.monotonic() - self._asked_at <= UNASKED_SECONDS
 
     def read_ahead(self) -> bool:
         """Read the registry, as the refresher; False when nobody asked for long: it ends."""
-        if time.monotonic() - self._asked_at > UNASKED_SECONDS:
+        if not self.asked_lately:
             self._has_refresher = False
             return False
         try:

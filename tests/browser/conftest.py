@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -43,16 +42,21 @@ def write_models(repository: Path, samples: Path) -> None:
     add_ensemble(repository, "ensemble", [x_to_y("twice", "in", "z"), x_to_y("twice", "z", "out")])
 
 
+class Same(torch.nn.Module):
+    """Returns all that it is given."""
+
+    def forward(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x
+
+
 def add_all(repository: Path, name: str, datatypes: list[str]) -> None:
     """Serve a model with one input of each datatype, and the same as outputs."""
-    letters = ascii_lowercase[: len(datatypes)]
-    inputs = [(letter, kind, "[2, 3]") for letter, kind in zip(letters, datatypes, strict=True)]
+    inputs = [(f"x__{n}", kind, "[2, 3]") for n, kind in enumerate(datatypes)]
     outputs = [(f"y__{n}", kind, "[2, 3]") for n, kind in enumerate(datatypes)]
-    names = ", ".join(letters)
-    module = torch.jit.ScriptModule()
-    module.define(f"def forward(self, {names}):\n    return ({names})\n")
-    text = config(8, tensors("input", *inputs), tensors("output", *outputs))
-    torchscript(repository, name, module, text)
+    traced = torch.jit.trace(Same(), tuple(torch.ones(1, 2, 3) for _ in datatypes))
+    torchscript(
+        repository, name, traced, config(8, tensors("input", *inputs), tensors("output", *outputs))
+    )
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ from answers import answer, refusal
 from flask.testing import FlaskClient
 from registered import register, report_failure, spec
 
+import api.pages
 from api.app import create_app
 from api.routes.page_guard import PAGE_COOKIE, PAGE_HEADER
 from shared.model_spec import TensorSpec
@@ -123,3 +128,44 @@ def test_a_form_has_the_tensors_and_the_shape_of_an_example(client: FlaskClient)
     assert found["form"] == "tensor"
     assert found["inputs"][0]["shape"] == [1, 4]
     refusal(client.get("/pages/models/other"), 404, "unknown_model")
+
+
+STATIC = Path(api.pages.__file__).parent / "static"
+
+
+def test_what_is_vendored_is_what_the_manifest_says() -> None:
+    folder = STATIC / "vendored"
+    manifest = json.loads((folder / "manifest.json").read_text())
+
+    listed = {name: digest for each in manifest.values() for name, digest in each["files"].items()}
+    found = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.iterdir()
+        if file.name != "manifest.json"
+    }
+    assert found == listed
+    assert all(each["version"] and each["licence"] for each in manifest.values())
+
+
+@pytest.mark.parametrize("path", ["/", "/ops"])
+def test_the_first_paint_is_small(client: FlaskClient, path: str) -> None:
+    html = client.get(path, headers=BROWSER).text
+
+    names, total = set(re.findall(r'(?:src|href)="/pages/static/([^"]+)"', html)), len(html)
+    while names:
+        name = names.pop()
+        source = (STATIC / name).read_bytes()
+        total += len(source)
+        if name.endswith(".js") and "/" not in name:
+            names |= set(re.findall(r'from "\./([^"]+)"', source.decode()))
+
+    assert total < 100_000
+
+
+def test_nothing_is_loaded_from_elsewhere() -> None:
+    files = [file for file in STATIC.iterdir() if file.suffix in (".js", ".css")]
+
+    sources = {file.name: re.sub(r"http://www.w3.org/\S+", "", file.read_text()) for file in files}
+    assert len(sources) > 5
+    assert not [name for name, source in sources.items() if re.search(r"https?://\w", source)]
+    assert not [name for name, source in sources.items() if "innerHTML" in source]

@@ -19,6 +19,7 @@ FLOORS = {
         "request_queue",
         "registry",
         "exposition operations",
+        "history",
     ),
     "api": (
         "payloads",

@@ -28,9 +28,10 @@ from tools.openapi.parameters import HEADERS, PARAMETERS, PATH_PARAMETERS
 
 OPERATIONS = {**PROTOCOL_VIEWS, **EXTENSION_VIEWS}
 UNKNOWN = Operation("other", "Not described yet", {200: {JSON: (dict,)}})
-PAGES = {"static", "swagger_ui.show"} | {
-    f"pages.{name}" for name in ("static", "model", "tokens", "burst")
-}
+PAGES = {
+    "static", "swagger_ui.show", "pages.static", "pages.model", "pages.tokens", "pages.burst",
+    "ops.operations", "ops.stream", "ops.dead", "ops.action",
+}  # fmt: skip
 """Endpoints for people, not for programs."""
 VARIABLE = re.compile(r"<(?:[^:<>]+:)?([^<>]+)>")
 DESCRIPTION = """\

@@ -1,0 +1,158 @@
+"""The state of everything at one moment, as the operations page shows it.
+
+It is in sections, so that a page is sent those alone in which something changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from api.services import Services
+from shared.history.figures import HistoryPoint, Moment, VersionCounts
+from shared.operations.dead_letters import DeadLetter, DeadLetters
+from shared.operations.shadow_comparison import Comparisons
+from shared.registry.desired_state import Serving
+from shared.registry.repository_index import repository_index
+from shared.registry.snapshot import InstanceRecord, Snapshot
+
+LISTED_LETTERS = 50
+SELDOM_SECONDS = 5.0
+"""Between two looks at what costs more than it changes: dead letters, devices, shadows."""
+Sections = dict[str, Any]
+
+
+class Operations:
+    """Looks at everything, at some of it less often."""
+
+    def __init__(self, services: Services) -> None:
+        """Read nothing yet."""
+        self._services = services
+        self._comparisons = Comparisons(services.client, services.settings.key_prefix)
+        self.letters = DeadLetters(services.client, services.settings)
+        self._seldom: Sections = {}
+        self._looked_at = float("-inf")
+        self._dead_count = -1
+
+    def look(self) -> tuple[Sections, dict[str, Any]]:
+        """Return the sections, and each version's counts; raises RedisUnavailable."""
+        snapshot = self._services.catalog.snapshot()
+        moment = self._services.recorder.last() or Moment(0.0, {})
+        records, alive = self._services.registry.instances()
+        if time.monotonic() - self._looked_at > SELDOM_SECONDS:
+            self._looked_at = time.monotonic()
+            self._look_at_the_rest(snapshot, moment)
+        living = [shown_instance(each) for each in records if each.supervisor in alive]
+        sections = {
+            "models": shown_models(snapshot),
+            "instances": sorted(living, key=lambda each: str(each["id"])),
+            **self._seldom,
+        }
+        return sections, {key: shown_counts(counts) for key, counts in moment.versions.items()}
+
+    def dead(self, start: int) -> dict[str, Any]:
+        """Return how many requests are dead, and some of them from `start` on, newest first."""
+        letters = self.letters.all()
+        shown = letters[start : start + LISTED_LETTERS]
+        return {"count": len(letters), "start": start, "letters": [shown_letter(x) for x in shown]}
+
+    def _look_at_the_rest(self, snapshot: Snapshot, moment: Moment) -> None:
+        dead_count = sum(counts.dead_count for counts in moment.versions.values())
+        if dead_count != self._dead_count:
+            self._seldom["dead"] = self.dead(0)
+            self._dead_count = dead_count
+        self._seldom["devices"] = [
+            {"host": report.host, **device.model_dump(mode="json"), "place": device.place}
+            for report in self._services.registry.devices().values()
+            for device in report.devices
+        ]
+        self._seldom["shadows"] = [
+            {"model": name, "shadow": serving.shadow, "version": serving.default, **found._asdict()}
+            for name, serving in sorted(snapshot.served.items())
+            if serving.shadow
+            for found in [self._compared(snapshot, name, serving)]
+        ]
+
+    def _compared(self, snapshot: Snapshot, name: str, serving: Serving) -> Any:
+        spec = snapshot.models[name].get(serving.shadow)
+        key = spec.key if spec is not None else f"{name}/{serving.shadow}"
+        return self._comparisons.read(key, serving.default)
+
+
+def shown_models(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """Return each model's versions: state, reason, and what part of the requests they get."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in repository_index(snapshot):
+        name, version = entry["name"], entry.get("version", "")
+        serving = snapshot.served.get(name)
+        model = found.setdefault(name, {"name": name, "versions": []})
+        model["note"] = snapshot.notes.get(name, "")
+        if not version:
+            model["reason"], model["state"] = entry["reason"], entry["state"]
+            continue
+        spec = snapshot.models.get(name, {}).get(version)
+        row = {"version": version, "state": entry["state"], "reason": entry["reason"]}
+        key = spec.key if spec is not None else f"{name}/{version}"
+        warning = snapshot.warnings.get(key, "") or snapshot.degraded.get(key, "")
+        model["versions"].append(row | {"key": key, "warning": warning} | part_of(serving, version))
+    return [found[name] for name in sorted(found)]
+
+
+def part_of(serving: Serving | None, version: str) -> dict[str, Any]:
+    """Return a version's part: its share of the requests, and what it is besides."""
+    if serving is None:
+        return {"share": 0.0, "role": ""}
+    total = sum(serving.split.values())
+    share = serving.split.get(version, 0) / total if total else float(version == serving.default)
+    roles = {serving.canary: "canary", serving.shadow: "shadow", serving.default: "serves"}
+    taken_back = {each: "taken back" for each in serving.taken_back}
+    return {"share": share, "role": (taken_back | roles).get(version, "")}
+
+
+def shown_instance(record: InstanceRecord) -> dict[str, Any]:
+    """Return an instance's row; the last part of its id counts how often its place was filled."""
+    place = record.id.rpartition(".")[2]
+    return {
+        "id": record.id,
+        "model": record.model,
+        "version": record.version,
+        "host": record.host,
+        "device": record.device,
+        "pid": record.pid,
+        "state": record.state,
+        "reason": record.reason or record.note or record.device_closed,
+        "restarts": max(0, int(place) - 1) if place.isdigit() else 0,
+        "batch_rows": record.last_batch_rows,
+        "batch_seconds": round(record.last_batch_seconds, 6),
+        "requests_per_second": round(record.requests_per_second, 1),
+        "answered": record.answered_count,
+        "memory_bytes": record.memory_bytes,
+    }
+
+
+def shown_counts(counts: VersionCounts) -> dict[str, Any]:
+    """Return a version's counts as its panel shows them; the rates come with the points."""
+    shown = counts._asdict() | {"sizes": {str(rows): n for rows, n in counts.sizes.items()}}
+    del shown["latencies"]
+    return shown
+
+
+def shown_letter(letter: DeadLetter) -> dict[str, Any]:
+    """Return a dead letter's row."""
+    times = "once" if letter.attempts == 1 else f"{letter.attempts} times"
+    return {
+        "id": letter.id,
+        "model": letter.model_key,
+        "rows": letter.rows,
+        "died": round(letter.died, 3),
+        "waited_seconds": round(letter.died - letter.enqueued, 3),
+        "instance": letter.instance,
+        "reason": f"the process that ran it died, {times}",
+    }
+
+
+def shown_point(point: HistoryPoint) -> list[Any]:
+    """Return a point as the charts take it: the time, and each version's rates."""
+    rows: Mapping[str, Any] = point.versions
+    return [round(point.at, 1), {key: list(rates) for key, rates in rows.items()}]

@@ -1,0 +1,206 @@
+"""The operations page: its stream, its limits, and what operators do there."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgpack
+import pytest
+from answers import answer, refusal
+from flask import Flask
+from flask.testing import FlaskClient
+from registered import SUPERVISOR, register, spec
+from waiting import wait_until
+
+from api.app import create_app
+from api.pages import stream
+from api.pages.operations import part_of
+from api.routes.operations import STREAMS
+from api.routes.page_guard import PAGE_COOKIE, PAGE_HEADER
+from shared.model_spec import TensorSpec
+from shared.registry.desired_state import Serving
+from shared.registry.snapshot import InstanceRecord
+from shared.request_queue.keys import QueueKeys
+from shared.settings import Settings
+from shared.wire.client import connect
+
+NUMBERS = TensorSpec(name="x", datatype="FP32", dims=(4,))
+OURS = {PAGE_HEADER: "ours"}
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[Flask]:
+    register(settings, spec("numbers", NUMBERS))
+    app = create_app(settings)
+    yield app
+    app.extensions[STREAMS].close()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    client = app.test_client()
+    client.set_cookie(PAGE_COOKIE, "ours")
+    return client
+
+
+def events(client: FlaskClient) -> Iterator[dict[str, Any]]:
+    """Yield a page's events as they come."""
+    for chunk in client.get("/ops/stream").response:
+        for line in chunk.decode().splitlines():
+            if line.startswith("data: "):
+                yield json.loads(line.removeprefix("data: "))
+
+
+def kill_requests(settings: Settings, count: int) -> None:
+    """Write down requests that were given up, as recover.lua does."""
+    keys, redis = QueueKeys(settings.key_prefix, "numbers/1"), connect(settings.redis_url)
+    entries = [
+        msgpack.packb([f"{n:032x}", 1, 1, 3, 1000.0, 1001.0 + n, f"i-{n}", b"s" * 8])
+        for n in range(count)
+    ]
+    redis.lpush(keys.dead, *entries)
+
+
+def test_a_page_gets_everything_first_and_then_what_changed(
+    client: FlaskClient, settings: Settings
+) -> None:
+    found = events(client)
+    first = next(found)
+
+    assert first["whole"]
+    assert [model["name"] for model in first["sections"]["models"]] == ["numbers"]
+    assert first["sections"]["instances"][0]["state"] == "ready"
+
+    registry = register(settings, spec("numbers", NUMBERS))
+    registry.put_instance(
+        InstanceRecord(id="n-7.3", supervisor=SUPERVISOR, model="numbers", version="1",
+                       state="failed", reason="<b>broken</b>")
+    )  # fmt: skip
+    change = next(news for news in found if "instances" in news["sections"])
+
+    assert "whole" not in change
+    (row,) = [each for each in change["sections"]["instances"] if each["id"] == "n-7.3"]
+    assert (row["restarts"], row["reason"]) == (2, "<b>broken</b>")
+
+
+def test_a_page_too_many_is_refused_and_one_that_leaves_makes_place(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "MOST_STREAMS", 1)
+    opened = client.get("/ops/stream", buffered=False)
+    refused = client.get("/ops/stream")
+    assert refusal(refused, 503, "queue_full")
+    assert refused.headers["Retry-After"]
+
+    opened.close()
+
+    again = client.get("/ops/stream", buffered=False)
+    assert again.status_code == 200
+    again.close()
+
+
+def test_streams_end_when_the_process_stops(app: Flask, client: FlaskClient) -> None:
+    opened = iter(client.get("/ops/stream", buffered=False).response)
+    next(opened)
+
+    app.extensions[STREAMS].close()
+
+    assert not any(b'"whole"' in chunk for chunk in [*opened][1:])
+
+
+def test_redis_that_goes_and_comes_is_told(app: Flask, client: FlaskClient) -> None:
+    streams = app.extensions[STREAMS]
+    found = events(client)
+    next(found)
+
+    streams._tell_of_trouble("it does not answer")
+    told = next(news for news in found if "trouble" in news["sections"])
+    assert told["sections"]["trouble"] == "it does not answer"
+    told = next(news for news in found if "trouble" in news["sections"])
+    assert told["sections"]["trouble"] == ""
+
+
+def test_dead_requests_come_in_pages_newest_first(client: FlaskClient, settings: Settings) -> None:
+    kill_requests(settings, 120)
+
+    first = answer(client.get("/ops/dead"))
+    last = answer(client.get("/ops/dead?start=100"))
+
+    assert first["count"] == 120
+    assert [letter["instance"] for letter in first["letters"][:2]] == ["i-119", "i-118"]
+    assert len(first["letters"]) == 50
+    assert [letter["instance"] for letter in last["letters"]][-1] == "i-0"
+    assert first["letters"][0]["reason"] == "the process that ran it died, 3 times"
+    refusal(client.get("/ops/dead?start=-1"))
+
+
+def test_many_dead_requests_are_read_soon(client: FlaskClient, settings: Settings) -> None:
+    kill_requests(settings, 5000)
+
+    began = time.monotonic()
+    found = answer(client.get("/ops/dead?start=4990"))
+
+    assert len(found["letters"]) == 10
+    assert time.monotonic() - began < 15
+
+
+def test_a_dead_request_is_dropped(client: FlaskClient, settings: Settings) -> None:
+    kill_requests(settings, 2)
+
+    said = answer(
+        client.post("/ops/actions", headers=OURS, json={"action": "drop", "id": f"{0:032x}"})
+    )
+
+    assert "forgotten" in said["done"]
+    left = answer(client.get("/ops/dead"))["letters"]
+    assert [letter["id"] for letter in left] == [f"{1:032x}"]
+    gone = client.post("/ops/actions", headers=OURS, json={"action": "drop", "id": f"{0:032x}"})
+    refusal(gone, 404, "unknown_request")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"action": "explode"},
+        {"action": ["drop"]},
+        {"action": "drop"},
+        {"action": "use", "model": "numbers"},
+        {"action": "use", "model": 7, "version": "1"},
+        {"action": "split", "model": "numbers", "weights": {"1": -1}},
+        {"action": "split", "model": "numbers", "weights": {"1": True}},
+        {"action": "split", "model": "numbers", "weights": []},
+        {"action": "load", "model": "numbers"},
+    ],
+)
+def test_other_actions_are_refused(client: FlaskClient, body: dict[str, Any]) -> None:
+    refusal(client.post("/ops/actions", headers=OURS, json=body))
+
+
+def test_only_our_own_pages_act(client: FlaskClient) -> None:
+    body = {"action": "unload", "model": "numbers"}
+
+    refusal(client.post("/ops/actions", json=body), 403, "foreign_page")
+    foreign = {**OURS, "Origin": "http://elsewhere.example"}
+    refusal(client.post("/ops/actions", headers=foreign, json=body), 403, "foreign_page")
+    refusal(client.get("/ops/stream", headers={"Host": "x.example"}), 403, "foreign_page")
+
+
+def test_the_looking_ends_with_the_last_page(app: Flask, client: FlaskClient) -> None:
+    streams = app.extensions[STREAMS]
+    opened = client.get("/ops/stream", buffered=False)
+    assert streams._looks
+    opened.close()
+
+    wait_until(lambda: not streams._looks, 20, "the looking ends")
+
+
+def test_a_versions_part_is_its_share_and_what_it_is_besides() -> None:
+    serving = Serving(versions={}, default="1", split={"1": 9, "2": 1}, shadow="3", canary="2")
+
+    assert part_of(serving, "1") == {"share": 0.9, "role": "serves"}
+    assert part_of(serving, "2") == {"share": 0.1, "role": "canary"}
+    assert part_of(serving, "3") == {"share": 0.0, "role": "shadow"}
