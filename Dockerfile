@@ -13,7 +13,8 @@ ENV PYTHONUNBUFFERED=1 \
 # The numbers are fixed so that files on a shared volume have the same owner in every image.
 RUN python3 -m venv /opt/venv \
     && groupadd --system --gid 10001 ferry \
-    && useradd --system --uid 10001 --gid ferry --home-dir /app --shell /usr/sbin/nologin ferry
+    && useradd --system --uid 10001 --gid ferry --home-dir /app --shell /usr/sbin/nologin ferry \
+    && install --directory --owner ferry --group ferry --mode 700 /jobs
 WORKDIR /app
 
 

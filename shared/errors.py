@@ -3,7 +3,8 @@
     1 the door               ForeignPage
     1-2 body, checks         BadRequest, PayloadTooLarge, RequestTimeout, UnsupportedEncoding,
                              UnknownRoute, MethodNotAllowed, UnknownModel, ModelNotReady,
-                             Unsupported, LoadFailed (of who asks to load a model)
+                             Unsupported, LoadFailed (of who asks to load a model),
+                             UnknownJob, JobEnded, JobNotEnded (of who asks for jobs)
     3-4 push                 QueueFull, RedisUnavailable, VersionRetired
     5 claim                  RequestExpired
     6-8 the worker's batch   ModelFailed (it raised), BadModelOutput (wrong rows or names)
@@ -228,6 +229,27 @@ class RequestStarted(FerryError):
     """A request that runs already cannot be cancelled."""
 
     code = "request_started"
+    status = 409
+
+
+class UnknownJob(FerryError):
+    """No job has this id."""
+
+    code = "unknown_job"
+    status = 404
+
+
+class JobEnded(FerryError):
+    """A job that has ended cannot be cancelled, one that has finished not be begun again."""
+
+    code = "job_ended"
+    status = 409
+
+
+class JobNotEnded(FerryError):
+    """A job waits or runs, or ended without a result, and has nothing to be fetched yet."""
+
+    code = "job_not_ended"
     status = 409
 
 

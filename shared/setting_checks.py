@@ -1,10 +1,12 @@
-"""Checks of settings' values: each returns the value, or raises ValueError."""
+"""A setting, and the checks of settings' values: each returns the value, or raises ValueError."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable
+from dataclasses import field
+from typing import Any
 
 from shared.names import MODEL_NAME
 from shared.redis_urls import RedisUrl
@@ -18,6 +20,12 @@ _SERVICE_LINK = re.compile(
 )
 
 _GPU = re.compile(r"\d+|(?:GPU|MIG)-[0-9A-Za-z/-]+")
+_MODULE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", re.ASCII)
+
+
+def setting(default: Any, variable: str, effect: str, check: Callable[[str], Any]) -> Any:
+    """Return a dataclass's field that is read from a variable of the environment."""
+    return field(default=default, metadata={"variable": variable, "effect": effect, "check": check})
 
 
 def is_service_link(variable: str, value: str) -> bool:
@@ -101,6 +109,14 @@ def readiness(value: str) -> str:
     if not all(MODEL_NAME.fullmatch(name.strip()) for name in value.split(",")):
         raise ValueError("must be strict, any, or names of models, separated by commas")
     return value
+
+
+def modules(value: str) -> str:
+    """Return names of Python modules, separated by commas."""
+    names = [name.strip() for name in value.split(",")]
+    if not all(_MODULE.fullmatch(name) for name in names):
+        raise ValueError("must be names of Python modules, separated by commas")
+    return ",".join(names)
 
 
 def gpus(value: str) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from shared import setting_checks as check
 from shared.cores import default_cores
 from shared.errors import BadSetting
+from shared.job_settings import JobSettings
 from shared.open_files import lift_open_files
+from shared.setting_checks import setting as _setting
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +23,8 @@ NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
 """ONNX Runtime reads it when it is imported, and else keeps a session for Microsoft in TMPDIR."""
 
 
-def _setting(default: Any, variable: str, effect: str, check: Callable[[str], Any]) -> Any:
-    metadata = {"variable": variable, "effect": effect, "check": check}
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True)
-class Settings:
+class Settings(JobSettings):
     """All settings; every field has its variable, its default, its effect and its check."""
 
     redis_url: str = _setting(

@@ -10,6 +10,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
+from shared.job_settings import JobSettings
 from shared.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,7 +19,7 @@ COMPOSE = ROOT / "docker-compose.yml"
 HEAD = """\
 # Settings
 
-Written by `make docs` from `shared/settings.py`. Change them there.
+Written by `make docs` from `shared/settings.py` and `shared/job_settings.py`. Change them there.
 
 All settings are environment variables, read once at the start. A bad value, or a `FERRY_` variable
 that does not exist, stops the start and is named. An empty value counts as unset. What Kubernetes
@@ -38,6 +39,9 @@ OF_CONTAINERS = {
     "FERRY_DASHBOARD_PORT",
     "FERRY_MODELS",
     "FERRY_STATE_DIR",
+    "FERRY_JOB_INPUTS",
+    "FERRY_JOB_OUTPUTS",
+    "FERRY_JOB_FILES",
 }
 """Addresses and places, which are others inside of a container than on its host."""
 _PASSED_ON = re.compile(r"(?<=  # settings: begin\n).*(?=  # settings: end\n)", re.DOTALL)
@@ -46,7 +50,9 @@ UNITS = ((2**20, "MiB"), (2**10, "KiB"))
 
 def page() -> str:
     """Return the whole page; the same settings give the same text."""
-    return HEAD + "".join(_row(setting) for setting in fields(Settings))
+    of_jobs = {each.name for each in fields(JobSettings)}
+    last = sorted(fields(Settings), key=lambda setting: setting.name in of_jobs)
+    return HEAD + "".join(_row(setting) for setting in last)
 
 
 def variables() -> set[str]:

@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-
-from ferry.commands.inspect_redis import redis_to_inspect
 from ferry.errors import CannotStart
-from jobs.bulk.bulk import Bulk, Progress
-from jobs.bulk.bulk import predict as predict_all
 from shared.errors import BadSetting
 
+if TYPE_CHECKING:
+    from jobs.bulk.bulk import Bulk, Progress
+
 OUTPUT_ENDINGS = (".ndjson", ".jsonl", ".parquet")
+
+
+def add_predict(command: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    command.description = (
+        "Ask a running model for every row of a file or picture of a folder, in order, behind "
+        "everybody else's requests. The same command goes on where an earlier one was stopped."
+    )
+    command.add_argument("name", metavar="MODEL")
+    command.add_argument(
+        "input", type=Path, metavar="INPUT",
+        help="folder or .zip of pictures, .csv, .tsv, .ndjson or .parquet",
+    )  # fmt: skip
+    command.add_argument("output", type=Path, metavar="OUTPUT", help=".ndjson or .parquet")
+    command.add_argument("--version", metavar="V", help="of the model, else the one that serves")
+    command.add_argument(
+        "--top-k", type=int, default=3, metavar="N", help="classes told of a row [3]"
+    )
+    command.add_argument("--restart", action="store_true", help="begin anew, writing over OUTPUT")
+    command.add_argument(
+        "--follow", action="store_true", help="go on when the version's content is replaced"
+    )
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    bulk = import_module("jobs.bulk.bulk").Bulk(  # slow: it brings numpy
+        options.name, options.input, options.output, options.version, options.top_k,
+        options.restart, options.follow,
+    )  # fmt: skip
+    return predict(os.environ, bulk)
 
 
 def predict(environ: Mapping[str, str], bulk: Bulk) -> int:
@@ -28,9 +60,11 @@ def predict(environ: Mapping[str, str], bulk: Bulk) -> int:
     if bulk.output.suffix.lower() not in OUTPUT_ENDINGS:
         endings = " or ".join(OUTPUT_ENDINGS)
         raise BadSetting(f"OUTPUT {bulk.output}: expected a name that ends in {endings}")
+    predict_all = import_module("jobs.bulk.bulk").predict
+    redis_to_inspect = import_module("ferry.commands.inspect_redis").redis_to_inspect
     with redis_to_inspect(environ) as (settings, client), _bar(bulk.name) as told:
         try:
-            done = predict_all(bulk, client, settings, told)
+            done: Progress = predict_all(bulk, client, settings, told)
         except OSError as error:
             raise CannotStart(
                 f"{error.filename or bulk.output}: {error.strerror}; the same command goes on "
@@ -43,12 +77,13 @@ def predict(environ: Mapping[str, str], bulk: Bulk) -> int:
 @contextmanager
 def _bar(name: str) -> Iterator[Callable[[Progress], None]]:
     """Yield what shows progress on a terminal, and nothing elsewhere."""
+    bars, console = import_module("rich.progress"), import_module("rich.console").Console
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[errors]} errors"), TimeRemainingColumn(),
+        bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[errors]} errors"), bars.TimeRemainingColumn(),
     )  # fmt: skip
-    with Bar(
-        *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    with bars.Progress(
+        *columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()
     ) as bar:
         task = bar.add_task(name, total=None, errors=0)
         yield lambda progress: bar.update(

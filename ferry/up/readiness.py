@@ -119,7 +119,8 @@ def addresses(settings: Settings) -> Iterator[str]:
     """Yield one line per server that can be opened, and one when there is nothing to serve."""
     yield f"API        {api_url(settings)}/v2"
     yield f"gRPC       {reached(settings.host)}:{settings.grpc_port}"
-    yield f"dashboard  http://127.0.0.1:{settings.dashboard_port}"
+    if settings.jobs:
+        yield f"dashboard  http://127.0.0.1:{settings.dashboard_port}"
     repository = Path(settings.models)
     if not (any(repository.glob("*/config.pbtxt")) or any(repository.glob("*/[0-9]*"))):
         yield (

@@ -36,6 +36,8 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 8.5
 # As long as a predecessor's reaper may take; a second `ferry up` is told after this.
 LOCK_TIMEOUT_SECONDS = 2.0
+JOB_PROCESSES = frozenset({"jobs", "dashboard"})
+"""Those that FERRY_JOBS=0 leaves out."""
 
 
 def up(
@@ -53,6 +55,8 @@ def up(
     settings = _absolute(Settings.from_env(environ))
     mention_service_links(service_links(environ), log)
     processes = read_procfile(procfile)
+    if not settings.jobs:
+        processes = {name: line for name, line in processes.items() if name not in JOB_PROCESSES}
     _check_surroundings(settings)
     for number in stop_signals():
         signal.signal(number, _interrupt)  # until the manager has handlers of its own
@@ -89,7 +93,14 @@ def _absolute(settings: Settings) -> Settings:
     # The processes run in the project's directory, the user's paths are relative to the user's.
     # subtle: a link is kept, for it may lead elsewhere later (as git-sync's does).
     models, state = Path(settings.models).absolute(), Path(settings.state_dir).resolve()
-    return replace(settings, models=str(models), state_dir=str(state))
+    inputs, outputs, files = (
+        given and str(Path(given).absolute())
+        for given in (settings.job_inputs, settings.job_outputs, settings.job_files)
+    )
+    return replace(
+        settings, models=str(models), state_dir=str(state), job_inputs=inputs,
+        job_outputs=outputs, job_files=files,
+    )  # fmt: skip
 
 
 def _check_surroundings(settings: Settings) -> None:

@@ -6,6 +6,7 @@ a time: a request of somebody else's waits for the batch that runs, and for none
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import deque
@@ -60,6 +61,9 @@ class Bulk(NamedTuple):
     """What is asked: of which model, the input, the output, and how many classes a row is told.
 
     To `restart` writes over an output; to `follow` goes on when the version's content is replaced.
+    A `job` that may be begun again after a kill at any moment names a file of its own, which says
+    what the output comes to before that is there. Pictures that lie elsewhere than `within`, by
+    links, are not read.
     """
 
     name: str
@@ -69,14 +73,25 @@ class Bulk(NamedTuple):
     top_k: int = 3
     restart: bool = False
     follow: bool = False
+    job: Path | None = None
+    within: Path | None = None
 
 
 class Progress(NamedTuple):
-    """How far a job is; `total` is 0 where nobody knows it yet."""
+    """How far a job is."""
 
     done: int
     errors: int
     total: int
+
+    @property
+    def share(self) -> float:
+        """Return the part that is done, from 0 to 1."""
+        return self.done / self.total if self.total else 0.0
+
+
+class Cancelled(KeyboardInterrupt):
+    """A job is to end where it is, keep what it has done, and say so."""
 
 
 class _Changed(Exception):
@@ -103,8 +118,19 @@ def predict(
     job = _Job(bulk, client, settings)
     try:
         return job.run(told)
+    except Cancelled:
+        job.close(cancelled="by request")
+        raise
     finally:
         job.close()
+
+
+def finished(job: Path, output: Path) -> Progress | None:
+    """Return what a job came to that was killed behind its end, if it was."""
+    try:
+        return Progress(*json.loads(job.read_bytes())) if output.exists() else None
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 class _Job:
@@ -117,9 +143,10 @@ class _Job:
         self._catalog = Catalog(self._registry)
         self._tokenizers = TokenizerCache(self._registry)
         self._ask_what_serves(bulk.version)
-        self._source = open_source(bulk.input)
+        self._source = open_source(bulk.input, bulk.within)
         asked = _asked(bulk, self._spec, self._source)
-        self._output = OutputFile(bulk.output, asked, restart=bulk.restart)
+        again = None if bulk.job is None else str(bulk.job)
+        self._output = OutputFile(bulk.output, asked, restart=bulk.restart, job=again)
         self._window: deque[_UnderWay] = deque()
         self._number, self._errors = self._output.lines, self._output.errors
         self._answered_at = time.monotonic()
@@ -142,15 +169,18 @@ class _Job:
             self._window.append(self._ask(question))
         while self._window:
             self._settle(told)
+        done = Progress(self._number, self._errors, self._number)
+        if self._bulk.job is not None:
+            self._bulk.job.write_text(json.dumps(done), encoding="utf-8")
         self._output.finish()
-        return Progress(self._number, self._errors, self._number)
+        return done
 
-    def close(self) -> None:
+    def close(self, *, cancelled: str = "") -> None:
         """Take back what is under way: another run asks it again."""
-        for under_way in self._window:
-            if under_way.pending is not None:
-                under_way.pending.cancel()
-        self._output.close()
+        while self._window:
+            if (pending := self._window.pop().pending) is not None:
+                pending.cancel()
+        self._output.close(cancelled=cancelled)
 
     def _look(self) -> None:
         """Have two requests for each instance under way, and one that is being answered."""

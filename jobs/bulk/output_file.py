@@ -1,6 +1,7 @@
 """A bulk job's answers on disk: a line for each item, in order, each once whatever was killed.
 
-OUTPUT.partial    the lines so far; the last one may be cut, and is then written again
+OUTPUT.partial    the lines so far; the last one may be cut, or say that the job was cancelled, and
+                  is then written again
 OUTPUT.progress   what they are answers to, as JSON: who resumes must ask the same
 OUTPUT            all of them, once the job is done
 """
@@ -19,6 +20,8 @@ import orjson
 
 from shared.errors import BadRequest
 
+CANCELLED_LINE = b'{"cancelled":'
+"""The begin of the last line of a file that says that the rest is missing on purpose."""
 SYNC_SECONDS = 1.0
 """Of written lines at most so much is lost with the machine's power; a kill loses none."""
 PARQUET_ROWS = 1024
@@ -27,8 +30,17 @@ PARQUET_ROWS = 1024
 class OutputFile:
     """The lines of one job, which may have been begun by an earlier process."""
 
-    def __init__(self, path: Path, asked: Mapping[str, Any], *, restart: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        asked: Mapping[str, Any],
+        *,
+        restart: bool = False,
+        job: str | None = None,
+    ) -> None:
         """Open what was written so far, to go on behind it, unless `restart`.
+
+        A `job` that is to restart does so once, however often it is begun.
 
         Raises BadRequest for a finished file, and for one that was begun for another job than is
         `asked` for; OSError where nothing can be written.
@@ -41,9 +53,11 @@ class OutputFile:
         if path.suffix.lower() == ".parquet":
             _pyarrow()
         self._lock = self._locked()
-        if restart or not self._progress.stat().st_size:
+        restarts = restart and (job is None or self._begun().get("job") != job)
+        if restarts or not self._progress.stat().st_size:
             self._partial.unlink(missing_ok=True)
-            self._progress.write_text(json.dumps(dict(asked)), encoding="utf-8")
+            begun = dict(asked) if job is None else {**asked, "job": job}
+            self._progress.write_text(json.dumps(begun), encoding="utf-8")
         try:
             self._check(asked)
             self._stream = self._partial.open("ab")
@@ -64,11 +78,15 @@ class OutputFile:
             raise BadRequest(f"{self._path}: another process writes it") from error
         return lock
 
-    def _check(self, asked: Mapping[str, Any]) -> None:
+    def _begun(self) -> dict[str, Any]:
         try:
             begun = json.loads(self._progress.read_text(encoding="utf-8"))
         except ValueError:
-            begun = {}  # it was cut
+            return {}  # it was cut, or is new
+        return begun if isinstance(begun, dict) else {}
+
+    def _check(self, asked: Mapping[str, Any]) -> None:
+        begun = self._begun()
         odd = sorted(name for name in asked if begun.get(name) != asked[name])
         if odd:
             raise BadRequest(
@@ -77,11 +95,11 @@ class OutputFile:
             )
 
     def _whole_lines(self) -> int:
-        """Count the lines that are there, and the errors; cut off a line that is not whole."""
+        """Count the lines that are there, and the errors; cut off what is no whole answer."""
         count, end = 0, 0
         with self._partial.open("rb") as stream:
             for line in stream:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") or line.startswith(CANCELLED_LINE):
                     break
                 count, end = count + 1, end + len(line)
                 self.errors += b',"prediction":' not in line
@@ -112,10 +130,17 @@ class OutputFile:
         self._progress.unlink()
         self._lock.close()
 
-    def close(self) -> None:
-        """Leave what there is for who resumes."""
-        self._stream.close()
-        self._lock.close()
+    def close(self, *, cancelled: str = "") -> None:
+        """Leave what there is for who resumes; behind whole lines, if it was cancelled, why."""
+        try:
+            if cancelled and not self._stream.closed:
+                self._stream.flush()
+                self.lines = self._whole_lines()
+                said = {"cancelled": cancelled, "rows": self.lines}
+                self._stream.write(orjson.dumps(said) + b"\n")
+        finally:
+            self._stream.close()
+            self._lock.close()
 
 
 def _pyarrow() -> Any:

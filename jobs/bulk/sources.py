@@ -42,13 +42,13 @@ class Item(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The items of a file or folder; `total` is 0 where nobody knows it before the end.
+    """The items of a file or folder, and how many there are about (blank lines are none).
 
     `state` is another one once the input was changed: files' names, sizes and times.
     """
 
     items: Callable[[], Iterator[Item]]
-    total: int = 0
+    total: int
     state: str = ""
 
     def behind(self, number: int) -> Iterator[Item]:
@@ -56,10 +56,13 @@ class Source(NamedTuple):
         return islice(self.items(), number, None)
 
 
-def open_source(path: Path) -> Source:
-    """Return a path's items; raises BadRequest naming what is wrong with it."""
+def open_source(path: Path, within: Path | None = None) -> Source:
+    """Return a path's items; raises BadRequest naming what is wrong with it.
+
+    Pictures of a folder that lie outside of `within`, by links, are items with an error.
+    """
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, within)
     if not path.exists():
         raise BadRequest(f"{path}: no such file or folder")
     opener = READERS.get(path.suffix.lower())
@@ -73,7 +76,7 @@ def open_source(path: Path) -> Source:
         raise BadRequest(f"{path}: {error}") from error
 
 
-def _folder(path: Path) -> Source:
+def _folder(path: Path, within: Path | None) -> Source:
     files = sorted(
         file
         for file in path.rglob("*")
@@ -85,6 +88,9 @@ def _folder(path: Path) -> Source:
     def items() -> Iterator[Item]:
         for file in files:
             name = str(file.relative_to(path))
+            if within is not None and not file.resolve().is_relative_to(within.resolve()):
+                yield Item(name, error="it lies outside of the folder that may be read")
+                continue
             try:
                 yield _picture(name, file.stat().st_size, file.read_bytes)
             except OSError as error:
@@ -143,7 +149,7 @@ def _csv(path: Path) -> Source:
         for number, line in enumerate((line for line in lines if line), 1):
             yield _row(f"row {number}", names, line)
 
-    return Source(items)
+    return Source(items, sum(1 for line in _lines_of(path, delimiter) if line) - 1)
 
 
 def _lines_of(path: Path, delimiter: str) -> Iterator[list[str] | csv.Error]:

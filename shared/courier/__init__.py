@@ -1,1 +1,1 @@
-"""Sends the requests of one process in shared writes, collects answers."""
+"""Sends one process's requests together, collects answers."""

@@ -1,1 +1,1 @@
-"""Both ends of a request's way through Redis: push and wait, claim and publish."""
+"""Both ends of a request's way through Redis."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LONGEST = (
     "tests/cli/test_ferry_add.py",
+    "tests/jobs/test_jobs.py",
     "tests/supervisor/test_mishaps.py",
     "tests/system/test_crashes.py",
     "tests/ensembles/test_ensemble_crashes.py",
@@ -61,8 +62,8 @@ SERVED = (
 
 STARTERS = frozenset(
     {
-        "OwnValkey", "doubling_server", "running_gunicorn", "running_grpc", "running_system",
-        "running_worker", "spawn", "starter", "subprocess",
+        "OwnValkey", "doubling_server", "running_gunicorn", "running_grpc", "running_jobs_worker",
+        "running_system", "running_worker", "spawn", "starter", "subprocess",
     }
 )  # fmt: skip
 """What test modules import to start processes."""

@@ -31,19 +31,27 @@ NO_REQUEST = "0" * 32
 
 
 class World(NamedTuple):
-    """An API over a model that is served, one without Redis, one whose model is still loading."""
+    """An API over a model that is served, one without Redis, one whose model is still loading.
+
+    And one that offers no jobs.
+    """
 
     model: CountingModel
     up: FlaskClient
     away: FlaskClient
     loading: FlaskClient
+    off: FlaskClient
+    settings: Settings
 
 
 @pytest.fixture(scope="module")
-def world(redis_url: str) -> Iterator[World]:
+def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    inputs = tmp_path_factory.mktemp("inputs")
+    (inputs / "rows.csv").write_text("x\n1\n")
     settings = Settings(
         redis_url=redis_url, key_prefix="statuses", max_body_bytes=LIMIT,
-        request_timeout_seconds=10, model_control_mode="explicit",
+        request_timeout_seconds=10, model_control_mode="explicit", job_inputs=str(inputs),
+        job_files=str(inputs), job_upload_bytes=LIMIT, job_modules="posixpath",
     )  # fmt: skip
     loading = replace(settings, key_prefix="statuses-loading")
     register(loading, spec("fake", TensorSpec(name="x", datatype="FP32", dims=(2,))), ready=False)
@@ -56,8 +64,9 @@ def world(redis_url: str) -> Iterator[World]:
         counting_model(settings, answer=vectors_of, **strings),
     ):
         have_supervisor(settings)
-        clients = [create_app(item).test_client() for item in (settings, away, loading)]
-        yield World(model, *clients)
+        off = replace(settings, jobs=False)
+        clients = [create_app(item).test_client() for item in (settings, away, loading, off)]
+        yield World(model, *clients, settings)
 
 
 def vectors_of(inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -94,7 +103,7 @@ class Asking(NamedTuple):
         self, client: FlaskClient, name: str = "fake", request_id: str = NO_REQUEST, **more: Any
     ) -> TestResponse:
         values = {"name": name, "request_id": request_id, "version": "1", "verb": "explain"}
-        path = self.path.format(**values, action="status")
+        path = self.path.format(**values, job_id=request_id, action="status")
         return client.open(path, method=self.method, **more)
 
 
@@ -212,6 +221,34 @@ def about(request_id: Callable[[World], str]) -> Case:
     return lambda world, ask: ask(world.up, request_id=request_id(world))
 
 
+EDGE = {"model": "fake", "to": "ort"}
+
+
+def submitted(world: World) -> str:
+    """Return the id of a job that waits."""
+    job_id: str = world.up.post("/jobs/edge", json=EDGE).get_json()["id"]
+    return job_id
+
+
+def cancelled_job(world: World) -> str:
+    job_id = submitted(world)
+    world.up.delete(f"/jobs/{job_id}")
+    return job_id
+
+
+def finished_job(world: World) -> str:
+    """Return the id of a job whose result is there."""
+    job_id = cancelled_job(world)
+    fields = {"status": "finished", "ferry_result": '{"output": "x"}'}
+    connect(world.settings.redis_url).hset(f"rq:job:{job_id}", mapping=fields)
+    return job_id
+
+
+def submitting(body: dict[str, Any]) -> dict[int, Case]:
+    """Return the cases of a route that has a job done."""
+    return TAKES_JSON | {202: plain(json=body), 501: plain("off")}
+
+
 KNOWN_MODEL = {200: plain(), 404: plain(name="nobody"), 503: plain("away")}
 TAKES_JSON = {
     400: plain(data=b"{"),
@@ -254,6 +291,38 @@ ROUTES: dict[tuple[str, str], dict[int, Case]] = {
     ("POST", "/v2/repository/models/{name}/load"): TAKES_JSON | {200: plain(name="loaded")},
     ("POST", "/v2/repository/models/{name}/unload"): TAKES_JSON | {200: plain(name="unloaded")},
     ("GET", "/models/{name}/report"): KNOWN_MODEL | {200: plain(name="loaded")},
+    ("POST", "/jobs/predict"): submitting({"model": "fake", "input": "rows.csv"})
+    | {404: plain(json={"model": "nobody", "input": "rows.csv"})},
+    ("POST", "/jobs/export"): submitting({"model": "x", "original": "posixpath:join"}),
+    ("POST", "/jobs/verify"): submitting({"model": "fake"}),
+    ("POST", "/jobs/optimise"): submitting({"model": "fake"}),
+    ("POST", "/jobs/edge"): submitting(EDGE),
+    ("GET", "/jobs"): {
+        200: plain(),
+        400: plain(query_string={"limit": "0"}),
+        501: plain("off"),
+        503: plain("away"),
+    },
+    ("GET", "/jobs/{job_id}"): {
+        200: about(submitted),
+        404: plain(),
+        501: plain("off"),
+        503: plain("away"),
+    },
+    ("DELETE", "/jobs/{job_id}"): {
+        200: about(submitted),
+        404: plain(),
+        409: about(cancelled_job),
+        501: plain("off"),
+        503: plain("away"),
+    },
+    ("GET", "/jobs/{job_id}/result"): {
+        200: about(finished_job),
+        404: plain(),
+        409: about(submitted),
+        501: plain("off"),
+        503: plain("away"),
+    },
     ("GET", "/metrics"): {200: plain(), 503: plain("away")},
     ("GET", "/v2/logging"): {200: plain(), 503: plain("away")},
     ("POST", "/v2/logging"): TAKES_JSON | {200: plain(json={"log_error": True})},

@@ -13,12 +13,12 @@ from rooms import ROOT, arrows, circle, imports, product_modules, room
 FLOORS = {
     "shared": (
         "errors datatypes names ticket messages model_spec redis_urls setting_checks cores "
-        "open_files settings socket_paths",
+        "open_files parent_death job_settings settings socket_paths",
         "inputs wire",
         "courier",
         "request_queue",
         "registry",
-        "exposition operations",
+        "exposition operations jobs",
         "history",
     ),
     "api": (
@@ -40,7 +40,7 @@ FLOORS = {
         "optimise supervisor",
         "__main__",
     ),
-    "jobs": ("bulk",),
+    "jobs": ("bulk", "reporter", "functions", "worker", "dashboard", "__main__"),
     "ferry": ("errors", "up", "commands", "cli", "__main__"),
 }
 """Each package from the ground up. A room knows the floors below it, modules beside it may know
@@ -49,7 +49,7 @@ BETWEEN = {
     "shared": (),
     "api": ("shared",),
     "worker": ("shared",),
-    "jobs": ("shared", "api.payloads"),
+    "jobs": ("shared", "api.payloads", "worker.repository", "worker.optimise"),
     "ferry": ("shared", "jobs", "worker.preflight", "worker.repository", "worker.optimise"),
 }
 EXCEPT = {

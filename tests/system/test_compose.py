@@ -227,7 +227,7 @@ def test_every_command_but_up_and_samples_runs_in_the_image_of_the_worker():
     torch_looks_for_it = "worker.backends.programs.graph_texts"
 
     assert without.keys() - {torch_looks_for_it} == {
-        "ferry.up.up", "ferry.up.processes", "worker.backends.joblib_pipeline",
+        "ferry.up.up", "ferry.up.processes", "jobs.dashboard", "worker.backends.joblib_pipeline",
     }  # fmt: skip
 
 

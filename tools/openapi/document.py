@@ -23,10 +23,11 @@ from shared.settings import Settings
 from tools.openapi.bodies import JSON, Bodies
 from tools.openapi.examples import Example, examples
 from tools.openapi.extensions import EXTENSION_VIEWS
+from tools.openapi.jobs import JOB_VIEWS
 from tools.openapi.operations import PROTOCOL_VIEWS, Operation
 from tools.openapi.parameters import HEADERS, PARAMETERS, PATH_PARAMETERS
 
-OPERATIONS = {**PROTOCOL_VIEWS, **EXTENSION_VIEWS}
+OPERATIONS = {**PROTOCOL_VIEWS, **EXTENSION_VIEWS, **JOB_VIEWS}
 UNKNOWN = Operation("other", "Not described yet", {200: {JSON: (dict,)}})
 PAGES = {
     "static", "swagger_ui.show", "pages.static", "pages.model", "pages.tokens", "pages.burst",
@@ -148,7 +149,7 @@ def _responses(
 
 def _can_have(rule: Rule, error: type[FerryError]) -> bool:
     """Tell whether a route can end with an error; one that names no model names no unknown one."""
-    return error is not UnknownModel or "name" in rule.arguments
+    return error is not UnknownModel or "name" in rule.arguments or rule.endpoint == "jobs.predict"
 
 
 def _said(error: type[FerryError]) -> str:

@@ -11,12 +11,17 @@ from api.payloads.binary_tensors import HEADER
 from api.payloads.predictions import MAX_TOP_K
 from api.routes.predict import DEFAULT_TOP_K
 from api.routes.requests import LONGEST_WAIT_SECONDS
+from shared.jobs.store import MAX_LISTED_JOBS
 
 PATH_PARAMETERS: Mapping[str, dict[str, Any]] = {
     "name": {"description": "the model", "schema": {"type": "string"}},
     "version": {
         "description": "a version that is served",
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+    "job_id": {
+        "description": "the `id` of the answer 202",
+        "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
     },
     "request_id": {
         "description": "the `id` of the answer 202",
@@ -33,6 +38,11 @@ PARAMETERS: Mapping[str, dict[str, Any]] = {
             "maximum": MAX_TOP_K,
             "default": DEFAULT_TOP_K,
         },
+    },
+    "limit": {
+        "in": "query",
+        "description": "how many jobs at most",
+        "schema": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED_JOBS, "default": 100},
     },
     "wait": {
         "in": "query",

@@ -1,1 +1,1 @@
-"""An ensemble's process: passes tensors from step to step through their queues."""
+"""An ensemble's process: passes tensors from step to step."""

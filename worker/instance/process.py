@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import logging
 import multiprocessing
@@ -22,6 +21,7 @@ from redis.exceptions import RedisError
 
 from shared.datatypes import Array
 from shared.errors import BadModel, described, text_of
+from shared.parent_death import die_with_parent_process
 from shared.registry.log_settings import LogLevel
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Batching
@@ -62,7 +62,6 @@ from worker.repository.verified import why_unverified
 log = logging.getLogger(__name__)
 
 TORCHS = CHECKED - {"onnxruntime"}
-PR_SET_PDEATHSIG = 1
 LEAVE_SECONDS = 1.0
 """Given to threads and processes that a model left behind."""
 
@@ -330,7 +329,7 @@ def die_with_parent() -> None:
     So the forkserver dies with the supervisor, and the instances with the forkserver. By itself
     it would outlive its children, to which multiprocessing lends the pipe that it watches.
     """
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent_process()
     supervisor = parent_process()
     if supervisor is not None and not supervisor.is_alive():
         raise SystemExit(1)

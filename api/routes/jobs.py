@@ -1,0 +1,232 @@
+"""/jobs: slow work that the jobs worker does, beside the requests (docs/jobs.md)."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from flask import Blueprint, Response, request, send_file
+from werkzeug.datastructures import FileStorage
+
+from api.infer.answer import OPTIONS
+from api.routes.flask_side import json_response, services
+from api.server.body import read_body, read_form
+from shared.errors import BadRequest, FerryError, JobNotEnded, RedisUnavailable, Unsupported
+from shared.jobs import places
+from shared.jobs.orders import PredictJob, read_order
+from shared.jobs.store import ENDED, JobStore, checked_id, checked_limit
+
+blueprint = Blueprint("jobs", __name__)
+EVENTS, FORM = "text/event-stream", "multipart/form-data"
+NDJSON, PARQUET = "application/x-ndjson", "application/vnd.apache.parquet"
+SHOWN_LINES = 20
+EVENT_SECONDS = 0.5
+LONGEST_STREAM_SECONDS = 3600.0
+KEEP_ALIVE_SECONDS = 15.0
+UPLOADS = frozenset({".csv", ".tsv", ".ndjson", ".jsonl", ".parquet", ".zip"})
+OUTPUTS = frozenset({".ndjson", ".jsonl", ".parquet"})
+
+
+@blueprint.before_request
+def may_use_jobs() -> None:
+    """Stand before every route of this page: who may not use jobs is refused here."""
+    settings = services().settings
+    if not settings.jobs:
+        raise Unsupported("jobs are not offered here: FERRY_JOBS is 0")
+    request.max_content_length = settings.job_upload_bytes
+
+
+@blueprint.post("/jobs/predict")
+def predict() -> Response:
+    """Have a model asked for every row of a file; the fields are JSON, or a form with the file."""
+    return _submit("predict")
+
+
+@blueprint.post("/jobs/export")
+def export() -> Response:
+    """Have a module of torch exported."""
+    return _submit("export")
+
+
+@blueprint.post("/jobs/verify")
+def verify() -> Response:
+    """Have a version compared with another."""
+    return _submit("verify")
+
+
+@blueprint.post("/jobs/optimise")
+def optimise() -> Response:
+    """Have a faster version made."""
+    return _submit("optimise")
+
+
+@blueprint.post("/jobs/edge")
+def edge() -> Response:
+    """Have a bundle made for phones and boards."""
+    return _submit("edge")
+
+
+def _submit(kind: str) -> Response:
+    """Accept a job with 202, or refuse at once what it would refuse itself."""
+    store, job_id = _store(), JobStore.new_id()
+    store.check_room()
+    fields, file = _fields(kind)
+    order = read_order(kind, fields, texts=request.mimetype == FORM)
+    ending = "" if file is None else _ending(file.filename or "")
+    if isinstance(order, PredictJob):
+        _check_predict(order, job_id, has_upload=file is not None)
+    _check_paths(order)
+    if file is not None:
+        _keep(file, places.job_folder(services().settings, job_id), ending)
+    store.submit(job_id, kind, order, ending)
+    return json_response(store.find(job_id), 202, (("Location", f"/jobs/{job_id}"),))
+
+
+@blueprint.get("/jobs")
+def listing() -> Response:
+    """Answer the newest jobs, newest first."""
+    limit = checked_limit(request.args.get("limit", "100"))
+    return json_response({"jobs": _store().all(limit)})
+
+
+@blueprint.get("/jobs/<string(length=32):job_id>")
+def show(job_id: str) -> Response:
+    """Answer one job and the tail of its log; as a stream of events where that is asked for."""
+    shown = _shown(checked_id(job_id))
+    if EVENTS in request.headers.get("Accept", ""):
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return Response(_events(_store(), job_id, shown), content_type=EVENTS, headers=headers)
+    return json_response(shown)
+
+
+@blueprint.get("/jobs/<string(length=32):job_id>/result")
+def result(job_id: str) -> Response:
+    """Answer what a job made: the file of answers, or its result as JSON.
+
+    Of a job that was cancelled or failed, the answers until then, whose last line says so.
+    """
+    job = _store().find(checked_id(job_id))
+    if job["state"] not in ENDED:
+        raise JobNotEnded(f"job {job_id} is {job['state']}: it has no result yet")
+    if job["kind"] == "predict":
+        return _answers(job)
+    if job["result"] is None:
+        raise JobNotEnded(f"job {job_id} has no result: {job['error'] or job['state']}")
+    return json_response(job["result"])
+
+
+@blueprint.delete("/jobs/<string(length=32):job_id>")
+def cancel(job_id: str) -> Response:
+    """Cancel a job; one that runs ends soon, and keeps what it has done."""
+    return json_response(_store().cancel(checked_id(job_id)))
+
+
+def _store() -> JobStore:
+    return JobStore(services().client, services().settings)
+
+
+def _fields(kind: str) -> tuple[dict[str, Any], Any]:
+    """Return a body's fields, and its file if it is a form with one; raises BadRequest."""
+    if kind == "predict" and request.mimetype == FORM:
+        form, files = read_form()
+        if set(files) - {"input"}:
+            raise BadRequest(f"the form has a file {sorted(files)[0]!r}, expected `input`")
+        return {name: value for name, value in form.items() if value != ""}, files.get("input")
+    try:
+        fields = orjson.loads(read_body() or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise BadRequest("the body is no JSON object")
+    return fields, None
+
+
+def _keep(file: FileStorage, folder: Path, ending: str) -> None:
+    try:
+        folder.mkdir(parents=True, mode=0o700)
+        file.save(folder / f"{places.UPLOAD}{ending}")
+    except OSError as error:
+        raise RedisUnavailable(f"the upload cannot be kept: {error.strerror}") from error
+
+
+def _ending(name: str) -> str:
+    ending = Path(name).suffix.lower()
+    if ending not in UPLOADS or not places.UPLOAD_ENDING.fullmatch(ending):
+        raise BadRequest(f"file {name!r}: expected one that ends in {', '.join(sorted(UPLOADS))}")
+    return ending
+
+
+def _check_predict(order: PredictJob, job_id: str, *, has_upload: bool) -> None:
+    settings = services().settings
+    services().catalog.serving(order.model, order.version or None)
+    if bool(order.input) == has_upload:
+        raise BadRequest("expected a field `input`, a path, or a form with a file `input`")
+    if order.output and Path(order.output).suffix.lower() not in OUTPUTS:
+        raise BadRequest(f"field 'output': {order.output!r}: expected .ndjson or .parquet")
+    output = places.answers_file(settings, job_id, order)
+    if output.exists() and not order.restart:
+        raise BadRequest(
+            f"field 'output': {order.output!r} is there already, \"restart\": true writes it anew"
+        )
+
+
+def _check_paths(order: Any) -> None:
+    """Refuse at once what the job itself would refuse."""
+    settings = services().settings
+    for field in ("input", "data", "weights", "labels", "tokenizer"):
+        if name := getattr(order, field, ""):
+            places.input_file(settings, field, name)
+    for field in ("original", "against"):
+        if ":" in (path := getattr(order, field, "")):
+            places.check_module(settings, path.partition(":")[0])
+
+
+def _shown(job_id: str) -> dict[str, Any]:
+    store = _store()
+    return {**store.find(job_id), "log": store.log(job_id, SHOWN_LINES)}
+
+
+def _events(store: JobStore, job_id: str, shown: dict[str, Any]) -> Iterator[bytes]:
+    """Yield the job whenever it is another, until it has ended; a comment now and then."""
+    until, said_at = time.monotonic() + LONGEST_STREAM_SECONDS, time.monotonic()
+    told: dict[str, Any] = {}
+    while True:
+        if shown != told:
+            yield b"event: job\ndata: " + orjson.dumps(shown, option=OPTIONS) + b"\n\n"
+            told, said_at = shown, time.monotonic()
+        elif time.monotonic() - said_at > KEEP_ALIVE_SECONDS:
+            yield b": it goes on\n\n"
+            said_at = time.monotonic()
+        if shown["state"] in ENDED or time.monotonic() > until:
+            return
+        time.sleep(EVENT_SECONDS)
+        try:
+            shown = {**store.find(job_id), "log": store.log(job_id, SHOWN_LINES)}
+        except RedisUnavailable:
+            continue
+        except FerryError:
+            return
+
+
+def _answers(job: dict[str, Any]) -> Response:
+    settings = services().settings
+    order = read_order("predict", job["order"])
+    file = places.answers_file(settings, job["id"], order)
+    partial = file.with_name(f"{file.name}.partial")
+    is_whole = job["state"] == "finished"
+    found = file if is_whole else partial
+    if not found.is_file():
+        reason = job["error"] or f"it has {job['state']}"
+        where = f"; {file.name} is not on this machine" if is_whole else ""
+        raise JobNotEnded(f"job {job['id']} has no answers to be fetched: {reason}{where}")
+    kind = (
+        "application/vnd.apache.parquet" if found.suffix == ".parquet" else "application/x-ndjson"
+    )
+    name = re.sub(r"[^\w.-]", "_", found.name)
+    response = send_file(found, mimetype=kind, as_attachment=True, download_name=name)
+    response.headers["Ferry-Job-State"] = job["state"]
+    return response

@@ -1,0 +1,202 @@
+"""Whoever can write to Redis has no code run by it: neither in the worker nor in the dashboard."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import pytest
+import redis
+from jobs_worker import running_jobs_worker
+from waiting import wait_until
+
+from jobs.dashboard import escaped, make_dashboard
+from jobs.functions import FUNCTIONS
+from shared.errors import BadRequest, QueueFull, UnknownRoute
+from shared.jobs.orders import KINDS, read_order
+from shared.jobs.store import JobStore
+from shared.settings import Settings
+from shared.wire.client import connect
+
+HOSTILE = '<img src=x onerror="alert(1)">'
+JSON_OF_OTHERS = json.dumps(["os.mkdir", None, ["{}"], {}])
+
+
+class Marker:
+    """Unpickled, it makes a directory."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = str(place)
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return __import__("os").mkdir, (self._place,)
+
+
+@pytest.fixture
+def settings(redis_url: str, tmp_path: Path) -> Settings:
+    prefix = f"table-{token_hex(4)}"
+    return Settings(redis_url=redis_url, key_prefix=prefix, job_files=str(tmp_path / "files"))
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[redis.Redis]:
+    with connect(settings.redis_url) as client:
+        yield client
+        client.srem("rq:queues", f"rq:queue:{settings.key_prefix}")
+
+
+def hostile_hashes(mark: Path) -> dict[str, dict[str, Any]]:
+    """Return rq's hashes by name, each of which would make the directory `mark`, or worse."""
+    ours = json.dumps(["ferry.predict", None, [], {}])
+    made = json.dumps(["evil.call", None, [], {}])
+    hook = {"url": f"file://{mark}", "job_status": "failed"}
+    return {
+        "function": {"data": made},
+        "packed": {"data": zlib.compress(made.encode())},
+        "pickled": {"data": pickle.dumps(Marker(mark))},
+        "instance": {"data": json.dumps(["ferry.predict", {"x": 1}, [], {}])},
+        "arguments": {"data": json.dumps(["ferry.predict", None, [1], {}])},
+        "meta": {"data": ours, "meta": pickle.dumps(Marker(mark))},
+        "result": {"data": ours, "result": pickle.dumps(Marker(mark))},
+        "callbacks": {
+            "data": ours, "success_callback_name": "evil.call",
+            "failure_callback_name": "evil.call", "stopped_callback_name": "evil.call",
+            "webhooks": json.dumps([hook]),
+            "repeats_left": 3, "repeat_intervals": "[0]", "retries_left": 0,
+            "dependency_ids": json.dumps(["other"]), "group_id": "group",
+        },
+        "order": {"data": ours, "ferry_order": json.dumps({"model": "../x"})},
+        "upload": {
+            "data": ours, "ferry_order": json.dumps({"model": "x"}),
+            "ferry_upload": "/../../../etc/passwd",
+        },
+        "path": {"data": ours, "ferry_order": json.dumps({"model": "x", "input": "/etc/passwd"})},
+    }  # fmt: skip
+
+
+def test_every_kind_has_a_function_and_an_order() -> None:
+    assert FUNCTIONS.keys() == KINDS.keys()
+    with pytest.raises(UnknownRoute, match="no job 'shell'"):
+        read_order("shell", {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "says"),
+    [
+        ("predict", {}, "field 'model'"),
+        ("predict", {"model": HOSTILE}, "field 'model'"),
+        ("predict", {"model": "x", "version": "../1"}, "field 'version'"),
+        ("export", {"model": "x", "original": "os:path.join"}, "field 'original'"),
+        ("export", {"model": "x", "original": "os"}, "field 'original'"),
+        ("verify", {"model": "x", "against": "os.system"}, "field 'against'"),
+        ("verify", {"model": "x", "tolerances": {"other": 1}}, "field 'tolerances'"),
+        ("optimise", {"model": "x", "budget_seconds": 0}, "field 'budget_seconds'"),
+        ("optimise", {"model": "x", "serve": True}, "no field 'serve'"),
+        ("edge", {"model": "x", "to": "exe"}, "field 'to'"),
+    ],
+)
+def test_a_field_that_cannot_be_is_named(kind: str, fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadRequest, match=re.escape(says)):
+        read_order(kind, fields)
+
+
+def test_a_job_of_anybody_else_is_not_run(
+    settings: Settings, client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark, queue = tmp_path / "mark", f"rq:queue:{settings.key_prefix}"
+    (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\ndef call(*_): ...\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = hostile_hashes(mark)
+    ids = {name: f"{number:032x}" for number, name in enumerate(found, 1)}
+    common = {"origin": settings.key_prefix, "status": "queued", "timeout": 60,
+              "created_at": "2026-11-30T00:00:00.000000Z", "ferry_kind": "predict"}  # fmt: skip
+    for name, fields in found.items():
+        client.hset(f"rq:job:{ids[name]}", mapping=common | fields)
+        client.rpush(queue, ids[name])
+    client.hset("rq:job:broken", mapping=common | {"data": b"", "status": "unheard of"})
+    client.rpush(queue, "broken", "missing")
+
+    def status(name: str) -> bytes | None:
+        return client.hget(f"rq:job:{ids[name]}", "status")
+
+    with running_jobs_worker(settings):
+        wait_until(lambda: all(status(name) == b"failed" for name in ids), 60, "all have failed")
+        wait_until(lambda: not client.llen(queue), 30, "the queue is empty")
+
+    assert not mark.exists()
+    errors = {name: client.hget(f"rq:job:{ids[name]}", "ferry_error").decode() for name in ids}
+    for name in ("function", "packed", "pickled", "instance", "arguments"):
+        assert errors[name].endswith("is none of Ferry's, and is not run")
+    assert "field 'model'" in errors["order"]
+    assert "its upload ends in" in errors["upload"]
+    assert "FERRY_JOB_INPUTS is not set" in errors["path"]
+    for name in ids:
+        kept = client.xrevrange(f"rq:results:{ids[name]}", count=1)[0][1][b"exc_string"]
+        assert b"Traceback" not in kept
+
+
+def test_no_more_jobs_wait_than_may(settings: Settings, client: redis.Redis) -> None:
+    settings = replace(settings, max_jobs=2)
+    store = JobStore(client, settings)
+    for _ in range(2):
+        store.submit(store.new_id(), "edge", read_order("edge", {"model": "x", "to": "ort"}))
+
+    with pytest.raises(QueueFull, match="2 jobs wait already"):
+        store.submit(store.new_id(), "edge", read_order("edge", {"model": "x", "to": "ort"}))
+    waiting = store.cancel(store.all(1)[0]["id"])
+
+    assert (waiting["state"], len(store.all())) == ("cancelled", 2)
+    assert 0 < client.ttl(f"rq:job:{waiting['id']}") <= settings.job_keep_seconds
+
+
+def test_the_dashboard_shows_no_word_of_a_client_and_unpickles_nothing(
+    settings: Settings, client: redis.Redis, tmp_path: Path
+) -> None:
+    store, job_id = JobStore(client, settings), JobStore.new_id()
+    fields = {"model": "x", "input": HOSTILE, "output": f"{HOSTILE}.ndjson"}
+    store.submit(job_id, "predict", read_order("predict", fields))
+    mark = tmp_path / "mark"
+    theirs = {"data": JSON_OF_OTHERS, "description": HOSTILE, "origin": settings.key_prefix,
+              "meta": pickle.dumps(Marker(mark)), "status": "queued"}  # fmt: skip
+    client.hset("rq:job:theirs", mapping=theirs)
+    client.rpush(f"rq:queue:{settings.key_prefix}", "theirs")
+    worker = {"state": "busy", "current_job": "theirs", "queues": HOSTILE, "birth": ""}
+    client.hset("rq:worker:one", mapping=worker)
+    client.sadd("rq:workers", "rq:worker:one")
+
+    app = make_dashboard(settings).test_client()
+    shown = [
+        app.get(path)
+        for path in (
+            f"/0/data/job/{job_id}.json", f"/0/data/jobs/{settings.key_prefix}/queued/8/asc/1.json",
+            "/0/data/workers.json", "/0/data/queues.json", f"/0/view/job/{job_id}",
+            "/0/view/job/theirs", "/",
+        )
+    ]  # fmt: skip
+    assert app.get("/0/data/job/theirs.json").status_code == 500, "it is no JSON"
+    client.delete("rq:worker:one", "rq:job:theirs")
+    client.srem("rq:workers", "rq:worker:one")
+
+    assert [answer.status_code for answer in shown] == [200] * len(shown)
+    for answer in shown:
+        assert "<img" not in answer.text
+        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    job = shown[0].json
+    assert job["description"] == "predict x"
+    assert json.loads(job["metadata"].replace("&#34;", '"').replace("&quot;", '"')) == {
+        "progress": 0.0, "step": "waiting",
+    }  # fmt: skip
+    fields_of_rq = {
+        k: v for k, v in client.hgetall(f"rq:job:{job_id}").items() if b"ferry_" not in k
+    }
+    assert b"data" in fields_of_rq
+    assert not any(b"<img" in value for value in fields_of_rq.values())
+    assert not mark.exists()
+    assert escaped([{"<": ("&", 1)}]) == [{"&lt;": ["&amp;", 1]}]
