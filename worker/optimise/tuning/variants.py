@@ -148,13 +148,13 @@ VARIANTS: tuple[Variant, ...] = (
         "onnxruntime", "ONNX Runtime", "FP32", partial(_from_version, onnx_files.export_onnx), _onnx
     ),
     _on_onnx(STATIC, "INT8", onnx_files.static_int8),
-    *_without_worst(),
-    _on_onnx("onnxruntime-int8-dynamic", "INT8", onnx_files.dynamic_int8),
-    _on_torch("torchscript-bf16", "BF16", torch_files.bfloat16, _bf16),
     _on_onnx(
         "onnxruntime-int8-static-per-tensor", "INT8",
         partial(onnx_files.static_int8, per_channel=False),
     ),
+    _on_onnx("onnxruntime-int8-dynamic", "INT8", onnx_files.dynamic_int8),
+    _on_torch("torchscript-bf16", "BF16", torch_files.bfloat16, _bf16),
+    *_without_worst(),
     _on_torch("aoti", "FP32", program_files.compiled, _compiled, "AOTInductor"),
     _on_torch("torchscript-channels-last", "FP32", torch_files.channels_last),
     _on_torch("torchscript-frozen", "FP32", torch_files.frozen),
