@@ -172,7 +172,7 @@ def test_no_text_has_more_time_than_the_request(world: World) -> None:
     answer(work, first, 1.0)
     world.waiting(1, UNDER_WAY - 1)  # new ones, with what is left
 
-    response = asked.result(timeout=30)
+    response = asked.result(timeout=15)  # which is less than one without a time of its own has
 
     assert (response.status_code, response.get_json()["error"]["type"]) == (503, "server_error")
     assert response.get_json()["error"]["code"] == "request_expired"
@@ -209,3 +209,5 @@ def test_one_text_that_fails_fails_the_request_and_takes_the_others_back(world: 
     response = asked.result(timeout=30)
     assert (response.status_code, response.get_json()["error"]["code"]) == (500, "bad_model_output")
     world.waiting(0, 0)
+    counts = world.redis.hgetall(world.keys().counts)
+    assert counts == {b"cancelled": str(UNDER_WAY - len(claimed)).encode()}

@@ -137,6 +137,23 @@ def test_a_text_above_the_length_is_refused_where_the_model_says_so(client: Flas
     assert message == f"text 1 is longer than the {MAX_LENGTH} tokens of 'strict'"
 
 
+@pytest.mark.parametrize("long", ["good " * 9, [5] * 9])
+def test_the_text_to_embed_that_is_too_long_is_named_or_cut(
+    client: FlaskClient, long: str | list[int]
+) -> None:
+    """Texts travel sorted by length, in pieces; ids are cut as texts are."""
+    others: list[Any] = [[5]] * 40 if isinstance(long, list) else ["good"] * 40
+    asked = {"input": [*others, long, *others]}
+
+    refused = client.post("/v1/embeddings", json=asked | {"model": "strict"})
+
+    assert (refused.status_code, refused.get_json()["error"]["param"]) == (400, "input")
+    assert refused.get_json()["error"]["message"].startswith("text 40 is longer than the 8 tokens")
+    cut = answer(client.post("/v1/embeddings", json=asked | {"model": "counts"}))
+    special = 0 if isinstance(long, list) else 2
+    assert cut["usage"]["prompt_tokens"] == 80 * (1 + special) + MAX_LENGTH
+
+
 def test_a_text_that_fits_is_answered_where_longer_ones_are_refused(client: FlaskClient) -> None:
     assert ask(client, "good", model="strict")["sentiment"] == "positive"
 
