@@ -10,7 +10,7 @@ PYTEST := python -m pytest --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install samples up test test-quick test-gpu test-browser check bench chaos soak docs map hooks lock openapi clean
+.PHONY: help install samples up test test-quick test-gpu test-browser check bench chaos soak siege docs map hooks lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -79,6 +79,9 @@ chaos: samples ## Kill Ferry's processes and swap versions under load, check eve
 	$(BIN)/python -m chaos
 	CHANGES=1000 $(BIN)/python -m pytest -o faulthandler_timeout=0 \
 	    -k use tests/supervisor/test_nobody_by_the_old_version.py
+
+siege: samples ## Attack Ferry in every known way beside an honest client, who must not notice
+	$(BIN)/python -m siege
 
 docs: $(INSTALLED) ## Write the pages that are made from the code
 	$(BIN)/python -m tools.settings_table

@@ -23,6 +23,7 @@ from api.routes.flask_side import EXTENSION, HttpServices, OrjsonProvider
 from api.server.body import BoundedReads, InMemoryRequest
 from api.server.compression import Compressed
 from api.server.fast_path import FastPath
+from api.server.pace import Pace
 from shared.inputs.pictures import limit_pictures
 from shared.settings import Settings
 
@@ -47,8 +48,9 @@ def create_app(settings: Settings) -> Flask:
         app.register_blueprint(module.blueprint)
     app.register_blueprint(openapi.make_pages())
     register_error_handlers(app)
-    app.extensions["fast_path"] = FastPath(services.inference, settings)
+    pace = Pace(settings)
+    app.extensions["fast_path"] = FastPath(services.inference, pace, settings)
     app.wsgi_app = BoundedReads(  # type: ignore[method-assign]
-        Compressed(app.wsgi_app), settings.request_timeout_seconds
+        Compressed(app.wsgi_app), pace
     )
     return app

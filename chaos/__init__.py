@@ -1,1 +1,1 @@
-"""Kills processes under load and checks every answer: `make chaos`."""
+"""Kills processes under load, checks answers: `make chaos`."""

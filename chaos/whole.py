@@ -30,6 +30,11 @@ class WholeSystem:
         self._process: subprocess.Popen[bytes]
         self.start()
 
+    @property
+    def pid(self) -> int:
+        """Return the id of the process that all others come from."""
+        return self._process.pid
+
     def start(self) -> None:
         """Start everything, and return when the model is served."""
         log_file = self.directory / "up.log"

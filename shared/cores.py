@@ -1,4 +1,4 @@
-"""Counts the processor cores that a process may use: by affinity, and by control groups."""
+"""Counts the cores and the memory that a process may use: by affinity, and by control groups."""
 
 from __future__ import annotations
 
@@ -31,12 +31,37 @@ def quota_cores(cgroups: Path, membership: Path) -> float:
     return min(quotas, default=math.inf)
 
 
-def _groups(cgroups: Path, line: str) -> Iterator[Path]:
+def default_memory_bytes() -> int:
+    """Return how much memory this process may use, of its machine's or its container's."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(min(machine, limit_bytes(CGROUPS, MEMBERSHIP)))
+
+
+def limit_bytes(cgroups: Path, membership: Path) -> float:
+    """Return the memory that control groups allow, infinity without a limit; as `quota_cores`."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return math.inf
+    groups = [group for line in lines for group in _groups(cgroups, line, "memory")]
+    return min([_limit(group) for group in groups], default=math.inf)
+
+
+def _limit(group: Path) -> float:
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            return int((group / name).read_text()) or math.inf
+        except (OSError, ValueError):  # no such group here, or `max`
+            continue
+    return math.inf
+
+
+def _groups(cgroups: Path, line: str, controller: str = "cpu") -> Iterator[Path]:
     """Yield the directories of a line `number:controllers:path`, up to the root."""
     _, controllers, path = line.split(":", 2)
-    if controllers and "cpu" not in controllers.split(","):
+    if controllers and controller not in controllers.split(","):
         return
-    root = cgroups / "cpu" if controllers else cgroups
+    root = cgroups / controller if controllers else cgroups
     inside = PurePosixPath(path.lstrip("/"))
     yield from (root / each for each in (inside, *inside.parents))
 

@@ -17,6 +17,7 @@ An error raised on the worker's side crosses Redis as (code, message) and is rai
 from __future__ import annotations
 
 import re
+import reprlib
 from typing import ClassVar
 
 LONGEST_ERROR_TEXT, KEPT_ERROR_TEXT = 4000, 3800
@@ -61,6 +62,24 @@ def described(error: BaseException) -> str:
     return said
 
 
+def shown(value: object) -> str:
+    """Return what a client sent as an error quotes it: no more of it than LONGEST_QUOTE."""
+    text = _QUOTES.repr(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
+
+
+def _quotes() -> reprlib.Repr:
+    """Return what writes a few of a collection's items: a shape may have millions."""
+    quotes = reprlib.Repr()
+    quotes.maxlist = quotes.maxtuple = quotes.maxdict = quotes.maxset = 30
+    quotes.maxstring = quotes.maxother = quotes.maxlong = LONGEST_QUOTE
+    return quotes
+
+
+LONGEST_QUOTE = 200
+_QUOTES = _quotes()
+
+
 class FerryError(Exception):
     """Base of all errors that have an answer; `status` is HTTP's, `code` is for programs."""
 
@@ -91,7 +110,7 @@ class BadRequest(FerryError):
 
 
 class PayloadTooLarge(FerryError):
-    """The body is above FERRY_MAX_BODY_BYTES."""
+    """The body is above FERRY_MAX_BODY_BYTES, its JSON above FERRY_MAX_JSON_BYTES."""
 
     code = "payload_too_large"
     status = 413
@@ -105,7 +124,7 @@ class ForeignPage(FerryError):
 
 
 class RequestTimeout(FerryError):
-    """Nothing more of the body came for FERRY_REQUEST_TIMEOUT_SECONDS."""
+    """Nothing more of the body came for FERRY_REQUEST_TIMEOUT_SECONDS, or too slowly."""
 
     code = "request_timeout"
     status = 408

@@ -10,12 +10,19 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from hashlib import blake2b
+from math import prod
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.datatypes import NUMPY_TYPES
 from shared.errors import BadRequest
 from shared.messages import Tensor
+
+ELEMENTS_PARAMETER = "max_elements"
+"""The parameter that bounds a row of an input with open dimensions."""
+OPEN_ROW_BYTES = 2**25
+"""The bound without it: 8 million numbers of 32 bits, a colour picture of 1672 x 1672 pixels."""
 
 
 class _Frozen(BaseModel):
@@ -256,6 +263,29 @@ class ModelSpec(_Frozen):
             and self.batched == other.batched
             and {each.name for each in self.outputs} >= {each.name for each in other.outputs}
         )
+
+    @cached_property
+    def open_limits(self) -> dict[str, tuple[int, int]]:
+        """Return by input, of those with open dimensions, the largest of these, and of a row.
+
+        A text has no more tokens than its `max_length`, by whichever way it comes.
+        """
+        return {each.name: self._open_limit(each) for each in self.inputs if -1 in each.dims}
+
+    def _open_limit(self, tensor: TensorSpec) -> tuple[int, int]:
+        item_bytes = NUMPY_TYPES[tensor.datatype].itemsize if tensor.datatype != "BYTES" else 4
+        usual = OPEN_ROW_BYTES // item_bytes
+        largest = int(self.parameters.get(ELEMENTS_PARAMETER, usual))
+        if self.text is None or tensor.datatype == "BYTES":
+            return largest, largest
+        return min(largest, self.text.max_length), largest
+
+    def most_elements(self, tensor: TensorSpec) -> int:
+        """Return the most elements of an input's row."""
+        if tensor.name not in self.open_limits:
+            return prod(tensor.dims)
+        longest, largest = self.open_limits[tensor.name]
+        return min(largest, prod(longest if dim < 0 else dim for dim in tensor.dims))
 
     def full_shape(self, tensor: TensorSpec) -> list[int]:
         """Return the declared shape with the batch dimension, as v2 metadata shows it."""

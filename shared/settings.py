@@ -128,6 +128,24 @@ class Settings(JobSettings):
     max_body_bytes: int = _setting(
         64 * 2**20, "FERRY_MAX_BODY_BYTES", "larger bodies are refused with 413", check.whole(1024)
     )
+    max_json_bytes: int = _setting(
+        16 * 2**20,
+        "FERRY_MAX_JSON_BYTES",
+        "more JSON in a body, once it is opened, is refused with 413; binary data may be larger",
+        check.whole(1024),
+    )
+    max_bodies_bytes: int = _setting(
+        512 * 2**20,
+        "FERRY_MAX_BODIES_BYTES",
+        "bytes of large bodies under way in one API process before 503",
+        check.whole(1024),
+    )
+    max_body_seconds: float = _setting(
+        300.0,
+        "FERRY_MAX_BODY_SECONDS",
+        "a body that is not there by then is refused with 408, as one below 16 KiB/s",
+        check.seconds,
+    )
     max_image_pixels: int = _setting(
         50_000_000,
         "FERRY_MAX_IMAGE_PIXELS",
@@ -163,6 +181,12 @@ class Settings(JobSettings):
         "deadline of a request, from its push; and the longest silence within a body",
         check.seconds,
     )
+    max_request_timeout_seconds: float = _setting(
+        600.0,
+        "FERRY_MAX_REQUEST_TIMEOUT_SECONDS",
+        "the longest deadline that a client may ask for",
+        check.seconds,
+    )
     result_ttl_seconds: float = _setting(
         60.0, "FERRY_RESULT_TTL_SECONDS", "how long an unread answer is kept", check.seconds
     )
@@ -186,6 +210,13 @@ class Settings(JobSettings):
         "FERRY_MAX_BATCH_SECONDS",
         "a batch that runs longer is killed and retried",
         check.seconds,
+    )
+    max_growth_bytes: int = _setting(
+        2 * 2**30,
+        "FERRY_MAX_GROWTH_BYTES",
+        "an instance that holds so much more memory than when it was ready is replaced between two "
+        "batches; 0: never",
+        check.whole(0),
     )
     max_load_seconds: float = _setting(
         1800.0,
@@ -243,6 +274,11 @@ class Settings(JobSettings):
     log_level: str = _setting(
         "INFO", "FERRY_LOG_LEVEL", "DEBUG, INFO, WARNING or ERROR", check.log_level
     )
+
+    @property
+    def longest_timeout_seconds(self) -> float:
+        """Return the longest deadline that a request may have, its own or the usual one."""
+        return max(self.max_request_timeout_seconds, self.request_timeout_seconds)
 
     @property
     def api_process_count(self) -> int:

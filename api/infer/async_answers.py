@@ -14,7 +14,6 @@ import msgpack
 import redis
 
 from api.infer.answer import HttpAnswer, json_answer
-from api.infer.options import LONGEST_TIMEOUT_SECONDS
 from api.infer.question import Question
 from api.infer.queues import Queues
 from api.infer.render import render
@@ -50,12 +49,11 @@ class AsyncAnswers:
         self._settings = settings
         self._queues = queues
         self._waiting = 0
-        longest_timeout = max(LONGEST_TIMEOUT_SECONDS, settings.request_timeout_seconds)
         longest_kept = max(IDEMPOTENT_RESULT_SECONDS, settings.result_ttl_seconds)
         self._records = AsyncRecords(
             client,
             settings.key_prefix,
-            longest_timeout + longest_kept,
+            settings.longest_timeout_seconds + longest_kept,
             grace_seconds=grace_seconds(settings),
         )
 

@@ -12,8 +12,8 @@ from api.infer.question import Question
 from api.infer.queues import Queues
 from api.infer.render import render
 from api.payloads.binary_tensors import header_length
-from api.payloads.v2_json import parse_infer
-from shared.errors import UnknownModel
+from api.readers.readers import Readers
+from shared.errors import UnknownModel, shown
 from shared.messages import AnswerForm, Buffer
 from shared.registry.catalog import Catalog
 
@@ -24,11 +24,14 @@ PREFER, IDEMPOTENCY_KEY = "HTTP_PREFER", "HTTP_IDEMPOTENCY_KEY"
 class Inference:
     """Checks requests, asks the models and writes the answers; for HTTP, with or without Flask."""
 
-    def __init__(self, catalog: Catalog, queues: Queues, async_answers: AsyncAnswers) -> None:
-        """Serve the catalog's models through the queues."""
+    def __init__(
+        self, catalog: Catalog, queues: Queues, async_answers: AsyncAnswers, readers: Readers
+    ) -> None:
+        """Serve the catalog's models through the queues; `readers` read the bodies."""
         self._catalog = catalog
         self._queues = queues
         self._async_answers = async_answers
+        self._readers = readers
 
     def infer(
         self, name: str, version: str | None, raw: Buffer, environ: Mapping[str, Any]
@@ -43,7 +46,7 @@ class Inference:
         self, name: str, version: str | None, raw: Buffer, environ: Mapping[str, Any]
     ) -> HttpAnswer:
         spec = self._catalog.serving(name, checked_version(version))
-        body = parse_infer(raw, spec, header_length(environ, len(raw)))
+        body = self._readers.infer(raw, spec, header_length(environ, len(raw)))
         options = options_of(environ, body.parameters)
         form = AnswerForm("infer", body.id, outputs=body.outputs, binary=body.binary)
         named = version is not None
@@ -74,7 +77,7 @@ def checked_version(version: str | None) -> str | None:
     Raises UnknownModel.
     """
     if version is not None and not (version.isascii() and version.isdigit()):
-        raise UnknownModel(f"version {version!r} is not found: a version is a number")
+        raise UnknownModel(f"version {shown(version)} is not found: a version is a number")
     return version
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.errors import BadRequest
+from shared.errors import BadRequest, shown
 from shared.messages import Parameters
 from shared.operations.model_control import ModelControl
 from shared.registry.catalog import Catalog
@@ -52,7 +52,7 @@ def _refuse_unknown(parameters: Parameters, known: set[str], what: str) -> None:
         return
     if unknown[0].startswith("file:"):
         raise BadRequest(
-            f"parameter {unknown[0]!r}: files are not taken from requests, put them into the "
+            f"parameter {shown(unknown[0])}: files are not taken from requests, put them into the "
             "repository"
         )
-    raise BadRequest(f"parameter {unknown[0]!r}: {what} takes only {sorted(known)}")
+    raise BadRequest(f"parameter {shown(unknown[0])}: {what} takes only {sorted(known)}")

@@ -7,11 +7,10 @@ import socket
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from shared.errors import BadRequest
+from shared.errors import BadRequest, shown
 from shared.messages import NO_PARAMETERS, Parameters
 from shared.model_spec import ModelSpec
 
-LONGEST_TIMEOUT_SECONDS = 3600.0
 TIMEOUT_HEADER = "HTTP_X_REQUEST_TIMEOUT"
 OUR_PARAMETERS = {"timeout", "priority", "binary_data_output"}
 
@@ -35,6 +34,12 @@ class RequestOptions(NamedTuple):
         """Return the time from its push to its answer; to its batch, where nobody waits for it."""
         wish = self.queue_timeout_seconds - self.queue_wish_seconds(spec)
         return wish or self.timeout_seconds or default_seconds
+
+    def check_timeout(self, longest_seconds: float) -> None:
+        """Raise BadRequest for a deadline, or time on the queue, that no client may ask for."""
+        longest = max(self.timeout_seconds or 0.0, self.queue_timeout_seconds)
+        if longest > longest_seconds:
+            raise BadRequest(f"a request may wait {longest_seconds:g} s at most, not {longest}")
 
     def queue_wish_seconds(self, spec: ModelSpec) -> float:
         """Return the part of `timeout` that queue policies judge, its own or its steps' models'."""
@@ -75,9 +80,6 @@ def options_of(environ: Mapping[str, Any], parameters: Mapping[str, Any]) -> Req
         return RequestOptions(client=client)
     seconds = None if header is None else _seconds(header)
     queue_seconds = _whole(parameters, "timeout") / 1e6 if "timeout" in parameters else 0.0
-    longest = max(seconds or 0.0, queue_seconds)
-    if longest > LONGEST_TIMEOUT_SECONDS:
-        raise BadRequest(f"a request may wait {LONGEST_TIMEOUT_SECONDS:g} s at most, not {longest}")
     priority = _whole(parameters, "priority") if "priority" in parameters else 0
     others = {name: value for name, value in parameters.items() if name not in OUR_PARAMETERS}
     return RequestOptions(seconds, priority, client, others, queue_seconds)
@@ -89,12 +91,12 @@ def _seconds(header: str) -> float:
     except ValueError:
         seconds = math.nan
     if not seconds > 0 or math.isinf(seconds):
-        raise BadRequest(f"X-Request-Timeout {header!r} must be a number of seconds above 0")
+        raise BadRequest(f"X-Request-Timeout {shown(header)} must be a number of seconds above 0")
     return seconds
 
 
 def _whole(parameters: Mapping[str, Any], name: str) -> int:
     value = parameters[name]
     if type(value) is not int or value < 0:
-        raise BadRequest(f'parameter "{name}" must be a whole number from 0, not {value!r}')
+        raise BadRequest(f'parameter "{name}" must be a whole number from 0, not {shown(value)}')
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from api.infer.options import DEFAULT_OPTIONS, RequestOptions
-from shared.messages import AnswerForm, InferRequest, InferResult, Tensor
+from shared.messages import AnswerForm, Buffer, InferRequest, InferResult, Tensor
 from shared.model_spec import ModelSpec
 
 
@@ -48,7 +48,7 @@ class Question(NamedTuple):
     options: RequestOptions = DEFAULT_OPTIONS
     form: AnswerForm = AnswerForm("infer")
     named: bool = False
-    sent: tuple[bytes, ...] = ()
+    sent: tuple[Buffer, ...] = ()
 
     def request(self, request_id: str, default_timeout_seconds: float) -> InferRequest:
         """Return the message for the queue: its rows are its first input's first dimension.

@@ -13,7 +13,7 @@ from api.infer.options import RequestOptions
 from api.infer.question import NoRows, Pending, Question
 from api.infer.shadowing import Shadowing
 from shared.errors import QueueFull
-from shared.messages import InferResult
+from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec
 from shared.operations.shadow_comparison import Comparisons
 from shared.registry.catalog import Catalog
@@ -24,6 +24,8 @@ from shared.request_queue.limits import Limits
 from shared.settings import Settings
 
 LONGEST_RETRY_AFTER_SECONDS = 60
+SHARE = 4
+"""See `Queues._check_share`."""
 
 
 class Answered(NamedTuple):
@@ -65,8 +67,8 @@ class Queues:
             self._catalog.check_serves(question.spec, named=question.named)
             return NoRows(InferResult(question.spec.answer_to_no_rows(question.outputs)))
         queue = self._queue(question.spec)
-        self._check_room()
-        request = question.request(queue.new_id(), self._settings.request_timeout_seconds)
+        self._check_room(question, queue)
+        request = self._request(queue.new_id(), question)
         return queue.push(request, question.options.client)
 
     def push_piece(
@@ -77,19 +79,41 @@ class Queues:
         One `is_bulk` waits behind everybody else's, on the queue of bulk jobs. Raises as `push`.
         """
         queue = self._queue(question.spec, with_bulk=True)
-        self._check_room()
-        request = question.request(queue.new_id(), self._settings.request_timeout_seconds)
+        self._check_room(question, queue)
+        request = self._request(queue.new_id(), question)
         if is_bulk:
             request = request._replace(priority=question.spec.bulk_queue)
         return queue.push(request, question.options.client, then)
 
-    def _check_room(self) -> None:
-        """Raise QueueFull when too many wait in this process."""
+    def _check_room(self, question: Question, queue: RequestQueue) -> None:
+        """Raise QueueFull when too many wait in this process, or of the model's in `queue`."""
         waiting = sum([other.waiting for other in list(self._queues.values())])
         waiting -= self._shadowing.under_way
         if waiting >= self._settings.max_waiting:
             busy = [key for (key, *_), other in list(self._queues.items()) if other.waiting]
             raise self._with_retry_after(busy, QueueFull.with_waiting(waiting))
+        share = SHARE * (self._settings.max_waiting - waiting)
+        if queue.waiting > share:
+            self._check_share(question, queue, share)
+
+    def _check_share(self, question: Question, queue: RequestQueue, share: int) -> None:
+        """Raise QueueFull when the model, on this level, has its share of what may wait.
+
+        That is SHARE times the places that are free, however many models there are: one that is
+        asked too much leaves a fifth of them, two a ninth. A lone model without levels has all.
+        """
+        spec = question.spec
+        waiting = queue.waiting
+        if spec.levels > 1:
+            waiting = queue.waiting_on(question.options.level(spec))
+        elif len(self._catalog.snapshot().models) == 1:
+            return
+        if waiting > share:
+            raise self._with_retry_after([spec.key], QueueFull.with_waiting(waiting))
+
+    def _request(self, request_id: str, question: Question) -> InferRequest:
+        question.options.check_timeout(self._settings.longest_timeout_seconds)
+        return question.request(request_id, self._settings.request_timeout_seconds)
 
     def wait(self, spec: ModelSpec, pending: Pending) -> InferResult:
         """Return a model's answer; raises what `PendingRequest.wait` raises."""
@@ -103,7 +127,7 @@ class Queues:
 
         Raises QueueFull and RedisUnavailable.
         """
-        request = question.request(request_id, self._settings.request_timeout_seconds)
+        request = self._request(request_id, question)
         try:
             self.async_requests(question.spec).submit(request)
         except QueueFull as error:

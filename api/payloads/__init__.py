@@ -1,1 +1,1 @@
-"""Request bodies to checked tensors, results to bodies, for each protocol."""
+"""Bodies to checked tensors, results to bodies."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from shared.datatypes import NUMPY_TYPES
-from shared.errors import BadRequest
+from shared.errors import BadRequest, shown
 from shared.messages import Buffer, Tensor
 from shared.model_spec import ModelSpec
 
@@ -30,7 +30,7 @@ def header_length(environ: Mapping[str, Any], body_bytes: int) -> int | None:
     if value is None:
         return None
     if not (value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS):
-        raise BadRequest(f"{HEADER} {value!r} must be a number of bytes")
+        raise BadRequest(f"{HEADER} {shown(value)} must be a number of bytes")
     length = int(value)
     if length > body_bytes:
         raise BadRequest(f"{HEADER} is {length}, the body has {body_bytes} bytes")
@@ -48,7 +48,9 @@ class Chunks:
     def take(self, size: Any, where: str) -> memoryview:
         """Return the next `size` bytes, without a copy; raises BadRequest."""
         if type(size) is not int or size < 0:
-            raise BadRequest(f'{where}: "binary_data_size" must be a whole number, not {size!r}')
+            raise BadRequest(
+                f'{where}: "binary_data_size" must be a whole number, not {shown(size)}'
+            )
         left = len(self._data) - self._position
         if size > left:
             raise BadRequest(
@@ -73,7 +75,7 @@ def checked_binary(raw: Buffer, datatype: str, shape: tuple[int, ...], where: st
     wanted = count * NUMPY_TYPES[datatype].itemsize
     if len(raw) != wanted:
         raise BadRequest(
-            f"{where}: {len(raw)} bytes of binary data, {datatype} of shape {list(shape)} "
+            f"{where}: {len(raw)} bytes of binary data, {datatype} of shape {shown(list(shape))} "
             f"has {wanted}"
         )
     if datatype == "BOOL" and np.frombuffer(raw, np.uint8).max(initial=0) > 1:

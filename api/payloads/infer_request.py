@@ -10,15 +10,25 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from api.payloads.binary_tensors import checked_binary
-from api.payloads.json_arrays import BINARY_ONLY, small_numbers, to_array, unnested
+from api.payloads.json_arrays import (
+    BINARY_ONLY,
+    json_type,
+    mixed,
+    small_numbers,
+    to_array,
+    unnested,
+)
 from shared.datatypes import DATATYPES, NUMPY_TYPES, to_bytes
-from shared.errors import BadRequest, Unsupported
+from shared.errors import BadRequest, Unsupported, shown
 from shared.messages import Parameters, RequestedOutput, Tensor
-from shared.model_spec import ModelSpec, TensorSpec
+from shared.model_spec import ELEMENTS_PARAMETER, ModelSpec, TensorSpec
 
 SHARED_MEMORY = "shared memory is not supported: tensors travel in the bodies"
 """The refusal of the shared memory extensions."""
 MAX_DIMENSION = 2**63 - 1
+MAX_ID_BYTES = 1024
+MAX_ITEMS = 1024
+"""Inputs, outputs, parameters of one request or tensor, dimensions of a shape."""
 _ONLY_INTEGERS = frozenset({int})
 
 
@@ -62,7 +72,7 @@ def check_inputs(given: Sequence[GivenInput], spec: ModelSpec) -> tuple[Tensor, 
         name = item.name
         if name not in declared:
             raise BadRequest(
-                f"unknown input {name!r}: the inputs of '{spec.name}' are {sorted(declared)}"
+                f"unknown input {shown(name)}: the inputs of '{spec.name}' are {sorted(declared)}"
             )
         if name in found:
             raise BadRequest(f"input {name!r} is given twice")
@@ -72,7 +82,7 @@ def check_inputs(given: Sequence[GivenInput], spec: ModelSpec) -> tuple[Tensor, 
     if spec.batched and len(found) > 1:
         rows = {tensor.shape[0] for tensor in found.values()}
         if len(rows) > 1:
-            raise BadRequest(f"all inputs must have the same batch size, not {sorted(rows)}")
+            raise BadRequest(f"all inputs must have the same batch size, not {shown(sorted(rows))}")
     return tuple([found[name] for name in declared if name in found])
 
 
@@ -86,6 +96,14 @@ def check_missing(given: Collection[str], spec: ModelSpec) -> None:
         raise BadRequest(
             f"no input is given: '{spec.name}' takes {list(declared)}, and one says how many rows"
         )
+
+
+def input_tensor(data: Any, spec: ModelSpec) -> Tensor:
+    """Return JSON's rows as the model's only input; raises BadRequest."""
+    declared = spec.inputs[0]
+    array = to_array(mixed(data), declared.datatype, "input_tensor")
+    check_shape(array.shape, declared, spec, "input_tensor")
+    return Tensor(declared.name, declared.datatype, array.shape, to_bytes(array))
 
 
 def check_outputs(wanted: Sequence[RequestedOutput], binary: bool, spec: ModelSpec) -> None:
@@ -103,7 +121,7 @@ def check_outputs(wanted: Sequence[RequestedOutput], binary: bool, spec: ModelSp
         if item.name not in declared:
             known = list(declared)
             raise BadRequest(
-                f"unknown output {item.name!r}: the outputs of '{spec.name}' are {known}"
+                f"unknown output {shown(item.name)}: the outputs of '{spec.name}' are {known}"
             )
         if item.name in seen:
             raise BadRequest(f"Duplicate output name {item.name!r} is not allowed in a request")
@@ -137,17 +155,36 @@ def check_shape(shape: tuple[int, ...], declared: TensorSpec, spec: ModelSpec, w
     wanted = spec.full_shape(declared)
     if len(shape) != len(wanted):
         raise BadRequest(
-            f"{where}: shape {list(shape)} has {len(shape)} dimensions, the model wants {wanted}"
+            f"{where}: shape {shown(list(shape))} has {len(shape)} dimensions, the model wants "
+            f"{wanted}"
         )
     for got, want in zip(shape, wanted, strict=True):
         if want not in (got, -1):
-            raise BadRequest(f"{where}: shape {list(shape)}, the model wants {wanted}")
+            raise BadRequest(f"{where}: shape {shown(list(shape))}, the model wants {wanted}")
     if 0 in (shape[1:] if spec.batched else shape):
-        raise BadRequest(f"{where}: shape {list(shape)} has no elements")
+        raise BadRequest(f"{where}: shape {shown(list(shape))} has no elements")
+    if declared.name in spec.open_limits:
+        _check_open(shape, declared, spec, where)
     if spec.batched and shape[0] > spec.max_batch_size:
         raise BadRequest(
             f"inference request batch-size must be <= {spec.max_batch_size} for '{spec.name}', "
             f"{where} has {shape[0]} rows"
+        )
+
+
+def _check_open(shape: tuple[int, ...], declared: TensorSpec, spec: ModelSpec, where: str) -> None:
+    """Raise BadRequest for more than the model takes where its config leaves the size open."""
+    longest, largest = spec.open_limits[declared.name]
+    row = shape[1:] if spec.batched else shape
+    if max(row) > longest and longest < largest:
+        raise BadRequest(
+            f"{where}: shape {shown(list(shape))}, a text of '{spec.name}' has at most {longest} "
+            "tokens (max_length in its config)"
+        )
+    if math.prod(row) > largest:
+        raise BadRequest(
+            f"{where}: shape {shown(list(shape))} has {math.prod(row)} elements in a row, "
+            f"'{spec.name}' takes at most {largest} ({ELEMENTS_PARAMETER} in its config)"
         )
 
 
@@ -159,11 +196,28 @@ def _check_overflow(shape: tuple[int, ...], datatype: str, where: str) -> None:
     )
     if count > MAX_DIMENSION:
         raise BadRequest(
-            f"{where}: shape {list(shape)} causes total element count to exceed maximum size of "
-            f"{MAX_DIMENSION}"
+            f"{where}: shape {shown(list(shape))} causes total element count to exceed maximum "
+            f"size of {MAX_DIMENSION}"
         )
     if count * item_bytes > MAX_DIMENSION:
-        raise BadRequest(f"byte size overflow for {where}: shape {list(shape)} of {datatype}")
+        raise BadRequest(
+            f"byte size overflow for {where}: shape {shown(list(shape))} of {datatype}"
+        )
+
+
+def check_id(value: Any) -> str | None:
+    """Return a request's id, which comes back with its answer and is kept with it meanwhile."""
+    if value is not None and not isinstance(value, str):
+        raise BadRequest(f'"id" must be a string, not {json_type(value)}')
+    if value is not None and (len(value) > MAX_ID_BYTES or len(value.encode()) > MAX_ID_BYTES):
+        raise BadRequest(f'"id" is longer than {MAX_ID_BYTES} bytes')
+    return value
+
+
+def check_count(count: int, what: str) -> None:
+    """Raise BadRequest for more tensors or parameters than any request has."""
+    if count > MAX_ITEMS:
+        raise BadRequest(f"{count} {what} are given, at most {MAX_ITEMS} are taken")
 
 
 def check_parameters(parameters: Any, where: str) -> Parameters:
@@ -173,6 +227,8 @@ def check_parameters(parameters: Any, where: str) -> Parameters:
     """
     if parameters is None:
         return {}
+    if isinstance(parameters, dict):
+        check_count(len(parameters), f"parameters of {where}")
     if not isinstance(parameters, dict) or not all(
         isinstance(value, str | int | float | bool) for value in parameters.values()
     ):
@@ -188,21 +244,22 @@ def class_count(parameters: Parameters, where: str) -> int:
     """Return the count of best classes that the parameters ask for, 0 for the output itself."""
     count = parameters.get("classification", 0)
     if type(count) is not int or count < 0:
-        raise BadRequest(f'{where}: "classification" must be a number from 1, not {count!r}')
+        raise BadRequest(f'{where}: "classification" must be a number from 1, not {shown(count)}')
     return count
 
 
 def _checked(item: GivenInput, declared: TensorSpec, spec: ModelSpec) -> Tensor:
-    where, datatype, shape = f"input {item.name!r}", item.datatype, item.shape
+    where, datatype, shape = f"input {shown(item.name)}", item.datatype, item.shape
     if datatype != declared.datatype:
         known = isinstance(datatype, str) and datatype in DATATYPES
         raise BadRequest(
             f"{where}: datatype {datatype}, the model wants {declared.datatype}"
             if known
-            else f"{where}: unknown datatype {datatype!r}, the model wants {declared.datatype}"
+            else f"{where}: unknown datatype {shown(datatype)}, the model wants {declared.datatype}"
         )
     if (
         not isinstance(shape, list)
+        or len(shape) > MAX_ITEMS
         or not _ONLY_INTEGERS.issuperset(map(type, shape))
         or min(shape, default=0) < 0
         or max(shape, default=0) > MAX_DIMENSION
@@ -226,7 +283,11 @@ def _from_json(item: GivenInput, shape: list[int], where: str) -> bytes:
         return packed
     array = to_array(unnested(item.data, len(shape), where), item.datatype, where)
     if array.size != count:
-        raise BadRequest(f"{where}: data has {array.size} elements, shape {shape} wants {count}")
+        raise BadRequest(
+            f"{where}: data has {array.size} elements, shape {shown(shape)} wants {count}"
+        )
     if array.ndim == len(shape) and list(array.shape) != shape:
-        raise BadRequest(f"{where}: data is nested as {list(array.shape)}, not as shape {shape}")
+        raise BadRequest(
+            f"{where}: data is nested as {list(array.shape)}, not as shape {shown(shape)}"
+        )
     return to_bytes(array)

@@ -8,7 +8,8 @@ batch, of one without it the first of its dims (TensorFlow Serving's json_tensor
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -16,13 +17,13 @@ from api.payloads.infer_request import check_shape
 from api.payloads.json_arrays import BINARY_ONLY, json_type, mixed, names_booleans, to_array
 from api.payloads.v2_json import load_object
 from shared.datatypes import Array, to_bytes
-from shared.errors import BadRequest
+from shared.errors import BadRequest, shown
 from shared.inputs.pictures import picture_batch
-from shared.inputs.texts import TokenizerCache
-from shared.messages import InferResult, Tensor
+from shared.messages import Buffer, InferResult, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
 
 Form = Literal["predictions", "outputs"]
+ReadPictures = Callable[[Sequence[Buffer], ModelSpec], Tensor]
 FORMS: dict[str, Form] = {"instances": "predictions", "inputs": "outputs"}
 """The key of the answer for the key of the request."""
 SIGNATURE = "serving_default"
@@ -30,12 +31,20 @@ BYTES_SUFFIX = "_bytes"
 """Outputs whose names end so are base64 whatever is in them."""
 
 
+class Encoder(Protocol):
+    """Makes a model's inputs of texts: `TokenizerCache`."""
+
+    def encode(self, texts: list[str], spec: ModelSpec) -> tuple[tuple[Tensor, ...], list[bool]]:
+        """Return the inputs, and which texts were cut."""
+        ...
+
+
 def parse_predict(
-    raw: bytes, spec: ModelSpec, tokenizers: TokenizerCache
+    raw: bytes, spec: ModelSpec, tokenizers: Encoder, pictures: ReadPictures = picture_batch
 ) -> tuple[Form, tuple[Tensor, ...]]:
     """Check a body against the model; return the form of the answer and the model's inputs.
 
-    Raises BadRequest saying what and where.
+    `pictures` makes the tensor of those in base64. Raises BadRequest saying what and where.
     """
     body = load_object(raw, FORMS.keys())
     if body.get("signature_name", SIGNATURE) != SIGNATURE:
@@ -55,7 +64,9 @@ def parse_predict(
     if names_booleans(raw):
         columns = {name: mixed(data) for name, data in columns.items()}
     inputs = tuple(
-        _tensor(columns[item.name], item, spec) for item in spec.inputs if item.name in columns
+        _tensor(columns[item.name], item, spec, pictures)
+        for item in spec.inputs
+        if item.name in columns
     )
     rows = {tensor.shape[0] for tensor in inputs}
     if spec.batched and len(rows) > 1:
@@ -111,7 +122,8 @@ def _columns_of_rows(instances: list[Any], spec: ModelSpec) -> dict[str, Any]:
         _check_names(row, spec, f"instances[{index}]")
         if row.keys() != instances[0].keys():
             raise BadRequest(
-                f"instances[{index}] has {sorted(row)}, instances[0] has {sorted(instances[0])}"
+                f"instances[{index}] has {shown(sorted(row))}, instances[0] has "
+                f"{shown(sorted(instances[0]))}"
             )
     return {name: [row[name] for row in instances] for name in instances[0]}
 
@@ -128,7 +140,7 @@ def _check_names(given: dict[str, Any], spec: ModelSpec, where: str) -> None:
     required = {name for name, tensor in wanted.items() if not tensor.optional}
     if not given or not required <= given.keys() <= wanted.keys():
         raise BadRequest(
-            f"{where} has {sorted(given)}, the inputs of '{spec.name}' are {[*wanted]}"
+            f"{where} has {shown(sorted(given))}, the inputs of '{spec.name}' are {[*wanted]}"
         )
 
 
@@ -148,12 +160,12 @@ def _is_binary(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
 
 
-def _tensor(value: Any, declared: TensorSpec, spec: ModelSpec) -> Tensor:
+def _tensor(value: Any, declared: TensorSpec, spec: ModelSpec, pictures: ReadPictures) -> Tensor:
     where = f"input {declared.name!r}"
     if value == [] and spec.batched:
         return spec.no_rows([declared])[0]
     if spec.image and declared.name == spec.image.input and _all_binary(value):
-        return picture_batch([_binary(item, where) for item in value], spec)
+        return pictures([_binary(item, where) for item in value], spec)
     if declared.datatype == "BYTES":
         array = _bytes(value, where)
     else:

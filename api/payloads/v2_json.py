@@ -14,13 +14,15 @@ from api.payloads.binary_tensors import Chunks, raw_input
 from api.payloads.infer_request import (
     GivenInput,
     InferBody,
+    check_count,
+    check_id,
     check_inputs,
     check_outputs,
     check_parameters,
     class_count,
 )
 from api.payloads.json_arrays import BINARY_ONLY, json_type, mixed, names_booleans
-from shared.errors import BadRequest
+from shared.errors import BadRequest, shown
 from shared.messages import Buffer, RequestedOutput, Tensor
 from shared.model_spec import ModelSpec
 
@@ -42,9 +44,7 @@ def parse_infer(raw: Buffer, spec: ModelSpec, json_length: int | None = None) ->
         view = memoryview(raw)
         text, rest = bytes(view[:json_length]), view[json_length:]
     body, chunks = load_object(text), Chunks(rest)
-    request_id = body.get("id")
-    if request_id is not None and not isinstance(request_id, str):
-        raise BadRequest(f'"id" must be a string, not {json_type(request_id)}')
+    request_id = check_id(body.get("id"))
     parameters = check_parameters(body.get("parameters"), "the request")
     binary = _flag(parameters, "binary_data_output", "the request")
     given = _given(body.get("inputs"), chunks, may_mix=names_booleans(text))
@@ -101,6 +101,7 @@ def binary_output(tensor: Tensor) -> dict[str, Any]:
 def _given(items: Any, chunks: Chunks, *, may_mix: bool) -> list[GivenInput]:
     if not isinstance(items, list):
         raise BadRequest(f'"inputs" must be a list of tensors, not {json_type(items)}')
+    check_count(len(items), "inputs")
     found = []
     for index, item in enumerate(items):
         name = item.get("name") if isinstance(item, dict) else None
@@ -108,7 +109,7 @@ def _given(items: Any, chunks: Chunks, *, may_mix: bool) -> list[GivenInput]:
             raise BadRequest(f"inputs[{index}] must be an object with a name")
         raw = None
         if "parameters" in item:
-            where = f"input {name!r}"
+            where = f"input {shown(name)}"
             parameters = check_parameters(item["parameters"], where)
             if "binary_data_size" in parameters:
                 if "data" in item:
@@ -124,12 +125,13 @@ def _wanted(items: Any) -> tuple[RequestedOutput, ...]:
         return ()
     if not isinstance(items, list):
         raise BadRequest(f'"outputs" must be a list, not {json_type(items)}')
+    check_count(len(items), "outputs")
     wanted = []
     for index, item in enumerate(items):
         name = item.get("name") if isinstance(item, dict) else None
         if not isinstance(name, str):
             raise BadRequest(f"outputs[{index}] must be an object with a name")
-        where = f"output {name!r}"
+        where = f"output {shown(name)}"
         parameters = check_parameters(item.get("parameters"), where)
         is_binary = _flag(parameters, "binary_data", where)
         wanted.append(RequestedOutput(name, is_binary, class_count(parameters, where)))
@@ -139,7 +141,7 @@ def _wanted(items: Any) -> tuple[RequestedOutput, ...]:
 def _flag(parameters: Any, name: str, where: str) -> bool:
     value = parameters.get(name, False)
     if type(value) is not bool:
-        raise BadRequest(f'{where}: "{name}" must be true or false, not {value!r}')
+        raise BadRequest(f'{where}: "{name}" must be true or false, not {shown(value)}')
     return value
 
 

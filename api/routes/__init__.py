@@ -1,1 +1,1 @@
-"""HTTP routes, one Flask blueprint for each area of URLs."""
+"""HTTP routes, a blueprint for each area."""

@@ -8,9 +8,11 @@ from api.routes.flask_side import response_of, services
 from api.server.body import read_body
 
 blueprint = Blueprint("embeddings", __name__)
+MAX_TEXTS_BYTES = 4 * 2**20
+"""Of the JSON around all texts: it is parsed in the event loop."""
 
 
 @blueprint.post("/v1/embeddings")
 def embed() -> Response:
     """Answer up to 2048 texts with a vector each. Next stop: `Embeddings.answer`."""
-    return response_of(services().embeddings.answer(read_body(), request.environ))
+    return response_of(services().embeddings.answer(read_body(MAX_TEXTS_BYTES), request.environ))

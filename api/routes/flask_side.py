@@ -13,6 +13,7 @@ from api.infer.answer import OPTIONS, Headers, HttpAnswer, json_answer
 from api.infer.async_answers import AsyncAnswers
 from api.infer.embeddings import Embeddings
 from api.infer.inference import Inference
+from api.readers.readers import Readers
 from api.services import Services
 from shared.inputs.texts import TokenizerCache
 from shared.settings import Settings
@@ -27,6 +28,7 @@ class HttpServices(Services):
 
     async_answers: AsyncAnswers
     inference: Inference
+    readers: Readers
     tokenizers: TokenizerCache
     embeddings: Embeddings
 
@@ -35,13 +37,15 @@ class HttpServices(Services):
         """Make them all."""
         base = Services.of(settings, *loggers)
         async_answers = AsyncAnswers(base.client, settings, base.queues)
-        inference = Inference(base.catalog, base.queues, async_answers)
+        readers = Readers(settings)
+        inference = Inference(base.catalog, base.queues, async_answers, readers)
         tokenizers = TokenizerCache(base.registry)
         embeddings = Embeddings(base.registry, base.catalog, base.queues, async_answers, tokenizers)
         return cls(
             **vars(base),
             async_answers=async_answers,
             inference=inference,
+            readers=readers,
             tokenizers=tokenizers,
             embeddings=embeddings,
         )

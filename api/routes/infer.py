@@ -17,5 +17,6 @@ def infer(name: str, version: str | None = None) -> Response:
 
     Most requests get there without Flask, see `api.server.fast_path`.
     """
-    inference = services().inference
-    return response_of(inference.infer(name, version, read_tensors(), request.environ))
+    ours = services()
+    raw = read_tensors(ours.settings.max_json_bytes)
+    return response_of(ours.inference.infer(name, version, raw, request.environ))

@@ -15,7 +15,7 @@ from api.pages.signature import listed_models, signature
 from api.payloads.v2_json import load_object
 from api.routes.flask_side import json_response, services
 from api.routes.page_guard import check_page, guarded_page
-from api.server.body import read_body
+from api.server.body import MAX_ORDER_BYTES, read_body
 from shared.errors import BadRequest, RedisUnavailable
 from shared.registry.snapshot import Snapshot
 
@@ -60,7 +60,7 @@ def tokens(name: str) -> Response:
     They are for the playground's example of a client that sends tensors.
     """
     spec = services().catalog.find(name)
-    texts = load_object(read_body()).get("text")
+    texts = load_object(read_body(MAX_ORDER_BYTES)).get("text")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadRequest('"text" must be a list of strings')
     tensors, _ = services().tokenizers.encode(texts, spec)

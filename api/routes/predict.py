@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -11,16 +12,13 @@ from werkzeug.datastructures import FileStorage
 from api.infer.inference import checked_version
 from api.infer.options import options_of
 from api.infer.question import Question
-from api.payloads.infer_request import check_missing, check_shape
-from api.payloads.json_arrays import json_type, mixed, to_array
+from api.payloads.infer_request import check_missing, input_tensor
+from api.payloads.json_arrays import json_type
 from api.payloads.predictions import MAX_TOP_K
-from api.payloads.v2_json import load_object
 from api.routes.flask_side import response_of, services
-from api.server.body import read_body, read_form
-from shared.datatypes import to_bytes
-from shared.errors import BadRequest
-from shared.inputs.pictures import picture_batch
-from shared.messages import AnswerForm, Tensor
+from api.server.body import read_any, read_form
+from shared.errors import BadRequest, shown
+from shared.messages import AnswerForm, Buffer, Tensor
 from shared.model_spec import ModelSpec
 
 blueprint = Blueprint("predict", __name__)
@@ -43,10 +41,10 @@ def predict(name: str | None = None, version: str | None = None) -> Response:
     if request.mimetype == "multipart/form-data":
         files = _files()
         return catalog.by_current(lambda: _pictures(files, name, version, one=None))
-    raw = read_body()
-    if request.mimetype == "application/json" or raw.lstrip()[:1] == b"{":
-        body = load_object(raw)
-        return catalog.by_current(lambda: _json(body, raw, name, version))
+    body = read_any()
+    raw = body if isinstance(body, bytes) or not _is_json(body) else bytes(body)
+    if isinstance(raw, bytes) and _is_json(raw):
+        return catalog.by_current(lambda: _json(raw, name, version))
     if not raw:
         raise BadRequest(
             'the body is empty: send a picture, {"text": ...} or {"input_tensor": ...}'
@@ -54,12 +52,18 @@ def predict(name: str | None = None, version: str | None = None) -> Response:
     return catalog.by_current(lambda: _pictures([raw], name, version, one=True))
 
 
+def _is_json(raw: Buffer) -> bool:
+    return request.mimetype == "application/json" or bytes(raw[:64]).lstrip()[:1] == b"{"
+
+
 def _files() -> list[bytes]:
     form, parts = read_form()
     files = parts.getlist("file")
     if not files:
         names = sorted({*parts, *form})
-        raise BadRequest(f'multipart has no part named "file" with a file name, only {names}')
+        raise BadRequest(
+            f'multipart has no part named "file" with a file name, only {shown(names)}'
+        )
     return [_read(file) for file in files]
 
 
@@ -71,20 +75,21 @@ def _read(file: FileStorage) -> bytes:
 
 
 def _pictures(
-    pictures: list[bytes], name: str | None, version: str | None, *, one: bool | None
+    pictures: Sequence[Buffer], name: str | None, version: str | None, *, one: bool | None
 ) -> Response:
     spec = _model("image", name, version)
-    inputs = (picture_batch(pictures, spec),)
+    inputs = (services().readers.pictures(pictures, spec),)
     one = len(pictures) == 1 if one is None else one
     return _described(spec, inputs, version, tuple(pictures), one=one)
 
 
-def _json(body: dict[str, Any], raw: bytes, name: str | None, version: str | None) -> Response:
-    if "text" in body:
-        return _texts(body["text"], raw, name, version)
-    if "input_tensor" in body:
-        return _tensor(body["input_tensor"], raw, name, version)
-    raise BadRequest(f'the JSON body needs "text" or "input_tensor", it has {sorted(body)[:10]}')
+def _json(raw: bytes, name: str | None, version: str | None) -> Response:
+    found = services().readers.predict_body(raw, lambda: _model("tensor", name, version))
+    if found.what == "text":
+        return _texts(found.value, raw, name, version)
+    if found.what == "input_tensor":
+        return _tensor(found.value, raw, name, version)
+    raise BadRequest(f'the JSON body needs "text" or "input_tensor", it has {shown(found.value)}')
 
 
 def _texts(value: Any, raw: bytes, name: str | None, version: str | None) -> Response:
@@ -106,9 +111,7 @@ def _tensor(data: Any, raw: bytes, name: str | None, version: str | None) -> Res
     declared = spec.inputs[0]
     if data == [] and spec.batched:
         return _respond(spec, spec.no_rows([declared]), AnswerForm("tensor"), version, (raw,))
-    array = to_array(mixed(data), declared.datatype, "input_tensor")
-    check_shape(array.shape, declared, spec, "input_tensor")
-    tensor = Tensor(declared.name, declared.datatype, array.shape, to_bytes(array))
+    tensor = data if isinstance(data, Tensor) else input_tensor(data, spec)
     return _respond(spec, (tensor,), AnswerForm("tensor"), version, (raw,))
 
 
@@ -155,7 +158,7 @@ def _described(
     spec: ModelSpec,
     inputs: tuple[Tensor, ...],
     version: str | None,
-    sent: tuple[bytes, ...],
+    sent: tuple[Buffer, ...],
     *,
     one: bool,
     cut: list[bool] | None = None,
@@ -170,7 +173,7 @@ def _respond(
     inputs: tuple[Tensor, ...],
     form: AnswerForm,
     version: str | None,
-    sent: tuple[bytes, ...],
+    sent: tuple[Buffer, ...],
 ) -> Response:
     options = options_of(request.environ, {})
     question = Question(spec, inputs, (), options, form, version is not None, sent)
@@ -182,5 +185,5 @@ def _top_k() -> int:
     # subtle: Python refuses to read thousands of digits.
     digits = raw.lstrip("0") if raw.isascii() and raw.isdigit() else ""
     if not 1 <= len(digits) <= len(str(MAX_TOP_K)) or int(digits) > MAX_TOP_K:
-        raise BadRequest(f"top_k={raw!r} must be a number from 1 to {MAX_TOP_K}")
+        raise BadRequest(f"top_k={shown(raw)} must be a number from 1 to {MAX_TOP_K}")
     return int(digits)

@@ -7,7 +7,7 @@ import re
 from flask import Blueprint, Response, request
 
 from api.routes.flask_side import response_of, services
-from shared.errors import BadRequest, UnknownRequest
+from shared.errors import BadRequest, UnknownRequest, shown
 
 blueprint = Blueprint("requests", __name__)
 ID = re.compile(r"[0-9a-f]{32}")
@@ -31,7 +31,7 @@ def cancel(request_id: str) -> Response:
 
 def _known(request_id: str) -> str:
     if not ID.fullmatch(request_id):
-        raise UnknownRequest(f"no request {request_id!r}")
+        raise UnknownRequest(f"no request {shown(request_id)}")
     return request_id
 
 
@@ -42,5 +42,5 @@ def _wait_seconds() -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds <= LONGEST_WAIT_SECONDS:
-        raise BadRequest(f"wait={raw!r} must be a number of seconds from 0 to 60")
+        raise BadRequest(f"wait={shown(raw)} must be a number of seconds from 0 to 60")
     return seconds

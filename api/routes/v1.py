@@ -11,7 +11,6 @@ from flask import Blueprint, Response, request
 from api.infer.inference import checked_version
 from api.infer.options import options_of
 from api.infer.question import Question
-from api.payloads.v1_json import parse_predict
 from api.routes.flask_side import json_response, response_of, services
 from api.server.body import read_body
 from shared.errors import ModelNotReady, UnknownRoute, Unsupported
@@ -62,13 +61,13 @@ def predict(name: str, version: str | None = None) -> Response:
 
     Next stop: `Inference.respond`.
     """
-    raw = read_body()
+    raw = read_body(services().settings.max_json_bytes)
     return services().catalog.by_current(lambda: _predict(raw, name, version))
 
 
 def _predict(raw: bytes, name: str, version: str | None) -> Response:
     spec = services().catalog.serving(name, checked_version(version))
-    kind, inputs = parse_predict(raw, spec, services().tokenizers)
+    kind, inputs = services().readers.predict(raw, spec, services().tokenizers)
     options = options_of(request.environ, {})
     question = Question(spec, inputs, (), options, AnswerForm(kind), version is not None, (raw,))
     return response_of(services().inference.respond(question, request.environ))

@@ -13,8 +13,8 @@ from api.infer.model_control import load_by_request, unload_by_request
 from api.payloads.infer_request import SHARED_MEMORY, check_parameters
 from api.payloads.v2_json import load_object
 from api.routes.flask_side import json_response, services
-from api.server.body import read_body
-from shared.errors import BadRequest, Unsupported
+from api.server.body import MAX_ORDER_BYTES, read_body
+from shared.errors import BadRequest, Unsupported, shown
 from shared.messages import Parameters
 from shared.registry.repository_index import repository_index
 from shared.registry.trace_settings import as_json, from_json
@@ -88,10 +88,10 @@ def statistics(name: str | None = None, version: str | None = None) -> Response:
 def repository() -> Response:
     """Answer all models with their states; with `{"ready": true}` those that are served."""
     catalog = services().catalog
-    raw = read_body()
+    raw = read_body(MAX_ORDER_BYTES)
     ready_only = load_object(raw).get("ready", False) if raw else False
     if type(ready_only) is not bool:
-        raise BadRequest(f'"ready" must be true or false, not {ready_only!r}')
+        raise BadRequest(f'"ready" must be true or false, not {shown(ready_only)}')
     catalog.refresh()
     return json_response(repository_index(catalog.snapshot(), ready_only=ready_only))
 
@@ -111,7 +111,7 @@ def unload(name: str) -> Response:
 
 
 def _parameters() -> Parameters:
-    raw = read_body()
+    raw = read_body(MAX_ORDER_BYTES)
     body = load_object(raw) if raw else {}
     return check_parameters(body.get("parameters"), "the request")
 
@@ -125,7 +125,7 @@ def log_settings() -> Response:
 @blueprint.post("/v2/logging")
 def change_log_settings() -> Response:
     """Set the log settings that the body names, and answer all; 400 sets nothing."""
-    return json_response(services().log_settings.change(load_object(read_body())))
+    return json_response(services().log_settings.change(load_object(read_body(MAX_ORDER_BYTES))))
 
 
 @blueprint.route("/v2/systemsharedmemory/<path:action>", methods=METHODS)
@@ -146,5 +146,5 @@ def trace_settings(name: str | None = None) -> Response:
 @blueprint.post("/v2/models/<name>/trace/setting")
 def change_trace_settings(name: str | None = None) -> Response:
     """Set the trace settings that the body names, forget those that are null, and answer all."""
-    wanted = from_json(load_object(read_body()))
+    wanted = from_json(load_object(read_body(MAX_ORDER_BYTES)))
     return json_response(as_json(services().trace_settings.change(name, wanted)))

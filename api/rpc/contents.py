@@ -13,8 +13,10 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as proto
 
 from shared.datatypes import NUMPY_TYPES, Array, to_bytes
-from shared.errors import BadRequest
+from shared.errors import BadRequest, shown
 
+MAX_DIMENSIONS = 1024
+"""A longer shape is refused later, by `check_inputs`."""
 FIELDS = {
     "BOOL": "bool_contents",
     "UINT8": "uint_contents",
@@ -39,7 +41,7 @@ def typed_data(tensor: proto.ModelInferRequest.InferInputTensor, where: str) -> 
 
     A datatype that does not exist is refused later, by `check_inputs`.
     """
-    datatype, shape = tensor.datatype, list(tensor.shape)
+    datatype, shape = tensor.datatype, list(tensor.shape[: MAX_DIMENSIONS + 1])
     if datatype not in NUMPY_TYPES:
         return b""
     if datatype not in FIELDS:
@@ -55,7 +57,7 @@ def typed_data(tensor: proto.ModelInferRequest.InferInputTensor, where: str) -> 
     if len(elements) != math.prod(shape):
         raise BadRequest(
             f"{where}: {given[0]} has {len(elements)} elements, "
-            f"shape {shape} wants {math.prod(shape)}"
+            f"shape {shown(shape)} wants {math.prod(shape)}"
         )
     return to_bytes(_array(elements, given[0], datatype, where))
 

@@ -11,26 +11,31 @@ from typing import Any
 from tritonclient.grpc import service_pb2 as proto
 
 from api.payloads.infer_request import (
+    MAX_ITEMS,
     SHARED_MEMORY,
     GivenInput,
     InferBody,
+    check_count,
+    check_id,
     check_inputs,
     check_outputs,
     class_count,
 )
 from api.rpc.contents import typed_data
-from shared.errors import BadRequest, Unsupported
+from shared.errors import BadRequest, Unsupported, shown
 from shared.messages import Parameters, RequestedOutput
 from shared.model_spec import ModelSpec
 
 
 def read_request(request: proto.ModelInferRequest, spec: ModelSpec) -> InferBody:
     """Check a request against its model; raises BadRequest or Unsupported. Outputs are all raw."""
+    check_count(len(request.inputs), "inputs")
+    check_count(len(request.outputs), "outputs")
     inputs = check_inputs(_given(request), spec)
     outputs = tuple([_wanted(output) for output in request.outputs])
     check_outputs(outputs, binary=True, spec=spec)
     parameters = _parameters(request.parameters, "the request")
-    return InferBody(request.id, inputs, outputs, parameters, binary=True)
+    return InferBody(check_id(request.id), inputs, outputs, parameters, binary=True)
 
 
 def _given(request: proto.ModelInferRequest) -> list[GivenInput]:
@@ -38,21 +43,23 @@ def _given(request: proto.ModelInferRequest) -> list[GivenInput]:
     raw, inputs = request.raw_input_contents, request.inputs
     for tensor in inputs:
         if tensor.parameters:
-            _parameters(tensor.parameters, f"input {tensor.name!r}")
+            _parameters(tensor.parameters, f"input {shown(tensor.name)}")
         if raw and tensor.HasField("contents"):
             raise BadRequest(
                 "contents field must not be specified when using raw_input_contents for "
                 f"'{tensor.name}' for model '{request.model_name}'"
             )
     if not raw:
-        raw = [typed_data(tensor, f"input {tensor.name!r}") for tensor in inputs]
+        raw = [typed_data(tensor, f"input {shown(tensor.name)}") for tensor in inputs]
     elif len(raw) != len(inputs):
         raise BadRequest(
             f"there are {len(raw)} raw_input_contents for {len(inputs)} inputs: "
             "each input has its own, in their order"
         )
     return [
-        GivenInput(tensor.name, tensor.datatype, list(tensor.shape), raw=memoryview(data))
+        GivenInput(
+            tensor.name, tensor.datatype, list(tensor.shape[: MAX_ITEMS + 1]), raw=memoryview(data)
+        )
         for tensor, data in zip(inputs, raw, strict=True)
     ]
 
@@ -60,7 +67,7 @@ def _given(request: proto.ModelInferRequest) -> list[GivenInput]:
 def _wanted(output: proto.ModelInferRequest.InferRequestedOutputTensor) -> RequestedOutput:
     if not output.parameters:
         return RequestedOutput(output.name, binary=True)
-    where = f"output {output.name!r}"
+    where = f"output {shown(output.name)}"
     return RequestedOutput(
         output.name,
         binary=True,
@@ -69,12 +76,13 @@ def _wanted(output: proto.ModelInferRequest.InferRequestedOutputTensor) -> Reque
 
 
 def _parameters(parameters: Mapping[str, Any], where: str) -> Parameters:
+    check_count(len(parameters), f"parameters of {where}")
     found = {}
     for name, value in parameters.items():
         if name == "shared_memory_region":
             raise Unsupported(SHARED_MEMORY)
         choice = value.WhichOneof("parameter_choice")
         if choice is None:
-            raise BadRequest(f"parameter {name!r} of {where} has no value")
+            raise BadRequest(f"parameter {shown(name)} of {where} has no value")
         found[name] = getattr(value, choice)
     return found

@@ -24,7 +24,7 @@ from api.rpc.errors import refuse
 from api.rpc.inference import InferCalls
 from api.rpc.stream import Stream
 from api.services import Services
-from shared.errors import BadRequest, QueueFull, UnknownModel, Unsupported
+from shared.errors import BadRequest, QueueFull, UnknownModel, Unsupported, shown
 from shared.messages import Parameters
 from shared.registry.repository_index import repository_index
 
@@ -218,7 +218,7 @@ def _log_changes(request: proto.LogSettingsRequest) -> dict[str, Any]:
     for name, value in request.settings.items():
         choice = value.WhichOneof("parameter_choice")
         if choice is None:
-            raise BadRequest(f"log setting {name!r} has no value")
+            raise BadRequest(f"log setting {shown(name)} has no value")
         found[name] = getattr(value, choice)
     return found
 

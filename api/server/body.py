@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +15,7 @@ from werkzeug.datastructures import FileStorage, MultiDict
 
 from api.payloads.binary_tensors import HEADER_VARIABLE
 from api.server.compression import decompress
+from api.server.pace import Pace
 from shared.errors import BadRequest, PayloadTooLarge, RequestTimeout
 from shared.messages import LARGE_BYTES, Buffer
 
@@ -21,20 +23,27 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 BODY_STOPPED = "nothing more of the body came in time: the connection is closed"
+HELD_BODY = "ferry.held_body"
+"""The request's HeldBody in WSGI's environment."""
+MAX_ORDER_BYTES = 256 * 1024
+"""Of the JSON by which models are loaded, and settings are set."""
+PIECE_BYTES = 2**20
+CHUNKED_READ_BYTES = 8192
+"""Of a chunked body at a time: gunicorn reads them in Python, and they may be of one byte."""
 Read = TypeVar("Read", bytes, bytes | memoryview)
 
 
 class BoundedReads:
-    """WSGI middleware: reads from gunicorn's socket raise TimeoutError after a silence.
+    """WSGI middleware: what is read from gunicorn's socket keeps the pace of bodies.
 
-    It costs 0.5 us (2026-11-21). An answer is written when the application has returned it, under
-    no time-out: clients may be slow to read a large one. Offers of another protocol are ignored.
+    A large answer is written in pieces, each under the connection's time-out. Offers of another
+    protocol are ignored.
     """
 
-    def __init__(self, next_app: WSGIApplication, timeout_seconds: float) -> None:
-        """Bound the silence between two pieces of a body to `timeout_seconds` for `next_app`."""
+    def __init__(self, next_app: WSGIApplication, pace: Pace) -> None:
+        """Have the bodies for `next_app` keep `pace`."""
         self._next_app = next_app
-        self._timeout_seconds = timeout_seconds
+        self._pace = pace
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
@@ -43,11 +52,22 @@ class BoundedReads:
         client = environ.get("gunicorn.socket")
         if client is None:
             return self._next_app(environ, start_response)
-        client.settimeout(self._timeout_seconds)
-        try:
-            return self._next_app(environ, start_response)
-        finally:
-            client.settimeout(None)
+        with self._pace.reading(environ["wsgi.input"], client) as held:
+            environ[HELD_BODY] = held
+            return _pieces(self._next_app(environ, start_response))
+
+
+def _pieces(answer: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut an answer into pieces, for each of which its client has a connection's time-out."""
+    try:
+        for part in answer:
+            view = memoryview(part)
+            for start in range(0, len(part), PIECE_BYTES):
+                yield part if len(part) <= PIECE_BYTES else bytes(view[start : start + PIECE_BYTES])
+    finally:
+        close = getattr(answer, "close", None)
+        if close is not None:
+            close()
 
 
 class InMemoryRequest(Request):
@@ -60,30 +80,40 @@ class InMemoryRequest(Request):
         return BytesIO()
 
 
-def read_body() -> bytes:
+def read_body(most_bytes: int | None = None) -> bytes:
     """Return the body, opened if it came with a Content-Encoding; raises what `decompress` does.
 
-    Raises PayloadTooLarge before reading when the declared length is above the limit.
+    Raises PayloadTooLarge above the limit, or `most_bytes`: before reading when the length is
+    declared.
     A declared length is read in one piece, a tenth of what a request costs less than by werkzeug's
     stream classes (2026-11-21).
     """
+    return bytes(read_any(most_bytes))  # bytes of bytes is no copy
+
+
+def read_any(most_bytes: int | None = None) -> Buffer:
+    """Read as `read_body`, a large body into one buffer."""
     limit = request.max_content_length
     assert limit is not None, "create_app sets it"
+    limit = min(limit, most_bytes or limit)
     length, encoding = request.content_length, request.environ.get("HTTP_CONTENT_ENCODING")
     if length is None:
-        raw = _read_chunked(limit)
+        raw: Buffer = _read_chunked(limit)
     else:
-        raw = read_declared(request.environ["wsgi.input"], length, limit)
-    return raw if encoding is None else decompress(raw, encoding, limit)
+        raw = read_binary(request.environ["wsgi.input"], length, limit)
+    return raw if encoding is None else _opened(bytes(raw), encoding, limit)
 
 
-def read_tensors() -> Buffer:
-    """Read as `read_body`, a large body of binary tensor data without copying it."""
-    environ, length, limit = request.environ, request.content_length, request.max_content_length
-    if length is None or HEADER_VARIABLE not in environ or "HTTP_CONTENT_ENCODING" in environ:
-        return read_body()
-    assert limit is not None, "create_app sets it"
-    return read_binary(environ["wsgi.input"], length, limit)
+def _opened(raw: bytes, encoding: str, limit: int) -> bytes:
+    opened = decompress(raw, encoding, limit)
+    if (held := request.environ.get(HELD_BODY)) is not None:
+        held.add(len(opened))
+    return opened
+
+
+def read_tensors(max_json_bytes: int) -> Buffer:
+    """Read as `read_any`, no more than `max_json_bytes` where all of it is JSON."""
+    return read_any(None if HEADER_VARIABLE in request.environ else max_json_bytes)
 
 
 def read_form() -> tuple[MultiDict[str, str], MultiDict[str, FileStorage]]:
@@ -101,13 +131,14 @@ def read_declared(stream: IO[bytes], length: int, limit: int) -> bytes:
 
     Raises RequestTimeout when they stop to come.
     """
-    _check_length(length, limit)
-    return _complete(_read(stream, length), length)
+    return bytes(read_binary(stream, length, limit))  # bytes of bytes is no copy
 
 
 def read_binary(stream: IO[bytes], length: int, limit: int) -> Buffer:
-    """Read as `read_declared`, a large body without copying it."""
-    _check_length(length, limit)
+    """Read as `read_declared`, a large body into one buffer."""
+    check_length(length, limit)
+    if length < LARGE_BYTES:
+        return _complete(_read(stream, length), length)
     try:
         body: Buffer | None = _read_into_one(stream, length)
     except TimeoutError as error:
@@ -115,7 +146,8 @@ def read_binary(stream: IO[bytes], length: int, limit: int) -> Buffer:
     return _complete(_read(stream, length) if body is None else body, length)
 
 
-def _check_length(length: int, limit: int) -> None:
+def check_length(length: int, limit: int) -> None:
+    """Raise PayloadTooLarge for a body above the limit."""
     if length > limit:
         raise PayloadTooLarge(f"the body is {length} bytes, at most {limit} bytes are taken")
 
@@ -136,14 +168,15 @@ def _complete(raw: Read, length: int) -> Read:
 
 
 def _read_chunked(limit: int) -> bytes:
-    """Read a body without a declared length.
-
-    subtle: werkzeug returns as much of it as the limit allows, as if that were all.
-    """
-    raw = request.get_data(cache=False)
-    if len(raw) == limit and request.input_stream.read(1):
-        raise PayloadTooLarge(f"the body is larger than {limit} bytes")
-    return raw
+    """Read a body without a declared length, in turns with other requests."""
+    parts, left = [], limit
+    while part := _read(request.environ["wsgi.input"], CHUNKED_READ_BYTES):
+        left -= len(part)
+        if left < 0:
+            raise PayloadTooLarge(f"the body is larger than {limit} bytes")
+        parts.append(part)
+        time.sleep(0)
+    return b"".join(parts)
 
 
 def _read_into_one(stream: Any, length: int) -> memoryview | None:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shared.errors import BadRequest, PayloadTooLarge, UnsupportedEncoding
+from shared.errors import BadRequest, PayloadTooLarge, UnsupportedEncoding, shown
+from shared.messages import Buffer
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -24,6 +25,11 @@ ALIASES = {"x-gzip": "gzip"}
 LEVEL = 1
 """100 MB/s of JSON's numbers to 48 %; level 6 reaches 43 % at 13 MB/s (2026-11-21)."""
 SMALLEST_BYTES = 1024
+STEP_BYTES = 2**20
+FREE_BYTES = 2**20
+MAX_RATIO = 100
+"""So many times its own size may a body open to, once it opens to more than FREE_BYTES: JSON of
+random numbers opens to 2 times, of small whole ones to 10."""
 LEFT_PLAIN = re.compile(r"/v2(?:/(?!requests/|.*/infer$).*)?")
 """Descriptions: Triton's asyncio client asks for packed ones and cannot open them."""
 SLICE_BYTES = 256 * 1024
@@ -42,9 +48,9 @@ class Coding(NamedTuple):
 def decompress(raw: bytes, encoding: str, limit: int) -> bytes:
     """Open a body that came with `Content-Encoding: <encoding>`.
 
-    Never holds more than `limit` bytes and one of what is inside. `deflate` may come without
-    zlib's wrapping, as from some clients. Raises UnsupportedEncoding, PayloadTooLarge, and
-    BadRequest for data that is damaged, cut off, or followed by anything else.
+    Never holds more than `limit` bytes and one of what is inside, nor than MAX_RATIO times its own
+    size. `deflate` may come without zlib's wrapping, as from some clients. Raises PayloadTooLarge,
+    UnsupportedEncoding, and BadRequest for data that is damaged, cut off, or followed by more.
     """
     name = encoding.strip().lower()
     name = ALIASES.get(name, name)
@@ -52,10 +58,10 @@ def decompress(raw: bytes, encoding: str, limit: int) -> bytes:
         return raw
     if name not in WINDOWS:
         raise UnsupportedEncoding(
-            f"Content-Encoding {encoding!r}: one of {', '.join(WINDOWS)} is taken"
+            f"Content-Encoding {shown(encoding)}: one of {', '.join(WINDOWS)} is taken"
         )
     opener = zlib.decompressobj(_window(name, raw))
-    body = b"".join(_opened(opener, raw, name, limit))
+    body = b"".join(_opened(opener, raw, name, limit, max(FREE_BYTES, MAX_RATIO * len(raw))))
     if not opener.eof:
         raise BadRequest(f"the body's {name} data is cut off")
     if opener.unused_data:
@@ -163,17 +169,36 @@ def compress(body: bytes, coding: str) -> bytes:
     return b"".join(pieces)
 
 
-def _opened(opener: zlib._Decompress, raw: bytes, name: str, limit: int) -> Iterable[bytes]:
-    left = limit + 1
+def _opened(
+    opener: zlib._Decompress, raw: bytes, name: str, limit: int, most: int
+) -> Iterable[bytes]:
+    """Open piece by piece, to no more than `limit` bytes and no more than `most`."""
+    left = min(limit, most)
     try:
         for piece in _slices(raw):
-            opened = opener.decompress(piece, left)
-            left -= len(opened)
-            if not left:
-                raise PayloadTooLarge(f"the body opens to more than {limit} bytes")
-            yield opened
+            for opened in _steps(opener, piece):
+                left -= len(opened)
+                if left < 0 and most < limit:
+                    raise PayloadTooLarge(
+                        f"the body opens to more than {MAX_RATIO} times its {len(raw)} bytes"
+                    )
+                if left < 0:
+                    raise PayloadTooLarge(f"the body opens to more than {limit} bytes")
+                yield opened
     except zlib.error as error:
         raise BadRequest(f"the body is not {name} data, or is damaged: {error}") from error
+
+
+def _steps(opener: zlib._Decompress, piece: Buffer) -> Iterable[bytes]:
+    """Open a piece in steps of STEP_BYTES at most; others have their turn in between."""
+    while True:
+        opened = opener.decompress(piece, STEP_BYTES)
+        yield opened
+        piece = opener.unconsumed_tail
+        # subtle: a full step may have left something in the opener though all input is consumed.
+        if opener.eof or (len(opened) < STEP_BYTES and not piece):
+            return
+        time.sleep(0)
 
 
 def _slices(data: bytes) -> Iterable[memoryview]:

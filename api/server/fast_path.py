@@ -26,8 +26,10 @@ from api.infer.inference import IDEMPOTENCY_KEY, PREFER, Inference
 from api.infer.options import TIMEOUT_HEADER
 from api.infer.public_errors import error_answer
 from api.payloads.binary_tensors import HEADER_VARIABLE
-from api.server.body import read_binary, read_declared
+from api.payloads.json_size import check_json_size
+from api.server.body import PIECE_BYTES, check_length, read_binary, read_declared
 from api.server.compression import Coding, chosen, is_to_be_packed, packed
+from api.server.pace import Pace
 from shared.messages import LARGE_BYTES
 from shared.settings import Settings
 
@@ -69,11 +71,12 @@ class PlainRequest(NamedTuple):
 class FastPath:
     """Gunicorn's worker tries it before it hands a request to the application."""
 
-    def __init__(self, inference: Inference, settings: Settings) -> None:
-        """Answer by `inference`; a body of which nothing comes for the time-out is given up."""
+    def __init__(self, inference: Inference, pace: Pace, settings: Settings) -> None:
+        """Answer by `inference`; bodies that do not keep `pace` are given up."""
+        self._pace = pace
         self._inference = inference
         self._max_body_bytes = settings.max_body_bytes
-        self._read_timeout_seconds = settings.request_timeout_seconds
+        self._max_json_bytes = settings.max_json_bytes
         self._heads: dict[bytes, PlainRequest | None] = {}
         self._second = 0
         self._common = ""
@@ -138,19 +141,20 @@ class FastPath:
         """Return the answer to a plain request, errors included."""
         environ = {**plain.environ, "gunicorn.socket": client}
         try:
-            read = read_binary if HEADER_VARIABLE in environ else read_declared
-            raw = read(body, plain.length, self._max_body_bytes)
+            if HEADER_VARIABLE in environ:
+                raw = read_binary(body, plain.length, self._max_body_bytes)
+            else:
+                check_length(plain.length, self._max_body_bytes)
+                check_json_size(plain.length, self._max_json_bytes)
+                raw = read_declared(body, plain.length, self._max_body_bytes)
             return self._inference.infer(plain.model, plain.version, raw, environ)
         except Exception as error:  # a border, as Flask's own error handlers are
             return error_answer(error, f"POST {environ['PATH_INFO']}")
 
     def _answer_reading(self, plain: PlainRequest, body: Any, client: socket.socket) -> None:
         """Answer a request whose body is still to be read, or a part of it."""
-        client.settimeout(self._read_timeout_seconds)
-        try:
+        with self._pace.reading(body, client):
             answer = self._answer(plain, body, client)
-        finally:
-            client.settimeout(None)
         self._write(answer, client, plain.coding)
 
     def _write(self, answer: HttpAnswer, client: socket.socket, coding: Coding | None) -> None:
@@ -169,7 +173,9 @@ class FastPath:
         )
         if len(body) >= LARGE_BYTES:
             client.sendall(head)
-            client.sendall(body)
+            view = memoryview(body)
+            for start in range(0, len(body), PIECE_BYTES):
+                client.sendall(view[start : start + PIECE_BYTES])
             return
         data = head + body
         sent = client.send(data)

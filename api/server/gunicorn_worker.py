@@ -34,8 +34,13 @@ if TYPE_CHECKING:
 NOTIFY_SECONDS = 5.0
 """Between two signs of life to gunicorn, which wants one in `timeout`, half a minute."""
 DRAIN_LOOK_SECONDS = 0.02
-DECODING_THREADS = 2
-"""Each may hold FERRY_MAX_IMAGE_PIXELS several times over."""
+TOKENIZING_THREADS = 2
+SCRATCH_BYTES = 256 * 1024
+DISCARD_SECONDS = 5.0
+"""What is left of a refused body is read for so long."""
+WRITE_MARGIN_SECONDS = 5.0
+"""A client that takes nothing of a piece of its answer for so much longer than a connection may be
+idle has left."""
 LINGER_SECONDS = 0.5
 """The time in which connections may be idle once a stop has begun.
 
@@ -64,7 +69,8 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Take gunicorn's arguments."""
         super().__init__(*arguments, **options)
-        self._idle: set[socket.socket] = set()
+        self._idle: dict[socket.socket, None] = {}
+        self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._told_to_stop = False
         self._stirred = Event()
         self._fast_path: FastPath | None = None
@@ -80,7 +86,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve until SIGTERM; then answer the requests at hand, for up to `graceful_timeout`."""
-        gevent.get_hub().threadpool_size = DECODING_THREADS
+        gevent.get_hub().threadpool_size = TOKENIZING_THREADS
         util.write_error = _write_error  # by which gunicorn answers what it cannot read
         if self.cfg.keepalive and not _logs_requests(self.cfg):
             self._fast_path = getattr(self.wsgi, "extensions", {}).get("fast_path")
@@ -89,7 +95,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
             self.notify()
             self._stirred.wait(NOTIFY_SECONDS)
         for server in servers:
-            _close(server)
+            self._close(server)
         self.alive = False  # from here on gunicorn answers with `Connection: close`
         if streams := getattr(self.wsgi, "extensions", {}).get("streams"):
             streams.close()  # they would have no end
@@ -107,26 +113,53 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """Serve one connection."""
-        self._idle.add(client)
+        client.settimeout(self.cfg.keepalive + WRITE_MARGIN_SECONDS)
+        self._idle[client] = None
         try:
             super().handle(listener, client, addr)
         finally:
-            self._idle.discard(client)
+            self._idle.pop(client, None)
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> Any:
         """Answer one request of a connection, and those behind it whose heads are known."""
-        self._idle.discard(sock)
+        self._idle.pop(sock, None)
         try:
             fast_path = self._fast_path
             if fast_path is None or not self._answered_by(fast_path.try_answer, req, sock):
-                return super().handle_request(listener_name, req, sock, addr)
+                answered = super().handle_request(listener_name, req, sock, addr)
+                self._skip(req, sock)
+                return answered
+            self._skip(req, sock)
             while data := self._read_next(req, sock):
                 if not self._answered_by(fast_path.try_answer_next, data, req, sock):
                     req.unreader.unread(data)
                     break
             return True
+        except TimeoutError:  # its client reads no answer
+            raise StopIteration from None
         finally:
-            self._idle.add(sock)
+            self._idle[sock] = None
+
+    def _skip(self, request: Any, sock: socket.socket) -> None:
+        """Read what is left of a refused body, in turns with others, and keep nothing of it.
+
+        Its client comes to read the answer so. Gunicorn would read it all at once. Raises
+        StopIteration, which ends the connection, where there is no end to it.
+        """
+        if request.body.failed:  # where it ends is unknown
+            raise StopIteration
+        reader = request.body.reader
+        length = getattr(reader, "length", None)
+        if length is None:
+            if getattr(reader, "parser", None) is None:
+                return
+        elif length <= SCRATCH_BYTES:
+            return
+        else:
+            length = max(0, length - len(request.unreader.take_buffered()))
+        if _discard(sock, length, self._scratch):
+            raise StopIteration
+        reader.length = 0
 
     def _answered_by(self, attempt: Callable[..., bool], *request: Any) -> bool:
         """Return whether `attempt`, the fast path's, answered the request.
@@ -151,28 +184,78 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         if last.body.reader.length:
             return b""
         data: bytes | None = None
-        self._idle.add(sock)
+        self._idle[sock] = None
         with self.timeout_ctx():
             data = last.unreader.read()
-        self._idle.discard(sock)
+        self._idle.pop(sock, None)
         if not data:
             raise StopIteration
         return data
 
     def _end_idle_connections(self) -> None:
         """Half-close idle connections: requests that have arrived are read, then the end."""
-        for connection in self._idle:
+        for connection in list(self._idle):
             with contextlib.suppress(OSError):
                 _end_reading(connection)
+
+    def _has_no_room(self, pool: Pool, listener: socket.socket) -> bool:
+        """Tell whether there is none for a connection that waits; then the longest idle one ends.
+
+        subtle: where none waits there is room, else gevent would not look for one any more.
+        """
+        if not pool.full() or not get_original("select", "select")([listener], [], [], 0)[0]:
+            return False
+        self._end_longest_idle()
+        return True
+
+    def _end_longest_idle(self) -> None:
+        longest = next(iter(self._idle), None)
+        if longest is not None:
+            del self._idle[longest]
+            with contextlib.suppress(OSError):
+                _end_reading(longest)
+
+    def _close(self, server: StreamServer) -> None:
+        """Stop to listen; connections that the kernel had accepted for us are served, not reset."""
+        server.stop_accepting()
+        until = time.monotonic() + self.cfg.graceful_timeout
+        while (accepted := server.do_read()) is not None:
+            while server.pool.full() and time.monotonic() < until:
+                self.notify()
+                self._end_longest_idle()
+                gevent.sleep(DRAIN_LOOK_SECONDS)
+            server.do_handle(*accepted)
+        server.close()
 
     def _serve(self, listener: socket.socket) -> StreamServer:
         listener.setblocking(True)
         handle = partial(self.handle, Listener(listener.getsockname()))
-        server = StreamServer(listener, handle=handle, spawn=Pool(self.worker_connections))
+        pool = Pool(self.worker_connections)
+        server = StreamServer(listener, handle=handle, spawn=pool)
+        server.full = partial(self._has_no_room, pool, listener)
         if self.cfg.workers > 1:
             server.max_accept = 1
         server.start()
         return server
+
+
+def _discard(client: socket.socket, length: int | None, scratch: memoryview) -> bool:
+    """Read `length` bytes, or all; tell whether that took too long or had no end."""
+    until, timeout = time.monotonic() + DISCARD_SECONDS, client.gettimeout()
+    left = length
+    try:
+        while left != 0 and (seconds := until - time.monotonic()) > 0:
+            client.settimeout(seconds)
+            count = client.recv_into(scratch[: len(scratch) if left is None else left])
+            if not count:
+                return True
+            left = None if left is None else left - count
+            gevent.sleep(0)
+    except OSError:
+        return True
+    finally:
+        client.settimeout(timeout)
+    return left != 0
 
 
 def _write_error(client: socket.socket, status: int, reason: str, message: str) -> None:
@@ -211,11 +294,3 @@ def _end_reading(connection: socket.socket) -> None:
     plain = get_original("socket", "socket")
     with plain(fileno=os.dup(connection.fileno())) as same:
         same.shutdown(socket.SHUT_RD)
-
-
-def _close(server: StreamServer) -> None:
-    """Stop to listen; connections that the kernel had accepted for us are served, not reset."""
-    server.stop_accepting()
-    while (accepted := server.do_read()) is not None:
-        server.do_handle(*accepted)
-    server.close()

@@ -18,6 +18,7 @@ from redis.exceptions import BusyLoadingError, RedisError
 
 from ferry.errors import CannotStart
 from ferry.up.sessions import kill_session
+from shared.cores import default_memory_bytes
 from shared.socket_paths import MAX_SOCKET_PATH_BYTES, socket_base
 from shared.wire.client import connect
 
@@ -29,6 +30,7 @@ STOP_TIMEOUT_SECONDS = 5.0
 # How much an API process that is busy with something else may leave unread of its answers; with
 # Valkey's own 32mb it would lose its connection, and what it did not read be computed again.
 PUBSUB_LIMIT = ("pubsub", "256mb", "64mb", "60")
+MEMORY_SHARE = 0.5
 # A link in the state directory to a socket that had to go elsewhere.
 SOCKET_LINK = "valkey-socket"
 
@@ -108,9 +110,16 @@ def spawn(
     command += ["--unixsocket", str(socket), "--unixsocketperm", "700", "--dir", str(state_dir)]
     command += ["--appendonly", "yes", "--appendfsync", "everysec"]
     command += ["--client-output-buffer-limit", *PUBSUB_LIMIT]
+    # Writes beyond are refused with 503, and nothing that somebody waits for is thrown away.
+    command += ["--maxmemory", str(max_memory_bytes()), "--maxmemory-policy", "noeviction"]
     with log_file.open("wb") as output:
         process = start(command, stdout=output, stderr=subprocess.STDOUT)
     return EmbeddedValkey(process, socket, log_file)
+
+
+def max_memory_bytes() -> int:
+    """Return what the server's data may take: half of the memory that this process may use."""
+    return int(MEMORY_SHARE * default_memory_bytes())
 
 
 def wait_until_answers(server: EmbeddedValkey) -> None:

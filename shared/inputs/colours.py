@@ -5,6 +5,7 @@ White is what the file's format says, never the largest value that is found in i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from shared.datatypes import Array
 from shared.inputs.picture_files import PHOTOMETRIC, SAMPLE_BITS, SAMPLE_FORMAT, TiffFile
 from shared.model_spec import ImageInput
 
@@ -23,6 +25,7 @@ SIGNED = 2
 LONG_BITS = 32
 WHITE_IS_ZERO = 0
 FLOAT_WHITE = 1.0
+STRIP_PIXELS = 1_000_000
 BRIGHTEST = 2.0
 """So many times white is a highlight; what is above it was written with another white."""
 
@@ -55,19 +58,38 @@ def _eight_bits(picture: ImageFile) -> Image.Image:
     """Scale grey of 16 bits, or of floats, to 8; what Pillow makes of it is cut at 255."""
     black, white = _black_and_white(picture)
     values = np.asarray(picture)
-    known = np.nan_to_num(values.astype(np.float64))  # what is no number is 0
-    largest = known.max(initial=0)
-    if picture.mode == "F" and largest > BRIGHTEST * max(black, white):
+    largest = _largest(values) if picture.mode == "F" else 0
+    if largest > BRIGHTEST * max(black, white):
         raise ValueError(
             f"its largest number is {largest:g}, and white is {max(black, white):g} in a file of "
             "floats whose tag SMaxSampleValue says nothing else"
         )
-    scaled = (known - black) * (WHITE / (white - black)) + 0.5
-    grey = Image.fromarray(np.clip(scaled, 0, WHITE).astype(np.uint8))
+    grey = Image.fromarray(_by_strips(values, lambda strip: _scaled(strip, black, white)))
     if "transparency" not in picture.info:
         return grey
-    seen = np.where(values == picture.info["transparency"], 0, WHITE).astype(np.uint8)
+    key = picture.info["transparency"]
+    seen = _by_strips(values, lambda strip: np.where(strip == key, 0, WHITE).astype(np.uint8))
     return Image.merge("LA", (grey, Image.fromarray(seen)))
+
+
+def _by_strips(values: Array, change: Callable[[Array], Array]) -> Array:
+    """Return pixels of 8 bits: changed all at once, a picture would take ten times its size."""
+    changed = np.empty(values.shape, np.uint8)
+    high = max(1, STRIP_PIXELS // max(1, values.shape[1]))
+    for top in range(0, len(values), high):
+        changed[top : top + high] = change(values[top : top + high])
+    return changed
+
+
+def _scaled(values: Array, black: float, white: float) -> Array:
+    known = np.nan_to_num(values.astype(np.float64))  # what is no number is 0
+    scaled = (known - black) * (WHITE / (white - black)) + 0.5
+    return np.clip(scaled, 0, WHITE).astype(np.uint8)
+
+
+def _largest(values: Array) -> float:
+    """Return the largest number, infinity as the largest there is; what is no number is 0."""
+    return float(np.nan_to_num(np.fmax.reduce(values, axis=None, initial=0).astype(np.float64)))
 
 
 def _black_and_white(picture: ImageFile) -> tuple[float, float]:

@@ -26,6 +26,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from shared.errors import BadRequest
+from shared.inputs.picture_weight import check_bytes
+from shared.messages import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -166,8 +168,11 @@ _NOT_TAKEN_BEGIN = [
 ]
 
 
-def open_picture(data: bytes, where: str) -> ImageFile:
-    """Open a picture file; no more than its header is read. Raises BadRequest."""
+def open_picture(data: Buffer, where: str) -> ImageFile:
+    """Open a picture file; no more than its header is read. Raises BadRequest.
+
+    So it does for more bytes than the pixels can need, whatever else they are.
+    """
     if not data:
         raise BadRequest(f"{where} is empty")
     for name, begin, reader in _TAKEN_BEGIN:
@@ -175,7 +180,8 @@ def open_picture(data: bytes, where: str) -> ImageFile:
             with readable(where, name):
                 picture = reader(io.BytesIO(data))
                 _check_pixels(picture)
-                return picture
+            check_bytes(len(data), picture.size, name, where)
+            return picture
     raise BadRequest(f"{where} is {_name(data)}")
 
 
@@ -239,7 +245,7 @@ def _in_exif(exif: bytes) -> int | None:
     return None
 
 
-def _name(data: bytes) -> str:
+def _name(data: Buffer) -> str:
     """Return the name of a file that is not taken, and of those that are."""
     for name, begin in _NOT_TAKEN_BEGIN:
         if begin.match(data[:FIRST_BYTES]):

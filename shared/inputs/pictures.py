@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -15,7 +16,7 @@ from shared.datatypes import Array
 from shared.errors import BadRequest
 from shared.inputs.colours import coloured, three_numbers
 from shared.inputs.picture_files import open_picture, readable, turned_upright
-from shared.messages import Tensor
+from shared.messages import Buffer, Tensor
 from shared.model_spec import ImageInput, ModelSpec, check_row_count
 
 RESAMPLING = {
@@ -25,7 +26,7 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 MANY_PIXELS = 1_000_000
-"""Above it decoding holds up the event loop by tens of milliseconds, so a thread does it."""
+"""Above it decoding holds up an event loop by tens of milliseconds."""
 
 
 def limit_pictures(max_pixels: int) -> None:
@@ -38,17 +39,28 @@ def limit_pictures(max_pixels: int) -> None:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # a damaged file is no error of ours
 
 
-def picture_batch(pictures: list[bytes], spec: ModelSpec) -> Tensor:
+class Opened(NamedTuple):
+    """Pictures whose headers are read, and the pixels of all of them, as they are or resized."""
+
+    pictures: list[ImageFile]
+    pixels: int
+
+
+def picture_batch(pictures: Sequence[Buffer], spec: ModelSpec) -> Tensor:
     """Return encoded pictures as uint8 [rows, height, width, channels], sized as the model wants.
 
     Takes every mode (palette, grey, alpha, 16 bits) and orientation tag that Pillow reads;
     transparent pixels show the model's background. Raises BadRequest. The pixels of all pictures
     are counted together before any is decoded: that is what a request may cost.
     """
-    image = spec.image
-    assert image is not None, "only called for image models"
+    return decode_batch(open_batch(pictures, spec), spec)
+
+
+def open_batch(pictures: Sequence[Buffer], spec: ModelSpec) -> Opened:
+    """Read the headers; raises BadRequest."""
+    image = _image(spec)
     check_row_count(len(pictures), spec)
-    where = "the picture" if len(pictures) == 1 else "picture {}"
+    where = _where(pictures)
     opened, total, limit = [], 0, Image.MAX_IMAGE_PIXELS or math.inf
     for n, data in enumerate(pictures):
         picture = open_picture(data, where.format(n))
@@ -57,21 +69,23 @@ def picture_batch(pictures: list[bytes], spec: ModelSpec) -> Tensor:
         if total > limit:
             raise BadRequest(f"the pictures have more than {limit} pixels together")
         opened.append(picture)
-    if total > MANY_PIXELS and _in_event_loop():
-        from gevent import get_hub  # noqa: PLC0415  none but the API's processes have it
-
-        rows = get_hub().threadpool.apply(_decode_all, (opened, image, where))
-    else:
-        rows = _decode_all(opened, image, where)
-    if isinstance(rows, BadRequest):
-        raise rows
-    return Tensor.of(image.input, np.ascontiguousarray(rows), pixels=True)
+    return Opened(opened, total)
 
 
-def _in_event_loop() -> bool:
-    """Tell whether a large picture would hold up other requests: only under gevent."""
-    patched = sys.modules.get("gevent.monkey")
-    return patched is not None and bool(patched.is_module_patched("socket"))
+def decode_batch(opened: Opened, spec: ModelSpec) -> Tensor:
+    """Return the tensor of opened pictures; raises BadRequest."""
+    image, where = _image(spec), _where(opened.pictures)
+    rows = [_decode(each, image, where.format(n)) for n, each in enumerate(opened.pictures)]
+    return Tensor.of(image.input, np.ascontiguousarray(np.concatenate(rows)), pixels=True)
+
+
+def _where(pictures: Sequence[object]) -> str:
+    return "the picture" if len(pictures) == 1 else "picture {}"
+
+
+def _image(spec: ModelSpec) -> ImageInput:
+    assert spec.image is not None, "only called for image models"
+    return spec.image
 
 
 def _resized(picture: Image.Image, image: ImageInput, where: str) -> tuple[int, int]:
@@ -90,15 +104,6 @@ def _resized(picture: Image.Image, image: ImageInput, where: str) -> tuple[int, 
             f"{wide} x {high}, more than {Image.MAX_IMAGE_PIXELS}"
         )
     return wide, high
-
-
-def _decode_all(opened: list[ImageFile], image: ImageInput, where: str) -> Array | BadRequest:
-    """Return the rows, or the error: gevent would print the traceback of one that is raised."""
-    try:
-        rows = [_decode(picture, image, where.format(n)) for n, picture in enumerate(opened)]
-    except BadRequest as error:
-        return error
-    return np.concatenate(rows)
 
 
 def _decode(opened: ImageFile, image: ImageInput, where: str) -> Array:

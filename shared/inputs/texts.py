@@ -11,9 +11,12 @@ from tokenizers import Tokenizer
 
 from shared.datatypes import NUMPY_TYPES, Array
 from shared.errors import BadRequest, ModelNotReady
+from shared.inputs.loop import beside_loop, in_event_loop
 from shared.messages import Tensor
 from shared.model_spec import ModelSpec, TensorSpec, TextInput, check_row_count, fixed_length
 
+MANY_CHARACTERS = 16_384
+"""Above it the tokenizer would hold up an event loop by milliseconds, so a thread asks it."""
 MOST_TOKENS = 2**32
 """Numbers from here on the tokenizers library does not take for a token id."""
 
@@ -134,10 +137,12 @@ def _tokens_of(
     # Long before the tokenizer would be slow: no token is shorter than a character.
     kept = 64 * text.max_length
     clipped = [item[-kept:] if text.cut_left else item[:kept] for item in texts.values()]
+    if sum(map(len, clipped)) > MANY_CHARACTERS and in_event_loop():
+        encodings = beside_loop(tokenizer.encode_batch, clipped)
+    else:
+        encodings = tokenizer.encode_batch(clipped)
     found = {}
-    for (number, whole), part, each in zip(
-        texts.items(), clipped, tokenizer.encode_batch(clipped), strict=True
-    ):
+    for (number, whole), part, each in zip(texts.items(), clipped, encodings, strict=True):
         cut = bool(each.overflowing) or len(each.ids) > text.max_length or len(part) < len(whole)
         found[number] = _Tokens(each.ids, each.attention_mask, each.type_ids, cut)
     return found

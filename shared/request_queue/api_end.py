@@ -55,6 +55,10 @@ class RequestQueue:
         """The number of requests that this process has under way."""
         return self._courier.waiting
 
+    def waiting_on(self, level: int) -> int:
+        """Return how many of them wait on a level; looks at each."""
+        return self._courier.waiting_on(level)
+
     def new_id(self) -> str:
         """Return an id whose answer this process will be told of."""
         return f"{self._process}{self._salt}{next(self._numbers):012x}"

@@ -62,8 +62,8 @@ SERVED = (
 
 STARTERS = frozenset(
     {
-        "OwnValkey", "doubling_server", "running_gunicorn", "running_grpc", "running_jobs_worker",
-        "running_system", "running_worker", "spawn", "starter", "subprocess",
+        "OwnValkey", "besieged", "doubling_server", "running_gunicorn", "running_grpc",
+        "running_jobs_worker", "running_system", "running_worker", "spawn", "starter", "subprocess",
     }
 )  # fmt: skip
 """What test modules import to start processes."""

@@ -1,19 +1,18 @@
-"""Many pixels are decoded in a thread, since gevent's loop would stand still meanwhile."""
+"""The cost of reading a picture is told from its bytes: how many, how many pieces and scans."""
 
 from __future__ import annotations
 
 import io
-from threading import get_ident
-from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from heavy_pictures import HEADS, picture
+from PIL import Image
 from registered import spec
 
 from shared.errors import BadRequest
-from shared.inputs import pictures
-from shared.inputs.pictures import picture_batch
+from shared.inputs.picture_weight import SMALL_BYTES, is_light
+from shared.inputs.pictures import open_batch, picture_batch
 from shared.model_spec import ImageInput, TensorSpec
 
 MODEL = spec(
@@ -23,67 +22,44 @@ MODEL = spec(
 )
 
 
-def picture(side: int, colour: int = 0) -> bytes:
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_what_cameras_and_tools_write_is_light(kind: str) -> None:
+    data = picture(300, kind)
+    assert len(data) > SMALL_BYTES
+
+    assert is_light(data)
+    assert is_light(memoryview(data))
+
+
+def test_a_progressive_jpeg_is_light() -> None:
+    assert is_light(picture(300, "JPEG", progressive=True))
+
+
+@pytest.mark.parametrize("what", HEADS)
+def test_a_file_of_many_pieces_is_not(what: str) -> None:
+    kind, at, pieces = HEADS[what]
+    data = picture(8, kind)
+
+    assert is_light(data)
+    assert not is_light(data[:at] + pieces + data[at:])
+
+
+@pytest.mark.parametrize(("kind", "spare"), [("JPEG", 4), ("BMP", 4), ("PNG", 16), ("TIFF", 16)])
+def test_a_file_may_have_no_more_bytes_than_its_pixels_can_need(kind: str, spare: int) -> None:
+    data = picture(8, kind)
+    most = 8 * 8 * 8 + spare * 2**20
+
+    assert open_batch([data.ljust(most, b"\0")], MODEL).pixels == 64
+    with pytest.raises(BadRequest, match=f"has {most + 1} bytes, a {kind} of 8 x 8 pixels at most"):
+        open_batch([data.ljust(most + 1, b"\0")], MODEL)
+
+
+def test_16_bits_become_8_in_strips_as_they_do_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).integers(0, 2**16, (40, 30), np.uint16)
     buffer = io.BytesIO()
-    Image.new("RGB", (side, side), (colour, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
+    Image.fromarray(values).save(buffer, "PNG", transparency=int(values[5, 5]))
+    whole = picture_batch([buffer.getvalue()], MODEL)
 
+    monkeypatch.setattr("shared.inputs.colours.STRIP_PIXELS", 100)
 
-@pytest.fixture
-def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The threads that decoded a picture, one for each; gevent runs, as in the API."""
-    found: list[int] = []
-    load = ImageFile.ImageFile.load
-
-    def noted(opened: ImageFile.ImageFile) -> Any:
-        found.append(get_ident())
-        return load(opened)
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", noted)
-    monkeypatch.setattr(pictures, "_in_event_loop", lambda: True)
-    return found
-
-
-def test_a_large_picture_is_decoded_in_a_thread(threads: list[int]) -> None:
-    picture_batch([picture(1100)], MODEL)
-
-    assert threads and get_ident() not in threads
-
-
-def test_pictures_that_are_large_together_are_decoded_in_one_thread_and_in_order(
-    threads: list[int],
-) -> None:
-    batch = picture_batch([picture(600, colour) for colour in (1, 2, 3)], MODEL)
-
-    assert len(set(threads)) == 1 and get_ident() not in threads
-    assert batch.array()[:, 0, 0, 0].tolist() == [1, 2, 3]
-
-
-def test_a_small_picture_is_decoded_without_a_change_of_threads(threads: list[int]) -> None:
-    picture_batch([picture(500)], MODEL)
-
-    assert set(threads) == {get_ident()}
-
-
-def test_without_gevent_no_thread_is_used(
-    threads: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pictures, "_in_event_loop", lambda: False)
-
-    picture_batch([picture(1100)], MODEL)
-
-    assert set(threads) == {get_ident()}
-
-
-def test_what_a_thread_cannot_decode_is_refused_and_leaves_no_trace(
-    threads: list[int], capfd: pytest.CaptureFixture[str]
-) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (1100, 1100, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, "JPEG")
-
-    with pytest.raises(BadRequest, match="picture 1 cannot be decoded"):
-        picture_batch([picture(8), buffer.getvalue()[: buffer.tell() // 2]], MODEL)
-
-    assert get_ident() not in threads
-    assert capfd.readouterr().err == ""
+    assert picture_batch([buffer.getvalue()], MODEL) == whole

@@ -22,7 +22,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-ROOMS = ["api", "shared", "worker", "ferry", "jobs", "samples", "bench", "chaos", "tools"]
+ROOMS = ["api", "shared", "worker", "ferry", "jobs", "samples", "bench", "chaos", "siege", "tools"]
 FOLDERS = "|".join([*ROOMS, "tests", "docs", "requirements"])
 DOTTED = rf"`((?:{'|'.join(ROOMS)})(?:\.\w+)+)(?:\(\))?`"
 OF_MODELS = {"model.py", "__main__.py"}  # files of any model, of any package

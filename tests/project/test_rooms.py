@@ -23,6 +23,7 @@ FLOORS = {
     ),
     "api": (
         "payloads",
+        "readers",
         "infer metrics",
         "services",
         "pages server rpc",
@@ -65,7 +66,7 @@ NO_ROOM_FOR = {
 }
 FLASK = {"flask", "werkzeug"}
 WITH_FLASK = ("api.routes", "api.openapi", "api.server.body", "api.app")
-BESIDE = ("bench", "chaos", "samples", "tests", "tools")
+BESIDE = ("bench", "chaos", "siege", "samples", "tests", "tools")
 MAX_MODULES = 15
 MODULES = product_modules()
 ARROWS = arrows()

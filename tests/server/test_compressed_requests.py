@@ -10,9 +10,19 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from answers import answer, refusal
-from doubling_server import BODIES, DOUBLED, INFER, PREDICT, Server, doubling_server, numbers
+from doubling_server import (
+    BODIES,
+    DOUBLED,
+    INFER,
+    PREDICT,
+    V1,
+    Server,
+    doubling_server,
+    numbers,
+)
 from flask.testing import FlaskClient
 from wire import post, send
 
@@ -142,12 +152,27 @@ def test_a_body_may_open_to_the_limit_and_no_further() -> None:
 
 
 def test_what_opens_to_more_than_the_limit_is_refused(port: int) -> None:
-    packed = gzip.compress(b" " * (LIMIT + 1))
+    numbers = np.random.default_rng(0).integers(0, 10, LIMIT + 1, np.uint8) + ord("0")
+    packed = gzip.compress(numbers.tobytes(), 1)
 
-    for path in BODIES:
+    for path, limit in ((INFER, 2**24), (PREDICT, LIMIT), (V1, 2**24)):
         response = post(port, path, packed, {"Content-Encoding": "gzip"})
         message = refusal(response, 413, "payload_too_large")
-        assert message == f"the body opens to more than {LIMIT} bytes"
+        assert message == f"the body opens to more than {limit} bytes"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "deflate "])
+def test_a_body_opens_to_a_hundred_times_its_size_and_no_further(encoding: str) -> None:
+    for size in (2**20, 2**20 + 1, 3 * 2**20):
+        packed = PACKERS[encoding](bytes(size))
+        if size <= 2**20:
+            assert decompress(packed, encoding, 2**26) == bytes(size)
+            continue
+        with pytest.raises(PayloadTooLarge, match=f"more than 100 times its {len(packed)} bytes"):
+            decompress(packed, encoding, 2**26)
+    some = np.random.default_rng(0).bytes(40_000)
+    packed = PACKERS[encoding](some + bytes(80 * len(some)))
+    assert len(decompress(packed, encoding, 2**26)) == 81 * len(some)
 
 
 def test_a_compressed_body_above_the_limit_is_refused_before_it_is_read(port: int) -> None:

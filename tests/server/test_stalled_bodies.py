@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.client import HTTPResponse
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import orjson
 import pytest
 from ferry_processes import free_port, running_gunicorn
 from registered import register, spec
+from waiting import wait_until
 
 from shared.model_spec import TensorSpec
 from shared.settings import Settings
@@ -96,3 +98,88 @@ def test_an_idle_connection_outlives_the_timeout_of_bodies(
         stall(other)
 
     assert live(connection) == 200
+
+
+SLOW = {
+    "declared": (["Content-Length: 1000"], [b"{"] + [b" "] * 100),
+    "large": (["Content-Length: 1000000"], [b"{"] + [b" "] * 100),
+    "binary": ([BINARY, "Content-Length: 1000000"], [b"{"] + [b" "] * 100),
+    "chunked": ([CHUNKED], [b"1\r\n{\r\n"] + [b"1\r\n \r\n"] * 100),
+}
+
+
+@pytest.mark.parametrize("case", SLOW)
+@pytest.mark.parametrize("path", [INFER, PREDICT])
+def test_a_body_that_comes_byte_by_byte_is_given_up(
+    connection: socket.socket, case: str, path: str
+) -> None:
+    headers, pieces = SLOW[case]
+    head = "\r\n".join([f"POST {path} HTTP/1.1", "Host: ferry", *headers, "", ""])
+    connection.sendall(head.encode())
+    connection.settimeout(0.05)  # a sixth of the longest silence between two bytes
+    for piece in pieces:
+        connection.sendall(piece)
+        try:
+            answered = connection.recv(1, socket.MSG_PEEK)
+            break
+        except TimeoutError:
+            pass
+    else:
+        raise AssertionError("it may come as slowly as it likes")
+    assert answered
+    connection.settimeout(30)
+    response = HTTPResponse(connection)
+    response.begin()
+    assert (response.status, orjson.loads(response.read())["code"]) == (408, "request_timeout")
+
+
+def test_bodies_under_way_have_a_sum(redis_url: str) -> None:
+    settings = Settings(
+        redis_url=redis_url,
+        key_prefix="sum-of-bodies",
+        port=free_port(),
+        api_processes=1,
+        max_bodies_bytes=3_000_000,
+    )
+    register(settings, spec("numbers", TensorSpec(name="x", datatype="FP32", dims=(4,))))
+    head = f"POST {INFER} HTTP/1.1\r\nHost: ferry\r\n{BINARY}\r\nContent-Length: 2500000\r\n\r\n"
+    with running_gunicorn(settings):
+        address = ("127.0.0.1", settings.port)
+        with socket.create_connection(address, timeout=30) as first:
+            first.sendall(head.encode() + bytes(2_000_000))
+            wait_until(lambda: refused(address, head), 30, "a body is refused for the first one")
+            first.sendall(bytes(500_000))
+            assert HTTPResponse(first).fp.readline().startswith(b"HTTP/1.1 400")
+        wait_until(lambda: not refused(address, head), 30, "its bytes are free again")
+
+
+def refused(address: tuple[str, int], head: str) -> bool:
+    """Send a whole body; tell whether there was no room for it."""
+    with socket.create_connection(address, timeout=30) as other:
+        other.sendall(head.encode() + bytes(2_500_000))
+        response = HTTPResponse(other)
+        response.begin()
+        code = orjson.loads(response.read())["code"]
+        assert code in {"queue_full", "bad_request"}
+        return bool(code == "queue_full")
+
+
+def test_a_full_process_closes_what_is_idle_longest(redis_url: str) -> None:
+    settings = Settings(
+        redis_url=redis_url,
+        key_prefix="full-pool",
+        port=free_port(),
+        api_processes=1,
+        api_connections=3,
+        max_waiting=2,
+    )
+    with running_gunicorn(settings), ExitStack() as stack:
+        opened = []
+        for _ in range(5):
+            address = ("127.0.0.1", settings.port)
+            one = stack.enter_context(socket.create_connection(address, timeout=30))
+            assert live(one) == 200
+            opened.append(one)
+
+        assert [one.recv(1) for one in opened[:2]] == [b"", b""]
+        assert [live(one) for one in opened[2:]] == [200, 200, 200]

@@ -1,1 +1,1 @@
-"""The frameworks that run models, one module for each format."""
+"""The frameworks that run models, a module each."""

@@ -43,6 +43,7 @@ from worker.instance.health.device_probe import (
     probe_of,
     sound,
 )  # fmt: skip
+from worker.instance.health.growth import Growth
 from worker.instance.health.self_check import InstanceLost, SelfCheck, self_check
 from worker.instance.loop import run
 from worker.instance.made_up import Guess, made_up, noise
@@ -95,10 +96,15 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     signal.set_wakeup_fd(written, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the model may have set its own
+    growth = Growth(job.max_growth_bytes)
     reports.send(("ready", warm.note if warm else "", warm.device if warm else ""))
 
     def stop() -> bool:
         follow_level(log_level, meter)  # here because the loop asks for each batch, or each second
+        if not stopping and (reason := growth.reason()):
+            log.warning("%s: %s: %s, it leaves", job.spec.key, job.id, reason)
+            reports.send((LOST, reason, []))
+            stopping.append(1)
         return bool(stopping)
 
     if warm is None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
+from shared.model_spec import ELEMENTS_PARAMETER
 from worker.repository.config.fields import HONOURED, NO_EFFECT, REFUSED
 
 Number = TypeVar("Number", int, float)
@@ -108,6 +109,8 @@ def parameter_notes(backend: str, parameters: Mapping[str, str]) -> list[str]:
     own_threads(backend, parameters)
     if number(parameters, MAX_GPU_MEMORY, "0", int) < 0:
         raise ValueError(f"{MAX_GPU_MEMORY}: expected a number of bytes, or 0")
+    if number(parameters, ELEMENTS_PARAMETER, "1", int) < 1:
+        raise ValueError(f"{ELEMENTS_PARAMETER}: expected a number of elements, from 1")
     stops_first(parameters)
     return notes
 

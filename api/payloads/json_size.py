@@ -1,0 +1,44 @@
+"""What JSON may hold, by size and by count, looked at before any of it is parsed.
+
+Parsed, JSON takes up to fifty times its own size: `[[],[],...]` is a list of lists.
+"""
+
+from __future__ import annotations
+
+from shared.errors import BadRequest, PayloadTooLarge
+from shared.messages import Buffer
+from shared.model_spec import ModelSpec
+
+LIGHT_JSON_BYTES = 256 * 1024
+"""Whatever stands in so little is parsed within some milliseconds."""
+OTHER_VALUES = 10_000
+"""Values of a body besides its tensors' elements: names, shapes, parameters."""
+
+
+def check_json(text: Buffer, spec: ModelSpec, max_bytes: int) -> None:
+    """Raise PayloadTooLarge, or BadRequest for more values than the model's largest request has.
+
+    fast: commas and brackets are counted as bytes. In strings they may be as many as they like, so
+    of a model that takes strings the size alone is limited.
+    """
+    check_json_size(len(text), max_bytes)
+    has_strings = spec.text or any(each.datatype == "BYTES" for each in spec.inputs)
+    if len(text) <= LIGHT_JSON_BYTES or has_strings:
+        return
+    most = spec.batch_rows * sum(map(spec.most_elements, spec.inputs))
+    plain = bytes(text)  # bytes of bytes is no copy
+    found = max(plain.count(b","), plain.count(b"[") // 2, plain.count(b"{"))
+    if found > most + OTHER_VALUES:
+        raise BadRequest(
+            f"the JSON has at least {found} values, the largest request to '{spec.name}' has "
+            f"{most} elements"
+        )
+
+
+def check_json_size(length: int, max_bytes: int) -> None:
+    """Raise PayloadTooLarge for JSON above FERRY_MAX_JSON_BYTES."""
+    if length > max_bytes:
+        raise PayloadTooLarge(
+            f"the JSON is {length} bytes, at most {max_bytes} bytes are taken: send large tensors "
+            "as binary data"
+        )

@@ -1,0 +1,176 @@
+"""A reader's process (`python -m api.readers.child PIXELS`): bodies in, checked tensors out.
+
+It reads what its API process must not: hours of Python over a few clever kilobytes, gigabytes of
+lists. Each task has a limit of processor time, the process one of memory; the kernel ends what is
+beyond. It reads from its standard input, a socket, and ends with it, or when it is idle for long.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgpack
+
+from api.payloads.infer_request import input_tensor
+from api.payloads.v1_json import parse_predict
+from api.payloads.v2_json import load_object, parse_infer
+from shared.errors import FerryError, PayloadTooLarge
+from shared.inputs.pictures import decode_batch, limit_pictures, open_batch
+from shared.messages import Tensor
+from shared.model_spec import ModelSpec
+
+FRAME = struct.Struct("<IQ")
+"""In front of a task: the length of its head, msgpack, and of its body. A reply has no body."""
+READER_IDLE_SECONDS = 300.0
+HEADER_SECONDS, WHOLE_SECONDS = 2.0, 20.0
+"""Processor time for the headers of a request's pictures, and for all that is read of a request."""
+MEMORY_BYTES = 2 * 2**30
+KEPT_BYTES = 256 * 2**20
+"""A reader that holds more behind a task ends: the next one starts anew."""
+TOO_MUCH_MEMORY = "the body needs more memory to be read than any sound one"
+Body = memoryview
+
+
+class PredictPart(NamedTuple):
+    """What of a /predict body is asked: "text", "input_tensor", or "nothing", beside its names."""
+
+    what: str
+    value: Any
+
+
+def predict_part(body: Mapping[str, Any]) -> PredictPart:
+    """Return the part that counts."""
+    for what in ("text", "input_tensor"):
+        if what in body:
+            return PredictPart(what, body[what])
+    return PredictPart("nothing", sorted(body)[:10])
+
+
+class _Texts:
+    """Stands in for the tokenizers, which the API process has: keeps the texts for it."""
+
+    found: list[str] | None = None
+
+    def encode(self, texts: list[str], _spec: ModelSpec) -> tuple[tuple[Tensor, ...], list[bool]]:
+        """Return nothing yet."""
+        self.found = texts
+        return (), []
+
+
+def read_infer(body: Body, spec: ModelSpec, json_length: int | None) -> Any:
+    """Return a v2 body's parts."""
+    return parse_infer(body, spec, json_length)
+
+
+def read_predict(body: Body, spec: ModelSpec) -> Any:
+    """Return a version 1 body's form and inputs, or texts for the tokenizer."""
+    texts = _Texts()
+    form, inputs = parse_predict(bytes(body), spec, texts)
+    return form, inputs, texts.found
+
+
+def read_object(body: Body, spec: ModelSpec | None) -> Any:
+    """Return the one of a /predict body's parts that counts; of a tensor what `spec` makes of it.
+
+    Without a model that takes it, a tensor is None.
+    """
+    part = predict_part(load_object(bytes(body)))
+    if part.what != "input_tensor":
+        return part
+    fits = spec is not None and len(spec.inputs) == 1
+    return part._replace(value=input_tensor(part.value, spec) if spec and fits else None)
+
+
+def read_pictures(body: Body, spec: ModelSpec, sizes: list[int]) -> Any:
+    """Return the tensor of the pictures, which lie in `body` one after the other."""
+    _allow(HEADER_SECONDS)
+    pictures, start = [], 0
+    for size in sizes:
+        pictures.append(body[start : start + size])
+        start += size
+    opened = open_batch(pictures, spec)
+    _allow(WHOLE_SECONDS)
+    return decode_batch(opened, spec)
+
+
+TASKS: dict[str, Callable[..., Any]] = {
+    "infer": read_infer,
+    "predict": read_predict,
+    "object": read_object,
+    "pictures": read_pictures,
+}
+
+
+def _allow(seconds: float) -> None:
+    """Have the kernel end this process after so much more processor time; 0 for never."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def _answer(head: bytes, body: Body) -> bytes:
+    task, spec, arguments = msgpack.unpackb(head)
+    try:
+        described = ModelSpec.model_validate_json(spec) if spec else None
+        return _pack([True, TASKS[task](body, described, *arguments)])
+    except FerryError as error:
+        return _pack([False, [error.code, error.message]])
+    except MemoryError:
+        return _pack([False, [PayloadTooLarge.code, TOO_MUCH_MEMORY]])
+
+
+def _pack(reply: list[Any]) -> bytes:
+    packed: bytes = msgpack.packb(reply)
+    return packed
+
+
+def receive(line: socket.socket, size: int) -> memoryview | None:
+    """Return `size` bytes, None where the other end has closed."""
+    data, filled = bytearray(size), 0
+    view = memoryview(data)
+    while filled < size:
+        count = line.recv_into(view[filled:])
+        if not count:
+            return None
+        filled += count
+    return view
+
+
+def main() -> None:
+    """Read one task after the other."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    limit_pictures(int(sys.argv[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    line = socket.socket(fileno=os.dup(0))
+    while select.select([line], [], [], READER_IDLE_SECONDS)[0]:
+        frame = receive(line, FRAME.size)
+        if frame is None:
+            return
+        head_bytes, body_bytes = FRAME.unpack(frame)
+        head, body = receive(line, head_bytes), receive(line, body_bytes)
+        if head is None or body is None:
+            return
+        _allow(WHOLE_SECONDS)
+        reply = _answer(bytes(head), body)
+        _allow(0)
+        line.sendall(FRAME.pack(len(reply), 0) + reply)
+        del head, body, reply
+        if _held_bytes() > KEPT_BYTES:
+            return
+
+
+def _held_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()

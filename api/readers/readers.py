@@ -1,0 +1,179 @@
+"""Reads bodies: small and plain ones at once, all others in processes beside the event loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from threading import BoundedSemaphore
+from typing import Any, cast
+
+import msgpack
+
+from api.payloads.infer_request import InferBody
+from api.payloads.json_size import LIGHT_JSON_BYTES, check_json, check_json_size
+from api.payloads.v1_json import Form, parse_predict
+from api.payloads.v2_json import load_object, parse_infer
+from api.readers.child import FRAME, PredictPart, predict_part, receive
+from shared.errors import BadRequest, FerryError, QueueFull, by_code
+from shared.inputs.loop import in_event_loop
+from shared.inputs.picture_weight import is_light
+from shared.inputs.pictures import MANY_PIXELS, decode_batch, open_batch
+from shared.inputs.texts import TokenizerCache
+from shared.messages import Buffer, RequestedOutput, Tensor
+from shared.model_spec import ModelSpec
+from shared.settings import Settings
+
+log = logging.getLogger(__name__)
+
+COUNT = 2
+"""Readers of one API process: each may hold FERRY_MAX_IMAGE_PIXELS several times over."""
+UNREADABLE = "the body takes more time or memory to read than any sound one: it is refused"
+
+
+class Readers:
+    """One process's reading of bodies; its helpers start at the first body that needs one.
+
+    Without gevent there is no loop to hold up, and everything is read where it is asked for.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Start nothing yet."""
+        self._max_pixels = settings.max_image_pixels
+        self._max_json_bytes = settings.max_json_bytes
+        self._seconds = settings.request_timeout_seconds
+        self._places = BoundedSemaphore(COUNT)
+        self._idle: list[_Reader] = []
+
+    def infer(self, raw: Buffer, spec: ModelSpec, json_length: int | None) -> InferBody:
+        """Check a v2 body against its model; raises what `parse_infer` raises, or BadRequest."""
+        length = len(raw) if json_length is None else json_length
+        if length <= LIGHT_JSON_BYTES:
+            return parse_infer(raw, spec, json_length)
+        check_json(memoryview(raw)[:length], spec, self._max_json_bytes)
+        if not in_event_loop():
+            return parse_infer(raw, spec, json_length)
+        request_id, inputs, outputs, parameters, binary = self._ask(
+            "infer", spec, [raw], [json_length]
+        )
+        wanted = tuple([RequestedOutput(*output) for output in outputs])
+        return InferBody(request_id, _tensors(inputs), wanted, parameters, binary)
+
+    def predict(
+        self, raw: bytes, spec: ModelSpec, tokenizers: TokenizerCache
+    ) -> tuple[Form, tuple[Tensor, ...]]:
+        """Check a version 1 body against its model; raises as `infer`."""
+        check_json(memoryview(raw), spec, self._max_json_bytes)
+        if len(raw) <= LIGHT_JSON_BYTES or not in_event_loop():
+            return parse_predict(raw, spec, tokenizers, self.pictures)
+        form, inputs, texts = self._ask("predict", spec, [raw], [])
+        if texts is not None:
+            return cast(Form, form), tokenizers.encode(texts, spec)[0]
+        return cast(Form, form), _tensors(inputs)
+
+    def predict_body(self, raw: bytes, model: Callable[[], ModelSpec]) -> PredictPart:
+        """Return a /predict body's part that counts; of a large one a tensor is made for `model`.
+
+        Raises what `model` raises where its tensor has none, and as `infer`.
+        """
+        check_json_size(len(raw), self._max_json_bytes)
+        if len(raw) <= LIGHT_JSON_BYTES or not in_event_loop():
+            return predict_part(load_object(raw))
+        spec: ModelSpec | None = None
+        try:
+            spec = model()
+        except FerryError:
+            log.debug("no model takes a large tensor, it may be texts", exc_info=True)
+        else:
+            check_json(raw, spec, self._max_json_bytes)
+        part = PredictPart(*self._ask("object", spec, [raw], []))
+        if part.what != "input_tensor":
+            return part
+        if part.value is None:
+            return part._replace(value=[] if model() else None)
+        return part._replace(value=_tensors([part.value])[0])
+
+    def pictures(self, pictures: Sequence[Buffer], spec: ModelSpec) -> Tensor:
+        """Return the tensor of encoded pictures; raises BadRequest."""
+        if not in_event_loop() or all(map(is_light, pictures)):
+            opened = open_batch(pictures, spec)
+            if opened.pixels <= MANY_PIXELS or not in_event_loop():
+                return decode_batch(opened, spec)
+        sizes = [len(picture) for picture in pictures]
+        return _tensors([self._ask("pictures", spec, pictures, [sizes])])[0]
+
+    def _ask(
+        self, task: str, spec: ModelSpec | None, parts: Sequence[Buffer], arguments: list[Any]
+    ) -> Any:
+        """Have a reader do a task; raises the error that it met, or BadRequest when it died."""
+        described = spec.model_dump_json() if spec else None
+        head = msgpack.packb([task, described, arguments])
+        until = time.monotonic() + self._seconds
+        if not self._places.acquire(timeout=self._seconds):
+            raise QueueFull("as many large bodies are read as may be: ask again later")
+        try:
+            good, found = msgpack.unpackb(self._answer(head, parts, until), strict_map_key=False)
+        finally:
+            self._places.release()
+        if not good:
+            raise by_code(*found)
+        return found
+
+    def _answer(self, head: bytes, parts: Sequence[Buffer], until: float) -> memoryview:
+        while True:
+            reader = self._idle.pop() if self._idle else _Reader(self._max_pixels)
+            reply = reader.ask(head, parts, until)
+            if reply is not None:
+                self._idle.append(reader)
+                return reply
+            if not reader.ended_in_peace():  # between two tasks: one that was idle, or had grown
+                raise BadRequest(UNREADABLE)
+
+
+class _Reader:
+    """One process."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self._line, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "api.readers.child", str(max_pixels)],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+            )
+
+    def ask(self, head: bytes, parts: Sequence[Buffer], until: float) -> memoryview | None:
+        """Return the reply, None when there is none by `until`, or no process any more."""
+        total = sum(map(len, parts))
+        try:
+            self._line.settimeout(max(0.001, until - time.monotonic()))
+            self._line.sendall(FRAME.pack(len(head), total) + head)
+            for part in parts:
+                self._line.sendall(part)
+            frame = receive(self._line, FRAME.size)
+            return None if frame is None else receive(self._line, FRAME.unpack(frame)[0])
+        except OSError:
+            return None
+
+    def ended_in_peace(self) -> bool:
+        """Make an end of it; tell whether it had come to one by itself, unharmed."""
+        self._line.close()
+        try:
+            return self._process.wait(timeout=1.0) == 0
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return bool(self._process.wait() == 0)
+
+
+def _tensors(items: Sequence[Any]) -> tuple[Tensor, ...]:
+    return tuple(
+        [
+            Tensor(name, datatype, tuple(shape), data, pixels)
+            for name, datatype, shape, data, pixels in items
+        ]
+    )
