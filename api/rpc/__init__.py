@@ -1,1 +1,1 @@
-"""The gRPC server: protocol v2 as Triton's clients speak it."""
+"""The gRPC server, as Triton's clients speak it."""

@@ -1,1 +1,1 @@
-"""Connections to Redis: a client for single commands, wires for the hot path."""
+"""Connections to Redis: single commands, and wires."""

@@ -1,1 +1,1 @@
-"""Finds models in a repository and reads their configuration."""
+"""Finds models and reads their configuration."""
