@@ -27,7 +27,7 @@ SHARED_MEMORY = "shared memory is not supported: tensors travel in the bodies"
 """The refusal of the shared memory extensions."""
 MAX_DIMENSION = 2**63 - 1
 MAX_ID_BYTES = 1024
-MAX_NAMED = 1024
+MOST_GIVEN = 1024
 """Inputs, outputs, parameters of one request or tensor, dimensions of a shape."""
 _ONLY_INTEGERS = frozenset({int})
 
@@ -216,8 +216,8 @@ def check_id(value: Any) -> str | None:
 
 def check_count(count: int, what: str) -> None:
     """Raise BadRequest for more tensors or parameters than any request has."""
-    if count > MAX_NAMED:
-        raise BadRequest(f"{count} {what} are given, at most {MAX_NAMED} are taken")
+    if count > MOST_GIVEN:
+        raise BadRequest(f"{count} {what} are given, at most {MOST_GIVEN} are taken")
 
 
 def check_parameters(parameters: Any, where: str) -> Parameters:
@@ -259,7 +259,7 @@ def _checked(item: GivenInput, declared: TensorSpec, spec: ModelSpec) -> Tensor:
         )
     if (
         not isinstance(shape, list)
-        or len(shape) > MAX_NAMED
+        or len(shape) > MOST_GIVEN
         or not _ONLY_INTEGERS.issuperset(map(type, shape))
         or min(shape, default=0) < 0
         or max(shape, default=0) > MAX_DIMENSION

@@ -11,7 +11,7 @@ from typing import Any
 from tritonclient.grpc import service_pb2 as proto
 
 from api.payloads.infer_request import (
-    MAX_NAMED,
+    MOST_GIVEN,
     SHARED_MEMORY,
     GivenInput,
     InferBody,
@@ -58,7 +58,7 @@ def _given(request: proto.ModelInferRequest) -> list[GivenInput]:
         )
     return [
         GivenInput(
-            tensor.name, tensor.datatype, list(tensor.shape[: MAX_NAMED + 1]), raw=memoryview(data)
+            tensor.name, tensor.datatype, list(tensor.shape[: MOST_GIVEN + 1]), raw=memoryview(data)
         )
         for tensor, data in zip(inputs, raw, strict=True)
     ]
