@@ -12,7 +12,7 @@ from functools import partial
 from redis import Redis
 
 from api.infer.queues import Queues
-from api.infer.readiness import Readiness
+from api.infer.readiness import Pulse, Readiness
 from api.infer.triton_statistics import model_statistics
 from shared.history.recorder import Recorder
 from shared.model_spec import ModelSpec
@@ -61,5 +61,5 @@ class Services:
             TraceSettings(registry, catalog),
             ModelControl(client, prefix, settings.model_control_mode),
             Recorder(client, prefix, catalog, registry),
-            Readiness(catalog, settings.readiness),
+            Readiness(catalog, Pulse(registry.ping), settings.readiness),
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from threading import Lock, Thread
 
 from shared.errors import RedisUnavailable
 from shared.registry.catalog import Catalog
@@ -11,20 +13,59 @@ from shared.registry.snapshot import Snapshot
 
 STRICT, ANY = "strict", "any"
 MOST_NAMED = 10
+SEEK_SECONDS = 0.1
+
+
+class Pulse:
+    """Whether Redis answers, said at once also while it hangs: then only a thread waits for it."""
+
+    def __init__(self, ping: Callable[[], None]) -> None:
+        """Ask by `ping`, which raises RedisUnavailable."""
+        self._ping = ping
+        self._lost: RedisUnavailable | None = None
+        self._losing = Lock()
+
+    def check(self) -> None:
+        """Raise RedisUnavailable unless Redis answers; while it is known not to, without asking."""
+        if lost := self._lost:
+            raise RedisUnavailable(lost.message)
+        try:
+            self._ping()
+        except RedisUnavailable as error:
+            self._lose(error)
+            raise
+
+    def _lose(self, error: RedisUnavailable) -> None:
+        with self._losing:
+            if self._lost is None:
+                self._lost = error
+                Thread(target=self._seek, name="ferry-seek", daemon=True).start()
+
+    def _seek(self) -> None:
+        while self._lost is not None:
+            time.sleep(SEEK_SECONDS)
+            try:
+                self._ping()
+            except RedisUnavailable as error:
+                self._lost = error
+            else:
+                self._lost = None
 
 
 class Readiness:
     """Answers for HTTP's and gRPC's health routes alike."""
 
-    def __init__(self, catalog: Catalog, rule: str) -> None:
-        """Look into `catalog`; the `rule` is FERRY_READINESS."""
+    def __init__(self, catalog: Catalog, pulse: Pulse, rule: str) -> None:
+        """Look into `catalog` while `pulse` is there; the `rule` is FERRY_READINESS."""
         self._catalog = catalog
+        self._pulse = pulse
         self._rule = rule
 
     def why_not(self) -> str:
         """Return why the server is not ready now, an empty string when it is."""
         try:
-            return why_not_ready(self._catalog.read_now(), self._rule)
+            self._pulse.check()
+            return why_not_ready(self._catalog.snapshot(), self._rule)
         except RedisUnavailable as error:
             return error.message
 

@@ -68,7 +68,7 @@ class Subscription:
 
         Returns for an empty message, which says that answers are stored, and twice a second in any
         case. `take` must not block: under gevent it runs in the event loop, which saves the
-        switches to this thread and back. Raises RedisError when nothing is said for 5.5 s.
+        switches to this thread and back. Raises RedisError when nothing is said for 3.5 s.
         """
         if self._refused:
             time.sleep(POLL_SECONDS)

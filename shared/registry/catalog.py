@@ -156,11 +156,6 @@ class Catalog:
         """Return how many requests per second the model's instances answer when enough wait."""
         return self._current().drain_rate(model_key)
 
-    def read_now(self) -> Snapshot:
-        """Return what is served now, with Redis answering; raises RedisUnavailable."""
-        self._registry.ping()
-        return self._renewed()
-
     def specs(self) -> list[ModelSpec]:
         """Return the version that serves of every model, by name."""
         snapshot = self._current()

@@ -26,9 +26,8 @@ from shared.errors import RedisUnavailable
 from shared.redis_urls import RedisUrl
 
 CONNECT_TIMEOUT_SECONDS = 0.4
-COMMAND_TIMEOUT_SECONDS = 5.0
+COMMAND_TIMEOUT_SECONDS = 3.0
 SENTINEL_TIMEOUT_SECONDS = 1.0
-READ_ONLY = "the server takes no writes, it is a replica now"
 KEEPALIVE = {socket.TCP_KEEPIDLE: 3, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 3}
 """Seconds without a word, seconds between two questions, questions without an answer."""
 _PLACE_BEFORE_7 = re.compile(
@@ -36,6 +35,13 @@ _PLACE_BEFORE_7 = re.compile(
     r"|@user_script: \d+: )(?:-?([A-Z]{2,} .*)|(.*))"
 )
 _PLACE_SINCE_7 = re.compile(r" script: (\w+, )?on @.*")
+
+
+class ServerIsReplica(RedisConnectionError):
+    """A server takes no writes: it is no master, or not any more. Nothing was done.
+
+    The connection to it is closed, so that the next one may lead to the master.
+    """
 
 
 def connect(redis_url: str) -> redis.Redis:
@@ -49,7 +55,8 @@ def connect(redis_url: str) -> redis.Redis:
     options: dict[str, Any] = {
         "socket_timeout": COMMAND_TIMEOUT_SECONDS,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
-        "retry": Retry(NoBackoff(), 1),
+        # Once, on a new connection; a server that hangs would only be waited for twice.
+        "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         "protocol": 2,
         "max_connections": 100_000,
         **url.options,
@@ -100,7 +107,7 @@ def _leaving(connection_class: type[Any]) -> type[Any]:
                 if "READONLY" not in without_place(f"{error.status_code or ''} {error}"):
                     raise
                 self.disconnect()
-                raise RedisConnectionError(READ_ONLY) from error
+                raise ServerIsReplica(str(error)) from error
 
     return Leaving
 
@@ -143,7 +150,7 @@ def unavailable(error: RedisError) -> RedisUnavailable:
     """Return the error for a client when Redis fails: why, and nothing about our network."""
     if isinstance(error, BusyLoadingError):
         return RedisUnavailable("Redis is loading its data")
-    if isinstance(error, ResponseError):
+    if isinstance(error, ResponseError | ServerIsReplica):
         # redis-py takes the code off some replies.
         reason = re.sub("^[A-Z]+ ", "", without_place(str(error)))
         return RedisUnavailable(f"Redis refuses the request: {reason}")

@@ -19,7 +19,7 @@ from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from shared.wire.client import COMMAND_TIMEOUT_SECONDS, READ_ONLY, without_place
+from shared.wire.client import COMMAND_TIMEOUT_SECONDS, ServerIsReplica, without_place
 from shared.wire.packing import Command, PackedCommand, pack
 from shared.wire.scripts import SCRIPTS, script_text
 
@@ -211,7 +211,7 @@ def _reply_error(text: str) -> RedisError:
     if code in ("NOSCRIPT", "MASTERDOWN"):
         return RedisConnectionError(text)
     if code == "READONLY":
-        return RedisConnectionError(READ_ONLY)
+        return ServerIsReplica(text)
     return ResponseError(text)
 
 

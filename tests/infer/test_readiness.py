@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
+from threading import Event, Semaphore
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from registered import register, report_failure, spec
+from waiting import wait_until
 
 from api.app import create_app
+from api.infer.readiness import Pulse
 from api.rpc.health import NOT_SERVING, SERVING, Health, HealthCheckRequest
 from api.rpc.service import GRPCInferenceService
 from api.services import Services
+from shared.errors import RedisUnavailable
 from shared.settings import Settings
 
 NONE = cast(Any, SimpleNamespace())
@@ -103,3 +108,35 @@ def test_a_model_says_why_it_is_not_ready(one_of_three: Settings) -> None:
         assert response.get_json() == {
             "name": path.partition("/")[0], "ready": False, "reason": reason
         }  # fmt: skip
+
+
+def test_a_redis_that_hangs_is_waited_for_once_and_by_a_thread_from_then_on() -> None:
+    goes_on, answers, asked = Event(), Event(), Semaphore(0)
+
+    def ping() -> None:
+        asked.release()
+        goes_on.wait(30)
+        if not answers.is_set():
+            raise RedisUnavailable("it does not answer")
+
+    goes_on.set()
+    pulse = Pulse(ping)
+    with pytest.raises(RedisUnavailable, match="it does not answer"):
+        pulse.check()
+    goes_on.clear()  # from now on who asks waits
+    assert all(asked.acquire(timeout=30) for _ in range(2))  # the thread does
+
+    with pytest.raises(RedisUnavailable, match="it does not answer"):
+        pulse.check()
+    assert not asked.acquire(blocking=False)
+
+    answers.set()
+    goes_on.set()
+
+    def is_back() -> bool:
+        with suppress(RedisUnavailable):
+            pulse.check()
+            return True
+        return False
+
+    wait_until(is_back, 30, "Redis is back")

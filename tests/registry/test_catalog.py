@@ -78,7 +78,7 @@ def test_what_is_no_inference_starts_no_thread(registry: CountingRegistry) -> No
 
     catalog = Catalog(registry)
     assert catalog.is_ready("m")
-    catalog.read_now()
+    catalog.snapshot()
     catalog.specs()
 
     assert refreshers() <= before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -19,6 +21,7 @@ from api.app import create_app
 from samples.tiny import make
 from shared.registry.catalog import RESTART_GRACE_SECONDS, Catalog
 from shared.settings import Settings
+from shared.wire.client import COMMAND_TIMEOUT_SECONDS
 
 ROW = np.linspace(-1, 1, 16).round(3).tolist()
 
@@ -73,6 +76,28 @@ def test_requests_are_refused_while_redis_is_away_and_served_when_it_is_back(
     wait_until(lambda: ask(client).status_code == 200, 10, "requests are served again")
     assert answer(ask(client))["prediction"] == before
     wait_until(lambda: client.get("/v2/health/ready").status_code == 200, 10, "ready again")
+
+
+def test_a_redis_that_hangs_is_noticed_and_told_at_once(
+    client: FlaskClient, valkey: OwnValkey
+) -> None:
+    answer(ask(client))
+
+    os.kill(valkey.server.process.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        assert client.get("/v2/health/ready").status_code == 400
+        noticed = time.monotonic()
+        for _ in range(5):
+            assert client.get("/v2/health/ready").status_code == 400
+        told = time.monotonic()
+    finally:
+        os.kill(valkey.server.process.pid, signal.SIGCONT)
+
+    assert noticed - began < 2 * COMMAND_TIMEOUT_SECONDS
+    assert told - noticed < COMMAND_TIMEOUT_SECONDS, "one of the five waited"
+    wait_until(lambda: client.get("/v2/health/ready").status_code == 200, 30, "ready again")
+    wait_until(lambda: ask(client).status_code == 200, 30, "requests are served again")
 
 
 def test_a_long_outage_is_still_called_by_its_name(
