@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from worker.optimise.quiet import quiet
-
 # What is made when no name is given: one model for each kind of input, one for embeddings, and one
 # larger. A second one that says what texts are, as sentiment_ensemble does, would leave POST
 # /predict with no model to choose.
@@ -50,7 +48,8 @@ def _make(directory: Path, make: Callable[[Path], None]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / UNFINISHED).touch()
     try:
-        with quiet():
+        # Imported only now: the names of samples are read where there is no worker.
+        with importlib.import_module("worker.optimise.quiet").quiet():
             make(directory)
     except ModuleNotFoundError:
         # Nothing was written yet, and an empty directory would be a model without versions.

@@ -22,7 +22,12 @@ PROCESSES = read_procfile(PROJECT_ROOT / "Procfile")
 
 TEXT = (PROJECT_ROOT / "docker-compose.yml").read_text()
 DOCKERFILE = (PROJECT_ROOT / "Dockerfile").read_text()
-OTHERS = {"redis": "valkey/valkey:8.1-alpine", "nginx": "nginx:1.28-alpine"}
+OTHERS = {
+    "redis": "valkey/valkey:8.1-alpine",
+    "nginx": "nginx:1.28-alpine",
+    "prometheus": "prom/prometheus:v3.7.3",
+    "grafana": "grafana/grafana:12.3.0",
+}
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +135,8 @@ def test_only_the_loopback_of_the_host_is_listened_on(compose):
     assert ports == {
         "nginx": ["127.0.0.1:8000:8000", "127.0.0.1:8001:8001"],
         "dashboard": ["127.0.0.1:9181:9181"],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "grafana": ["127.0.0.1:3000:3000"],
     }
 
 
@@ -153,6 +160,24 @@ def test_every_image_is_a_target_of_the_dockerfile_and_built_once(compose):
     # The image `server` is all of them in one, for where there is no compose.
     assert {f"ferry-{target}" for target in targets} - {"ferry-server"} < set(built)
     assert {each["image"] for each in services.values()} == {*built, *OTHERS.values()}
+
+
+def test_prometheus_and_grafana_come_by_their_profiles_and_read_what_is_deployed(compose):
+    services = compose["services"]
+    config = yaml.safe_load((PROJECT_ROOT / "deploy/prometheus/compose.yml").read_text())
+    api, worker = config["scrape_configs"]
+
+    assert services["prometheus"]["profiles"] == ["prometheus", "grafana"]
+    assert services["grafana"]["profiles"] == ["grafana"]
+    assert api["static_configs"] == [{"targets": ["nginx:8000"]}]
+    (found,) = worker["dns_sd_configs"]
+    assert set(found["names"]) < services.keys()
+    assert found["port"] == Settings().metrics_port
+    for name in found["names"]:
+        assert environment(services[name])["FERRY_HOST"] == "0.0.0.0"
+    for volume in (each for name in OTHERS for each in services[name]["volumes"]):
+        source = volume.partition(":")[0]
+        assert not source.startswith("./") or (PROJECT_ROOT / source).exists()
 
 
 def test_the_usual_images_hold_torch_for_the_cpu_on_a_base_that_can_be_pinned(compose):
