@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
+from shared.access.addresses import is_loopback
 from shared.open_files import lift_open_files
 from shared.settings import Settings, mention_service_links, service_links
 
@@ -63,10 +64,14 @@ def on_starting(server: Any) -> None:
     mention_service_links(links, server.log)
     for name in links:
         del os.environ[name]
+    # `--bind` on the command line counts, and the processes are to know whom they listen to.
+    hosts = [address[0] for address in getattr(server, "address", ()) if isinstance(address, tuple)]
+    if opened := [host for host in hosts if not is_loopback(host)]:
+        os.environ["FERRY_HOST"] = opened[0]
     if _settings.redis_url:
         # subtle: in a process of its own, for a client of Redis that is imported before gevent
         # patches the standard library could hang in its locks.
-        command = [sys.executable, "-m", "shared.wire.server_check"]
+        command = [sys.executable, "-m", "shared.access.protected"]
         found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if found.stdout:
             raise RuntimeError(found.stdout.strip())

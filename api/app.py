@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
+from api.access.browsers import Browsers
 from api.openapi import document as openapi
 from api.routes import (
     embeddings,
@@ -18,6 +19,7 @@ from api.routes import (
     v1,
     v2,
 )
+from api.routes.door import make_door
 from api.routes.errors import register_error_handlers
 from api.routes.flask_side import EXTENSION, HttpServices, OrjsonProvider
 from api.server.body import BoundedReads, InMemoryRequest
@@ -36,10 +38,13 @@ def create_app(settings: Settings) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.config["MAX_FORM_PARTS"] = 256
     app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False  # by a redirect, which would name the request's Host
     app.extensions[EXTENSION] = services = HttpServices.of(settings, "gunicorn.error")
     app.extensions[metrics.EXPORTER] = metrics.make_exporter(services)
     app.extensions |= operations.extensions(services)
     limit_pictures(settings.max_image_pixels)
+    browsers = Browsers(settings)
+    make_door(app, browsers)
     areas = (
         infer, predict, embeddings, v1, v2, requests, metrics, reports, jobs, pages, operations,
         openapi,
@@ -49,7 +54,9 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(openapi.make_pages())
     register_error_handlers(app)
     pace = Pace(settings)
-    app.extensions["fast_path"] = FastPath(services.inference, pace, settings)
+    app.extensions["fast_path"] = FastPath(
+        services.inference, services.guard, browsers, pace, settings
+    )
     app.wsgi_app = BoundedReads(  # type: ignore[method-assign]
         Compressed(app.wsgi_app), pace
     )

@@ -11,6 +11,7 @@ from functools import partial
 
 from redis import Redis
 
+from api.access.guard import Guard
 from api.infer.queues import Queues
 from api.infer.readiness import Pulse, Readiness
 from api.infer.triton_statistics import model_statistics
@@ -42,6 +43,7 @@ class Services:
     model_control: ModelControl
     recorder: Recorder
     readiness: Readiness
+    guard: Guard
 
     @classmethod
     def of(cls, settings: Settings, *loggers: str) -> Services:
@@ -62,4 +64,5 @@ class Services:
             ModelControl(client, prefix, settings.model_control_mode),
             Recorder(client, prefix, catalog, registry),
             Readiness(catalog, Pulse(registry.ping), settings.readiness),
+            Guard(client, settings),
         )

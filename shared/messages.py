@@ -69,6 +69,7 @@ class InferRequest(NamedTuple):
     queue, 0 when it did not say; its level's queue policy decides what that means, or those of the
     steps of an ensemble. One that is not
     `named` wants no special version: it is refused where such requests go to another one by now.
+    `owner` is the id of the client's API key, empty without keys.
     """
 
     id: str
@@ -81,11 +82,14 @@ class InferRequest(NamedTuple):
     parameters: Parameters = NO_PARAMETERS
     queue_timeout_seconds: float = 0.0
     named: bool = False
+    owner: str = ""
 
     def encode(self) -> bytes:
         """Encode inputs and wanted outputs; id, rows and other times travel in the ticket."""
-        wish = [self.queue_timeout_seconds] if self.queue_timeout_seconds else []
-        return _pack([self.outputs, self.inputs, dict(self.parameters), *wish])
+        rest: list[object] = [self.queue_timeout_seconds] if self.queue_timeout_seconds else []
+        if self.owner:
+            rest = [self.queue_timeout_seconds, self.owner]
+        return _pack([self.outputs, self.inputs, dict(self.parameters), *rest])
 
     def encode_large(self) -> bytes | Buffers:
         """Encode the same; fast: large tensors are buffers by themselves, not copied."""
@@ -93,7 +97,7 @@ class InferRequest(NamedTuple):
             return self.encode()
         packer = msgpack.Packer(autoreset=False)
         buffers: list[Buffer] = []
-        packer.pack_array_header(4)
+        packer.pack_array_header(5 if self.owner else 4)
         packer.pack(self.outputs)
         packer.pack_array_header(len(self.inputs))
         for name, datatype, shape, data, pixels in self.inputs:
@@ -106,12 +110,15 @@ class InferRequest(NamedTuple):
             packer.pack(pixels)
         packer.pack(dict(self.parameters))
         packer.pack(self.queue_timeout_seconds)
+        if self.owner:
+            packer.pack(self.owner)
         return Buffers([*buffers, packer.bytes()])
 
     def digest(self) -> str:
-        """Return 32 hex digits that are equal for requests of the same answer."""
+        """Return 32 hex digits that are equal for requests of the same answer and owner."""
         head = [(name, kind, shape, len(data), px) for name, kind, shape, data, px in self.inputs]
         asked = [self.outputs, head, sorted(self.parameters.items())]
+        asked += [self.owner] if self.owner else []
         found = blake2b(_pack(asked), digest_size=16)
         for tensor in self.inputs:
             found.update(tensor.data)
@@ -129,6 +136,7 @@ class InferRequest(NamedTuple):
                 tuple(parts[0]),
                 parameters=parts[2],
                 queue_timeout_seconds=parts[3] if len(parts) > len(_WITHOUT_WISH) else 0.0,
+                owner=parts[4] if len(parts) > len(_WITHOUT_WISH) + 1 else "",
             ),
         )
 

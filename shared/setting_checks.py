@@ -19,6 +19,7 @@ _SERVICE_LINK = re.compile(
     rf"|PORT_\d+_(?:TCP|UDP|SCTP)_(?:PROTO={_PROTOCOL}|PORT=\d+|ADDR={_ADDRESS}))"
 )
 
+_HOST_NAME = re.compile(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|[0-9a-f:.]+")
 _GPU = re.compile(r"\d+|(?:GPU|MIG)-[0-9A-Za-z/-]+")
 _MODULE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", re.ASCII)
 
@@ -87,6 +88,14 @@ def share(value: str) -> float:
 def seconds_or_none(value: str) -> float:
     """Return a duration, or 0 for none."""
     return 0.0 if _float(value) == 0 else seconds(value)
+
+
+def host_names(value: str) -> str:
+    """Return names of hosts, separated by commas, each perhaps with a dot before it, or `*`."""
+    names = [name.strip().lower() for name in value.split(",")]
+    if names != ["*"] and not all(_HOST_NAME.fullmatch(name) for name in names):
+        raise ValueError("must be names of hosts without ports, separated by commas, or *")
+    return ",".join(name.removesuffix(".") for name in names)
 
 
 def control_mode(value: str) -> str:

@@ -48,6 +48,27 @@ class Settings(JobSettings):
         "answer health checks and refusals",
         check.whole(1, 10_000),
     )
+    hosts: str = _setting(
+        "",
+        "FERRY_HOSTS",
+        "names by which clients call the APIs besides `localhost` and addresses, separated by "
+        "commas; `.example.org` is all below it, `*` any: of other names browsers' pages may lie",
+        check.host_names,
+    )
+    keys_file: str = _setting(
+        "",
+        "FERRY_KEYS_FILE",
+        "JSON file with the hashes of API keys, read again within a second; unset: keys are kept "
+        "in Redis. `ferry keys add` makes keys",
+        check.text,
+    )
+    insecure: bool = _setting(
+        False,
+        "FERRY_INSECURE",
+        "1 starts without API keys also where others than this machine reach FERRY_HOST, and then "
+        "lets them do everything",
+        check.flag,
+    )
     dashboard_port: int = _setting(
         9181, "FERRY_DASHBOARD_PORT", "loopback port of the job dashboard", check.whole(1, 65535)
     )

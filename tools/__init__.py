@@ -1,1 +1,1 @@
-"""Programs for developers."""
+"""Dev tools."""

@@ -14,9 +14,10 @@ import msgpack
 import redis
 
 from api.infer.answer import HttpAnswer, json_answer
-from api.infer.question import Question
+from api.infer.question import Question, shown_to
 from api.infer.queues import Queues
 from api.infer.render import render
+from shared.access.api_key import ApiKey
 from shared.courier.departures import has_left
 from shared.errors import (
     BadRequest,
@@ -70,48 +71,61 @@ class AsyncAnswers:
         not there by this request's deadline; the same key may then come again.
         """
         ours = FirstUse(new_id(idempotent=True), _digest(path, question))
-        first = self._first_use(question.spec.name, key, ours)
+        kept = f"{owner_of(question)}\0{key}" if question.owner else key  # each has its own
+        _check_length(key)
+        first = self._first_use(question.spec.name, kept, ours)
         request_id = first.request_id
         if first == ours:
-            spec = self._submit_first(request_id, key, question)
+            spec = self._submit_first(request_id, kept, question)
         else:
             spec = self._joined(request_id, question)
         seconds = self._queues.timeout_seconds(question) if wait else 0.0
         state = self._wait(request_id, spec, seconds, question.options.client)
         if state.result is None and wait:
             raise RequestExpired("Request timeout expired")
-        return _answered(request_id, spec, question.form, state)
+        return _answered(request_id, spec, question.form, state, question.owner)
 
-    def check_key(self, model: str, key: str, *asked: bytes) -> None:
+    def check_key(self, model: str, key: str, *asked: bytes, owner: ApiKey | None = None) -> None:
         """Raise IdempotencyConflict where a key of a model's came with another request before.
 
         For requests whose answers are not kept, as they are made anew at no harm.
         """
         digest = sha256(msgpack.packb(asked)).digest()
+        _check_length(key)
+        key = f"{owner.id}\0{key}" if owner else key
         self._first_use(model, key, FirstUse(new_id(idempotent=True), digest))
 
     def _first_use(self, model: str, key: str, ours: FirstUse) -> FirstUse:
-        if not 0 < len(key) <= LONGEST_KEY:
-            raise BadRequest(f"Idempotency-Key must have 1 to {LONGEST_KEY} characters")
         first = self._records.first(model, key, ours)
         if first.asked != ours.asked:
             raise IdempotencyConflict("this Idempotency-Key came with another request before")
         return first
 
     def respond(
-        self, request_id: str, wait_seconds: float, client: socket.socket | None
+        self,
+        request_id: str,
+        wait_seconds: float,
+        client: socket.socket | None,
+        key: ApiKey | None = None,
     ) -> HttpAnswer:
         """Return the answer, or 202 when it is not there within `wait_seconds`.
 
         Raises UnknownRequest, RequestGone, and the error that the request was answered with.
         """
-        spec, form = self._records.find(request_id)
+        spec, form = self._find(request_id, key)
         state = self._wait(request_id, spec, wait_seconds, client)
-        return _answered(request_id, spec, form, state)
+        return _answered(request_id, spec, form, state, key)
 
-    def cancel(self, request_id: str) -> HttpAnswer:
+    def _find(self, request_id: str, key: ApiKey | None) -> tuple[ModelSpec, AnswerForm]:
+        """Return a request's model and form; one of another key is unknown, but to admins."""
+        spec, form, owner = self._records.find(request_id)
+        if key is not None and not key.is_admin and owner != key.id:
+            raise UnknownRequest(f"no request {request_id!r}")
+        return spec, form
+
+    def cancel(self, request_id: str, key: ApiKey | None = None) -> HttpAnswer:
         """Take back a request that waits; raises RequestStarted, UnknownRequest or RequestGone."""
-        requests = self._queues.async_requests(self._records.find(request_id)[0])
+        requests = self._queues.async_requests(self._find(request_id, key)[0])
         what = requests.cancel(request_id)
         if what == "gone":  # off the queue: only its state tells an answer from an expiry
             what = requests.state(request_id).what
@@ -127,7 +141,10 @@ class AsyncAnswers:
         spec, life_seconds = question.spec, self._queues.timeout_seconds(question) + keep_seconds
         durable = self._settings.durable
         try:
-            self._records.save(request_id, spec, question.form, life_seconds, durable=durable)
+            self._records.save(
+                request_id, spec, question.form, life_seconds,
+                durable=durable, owner=owner_of(question),
+            )  # fmt: skip
         except RedisUnavailable:  # without a record nobody could ask for the answer
             self._queues.async_requests(spec).cancel(request_id)
             raise
@@ -150,7 +167,7 @@ class AsyncAnswers:
         pushing is idempotent, so whoever comes does it.
         """
         try:
-            spec = self._records.find(request_id)[0]  # another version may serve by now
+            spec = self._records.find(request_id).spec  # another version may serve by now
         except UnknownRequest:  # the process that came first has not saved its record yet
             spec = question.spec
         if self._queues.async_requests(spec).state(request_id).what != "gone":
@@ -189,14 +206,26 @@ def _wait_until_closed(
         pause = min(2 * pause, LONGEST_LOOK_SECONDS)
 
 
-def _answered(request_id: str, spec: ModelSpec, form: AnswerForm, state: State) -> HttpAnswer:
+def _check_length(key: str) -> None:
+    if not 0 < len(key) <= LONGEST_KEY:
+        raise BadRequest(f"Idempotency-Key must have 1 to {LONGEST_KEY} characters")
+
+
+def owner_of(question: Question) -> str:
+    """Return the id of the API key that asks, empty where there is none."""
+    return question.owner.id if question.owner else ""
+
+
+def _answered(
+    request_id: str, spec: ModelSpec, form: AnswerForm, state: State, key: ApiKey | None
+) -> HttpAnswer:
     if state.what == "gone":
         raise _gone(request_id)
     if state.result is None:
         return _accepted(request_id, state)
     if state.result.error is not None:
         raise state.result.error
-    return render(spec, state.result, form)
+    return render(spec, shown_to(key, state.result), form)
 
 
 def _accepted(request_id: str, state: State) -> HttpAnswer:
@@ -213,7 +242,7 @@ def _gone(request_id: str) -> RequestGone:
 
 def _digest(path: str, question: Question) -> bytes:
     """Return a hash of path, tensors, outputs, parameters and form, as the client gave them."""
-    _, inputs, outputs, options, form, _, sent = question
+    _, inputs, outputs, options, form, _, sent, _ = question
     form = form._replace(cut=())  # it was the model's tokenizer that cut
     asked = [path, sent or inputs, outputs, dict(options.parameters), form]
     return sha256(msgpack.packb(asked)).digest()

@@ -5,7 +5,11 @@ from __future__ import annotations
 from importlib.metadata import version as package_version
 from typing import Any
 
+from api.access.guard import is_admin, may_know
+from shared.access.api_key import ApiKey
+from shared.errors import LoadFailed
 from shared.model_spec import ModelSpec, TensorSpec
+from shared.registry.repository_index import UNLOADED
 
 EXTENSIONS = [
     "binary_tensor_data",
@@ -21,6 +25,18 @@ EXTENSIONS = [
 def server_description() -> dict[str, Any]:
     """Return the server's name, version and extensions."""
     return {"name": "ferry", "version": package_version("ferry"), "extensions": EXTENSIONS}
+
+
+def index_for(key: ApiKey | None, entries: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the part of a repository's index that who asks may see: reasons are for admins."""
+    if is_admin(key):
+        return entries
+    return [entry | {"reason": _code(entry)} for entry in entries if may_know(key, entry["name"])]
+
+
+def _code(entry: dict[str, str]) -> str:
+    told = entry["state"] == "READY" or entry["reason"] in ("", UNLOADED)
+    return entry["reason"] * (entry["reason"] == UNLOADED) if told else LoadFailed.code
 
 
 def model_description(spec: ModelSpec, versions: list[str]) -> dict[str, Any]:

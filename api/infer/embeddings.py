@@ -16,6 +16,7 @@ from math import ceil
 from threading import Event
 from typing import Any, NamedTuple
 
+from api.access.guard import KEY
 from api.infer.answer import HttpAnswer
 from api.infer.async_answers import AsyncAnswers
 from api.infer.inference import IDEMPOTENCY_KEY, checked_version
@@ -31,6 +32,8 @@ from api.payloads.embeddings import (
     parse_embeddings,
     written_vectors,
 )
+from shared.access.admission import Admission
+from shared.access.api_key import ApiKey
 from shared.errors import BadRequest, RequestExpired
 from shared.inputs.texts import TokenizerCache
 from shared.messages import InferResult
@@ -56,8 +59,10 @@ class Embeddings:
         queues: Queues,
         async_answers: AsyncAnswers,
         tokenizers: TokenizerCache,
+        admission: Admission,
     ) -> None:
         """Ask the catalog's models through the process's queues."""
+        self._admission = admission
         self._registry = registry
         self._catalog = catalog
         self._queues = queues
@@ -70,7 +75,21 @@ class Embeddings:
         Next stop: `Queues.push_piece`.
         """
         body = parse_embeddings(raw)
-        options = options_of(environ, {})
+        api_key, options = environ.get(KEY), options_of(environ, {})
+        if api_key is None:
+            return self._answer(body, raw, options, environ, None)
+        api_key.check("infer", body.name_and_version[0])
+        with self._admission.place(api_key, self._queues.most_seconds(options)):
+            return self._answer(body, raw, options, environ, api_key)
+
+    def _answer(
+        self,
+        body: EmbeddingBody,
+        raw: bytes,
+        options: RequestOptions,
+        environ: Mapping[str, Any],
+        api_key: ApiKey | None,
+    ) -> HttpAnswer:
         ends_at = time.monotonic() + self._queues.most_seconds(options)
         name, version = body.name_and_version
         key, path = environ.get(IDEMPOTENCY_KEY), environ["PATH_INFO"].encode()
@@ -80,9 +99,10 @@ class Embeddings:
             output = embedding_output(spec)
             check_dimensions(body.dimensions, output.dims[-1])
             if key is not None:
-                self._async_answers.check_key(name, key, path, raw)
+                self._async_answers.check_key(name, key, path, raw, owner=api_key)
             named = version is not None
             blank = Question(spec, (), (output.name,), options, named=named)
+            blank = blank if api_key is None else blank.of_key(api_key)
             return self._embed(body, blank, ends_at)
 
         return HttpAnswer(200, (), self._catalog.by_current(attempt))

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from api.access.guard import KEY
 from api.infer.answer import HttpAnswer
 from api.infer.async_answers import AsyncAnswers
 from api.infer.options import options_of
-from api.infer.question import Question
+from api.infer.question import Question, shown_to
 from api.infer.queues import Queues
 from api.infer.render import render
 from api.payloads.binary_tensors import header_length
 from api.readers.readers import Readers
+from shared.access.admission import Admission
 from shared.errors import UnknownModel, shown
 from shared.messages import AnswerForm, Buffer
 from shared.registry.catalog import Catalog
@@ -25,9 +27,15 @@ class Inference:
     """Checks requests, asks the models and writes the answers; for HTTP, with or without Flask."""
 
     def __init__(
-        self, catalog: Catalog, queues: Queues, async_answers: AsyncAnswers, readers: Readers
+        self,
+        catalog: Catalog,
+        queues: Queues,
+        async_answers: AsyncAnswers,
+        readers: Readers,
+        admission: Admission,
     ) -> None:
         """Serve the catalog's models through the queues; `readers` read the bodies."""
+        self._admission = admission
         self._catalog = catalog
         self._queues = queues
         self._async_answers = async_answers
@@ -58,6 +66,18 @@ class Inference:
 
         `Prefer: respond-async` is answered with 202 at once, an `Idempotency-Key` as it was before.
         """
+        api_key = environ.get(KEY)
+        if api_key is None:
+            return self._respond(question, environ)
+        api_key.check("infer", question.spec.name)
+        question = question.of_key(api_key)
+        if not api_key.is_limited:  # fast: as most are
+            self._admission.count(api_key, "admitted")
+            return self._respond(question, environ)
+        with self._admission.place(api_key, self._queues.timeout_seconds(question)):
+            return self._respond(question, environ)
+
+    def _respond(self, question: Question, environ: Mapping[str, Any]) -> HttpAnswer:
         key = environ.get(IDEMPOTENCY_KEY)
         # fast: nearly all requests have neither header.
         prefer = environ.get(PREFER)
@@ -68,7 +88,7 @@ class Inference:
         if wants_async:
             return self._async_answers.accept(question)
         answered = self._queues.ask(question)
-        return render(answered.spec, answered.result, question.form)
+        return render(answered.spec, shown_to(question.owner, answered.result), question.form)
 
 
 def checked_version(version: str | None) -> str | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from api.access.guard import is_admin
 from api.infer.options import DEFAULT_OPTIONS, RequestOptions
+from shared.access.api_key import ApiKey
 from shared.messages import AnswerForm, Buffer, InferRequest, InferResult, Tensor
 from shared.model_spec import ModelSpec
 
@@ -39,7 +41,8 @@ class Question(NamedTuple):
 
     `outputs` names the wanted outputs, empty for all. `named` says that the client wants this
     version and no other. `sent` is what the client sent where the model's own description made the
-    inputs of it: another version may make others.
+    inputs of it: another version may make others. `owner` is the API key that it came with, None
+    where there are none.
     """
 
     spec: ModelSpec
@@ -49,6 +52,15 @@ class Question(NamedTuple):
     form: AnswerForm = AnswerForm("infer")
     named: bool = False
     sent: tuple[Buffer, ...] = ()
+    owner: ApiKey | None = None
+
+    def of_key(self, key: ApiKey) -> Question:
+        """Return the question as it is asked with an API key, which may lower its priority."""
+        options, levels = self.options, self.spec.priority_levels
+        if key.priority and levels:
+            wanted = options.priority or self.spec.default_priority_level
+            options = options._replace(priority=max(wanted, min(key.priority, levels)))
+        return self._replace(owner=key, options=options)
 
     def request(self, request_id: str, default_timeout_seconds: float) -> InferRequest:
         """Return the message for the queue: its rows are its first input's first dimension.
@@ -68,4 +80,12 @@ class Question(NamedTuple):
             options.parameters,
             options.queue_wish_seconds(spec),
             self.named,
+            self.owner.id if self.owner else "",
         )
+
+
+def shown_to(key: ApiKey | None, result: InferResult) -> InferResult:
+    """Return an answer without the instance that made it, whose name tells host and process."""
+    if is_admin(key):
+        return result
+    return result._replace(timings=result.timings._replace(instance=""))

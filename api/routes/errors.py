@@ -8,6 +8,7 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntity
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.exceptions import NotFound as WerkzeugNotFound
 
+from api.access.guard import KEY
 from api.infer.public_errors import error_answer, openai_error_answer
 from api.routes.flask_side import response_of
 from api.server.body import BODY_STOPPED
@@ -33,7 +34,8 @@ def register_error_handlers(app: Flask) -> None:
 
 def _any_error(error: Exception) -> Response:
     answer = openai_error_answer if request.path.rstrip("/") in OPENAI_PATHS else error_answer
-    return response_of(answer(error, f"{request.method} {request.path}"))
+    key = request.environ.get(KEY)
+    return response_of(answer(error, f"{request.method} {request.path}", key))
 
 
 def _http_error(error: HTTPException) -> Response:

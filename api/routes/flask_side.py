@@ -38,9 +38,18 @@ class HttpServices(Services):
         base = Services.of(settings, *loggers)
         async_answers = AsyncAnswers(base.client, settings, base.queues)
         readers = Readers(settings)
-        inference = Inference(base.catalog, base.queues, async_answers, readers)
+        inference = Inference(
+            base.catalog, base.queues, async_answers, readers, base.guard.admission
+        )
         tokenizers = TokenizerCache(base.registry)
-        embeddings = Embeddings(base.registry, base.catalog, base.queues, async_answers, tokenizers)
+        embeddings = Embeddings(
+            base.registry,
+            base.catalog,
+            base.queues,
+            async_answers,
+            tokenizers,
+            base.guard.admission,
+        )
         return cls(
             **vars(base),
             async_answers=async_answers,

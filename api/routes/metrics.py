@@ -7,10 +7,14 @@ by itself are one process's, of many: it counts none here.
 
 from __future__ import annotations
 
+import re
+
 from flask import Blueprint, Response, current_app, request
 from prometheus_client import CollectorRegistry
 from prometheus_flask_exporter import PrometheusMetrics
 
+from api.access.guard import KEY, is_admin
+from api.metrics.keys import KeyFigures
 from api.metrics.predictions import PredictionFigures
 from api.metrics.queues import QueueStates
 from api.metrics.redis_server import RedisFigures
@@ -20,6 +24,8 @@ from shared.exposition.devices import DeviceFigures
 from shared.model_spec import ModelSpec
 
 blueprint = Blueprint("metrics", __name__)
+REASON = re.compile(r'\breason="(?:[^"\\]|\\.)*"')
+"""A label that may name files; only admins see what it says."""
 EXPORTER = "metrics"
 """The exporter's place in Flask's `extensions`."""
 
@@ -39,6 +45,7 @@ def make_exporter(services: Services) -> PrometheusMetrics:
     collectors.register(PredictionFigures(client, prefix, versions))
     collectors.register(RedisFigures(client))
     collectors.register(DeviceFigures(lambda: registry.devices().values()))
+    collectors.register(KeyFigures(services.guard))
     return PrometheusMetrics.for_app_factory(path=None, export_defaults=False, registry=collectors)
 
 
@@ -51,4 +58,6 @@ def metrics() -> Response:
     exporter: PrometheusMetrics = current_app.extensions[EXPORTER]
     names = request.args.getlist("name[]") or None
     text, content_type = exporter.generate_metrics(request.headers.get("Accept"), names)
+    if not is_admin(request.environ.get(KEY)):
+        text = REASON.sub('reason=""', text)
     return Response(text, content_type=content_type)

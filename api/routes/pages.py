@@ -8,6 +8,7 @@ from typing import Any
 from flask import Blueprint, Response, current_app, render_template, request
 
 import api.pages
+from api.access.guard import KEY, is_admin, may_know
 from api.infer.descriptions import server_description
 from api.infer.inference import checked_version
 from api.pages.burst import MAX_SENT_AT_ONCE, as_json, send_copies
@@ -50,7 +51,8 @@ def model(name: str, version: str | None = None) -> Response:
     """Answer a model's form, and the shapes of an example; 404 for one that is not registered."""
     catalog = services().catalog
     spec = catalog.find(name, checked_version(version))
-    return json_response(signature(spec, catalog.snapshot()))
+    hidden = {} if is_admin(request.environ.get(KEY)) else {"reason": ""}
+    return json_response(signature(spec, catalog.snapshot()) | hidden)
 
 
 @blueprint.post("/pages/models/<name>/tokens")
@@ -83,7 +85,9 @@ def burst() -> Response:
 def page(template: str, **values: Any) -> Response:
     """Return a page with what its head needs, also where Redis is away: it says so then."""
     snapshot, trouble = _seen()
-    models = listed_models(snapshot)
+    key = request.environ.get(KEY)
+    hidden = {} if is_admin(key) else {"reason": ""}
+    models = [each | hidden for each in listed_models(snapshot) if may_know(key, each["name"])]
     html = render_template(template, models=models, trouble=trouble, **values)
     return guarded_page(html)
 

@@ -9,6 +9,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 from werkzeug.datastructures import FileStorage
 
+from api.access.guard import KEY, may_know
 from api.infer.inference import checked_version
 from api.infer.options import options_of
 from api.infer.question import Question
@@ -125,11 +126,13 @@ def _model(kind: str, name: str | None, version: str | None) -> ModelSpec:
                 f"'{name}' takes {spec.input_kind} input, not {kind}: send {SENT[spec.input_kind]}"
             )
         return spec
-    found = [spec for spec in catalog.specs() if spec.input_kind == kind]
+    key = request.environ.get(KEY)
+    specs = [spec for spec in catalog.specs() if may_know(key, spec.name)]
+    found = [spec for spec in specs if spec.input_kind == kind]
     # Who asks nobody by name wants to be told what this is: /v1/embeddings is for vectors.
     fitting = [spec.name for spec in found if not spec.gives_vectors] or [it.name for it in found]
     if len(fitting) != 1:
-        raise BadRequest(_which(kind, fitting, catalog.specs()))
+        raise BadRequest(_which(kind, fitting, specs))
     return catalog.serving(fitting[0])
 
 

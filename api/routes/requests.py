@@ -6,6 +6,7 @@ import re
 
 from flask import Blueprint, Response, request
 
+from api.access.guard import KEY
 from api.routes.flask_side import response_of, services
 from shared.errors import BadRequest, UnknownRequest, shown
 
@@ -19,14 +20,18 @@ def respond(request_id: str) -> Response:
     """Answer as the route would have; 202 while it waits or runs, at most `?wait=` seconds."""
     client = request.environ.get("gunicorn.socket")
     return response_of(
-        services().async_answers.respond(_known(request_id), _wait_seconds(), client)
+        services().async_answers.respond(
+            _known(request_id), _wait_seconds(), client, request.environ.get(KEY)
+        )
     )
 
 
 @blueprint.delete("/v2/requests/<request_id>")
 def cancel(request_id: str) -> Response:
     """Cancel a request that does not run yet."""
-    return response_of(services().async_answers.cancel(_known(request_id)))
+    return response_of(
+        services().async_answers.cancel(_known(request_id), request.environ.get(KEY))
+    )
 
 
 def _known(request_id: str) -> str:

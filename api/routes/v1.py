@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, request
 
+from api.access.guard import KEY, may_know
 from api.infer.inference import checked_version
 from api.infer.options import options_of
 from api.infer.question import Question
@@ -23,7 +24,8 @@ OTHER_VERBS = {"classify", "regress", "explain"}
 @blueprint.get("/v1/models")
 def models() -> Response:
     """Answer the names of all registered models, for KServe's clients and for OpenAI's."""
-    names = sorted(services().catalog.snapshot().models)
+    key, found = request.environ.get(KEY), services().catalog.snapshot().models
+    names = sorted(name for name in found if may_know(key, name))
     return json_response({"models": names, "object": "list", "data": list(map(_listed, names))})
 
 

@@ -5,9 +5,10 @@ Its parts that are not offered are refused with 501, for Triton's clients call t
 
 from __future__ import annotations
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 
-from api.infer.descriptions import model_description, server_description
+from api.access.guard import KEY, may_know
+from api.infer.descriptions import index_for, model_description, server_description
 from api.infer.inference import checked_version
 from api.infer.model_control import load_by_request, unload_by_request
 from api.payloads.infer_request import SHARED_MEMORY, check_parameters
@@ -68,7 +69,8 @@ def model_ready(name: str, version: str | None = None) -> Response:
 
 def _readiness(about: dict[str, object], reason: str) -> Response:
     if reason:
-        return json_response(about | {"ready": False, "reason": reason}, 400)
+        told = {"reason": reason} if services().guard.sees_inside(request.environ) else {}
+        return json_response(about | {"ready": False} | told, 400)
     return json_response(about | {"ready": True})
 
 
@@ -80,7 +82,11 @@ def statistics(name: str | None = None, version: str | None = None) -> Response:
 
     They are read from Redis, so every API process answers the same.
     """
-    specs = services().catalog.versions(name, checked_version(version))
+    key, found = (
+        request.environ.get(KEY),
+        services().catalog.versions(name, checked_version(version)),
+    )
+    specs = [spec for spec in found if may_know(key, spec.name)]
     return json_response({"model_stats": services().statistics(specs)})
 
 
@@ -93,7 +99,8 @@ def repository() -> Response:
     if type(ready_only) is not bool:
         raise BadRequest(f'"ready" must be true or false, not {shown(ready_only)}')
     catalog.refresh()
-    return json_response(repository_index(catalog.snapshot(), ready_only=ready_only))
+    entries = repository_index(catalog.snapshot(), ready_only=ready_only)
+    return json_response(index_for(request.environ.get(KEY), entries))
 
 
 @blueprint.post("/v2/repository/models/<name>/load")

@@ -7,10 +7,11 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from api.rpc.server import Server
-from shared.errors import BadSetting
+from shared.access.protected import check_protected
+from shared.errors import BadSetting, RedisUnavailable
 from shared.settings import start
 from shared.wire.server_check import check_server
 
@@ -20,6 +21,8 @@ def main() -> int:
     try:
         settings = start(os.environ)
         check_server(settings)
+        with suppress(RedisUnavailable):  # waited for, and who needs a key waits as well
+            check_protected(settings)
         server = Server(settings)
     except BadSetting as error:
         print(f"grpc: {error}", file=sys.stderr)

@@ -10,12 +10,16 @@ from typing import NoReturn
 import grpc
 
 from api.infer.public_errors import public_error
+from shared.access.api_key import ApiKey
 from shared.errors import FerryError, RequestExpired
 
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     499: grpc.StatusCode.CANCELLED,
     501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
@@ -32,9 +36,11 @@ def status_code(error: FerryError) -> grpc.StatusCode:
     return CODES.get(error.status, grpc.StatusCode.INTERNAL)
 
 
-def refuse(context: grpc.ServicerContext, error: Exception, method: str) -> NoReturn:
+def refuse(
+    context: grpc.ServicerContext, error: Exception, method: str, key: ApiKey | None = None
+) -> NoReturn:
     """End a call with an error; `retry-after`, in seconds, stands in the trailing metadata."""
-    ours = public_error(error, method)
+    ours = public_error(error, method, key)
     if ours.retry_after_seconds is not None:
         context.set_trailing_metadata((("retry-after", str(ours.retry_after_seconds)),))
     details = ours.message.encode()[:MAX_DETAIL_BYTES].decode(errors="ignore")

@@ -14,6 +14,7 @@ import grpc
 from google.protobuf import descriptor_pb2, message_factory
 from google.protobuf.descriptor_pool import DescriptorPool
 
+from api.access.guard import Guard, may_know
 from api.infer.readiness import Readiness
 from api.rpc.errors import refuse
 from shared.errors import UnknownModel, Unsupported
@@ -61,10 +62,14 @@ HealthCheckRequest, HealthCheckResponse, HealthListResponse = _messages()
 class Health:
     """Answers whether the server, a model or a version serves, and tells of changes."""
 
-    def __init__(self, catalog: Catalog, readiness: Readiness) -> None:
-        """Answer by `catalog`, of the whole server by `readiness`."""
+    def __init__(self, catalog: Catalog, readiness: Readiness, guard: Guard) -> None:
+        """Answer by `catalog`, of the whole server by `readiness`.
+
+        Of single models to keys alone, where there are some.
+        """
         self._catalog = catalog
         self._readiness = readiness
+        self._guard = guard
         self._watches = BoundedSemaphore(MAX_WATCHES)
         self._stopping = Event()
 
@@ -89,6 +94,7 @@ class Health:
     def check(self, request: Any, context: grpc.ServicerContext) -> Any:
         """Answer one status; NOT_FOUND for a name that is no model's."""
         try:
+            self._enter(context, request.service)
             return HealthCheckResponse(status=self._status(request.service))
         except Exception as error:  # a border, as in `answering`
             refuse(context, error, "Check")
@@ -96,7 +102,9 @@ class Health:
     def list(self, _request: Any, context: grpc.ServicerContext) -> Any:
         """Answer the status of the server and of every model."""
         try:
-            names = [*WHOLE, *sorted(self._catalog.snapshot().models)]
+            key = self._guard.enter_call(context.invocation_metadata(), "infer")
+            models = sorted(name for name in self._catalog.snapshot().models if may_know(key, name))
+            names = [*WHOLE, *models]
             statuses = {
                 name: HealthCheckResponse(status=self._status_or_unknown(name)) for name in names
             }
@@ -112,6 +120,7 @@ class Health:
         if not self._watches.acquire(blocking=False):
             refuse(context, Unsupported(f"{MAX_WATCHES} watches are open, ask by Check"), "Watch")
         try:
+            self._enter(context, request.service)
             last = None
             while context.is_active():
                 stopping = self._stopping.is_set()
@@ -126,6 +135,12 @@ class Health:
             refuse(context, error, "Watch")
         finally:
             self._watches.release()
+
+    def _enter(self, context: grpc.ServicerContext, service: str) -> None:
+        """Let everybody ask for the whole server; raises Unauthorized and Forbidden."""
+        if service not in WHOLE:
+            model = service.partition("/")[0]
+            self._guard.enter_call(context.invocation_metadata(), "infer", model)
 
     def _status_or_unknown(self, service: str) -> int:
         try:

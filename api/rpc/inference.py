@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from tritonclient.grpc import service_pb2 as proto
 
 from api.infer.options import options_of
 from api.infer.outputs import shown_outputs, timings_json
-from api.infer.question import Pending, Question
+from api.infer.question import Pending, Question, shown_to
 from api.infer.queues import Queues
 from api.rpc.requests import read_request
+from shared.access.admission import Admission
+from shared.access.api_key import ApiKey
 from shared.errors import RequestExpired, VersionRetired
 from shared.messages import AnswerForm, InferResult
 from shared.model_spec import ModelSpec
 from shared.registry.catalog import Catalog
+
+LONGEST_PLACE_SECONDS = 3600.0
+"""A call may have no deadline of its own; its key's place has."""
 
 
 class Push(NamedTuple):
@@ -28,12 +34,20 @@ class Push(NamedTuple):
 class Asked:
     """A request under way, asked again where it went to a version that was replaced.
 
-    `until` is the monotonic second at which its call is over.
+    `until` is the monotonic second at which its call is over, `held` what it gives back then.
     """
 
-    def __init__(self, request: proto.ModelInferRequest, until: float, pushed: Push) -> None:
-        """Hold a request that was pushed."""
+    def __init__(
+        self,
+        request: proto.ModelInferRequest,
+        until: float,
+        pushed: Push,
+        key: ApiKey | None,
+    ) -> None:
+        """Hold a request that was pushed for a key."""
         self.request = request
+        self.key = key
+        self.held = ExitStack()
         self.until = until
         self.pushed = pushed
         self._is_cancelled = False
@@ -54,21 +68,35 @@ class Asked:
 class InferCalls:
     """One request of ModelInfer or ModelStreamInfer: checked and pushed, waited for, answered."""
 
-    def __init__(self, catalog: Catalog, queues: Queues) -> None:
-        """Serve the catalog's models through the queues."""
+    def __init__(self, catalog: Catalog, queues: Queues, admission: Admission) -> None:
+        """Serve the catalog's models through the queues, to keys that have a place left."""
+        self._admission = admission
         self._catalog = catalog
         self._queues = queues
 
-    def push(self, request: proto.ModelInferRequest, remaining_seconds: float) -> Asked:
+    def push(
+        self,
+        request: proto.ModelInferRequest,
+        remaining_seconds: float,
+        key: ApiKey | None = None,
+    ) -> Asked:
         """Check a request and push it, for no longer than the call has left; raises FerryError.
 
-        Next stop: `RequestQueue.push`.
+        It has a place of its key's until what it `held` is given back. Next stop:
+        `RequestQueue.push`.
         """
         until = time.monotonic() + remaining_seconds
-        pushed = self._catalog.by_current(lambda: self._push(request, until))
-        return Asked(request, until, pushed)
+        with ExitStack() as held:
+            if key is not None:
+                key.check("infer", request.model_name)
+                seconds = min(remaining_seconds, LONGEST_PLACE_SECONDS)
+                held.enter_context(self._admission.place(key, seconds))
+            pushed = self._catalog.by_current(lambda: self._push(request, until, key))
+            asked = Asked(request, until, pushed, key)
+            asked.held.push(held.pop_all())
+        return asked
 
-    def _push(self, request: proto.ModelInferRequest, until: float) -> Push:
+    def _push(self, request: proto.ModelInferRequest, until: float, key: ApiKey | None) -> Push:
         spec = self._catalog.serving(request.model_name, request.model_version or None)
         body = read_request(request, spec)
         remaining_seconds = until - time.monotonic()
@@ -80,20 +108,28 @@ class InferCalls:
         question = self._bounded(
             Question(spec, body.inputs, body.output_names, options, form, named), remaining_seconds
         )
+        if key is not None:
+            question = question.of_key(key)
         return Push(question, self._queues.push(question))
 
     def respond(self, asked: Asked, response: proto.ModelInferResponse) -> None:
         """Wait for the answer and write it into `response`; raises FerryError."""
+        with asked.held:
+            self._respond(asked, response)
+
+    def _respond(self, asked: Asked, response: proto.ModelInferResponse) -> None:
         try:
             result = self._wait(asked.pushed)
         except VersionRetired:  # such requests go to another version by now
             self._catalog.refresh()
             result = self._catalog.by_current(
-                lambda: self._wait(asked.ask_anew(self._push(asked.request, asked.until)))
+                lambda: self._wait(
+                    asked.ask_anew(self._push(asked.request, asked.until, asked.key))
+                )
             )
         question = asked.pushed.question
         self._queues.copy_to_shadow(question, result)
-        _fill(response, question.spec, result, question.form)
+        _fill(response, question.spec, shown_to(question.owner, result), question.form)
 
     def _wait(self, pushed: Push) -> InferResult:
         return self._queues.wait(pushed.question.spec, pushed.pending)

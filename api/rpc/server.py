@@ -38,7 +38,7 @@ class Server:
         """Listen at the settings' host and gRPC port; raises BadSetting when that cannot be."""
         services = Services.of(settings)
         self._service = GRPCInferenceService(services)
-        self._health = Health(services.catalog, services.readiness)
+        self._health = Health(services.catalog, services.readiness, services.guard)
         # What is under way is answered by its deadline.
         self._grace_seconds = settings.request_timeout_seconds + 1
         threads = settings.grpc_threads + SPARE_THREADS

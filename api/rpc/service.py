@@ -16,7 +16,8 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2 as proto
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
 
-from api.infer.descriptions import model_description, server_description
+from api.access.guard import may_know
+from api.infer.descriptions import index_for, model_description, server_description
 from api.infer.model_control import load_by_request, unload_by_request
 from api.infer.triton_statistics import of_triton
 from api.payloads.infer_request import SHARED_MEMORY
@@ -24,6 +25,7 @@ from api.rpc.errors import refuse
 from api.rpc.inference import InferCalls
 from api.rpc.stream import Stream
 from api.services import Services
+from shared.access.api_key import ApiKey, Role
 from shared.errors import BadRequest, QueueFull, UnknownModel, Unsupported, shown
 from shared.messages import Parameters
 from shared.registry.repository_index import repository_index
@@ -33,17 +35,31 @@ Method = Callable[[Any, Any, grpc.ServicerContext], Reply]
 STOPPING = "the server is stopping"
 
 
-def answering(method: Method[Reply]) -> Method[Reply]:
-    """Return a method whose errors become the call's status."""
+def answering(role: Role | None) -> Callable[[Method[Reply]], Method[Reply]]:
+    """Return a decorator: errors become the call's status, and keys of `role` alone are let in.
 
-    @wraps(method)
-    def answer(service: Any, request: Any, context: grpc.ServicerContext) -> Reply:
-        try:
-            return method(service, request, context)
-        except Exception as error:  # a border, as Flask's own error handlers are
-            refuse(context, error, method.__name__)
+    None lets everybody in.
+    """
 
-    return answer
+    def decorate(method: Method[Reply]) -> Method[Reply]:
+        @wraps(method)
+        def answer(service: Any, request: Any, context: grpc.ServicerContext) -> Reply:
+            key = None
+            try:
+                if role is not None:
+                    key = service.enter(context, role, _model_of(request))
+                return method(service, request, context)
+            except Exception as error:  # a border, as Flask's own error handlers are
+                refuse(context, error, method.__name__, key)
+
+        return answer
+
+    return decorate
+
+
+def _model_of(request: Any) -> str | None:
+    """Return the model that a message names, None for one that names none."""
+    return getattr(request, "model_name", "") or getattr(request, "name", "") or None
 
 
 def unsupported(name: str, reason: str) -> Method[None]:
@@ -53,7 +69,7 @@ def unsupported(name: str, reason: str) -> Method[None]:
         raise Unsupported(reason)
 
     refused.__name__ = name
-    return answering(refused)
+    return answering("infer")(refused)
 
 
 class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -63,24 +79,25 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
         """Answer by `services`, at most `grpc_threads` infer calls at a time; a stream is one."""
         self._services = services
         self._catalog = services.catalog
-        self._calls = InferCalls(services.catalog, services.queues)
+        self._guard = services.guard
+        self._calls = InferCalls(services.catalog, services.queues, services.guard.admission)
         self._max_calls = max_calls = services.settings.grpc_threads
         self._places = BoundedSemaphore(max_calls)
         self._streams: set[Stream] = set()
         self._stopping = False
 
-    @answering
+    @answering(None)
     def ServerLive(self, _request: Any, _context: grpc.ServicerContext) -> Any:
         """Answer true while this process answers at all."""
         return proto.ServerLiveResponse(live=True)
 
-    @answering
+    @answering(None)
     def ServerReady(self, _request: Any, _context: grpc.ServicerContext) -> Any:
         """Answer whether what FERRY_READINESS wants is served, and this process not about to go."""
         is_ready = not (self._stopping or self._services.readiness.why_not())
         return proto.ServerReadyResponse(ready=is_ready)
 
-    @answering
+    @answering("infer")
     def ModelReady(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Answer whether an instance serves the model; an unknown one is not ready, as in Triton.
 
@@ -92,19 +109,19 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
             is_ready = False
         return proto.ModelReadyResponse(ready=is_ready)
 
-    @answering
+    @answering("infer")
     def ServerMetadata(self, _request: Any, _context: grpc.ServicerContext) -> Any:
         """Answer the server's name, version and extensions."""
         return proto.ServerMetadataResponse(**server_description())
 
-    @answering
+    @answering("infer")
     def ModelMetadata(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Answer a model's inputs, outputs and versions."""
         spec = self._catalog.find(request.name, request.version or None)
         versions = self._catalog.served_versions(request.name)
         return proto.ModelMetadataResponse(**model_description(spec, versions))
 
-    @answering
+    @answering("infer")
     def ModelConfig(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Answer a model's whole configuration."""
         spec = self._catalog.find(request.name, request.version or None)
@@ -112,27 +129,30 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
         ParseDict(spec.config, response.config)
         return response
 
-    @answering
-    def ModelStatistics(self, request: Any, _context: grpc.ServicerContext) -> Any:
+    @answering("infer")
+    def ModelStatistics(self, request: Any, context: grpc.ServicerContext) -> Any:
         """Answer the figures of every registered version, of a model's, or of one."""
-        specs = self._catalog.versions(request.name or None, request.version or None)
+        key = self.enter(context, "infer")
+        versions = self._catalog.versions(request.name or None, request.version or None)
+        specs = [spec for spec in versions if may_know(key, spec.name)]
         found = [of_triton(each) for each in self._services.statistics(specs)]
         return proto.ModelStatisticsResponse(model_stats=found)
 
-    @answering
-    def RepositoryIndex(self, request: Any, _context: grpc.ServicerContext) -> Any:
+    @answering("infer")
+    def RepositoryIndex(self, request: Any, context: grpc.ServicerContext) -> Any:
         """Answer all models with their states."""
         self._catalog.refresh()
         entries = repository_index(self._catalog.snapshot(), ready_only=request.ready)
+        entries = index_for(self.enter(context, "infer"), entries)
         return proto.RepositoryIndexResponse(models=entries)
 
-    @answering
+    @answering("admin")
     def RepositoryModelLoad(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Answer when the model is ready on every machine."""
         load_by_request(self._services.model_control, request.model_name, _parameters(request))
         return proto.RepositoryModelLoadResponse()
 
-    @answering
+    @answering("admin")
     def RepositoryModelUnload(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Answer when no request can reach the model any more."""
         parameters = _parameters(request)
@@ -140,12 +160,12 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
         unload_by_request(control, self._catalog, request.model_name, parameters)
         return proto.RepositoryModelUnloadResponse()
 
-    @answering
+    @answering("admin")
     def LogSettings(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Set the log settings that the request names, if any, and answer all."""
         return _log_settings_response(self._services.log_settings.change(_log_changes(request)))
 
-    @answering
+    @answering("admin")
     def TraceSetting(self, request: Any, _context: grpc.ServicerContext) -> Any:
         """Set the trace settings that the request names, if any, and answer all."""
         wanted = {name: list(setting.value) for name, setting in request.settings.items()}
@@ -155,11 +175,18 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
             response.settings[name].value.extend(values)
         return response
 
-    @answering
+    def enter(
+        self, context: grpc.ServicerContext, role: Role, model: str | None = None
+    ) -> ApiKey | None:
+        """Return the key of a call; raises Unauthorized and Forbidden."""
+        return self._guard.enter_call(context.invocation_metadata(), role, model)
+
+    @answering("infer")
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
         """Answer one request. A client that leaves takes it off the queue."""
+        key = self.enter(context, "infer", request.model_name)
         with self._place():
-            asked = self._calls.push(request, context.time_remaining())
+            asked = self._calls.push(request, context.time_remaining(), key)
             if not context.add_callback(asked.cancel):
                 asked.cancel()
             response = proto.ModelInferResponse()
@@ -168,7 +195,12 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     def ModelStreamInfer(self, requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         """Answer each request of a stream, many of which are under way at once, in order."""
-        stream = Stream(self._calls, requests, context)
+        key = None
+        try:
+            key = self.enter(context, "infer")
+            stream = Stream(self._calls, requests, context, key)
+        except Exception as error:  # a border, as in `answering`
+            refuse(context, error, "ModelStreamInfer", key)
         try:
             with self._place():
                 self._streams.add(stream)
@@ -178,7 +210,7 @@ class GRPCInferenceService(GRPCInferenceServiceServicer):  # type: ignore[misc]
                 if stream.cut:
                     raise QueueFull(STOPPING)
         except Exception as error:  # a border, as in `answering`
-            refuse(context, error, "ModelStreamInfer")
+            refuse(context, error, "ModelStreamInfer", key)
         finally:
             self._streams.discard(stream)
 

@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2 as proto
 
 from api.infer.public_errors import public_error
 from api.rpc.inference import Asked, InferCalls
+from shared.access.api_key import ApiKey
 
 MAX_STREAM_REQUESTS = 64
 """Requests of one stream under way at a time; those beyond stay unread."""
@@ -29,8 +30,10 @@ class Stream:
         calls: InferCalls,
         requests: Iterator[proto.ModelInferRequest],
         context: grpc.ServicerContext,
+        key: ApiKey | None = None,
     ) -> None:
-        """Begin nothing yet."""
+        """Begin nothing yet; `key` is what the stream's call came with."""
+        self._key = key
         self._calls = calls
         self._requests = requests
         self._context = context
@@ -79,7 +82,7 @@ class Stream:
 
     def _push(self, request: proto.ModelInferRequest) -> Asked | Exception:
         try:
-            asked = self._calls.push(request, self._context.time_remaining())
+            asked = self._calls.push(request, self._context.time_remaining(), self._key)
         except Exception as error:  # a border: the request is answered with it, the stream goes on
             return error
         self._under_way.append(asked)
@@ -95,7 +98,7 @@ class Stream:
             self._calls.respond(pushed, response.infer_response)
         except Exception as error:  # a border, as above
             response.Clear()
-            response.error_message = public_error(error, "ModelStreamInfer").message
+            response.error_message = public_error(error, "ModelStreamInfer", self._key).message
             response.infer_response.id = request_id
         if isinstance(pushed, Asked):
             self._under_way.popleft()
@@ -107,4 +110,5 @@ class Stream:
         self._ended = True
         for asked in list(self._under_way):
             asked.cancel()
+            asked.held.close()
         self._places.release()  # the reader may wait for one

@@ -21,6 +21,8 @@ from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.unreader import IterUnreader
 from gunicorn.util import http_date
 
+from api.access.browsers import HEADERS, Browsers
+from api.access.guard import AUTHORIZATION, KEY, X_API_KEY, Guard, secret_of
 from api.infer.answer import HttpAnswer
 from api.infer.inference import IDEMPOTENCY_KEY, PREFER, Inference
 from api.infer.options import TIMEOUT_HEADER
@@ -30,6 +32,7 @@ from api.payloads.json_size import check_json_size
 from api.server.body import PIECE_BYTES, check_length, read_binary, read_declared
 from api.server.compression import Coding, chosen, is_to_be_packed, packed
 from api.server.pace import Pace
+from shared.errors import FerryError
 from shared.messages import LARGE_BYTES
 from shared.settings import Settings
 
@@ -42,9 +45,12 @@ START = f"POST {PATHS}".encode()
 HEAD_END = b"\r\n\r\n"
 LOOKED_AT = ("PATH_INFO", HEADER_VARIABLE, TIMEOUT_HEADER)
 """The part of WSGI's environment that the answer depends on, besides the body."""
-LEFT_TO_FLASK = ("HTTP_CONTENT_ENCODING", PREFER, IDEMPOTENCY_KEY)
-"""Headers of requests that are not plain."""
+LEFT_TO_FLASK = (
+    "HTTP_CONTENT_ENCODING", PREFER, IDEMPOTENCY_KEY, "HTTP_ORIGIN", "HTTP_SEC_FETCH_SITE",
+)  # fmt: skip
+"""Headers of requests that are not plain, those that browsers send of their pages among them."""
 STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+SAFE = "".join(f"{name}: {value}\r\n" for name, value in HEADERS)
 STATUS_LINES[499] = "499 Client Closed Request"
 MAX_HEAD_BYTES = 2048
 MAX_HEADS = 1024
@@ -58,7 +64,7 @@ class LastAnswer(StopIteration):
 class PlainRequest(NamedTuple):
     """A plain infer request's head: a model, a body of `length` bytes, the answer's coding.
 
-    `environ` is as much of WSGI's as its answer looks at.
+    `environ` is as much of WSGI's as its answer looks at, `secret` the API key that is in it.
     """
 
     model: str
@@ -66,15 +72,25 @@ class PlainRequest(NamedTuple):
     length: int
     environ: WSGIEnvironment
     coding: Coding | None
+    secret: str | None
 
 
 class FastPath:
     """Gunicorn's worker tries it before it hands a request to the application."""
 
-    def __init__(self, inference: Inference, pace: Pace, settings: Settings) -> None:
-        """Answer by `inference`; bodies that do not keep `pace` are given up."""
+    def __init__(
+        self,
+        inference: Inference,
+        guard: Guard,
+        browsers: Browsers,
+        pace: Pace,
+        settings: Settings,
+    ) -> None:
+        """Answer by `inference` who may ask by `guard`; bodies out of `pace` are given up."""
         self._pace = pace
         self._inference = inference
+        self._guard = guard
+        self._browsers = browsers
         self._max_body_bytes = settings.max_body_bytes
         self._max_json_bytes = settings.max_json_bytes
         self._heads: dict[bytes, PlainRequest | None] = {}
@@ -86,7 +102,7 @@ class FastPath:
 
         Raises OSError when the client is gone.
         """
-        plain = _plain(request)
+        plain = self._plain(request)
         if plain is None:
             return False
         self._answer_reading(plain, request.body, client)
@@ -129,7 +145,7 @@ class FastPath:
             request = type(last)(last.cfg, IterUnreader(iter([head])), last.peer_addr, 2)
         except Exception:  # a border: it is parsed again, and answered with what is wrong with it
             return None
-        plain = None if request.unreader.take_buffered() else _plain(request)
+        plain = None if request.unreader.take_buffered() else self._plain(request)
         if plain and plain.length > min(LARGE_BYTES, self._max_body_bytes):
             plain = None
         if len(self._heads) >= MAX_HEADS:
@@ -137,10 +153,40 @@ class FastPath:
         self._heads[head] = plain
         return plain
 
+    def _plain(self, request: Any) -> PlainRequest | None:
+        """Return the head of gunicorn's request, None for one that takes the usual way.
+
+        So for one that is refused at the door but for its key, which is looked at each time.
+        """
+        if (
+            request.method != "POST"
+            or not request.path.startswith(PATHS)
+            or request.version != (1, 1)
+            or request.should_close()
+        ):
+            return None
+        route, environ = ROUTE.fullmatch(request.path), _environment(request)
+        if route is None or environ is None or any(name in environ for name in LEFT_TO_FLASK):
+            return None
+        length = environ.get("CONTENT_LENGTH", "")
+        if not length.isdecimal():
+            return None
+        try:
+            self._browsers.check_host(environ.get("HTTP_HOST", ""))
+            secret = secret_of(environ.get(AUTHORIZATION), environ.get(X_API_KEY))
+        except FerryError:
+            return None
+        accept = environ.get("HTTP_ACCEPT_ENCODING")
+        kept = {name: environ[name] for name in LOOKED_AT if name in environ}
+        coding = None if accept is None else chosen(accept)
+        return PlainRequest(route[1], route[2], int(length), kept, coding, secret)
+
     def _answer(self, plain: PlainRequest, body: Any, client: socket.socket) -> HttpAnswer:
         """Return the answer to a plain request, errors included."""
         environ = {**plain.environ, "gunicorn.socket": client}
+        key = None
         try:
+            key = environ[KEY] = self._guard.admit(plain.secret, "infer", plain.model)
             if HEADER_VARIABLE in environ:
                 raw = read_binary(body, plain.length, self._max_body_bytes)
             else:
@@ -149,7 +195,7 @@ class FastPath:
                 raw = read_declared(body, plain.length, self._max_body_bytes)
             return self._inference.infer(plain.model, plain.version, raw, environ)
         except Exception as error:  # a border, as Flask's own error handlers are
-            return error_answer(error, f"POST {environ['PATH_INFO']}")
+            return error_answer(error, f"POST {environ['PATH_INFO']}", key)
 
     def _answer_reading(self, plain: PlainRequest, body: Any, client: socket.socket) -> None:
         """Answer a request whose body is still to be read, or a part of it."""
@@ -161,7 +207,7 @@ class FastPath:
         now = int(time.time())
         if now != self._second:
             self._common = (
-                f"Server: gunicorn\r\nDate: {http_date(now)}\r\nConnection: keep-alive\r\n"
+                f"Server: ferry\r\nDate: {http_date(now)}\r\nConnection: keep-alive\r\n{SAFE}"
             )
             self._second = now
         fields, body = _header_list(answer), answer.body
@@ -189,28 +235,6 @@ def _header_list(answer: HttpAnswer) -> list[tuple[str, str]]:
         ("Content-Length", str(len(answer.body))),
         *answer.headers,
     ]
-
-
-def _plain(request: Any) -> PlainRequest | None:
-    """Return the head of gunicorn's request, None for one that takes the usual way."""
-    if (
-        request.method != "POST"
-        or not request.path.startswith(PATHS)
-        or request.version != (1, 1)
-        or request.should_close()
-    ):
-        return None
-    route, environ = ROUTE.fullmatch(request.path), _environment(request)
-    if route is None or environ is None or any(name in environ for name in LEFT_TO_FLASK):
-        return None
-    length = environ.get("CONTENT_LENGTH", "")
-    if not length.isdecimal():
-        return None
-    accept = environ.get("HTTP_ACCEPT_ENCODING")
-    kept = {name: environ[name] for name in LOOKED_AT if name in environ}
-    return PlainRequest(
-        route[1], route[2], int(length), kept, None if accept is None else chosen(accept)
-    )
 
 
 def _environment(request: Any) -> WSGIEnvironment | None:

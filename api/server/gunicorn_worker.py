@@ -25,6 +25,7 @@ from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn import util
 from gunicorn.glogging import Logger
+from gunicorn.http import wsgi
 from gunicorn.workers.ggevent import GeventWorker
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         """Serve until SIGTERM; then answer the requests at hand, for up to `graceful_timeout`."""
         gevent.get_hub().threadpool_size = TOKENIZING_THREADS
         util.write_error = _write_error  # by which gunicorn answers what it cannot read
+        wsgi.SERVER = "ferry"  # what it names in the header Server
         if self.cfg.keepalive and not _logs_requests(self.cfg):
             self._fast_path = getattr(self.wsgi, "extensions", {}).get("fast_path")
         servers = [self._serve(listener) for listener in self.sockets]

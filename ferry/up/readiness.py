@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Protocol
 
 from ferry.up.api_client import api_url, ask, reached, repository_index
 from ferry.up.examples import working_example
+from shared.errors import RedisUnavailable
 from shared.settings import Settings
 
 FIRST_COMPLAINT_SECONDS = 15.0
@@ -44,6 +46,7 @@ class Announcer:
         self._url = api_url(settings)
         self._complain_at = start + FIRST_COMPLAINT_SECONDS
         self._said: set[str] = set()
+        self._wants_key = False
 
     def run(self) -> None:
         """Say everything until all models are ready; returns early when all is stopping."""
@@ -74,7 +77,7 @@ class Announcer:
 
     def _say_models(self) -> list[dict[str, str]]:
         """Say which models became ready or failed since the last look; return all of them."""
-        index = repository_index(self._url)
+        index = self._index()
         for entry in index:
             name, reason = entry["name"], entry.get("reason", "")
             if entry["state"] == "READY":
@@ -86,9 +89,21 @@ class Announcer:
                 self._say_once(f"{name:<10} NOT READY: {reason}")
         return index
 
+    def _index(self) -> list[dict[str, str]]:
+        """Return the repository's index, from the API; where that wants a key, from Redis."""
+        if not self._wants_key:
+            index = repository_index(self._url)
+            self._wants_key = not index and ask(f"{self._url}/v2").status == HTTPStatus.UNAUTHORIZED
+            if not self._wants_key:
+                return index
+        return _index_in_redis(self._settings)
+
     def _show(self, name: str) -> None:
         if name in self._shown and not self._console.stopping:
             self._shown.remove(name)
+            if self._wants_key:
+                self._say_once("try        with an API key: `ferry keys add NAME` makes one")
+                return
             example = working_example(self._url, name)
             self._say_once(
                 f"try        {example}" if example else f"{name}: what is made up it refuses"
@@ -103,6 +118,19 @@ class Announcer:
         idle = _not_ready(index)
         beside = f"; not loaded: {_named(idle)}" if idle else ""
         self._say_once(f"ready in {time.monotonic() - self._start:.1f} s{beside}")
+
+
+def _index_in_redis(settings: Settings) -> list[dict[str, str]]:
+    """Return what an admin's key would be told, nothing while Redis does not answer."""
+    # What these bring would make every start slow.
+    from shared.registry.registry import Registry  # noqa: PLC0415
+    from shared.registry.repository_index import repository_index as index_of  # noqa: PLC0415
+    from shared.wire.client import connect  # noqa: PLC0415
+
+    try:
+        return index_of(Registry(connect(settings.redis_url), settings.key_prefix).snapshot())
+    except RedisUnavailable:
+        return []
 
 
 def _not_ready(index: list[dict[str, str]]) -> list[str]:

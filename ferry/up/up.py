@@ -24,6 +24,7 @@ from ferry.up.embedded_valkey import EmbeddedValkey
 from ferry.up.processes import OrderedManager, read_procfile, stop_signals
 from ferry.up.readiness import Announcer
 from ferry.up.reaper import Reaper
+from shared.access.addresses import is_loopback
 from shared.errors import BadSetting
 from shared.settings import Settings, mention_service_links, service_links
 from shared.socket_paths import no_semaphores
@@ -69,6 +70,7 @@ def up(
         settings = replace(settings, redis_url=valkey.url)
         manager = OrderedManager(reaper, [_ready(settings, shown), _death_of(valkey)])
         try:
+            _check_protected(settings)
             return _run(settings, environ, processes, manager)
         finally:
             _stop_valkey(valkey, manager)
@@ -93,12 +95,14 @@ def _absolute(settings: Settings) -> Settings:
     # The processes run in the project's directory, the user's paths are relative to the user's.
     # subtle: a link is kept, for it may lead elsewhere later (as git-sync's does).
     models, state = Path(settings.models).absolute(), Path(settings.state_dir).resolve()
-    inputs, outputs, files = (
+    keys, inputs, outputs, files = (
         given and str(Path(given).absolute())
-        for given in (settings.job_inputs, settings.job_outputs, settings.job_files)
-    )
+        for given in (
+            settings.keys_file, settings.job_inputs, settings.job_outputs, settings.job_files,
+        )
+    )  # fmt: skip
     return replace(
-        settings, models=str(models), state_dir=str(state), job_inputs=inputs,
+        settings, models=str(models), state_dir=str(state), keys_file=keys, job_inputs=inputs,
         job_outputs=outputs, job_files=files,
     )  # fmt: skip
 
@@ -136,6 +140,15 @@ def check_free(settings: Settings) -> None:
 
         check_server(settings)
         _check_redis(settings.redis_url)
+        _check_protected(settings)
+
+
+def _check_protected(settings: Settings) -> None:
+    """Raise BadSetting where others than this machine could ask without a key."""
+    if settings.keys_file or (not settings.insecure and not is_loopback(settings.host)):
+        from shared.access.protected import check_protected  # noqa: PLC0415  it brings pydantic
+
+        check_protected(settings)
 
 
 def _check_port(variable: str, host: str, port: int) -> None:

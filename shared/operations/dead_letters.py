@@ -120,7 +120,7 @@ class DeadLetters:
 
     def _how(self, letter: DeadLetter) -> AnswerForm:
         try:
-            return self._records.find(letter.id)[1]
+            return self._records.find(letter.id).how
         except UnknownRequest:
             return AnswerForm("infer")
 

@@ -32,6 +32,16 @@ class Record(BaseModel):
 
     spec: str
     how: AnswerForm
+    owner: str = ""
+    """The id of the API key that it came with, empty without."""
+
+
+class Found(NamedTuple):
+    """A record, with the spec in place of its digest."""
+
+    spec: ModelSpec
+    how: AnswerForm
+    owner: str
 
 
 class FirstUse(NamedTuple):
@@ -67,6 +77,7 @@ class AsyncRecords:
         life_seconds: float,
         *,
         durable: bool,
+        owner: str = "",
     ) -> None:
         """Keep a request's record for as long as itself and its answer live, and a while longer.
 
@@ -79,7 +90,7 @@ class AsyncRecords:
         # It may be gone: expired, or with the memory of a Redis that came back empty.
         if not asking(lambda: self._client.pexpire(name, self._spec_ms)):
             asking(lambda: self._client.set(name, text, px=self._spec_ms))
-        record = Record(spec=digest, how=how).model_dump_json().encode()
+        record = Record(spec=digest, how=how, owner=owner).model_dump_json().encode()
         key, ttl_ms = (
             self._keys.request + request_id,
             milliseconds(life_seconds + self._grace_seconds),
@@ -93,7 +104,7 @@ class AsyncRecords:
         if durable and replies[1][0] < 1:
             raise RedisUnavailable(f"Redis did not flush the request within {FLUSH_MS} ms")
 
-    def find(self, request_id: str) -> tuple[ModelSpec, AnswerForm]:
+    def find(self, request_id: str) -> Found:
         """Return a request's model, as it was then, and how to answer it; raises UnknownRequest."""
         found = asking(lambda: self._client.get(self._keys.request + request_id))
         if found is None:
@@ -104,7 +115,7 @@ class AsyncRecords:
             if text is None:
                 raise UnknownRequest(f"no request {request_id!r}: its model is forgotten")
             self._known_specs[record.spec] = ModelSpec.model_validate_json(text)
-        return self._known_specs[record.spec], record.how
+        return Found(self._known_specs[record.spec], record.how, record.owner)
 
     def first(self, model: str, key: str, ours: FirstUse) -> FirstUse:
         """Return the first use of an Idempotency-Key of a model's: `ours`, or an earlier one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from secrets import token_hex
 from typing import Any
 
@@ -155,15 +154,3 @@ def _probe(server: _Server, wire: Wire, settings: Settings) -> None:
                 return
     finally:
         wire.close()
-
-
-def main() -> None:
-    """Print why the environment's server is none for Ferry, nothing if it is one."""
-    try:
-        check_server(Settings.from_env(os.environ))
-    except BadSetting as error:
-        print(error)
-
-
-if __name__ == "__main__":
-    main()

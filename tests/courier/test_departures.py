@@ -61,7 +61,7 @@ def ask(port: int, value: float) -> Any:
 
 def ask_and_leave(port: int, path: str = INFER) -> None:
     body = json.dumps(v2(LEFT))
-    head = f"POST {path} HTTP/1.1\r\nHost: ferry\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall((head + body).encode())
 

@@ -86,7 +86,7 @@ def message(
     path: str, body: bytes, *headers: str, method: str = "POST", version: str = "1.1"
 ) -> bytes:
     """Return a request; its Content-Length is among `headers` when it is not the body's."""
-    fields = ["Host: ferry", *headers]
+    fields = ["Host: localhost", *headers]
     if not any(field.startswith(("Content-Length", "Transfer-Encoding")) for field in headers):
         fields.append(f"Content-Length: {len(body)}")
     return "\r\n".join([f"{method} {path} HTTP/{version}", *fields, "", ""]).encode() + body

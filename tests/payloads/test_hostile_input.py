@@ -419,9 +419,9 @@ def port(served: Settings, log_file: Path) -> Iterator[int]:
         yield served.port
 
 
-LINE = b"POST /v2/models/loose/infer HTTP/1.1\r\nHost: ferry\r\n"
+LINE = b"POST /v2/models/loose/infer HTTP/1.1\r\nHost: localhost\r\n"
 BODY = b'{"inputs": []}'
-SMUGGLED = b"GET /v2/health/live HTTP/1.1\r\nHost: ferry\r\n\r\n"
+SMUGGLED = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def answered(port: int, request: bytes, *, step: int = 0) -> bytes:
@@ -511,7 +511,7 @@ def test_headers_that_contradict_each_other_are_refused_and_nothing_behind_them_
 def test_a_chunked_body_that_is_none_is_refused(port: int, log_file: Path, chunks: bytes) -> None:
     for path in (b"/v2/models/loose/infer", b"/predict/loose", b"/predict/pictures"):
         form = b"Content-Type: multipart/form-data; boundary=xyz\r\n" * path.endswith(b"pictures")
-        head = b"POST " + path + b" HTTP/1.1\r\nHost: ferry\r\n" + form
+        head = b"POST " + path + b" HTTP/1.1\r\nHost: localhost\r\n" + form
 
         assert 400 <= status_of(port, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks) < 500
     assert b"Traceback" not in log_file.read_bytes()

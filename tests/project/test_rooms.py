@@ -15,14 +15,14 @@ FLOORS = {
         "errors datatypes names ticket messages model_spec redis_urls setting_checks cores "
         "open_files parent_death job_settings settings socket_paths",
         "inputs wire",
-        "courier",
+        "access courier",
         "request_queue",
         "registry",
         "exposition operations jobs",
         "history",
     ),
     "api": (
-        "payloads",
+        "access payloads",
         "readers",
         "infer metrics",
         "services",

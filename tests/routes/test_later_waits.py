@@ -31,7 +31,7 @@ def serving(
 def ask(port: int, key: str) -> socket.socket:
     """Send a request under an Idempotency-Key; return the connection, on which it waits."""
     body = json.dumps(v2(3.0))
-    head = f"POST /v2/models/fake/infer HTTP/1.1\r\nHost: ferry\r\nIdempotency-Key: {key}\r\n"
+    head = f"POST /v2/models/fake/infer HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: {key}\r\n"
     client = socket.create_connection(("127.0.0.1", port), timeout=20)
     client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
     return client

@@ -48,7 +48,7 @@ def connection(port: int) -> Iterator[socket.socket]:
 
 
 def head(path: str, *headers: str) -> bytes:
-    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: ferry", *headers, "", ""]).encode()
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
 
 
 def read_answer(connection: socket.socket) -> tuple[int, dict[str, str]]:
@@ -152,7 +152,7 @@ def test_after_a_refusal_the_server_answers_on(port: int) -> None:
             refused(connection)
 
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: ferry\r\n\r\n")
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_answer(connection)[0] == 200
 
 

@@ -46,7 +46,7 @@ def idle_connection(port: int) -> Iterator[socket.socket]:
 def request() -> bytes:
     """Return an infer request as it is sent."""
     body = json.dumps(v2(3.0))
-    head = "POST /v2/models/fake/infer HTTP/1.1\r\nHost: ferry\r\n"
+    head = "POST /v2/models/fake/infer HTTP/1.1\r\nHost: localhost\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
 

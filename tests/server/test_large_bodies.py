@@ -57,7 +57,7 @@ def request_of(data: bytes) -> bytes:
     text = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     head = [
         f"POST {PATH} HTTP/1.1",
-        "Host: ferry",
+        "Host: localhost",
         f"Content-Length: {len(text) + len(data)}",
         f"{HEADER}: {len(text)}",
         "",

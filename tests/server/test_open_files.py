@@ -16,7 +16,7 @@ from waiting import wait_until
 
 from shared.settings import Settings
 
-HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: ferry\r\nConnection: close\r\n\r\n"
+HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 CONNECTIONS = 300
 """Above the limits here."""
 LIMIT = 256

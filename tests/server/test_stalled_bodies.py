@@ -64,7 +64,7 @@ def connection(port: int) -> Iterator[socket.socket]:
 def stall(connection: socket.socket, case: str = "one byte") -> tuple[int, str]:
     """Send half a body and no more; return the status and code of the answer."""
     path, headers, part = STALLED[case]
-    head = "\r\n".join([f"POST {path} HTTP/1.1", "Host: ferry", *headers, "", ""])
+    head = "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *headers, "", ""])
     connection.sendall(head.encode() + part)
     response = HTTPResponse(connection)
     response.begin()
@@ -72,7 +72,7 @@ def stall(connection: socket.socket, case: str = "one byte") -> tuple[int, str]:
 
 
 def live(connection: socket.socket) -> int:
-    connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: ferry\r\n\r\n")
+    connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
     response = HTTPResponse(connection)
     response.begin()
     response.read()

@@ -11,8 +11,8 @@ from raw_http import connected
 
 from shared.settings import Settings
 
-GET = b"GET /v2 HTTP/1.1\r\nHost: ferry\r\n"
-POST = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: ferry\r\n"
+GET = b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n"
+POST = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")

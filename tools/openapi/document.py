@@ -16,9 +16,19 @@ from apispec import APISpec
 from flask import Flask
 from werkzeug.routing import Rule
 
+from api.access.browsers import READING
 from api.app import create_app
 from api.infer.public_errors import OPENAI_CODES
-from shared.errors import FerryError, UnknownModel
+from api.routes.door import OPEN, role_of
+from shared.errors import (
+    FerryError,
+    Forbidden,
+    ForeignPage,
+    RateLimited,
+    Unauthorized,
+    UnknownHost,
+    UnknownModel,
+)
 from shared.settings import Settings
 from tools.openapi.bodies import JSON, Bodies
 from tools.openapi.examples import Example, examples
@@ -34,6 +44,13 @@ PAGES = {
     "ops.operations", "ops.stream", "ops.dead", "ops.action",
 }  # fmt: skip
 """Endpoints for people, not for programs."""
+SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer <key>"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+"""Either is enough, and neither is wanted where the server has no keys."""
+ASKING = frozenset({"inference.infer", "predict.predict", "v1.predict", "embeddings.embed"})
+"""Endpoints whose requests count towards a key's rate."""
 VARIABLE = re.compile(r"<(?:[^:<>]+:)?([^<>]+)>")
 DESCRIPTION = """\
 Ferry collects the requests of many clients into batches and gives each its own answer.
@@ -43,6 +60,9 @@ path that does not exist is answered with 404 `unknown_route`, a method that its
 have with 405 `method_not_allowed` and `Allow`, and what nobody foresaw with 500 `internal`. Every
 GET route answers HEAD. No `Content-Type` is needed but for forms. Bodies may come with the
 `Content-Encoding` gzip or deflate, and answers go out so for who accepts it.
+
+Where the server has API keys, each route wants one of the role in its `x-role`, or of an admin;
+those without a role are open.
 """
 
 
@@ -65,9 +85,11 @@ def describe(app: Flask) -> dict[str, Any]:
     for name, header in HEADERS.items():
         spec.components.header(name, dict(header))
     routes = [
-        (rule, method, OPERATIONS.get((rule.endpoint, method), UNKNOWN))
+        (rule, method, _behind_the_door(rule.endpoint, method))
         for rule, method in described_routes(app)
     ]
+    for name, scheme in SECURITY.items():
+        spec.components.security_scheme(name, dict(scheme))
     bodies = Bodies.of(
         [
             content
@@ -108,12 +130,28 @@ def _described(
     }
     if operation.description:
         described["description"] = operation.description
+    described["security"] = [] if rule.endpoint in OPEN else [{name: []} for name in SECURITY]
+    if rule.endpoint not in OPEN:
+        described["x-role"] = role_of(rule.endpoint)
     if operation.body:
         content = bodies.content(operation.body)
         described["requestBody"] = {"required": operation.body_required, "content": content}
         for name, example in shown.items():
             content[example.media_type].setdefault("examples", {})[name] = example.request()
     return described
+
+
+def _behind_the_door(endpoint: str, method: str) -> Operation:
+    """Return what an endpoint does, with the errors that stand before every route."""
+    operation = OPERATIONS.get((endpoint, method), UNKNOWN)
+    before: list[type[FerryError]] = [UnknownHost]
+    if method not in READING:
+        before.append(ForeignPage)
+    if endpoint not in OPEN:
+        before += [Unauthorized, Forbidden]
+    if method == "POST" and endpoint in ASKING:
+        before.append(RateLimited)
+    return operation._replace(errors=(*operation.errors, *before))
 
 
 def _path_parameter(name: str, shown: dict[str, Example]) -> dict[str, Any]:
