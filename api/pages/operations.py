@@ -11,6 +11,7 @@ from typing import Any
 
 from api.services import Services
 from shared.history.figures import HistoryPoint, Moment, VersionCounts
+from shared.jobs.store import JobStore
 from shared.operations.dead_letters import DeadLetter, DeadLetters
 from shared.operations.shadow_comparison import Comparisons
 from shared.registry.desired_state import Serving
@@ -18,6 +19,7 @@ from shared.registry.repository_index import repository_index
 from shared.registry.snapshot import InstanceRecord, Snapshot
 
 LISTED_LETTERS = 50
+LISTED_JOBS = 20
 SELDOM_SECONDS = 5.0
 """Between two looks at what costs more than it changes: dead letters, devices, shadows."""
 Sections = dict[str, Any]
@@ -31,6 +33,7 @@ class Operations:
         self._services = services
         self._comparisons = Comparisons(services.client, services.settings.key_prefix)
         self.letters = DeadLetters(services.client, services.settings)
+        self._jobs = JobStore(services.client, services.settings)
         self._seldom: Sections = {}
         self._looked_at = float("-inf")
         self._dead_count = -1
@@ -62,6 +65,8 @@ class Operations:
         if dead_count != self._dead_count:
             self._seldom["dead"] = self.dead(0)
             self._dead_count = dead_count
+        if self._services.settings.jobs:
+            self._seldom["jobs"] = self._jobs.all(LISTED_JOBS)
         self._seldom["devices"] = [
             {"host": report.host, **device.model_dump(mode="json"), "place": device.place}
             for report in self._services.registry.devices().values()

@@ -146,6 +146,7 @@ def _named(names: list[str]) -> str:
 def addresses(settings: Settings) -> Iterator[str]:
     """Yield one line per server that can be opened, and one when there is nothing to serve."""
     yield f"API        {api_url(settings)}/v2"
+    yield f"pages      {api_url(settings)}/"
     yield f"gRPC       {reached(settings.host)}:{settings.grpc_port}"
     if settings.jobs:
         yield f"dashboard  http://127.0.0.1:{settings.dashboard_port}"

@@ -31,8 +31,8 @@ def write_models(repository: Path, samples: Path) -> None:
     for name in SHOWN_SAMPLES:
         shutil.copytree(samples / name, repository / name)
     numbers = [each for each in VALUES if each != "BYTES"]
-    add_all(repository, "datatypes", numbers)
-    add_all(repository, "halves", ["FP16", "BF16"])
+    add_all(repository, "datatypes", Eleven(), numbers)
+    add_all(repository, "halves", Pair(), ["FP16", "BF16"])
     add_echo(repository, "BYTES")
     add_echo(repository, "FP32", name="vectors", dims="[300]")
     add_echo(repository, "UINT8", name="large", dims="[3, 64, 64]")
@@ -42,20 +42,27 @@ def write_models(repository: Path, samples: Path) -> None:
     add_ensemble(repository, "ensemble", [x_to_y("twice", "in", "z"), x_to_y("twice", "z", "out")])
 
 
-class Same(torch.nn.Module):
-    """Returns all that it is given."""
+class Pair(torch.nn.Module):
+    """Returns both tensors."""
 
-    def forward(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return x
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return a, b
 
 
-def add_all(repository: Path, name: str, datatypes: list[str]) -> None:
+class Eleven(torch.nn.Module):
+    """Returns eleven tensors, one of each datatype that JSON carries as numbers."""
+
+    def forward(self, a, b, c, d, e, f, g, h, i, j, k):  # noqa: PLR0913, PLR0917 - no *args there
+        return a, b, c, d, e, f, g, h, i, j, k
+
+
+def add_all(repository: Path, name: str, module: torch.nn.Module, datatypes: list[str]) -> None:
     """Serve a model with one input of each datatype, and the same as outputs."""
-    inputs = [(f"x__{n}", kind, "[2, 3]") for n, kind in enumerate(datatypes)]
+    letters = "abcdefghijk"[: len(datatypes)]
+    inputs = [(letter, kind, "[2, 3]") for letter, kind in zip(letters, datatypes, strict=True)]
     outputs = [(f"y__{n}", kind, "[2, 3]") for n, kind in enumerate(datatypes)]
-    traced = torch.jit.trace(Same(), tuple(torch.ones(1, 2, 3) for _ in datatypes))
     torchscript(
-        repository, name, traced, config(8, tensors("input", *inputs), tensors("output", *outputs))
+        repository, name, module, config(8, tensors("input", *inputs), tensors("output", *outputs))
     )
 
 

@@ -7,12 +7,14 @@ import os
 import re
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browser import opened
+from browser import opened, wait_for
+from PIL import Image
 
 from shared.settings import Settings
 
@@ -68,9 +70,8 @@ def test_one_click_answers_for_any_model_and_so_does_the_copied_code(
         curl = ran(["bash", "-c"], code(page, "curl"), tmp_path)
         requests = ran([sys.executable, "-c"], code(page, "Python, requests"), tmp_path)
         if model == "sentiment":
-            page.wait_for_function("snippet.textContent !== '' && !!document.body")
             page.get_by_role("tab", name="Python, tritonclient").click()
-            page.wait_for_function("snippet.textContent.includes('InferInput')")
+            wait_for(page, "snippet.textContent.includes('InferInput')")
         triton = ran([sys.executable, "-c"], code(page, "Python, tritonclient"), tmp_path)
         script = "async () => { let said; const console = { log: (...all) => said = all };\n"
         said = page.evaluate(f"{script}{code(page, 'JavaScript')}\nreturn said }}")
@@ -131,14 +132,10 @@ def test_a_sentence_gets_its_label_and_lines_get_one_each(browser: Any, address:
         assert page.locator("#result .best").all_inner_texts() == ["negative", "positive"]
 
 
-def test_a_truncated_picture_is_told_in_a_sentence(
-    browser: Any, address: str, tmp_path: Path
-) -> None:
-    from PIL import Image  # noqa: PLC0415
-
-    Image.effect_noise((64, 64), 90).save(tmp_path / "whole.png")
-    cut = tmp_path / "<b>cut</b>.png"
-    cut.write_bytes((tmp_path / "whole.png").read_bytes()[:900])
+def test_a_truncated_picture_is_told_in_a_sentence(browser: Any, address: str) -> None:
+    whole = BytesIO()
+    Image.effect_noise((64, 64), 90).save(whole, "PNG")
+    cut = {"name": "<b>cut</b>.png", "mimeType": "image/png", "buffer": whole.getvalue()[:900]}
     with opened(browser, f"{address}/?model=digits") as page:
         page.set_input_files("input[type=file] >> nth=0", cut)
         page.wait_for_selector("text=<b>cut</b>.png")

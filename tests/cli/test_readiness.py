@@ -83,6 +83,7 @@ def test_a_broken_model_keeps_neither_addresses_nor_the_others_from_being_said(r
 
     assert lines == [
         f"API        http://127.0.0.1:{port}/v2",
+        f"pages      http://127.0.0.1:{port}/",
         "gRPC       127.0.0.1:8001",
         "dashboard  http://127.0.0.1:9181",
         "broken     NOT READY: no such file",
@@ -96,7 +97,7 @@ def test_each_model_is_said_when_its_turn_comes_and_only_once(repository):
     with api(lambda: next(looks, [slow, READY]), lambda: next(looks, None) is None) as port:
         lines = announced(port, repository, "ready in")
 
-    assert [line.split()[0] for line in lines[3:]] == ["good", "slow", "ready"]
+    assert [line.split()[0] for line in lines[4:]] == ["good", "slow", "ready"]
 
 
 def test_models_that_nobody_asked_for_are_named_at_the_end(repository):
@@ -110,7 +111,7 @@ def test_an_empty_repository_is_said(tmp_path):
     with api(list, lambda: True) as port:
         lines = announced(port, tmp_path, "ready in")
 
-    assert f"no models  {tmp_path} holds none yet: `ferry add FILE` puts one in" in lines[3]
+    assert f"no models  {tmp_path} holds none yet: `ferry add FILE` puts one in" in lines[4]
 
 
 def test_models_that_keep_it_waiting_are_named(repository):

@@ -7,10 +7,11 @@ import { cell, number, table } from "./tables.js";
 const find = (id) => document.getElementById(id);
 const main = find("main"), mode = main.dataset.mode;
 const GONE_MS = 30000, SECONDS_KEPT = 900, RETRY_MS = 3000, PAGE = 50, FRESH_SECONDS = 3;
+const STATES = { READY: "good", ready: "good", finished: "good", LOADING: "", starting: "", queued: "", started: "", cancelling: "" };
 const state = { sections: {}, versions: {}, seconds: [], minutes: [], gone: new Map(), start: 0, dead: null };
 const charts = makeCharts(find("charts"));
 const body = (id) => find(id).querySelector("tbody");
-const showModels = table(body("models")), showInstances = table(body("instances")), showDead = table(body("dead")), showShadows = table(body("shadows"));
+const showModels = table(body("models")), showInstances = table(body("instances")), showDead = table(body("dead")), showShadows = table(body("shadows")), showJobs = table(body("jobs"));
 
 connect();
 find("chosen").addEventListener("change", draw);
@@ -80,6 +81,7 @@ function draw() {
   drawPanel();
   drawShadows();
   drawDead();
+  drawJobs();
 }
 
 function drawChoice() {
@@ -119,8 +121,7 @@ function modelRow(model, row, rates) {
 const notAnswered = (counts) => Object.entries(counts.ended).reduce((sum, [name, count]) => sum + (name === "retried" ? 0 : count), 0);
 
 function stateCell(text, reason) {
-  const good = text === "READY" || text === "ready";
-  return cell(h("span", { class: `state ${good ? "good" : text === "LOADING" || text === "starting" ? "" : "bad"}` }, String(text || "unknown").toLowerCase()), reason && h("div", { class: "quiet" }, reason));
+  return cell(h("span", { class: `state ${STATES[text] ?? "bad"}` }, String(text || "unknown").toLowerCase()), reason && h("div", { class: "quiet" }, reason));
 }
 
 function drawInstances() {
@@ -155,6 +156,20 @@ function drawShadows() {
   showShadows(shadows.map((each) => ({
     key: each.model, mark: JSON.stringify(each),
     cells: () => [cell(`${each.model}/${each.shadow}`), cell(`version ${each.version}`), number(`${amount(each.request_count)}${each.failed_count ? `, ${amount(each.failed_count)} failed` : ""}`), number(amount(each.row_count)), number(each.row_count ? `${shortened((100 * each.agreed_count) / each.row_count)} %` : "–"), number(each.max_abs_difference === null ? "other shape" : shortened(each.max_abs_difference)), number(each.request_count ? `${seconds(each.shadow_seconds / each.request_count)} beside ${seconds(each.served_seconds / each.request_count)}` : "–")],
+  })));
+}
+
+function drawJobs() {
+  const jobs = state.sections.jobs || [];
+  find("jobs").parentElement.hidden = !jobs.length;
+  showJobs(jobs.map((job) => ({
+    key: job.id, mark: JSON.stringify(job),
+    cells: () => [
+      cell(h("a", { href: `/jobs/${encodeURIComponent(job.id)}` }, h("code", {}, job.id.slice(0, 8)))), cell(job.kind), cell(job.model),
+      stateCell(job.state, job.error && String(job.error)),
+      cell(h("progress", { max: 1, value: job.progress, "aria-label": `Progress of job ${job.id}` }), ` ${Math.round(100 * job.progress)} % ${job.step || ""}`),
+      cell(job.state === "finished" && h("a", { href: `/jobs/${encodeURIComponent(job.id)}/result` }, "result"), job.kind === "optimise" && job.state === "finished" && [" ", h("a", { href: `/models/${encodeURIComponent(job.model)}/report` }, "report")]),
+    ],
   })));
 }
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 LONG_MS = 60_000.0
@@ -59,6 +60,14 @@ def opened(browser: Any, url: str, **options: Any) -> Iterator[Any]:
     yield page
     context.close()
     assert not troubles
+
+
+def wait_for(page: Any, expression: str) -> None:
+    """Wait until JavaScript is true in the page.
+
+    Playwright's own `wait_for_function` evaluates it within the page, whose policy forbids that.
+    """
+    wait_until(lambda: page.evaluate(expression), LONG_MS / 3000, expression)
 
 
 def _is_policy(said: Any) -> bool:
