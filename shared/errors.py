@@ -64,7 +64,10 @@ def described(error: BaseException) -> str:
 
 def shown(value: object) -> str:
     """Return what a client sent as an error quotes it: no more of it than LONGEST_QUOTE."""
-    text = _QUOTES.repr(value)
+    if type(value) is str and len(value) <= LONGEST_QUOTE:
+        text = repr(value)  # fast: names of inputs are quoted before anything is wrong with them
+    else:
+        text = _QUOTES.repr(value)
     return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
 
 

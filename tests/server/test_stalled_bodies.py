@@ -140,6 +140,7 @@ def test_bodies_under_way_have_a_sum(redis_url: str) -> None:
         port=free_port(),
         api_processes=1,
         max_bodies_bytes=3_000_000,
+        request_timeout_seconds=120.0,  # the first one stands still meanwhile
     )
     register(settings, spec("numbers", TensorSpec(name="x", datatype="FP32", dims=(4,))))
     head = f"POST {INFER} HTTP/1.1\r\nHost: ferry\r\n{BINARY}\r\nContent-Length: 2500000\r\n\r\n"
