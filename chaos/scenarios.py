@@ -101,6 +101,10 @@ SCENARIOS = {
             50, measures="change", ends_answers=False, api_processes=2,
         ),
         Scenario(
+            "jobs", "the jobs worker, kill -9 in a bulk job", strikes.kill_jobs_worker, 10,
+            measures="job done", ends_answers=False,
+        ),
+        Scenario(
             "system", "all of `ferry up`, SIGTERM", strikes.restart_all, 20,
             measures="drain of all", whole=True,
         ),

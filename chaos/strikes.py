@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from bench.processes import BenchError
-from chaos.questions import FIRST_VERSION
+from chaos.questions import FIRST_VERSION, is_right, read
 from chaos.reference import POISON
 from chaos.system import STOP_TIMEOUT_SECONDS, System, wait_until
 from chaos.whole import WholeSystem
 from ferry.up.sessions import kill_session, send
+from shared.datatypes import Array
 from shared.errors import ModelCrashed
+from shared.jobs.orders import PredictJob
+from shared.jobs.store import ENDED, JobStore
 from shared.registry.snapshot import InstanceRecord
+from shared.wire.client import connect
 
 FAILED = 500
 HOLD_SECONDS = 0.3
 """How long the instances stand still before Valkey is killed: every client then waits."""
 LONGEST_OUTAGE_SECONDS = 1.5
 MID_BATCH_TIMEOUT_SECONDS = 20.0
+JOB_ROWS = 4000
+JOB_TIMEOUT_SECONDS = 120.0
 COME_BACK_SECONDS = 1.5
 """Longer than a client waits that was told, by a Ferry not yet ready, to come back in a second."""
 
@@ -190,6 +200,37 @@ def roll_back_past_one(system: System, random: Random) -> Strike:
         send(process, signal.SIGCONT)
 
 
+def kill_jobs_worker(system: System, random: Random) -> Strike:
+    """Kill the jobs worker in the middle of a job and start the next; `seconds` until it is done.
+
+    Raises BenchError unless the output is complete, in order, each row once, and right.
+    """
+    number = random.randrange(10**9)
+    expected = _write_rows(system.directory, number)
+    store = JobStore(connect(system.settings.redis_url), system.settings)
+    job_id = store.new_id()
+    order = PredictJob(model=system.model, input=f"{number}.ndjson", output=f"{number}-out.ndjson")
+    store.submit(job_id, "predict", order)
+    worker = system.start_jobs_worker()
+    until = random.uniform(0.01, 0.9)
+    log_file = system.directory / "jobs.log"
+    wait_until(
+        lambda: store.find(job_id)["progress"] > until, JOB_TIMEOUT_SECONDS, "its middle", log_file
+    )
+    at = time.monotonic()
+    send(worker.pid, signal.SIGKILL)
+    worker.wait()
+    after = system.start_jobs_worker()
+    wait_until(
+        lambda: store.find(job_id)["state"] in ENDED, JOB_TIMEOUT_SECONDS, "its end", log_file
+    )
+    seconds = time.monotonic() - at
+    after.terminate()
+    after.wait()
+    _check(store.find(job_id), system.directory / f"{number}-out.ndjson", expected)
+    return Strike(at, seconds=seconds)
+
+
 def _use(system: System, version: int) -> Strike:
     at = time.monotonic()
     system.use(version)
@@ -220,3 +261,23 @@ def _signal(records: list[InstanceRecord], number: int) -> None:
 
 def _ids(records: list[InstanceRecord]) -> frozenset[str]:
     return frozenset(record.id for record in records)
+
+
+def _write_rows(directory: Path, number: int) -> list[Array]:
+    """Write a file of rows, and return what must be answered."""
+    questions, random = read(directory / "questions.npz"), np.random.default_rng(number)
+    asked = [questions.ask(random) for _ in range(JOB_ROWS)]
+    lines = (f"{json.dumps(row[0].tolist())}\n" for row, _ in asked)
+    (directory / f"{number}.ndjson").write_text("".join(lines))
+    return [expected for _, expected in asked]
+
+
+def _check(job: dict[str, object], output: Path, expected: list[Array]) -> None:
+    if job["state"] != "finished":
+        raise BenchError(f"a job has {job['state']}: {job['error']}")
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    if [line["index"] for line in lines] != list(range(JOB_ROWS)):
+        raise BenchError(f"a job answered {len(lines)} of {JOB_ROWS} rows, or not in order")
+    for line, wanted in zip(lines, expected, strict=True):
+        if not is_right(next(iter(line.get("prediction", {"": None}).values())), wanted):
+            raise BenchError(f"a job's row {line['index']} is wrong: {line}")

@@ -71,6 +71,12 @@ class System:
         self.workers.append(worker)
         return worker
 
+    def start_jobs_worker(self) -> Worker:
+        """Start the jobs worker, which reads and writes where everything is."""
+        command = [sys.executable, "-m", "jobs"]
+        log_file = self.directory / "jobs.log"
+        return self._processes.enter_context(running(command, self._environ, log_file))
+
     def start_api(self) -> None:
         """Start gunicorn, and wait until it answers and says that the model is served."""
         pid_file, log_file = self.directory / "api.pid", self.api_log
@@ -229,6 +235,9 @@ def running_system(
             port=free_port(),
             redis_url=valkey.url,
             models=str(repository_of(Path(settings.models), model, instances, directory)),
+            job_inputs=str(directory),
+            job_outputs=str(directory),
+            job_files=str(directory / "jobs"),
         )
         system = System(settings, model, valkey, directory, stack)
         system.start_worker()
