@@ -11,10 +11,11 @@ import api.pages
 from api.access.guard import KEY, is_admin, may_know
 from api.infer.descriptions import server_description
 from api.infer.inference import checked_version
+from api.infer.public_errors import error_answer
 from api.pages.burst import MAX_SENT_AT_ONCE, as_json, send_copies
 from api.pages.signature import listed_models, signature
 from api.payloads.v2_json import load_object
-from api.routes.flask_side import json_response, services
+from api.routes.flask_side import json_response, response_of, services
 from api.routes.page_guard import check_page, guarded_page
 from api.server.body import MAX_ORDER_BYTES, read_body
 from shared.errors import BadRequest, RedisUnavailable
@@ -36,8 +37,7 @@ def root() -> Response:
 
     KServe's SDK asks the latter here in version 1.
     """
-    offered = ["application/json", "text/html"]
-    if request.accept_mimetypes.best_match(offered) == "text/html":
+    if _wants_page():
         response = page("playground.html", chosen=request.args.get("model", ""))
     else:
         response = json_response({**server_description(), "status": "alive"})
@@ -80,6 +80,22 @@ def burst() -> Response:
     app: Any = current_app
     sent = send_copies(app.wsgi_app, request.environ, target, read_body(), int(raw))
     return json_response({"answers": as_json(sent)})
+
+
+@blueprint.errorhandler(RedisUnavailable)
+def away(error: RedisUnavailable) -> Response:
+    """Answer with a page that says so also where the door could not ask Redis for a key."""
+    if request.endpoint != "pages.root" or not _wants_page():
+        return response_of(error_answer(error, f"{request.method} {request.path}"))
+    html = render_template("playground.html", models=[], trouble=error.message, chosen="")
+    response = guarded_page(html)
+    response.status_code = error.status
+    return response
+
+
+def _wants_page() -> bool:
+    offered = ["application/json", "text/html"]
+    return request.accept_mimetypes.best_match(offered) == "text/html"
 
 
 def page(template: str, **values: Any) -> Response:
