@@ -18,6 +18,7 @@ from shared.settings import Settings
 from shared.wire.wire import Wire
 from worker.devices import Placement
 from worker.meter import Meter, MeterBoard
+from worker.supervisor import registration
 from worker.supervisor.deployment import Deployment
 from worker.supervisor.devices.device_ledger import DeviceLedger
 from worker.supervisor.instance_slot import InstanceSlot, SlotHost
@@ -138,6 +139,7 @@ def idle(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     settings = Settings(
         redis_url=redis_url, key_prefix=tmp_path.name, models=str(tmp_path), heartbeat_seconds=0.1
     )
+    monkeypatch.setattr(registration, "BEAT_TERM", 600)  # on a busy machine we sleep longer
     found = Idle(settings, monkeypatch)
     found.run(2 * HEARTBEATS_PER_CHECK)  # to read the repository, and rest
     yield found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from contextlib import AbstractContextManager, nullcontext
 from ctypes import Array
 from math import inf
 from multiprocessing.connection import Connection
@@ -46,6 +47,7 @@ class SlotHost(NamedTuple):
     context: ForkServerContext
     ledger: DeviceLedger
     meters: MeterBoard
+    guard: AbstractContextManager[None] = nullcontext()
 
 
 class InstanceSlot:
@@ -62,7 +64,7 @@ class InstanceSlot:
         self.recorded: InstanceRecord | None = None
         self._placement = self._next_placement = placement
         self._name = f"{machine.supervisor}-{index}"
-        self._supervisor, self._settings, self._context, self._ledger, board = machine
+        self._supervisor, self._settings, self._context, self._ledger, board, self._guard = machine
         self._meter_at = page, index = board.take()
         self.meter = page[index]
         self._rate = Rate(time.monotonic())
@@ -136,7 +138,8 @@ class InstanceSlot:
             target=run_job, args=(job, child_end, *self._meter_at), name=self.instance_id
         )
         try:
-            process.start()
+            with self._guard:
+                process.start()
         except (OSError, EOFError) as error:  # no process or memory left, or the forkserver died
             reports.close()
             self._fail(f"cannot start a process: {error}")

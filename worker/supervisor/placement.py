@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.context import ForkServerContext
 
 from shared.cores import default_cores
@@ -46,8 +47,10 @@ class Placer:
         context: ForkServerContext,
         level: LogLevel,
         devices: Callable[[], DeviceReport],
+        starts: AbstractContextManager[None] = nullcontext(),  # noqa: B008  it has no state
     ) -> None:
-        """Place on the `devices` that are there by then."""
+        """Place on the `devices` that are there by then; `starts` bounds a process's start."""
+        self._starts = starts
         self._supervisor = supervisor
         self._settings = settings
         self._context = context
@@ -72,7 +75,12 @@ class Placer:
         if falls_back(new.config.instance_groups, _numbers(devices)):
             log.warning("%s: KIND_GPU, but there is no GPU: it runs on the CPU", new.spec.key)
         machine = SlotHost(
-            self._supervisor, self._settings, self._context, self.ledger, self.meters
+            self._supervisor,
+            self._settings,
+            self._context,
+            self.ledger,
+            self.meters,
+            self._starts,
         )
         slots = [
             InstanceSlot(model, placement, next(self._numbers), machine)

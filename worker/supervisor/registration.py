@@ -26,7 +26,7 @@ BEAT_TERM = 3 - 1 / LOOKS_PER_HEARTBEAT
 
 
 class Registration:
-    """One supervisor's; every method but `beat_alone` raises RedisUnavailable."""
+    """One supervisor's; every method but `beat_alone` and `renew` raises RedisUnavailable."""
 
     def __init__(self, supervisor: str, registry: Registry, heartbeat_seconds: float) -> None:
         """Beat as `supervisor`, at once for the first time."""
@@ -97,11 +97,16 @@ class Registration:
         """Renew our sign of life, if that is due, and nothing else: we are about to stop."""
         if time.monotonic() < self.next_beat:
             return
-        try:
-            self._registry.beat(self._supervisor, BEAT_TERM * self._heartbeat_seconds)
-        except RedisUnavailable as error:
-            log.warning("no heartbeat while stopping, Redis fails: %s", error)
+        self.renew()
         self.next_beat = time.monotonic() + self._heartbeat_seconds
+
+    def renew(self) -> None:
+        """Renew our sign of life; the next beat writes all if others may have taken us for dead."""
+        try:
+            if not self._registry.beat(self._supervisor, BEAT_TERM * self._heartbeat_seconds):
+                self.fill_again()
+        except RedisUnavailable as error:
+            log.warning("no heartbeat meanwhile, Redis fails: %s", error)
 
     def register(self, models: Iterable[ServedModel]) -> None:
         """Write models, and what API processes want of them besides."""

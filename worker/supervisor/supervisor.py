@@ -36,14 +36,13 @@ from worker.supervisor.placement import Placer
 from worker.supervisor.recovery import Recovery
 from worker.supervisor.registration import BEAT_TERM, LOOKS_PER_HEARTBEAT, Registration
 from worker.supervisor.rollout import BUSY_LOOK_SECONDS, IDLE_LOOK_SECONDS, Rollout
+from worker.supervisor.start_guard import HUNG_SECONDS, StartGuard
 from worker.supervisor.watch import Watch
 from worker.supervisor.worker_metrics import serve_metrics
 
 log = logging.getLogger(__name__)
 
 DRAIN_TICK_SECONDS = 0.2
-LONGEST_START_SECONDS = 300.0
-"""For the forkserver to import what instances need; after that they are started all the same."""
 
 
 class Supervisor:
@@ -79,14 +78,18 @@ class Supervisor:
         self._can_fork = Event()
         self._store = DesiredStore(self._client, settings.key_prefix)
         self._bell = ChangeBell(self._client, settings.key_prefix)
-        self._devices = DeviceWatch(self._context, settings.gpus)
+        self._starts = StartGuard(
+            self._registration.renew, settings.heartbeat_seconds / LOOKS_PER_HEARTBEAT
+        )
+        self._devices = DeviceWatch(self._context, settings.gpus, self._starts)
         self._device_register = DeviceRegister(self.id, self._registry)
         self._rollout = Rollout(
             self.id, settings, self._store, self._make, lambda: self._devices.is_known
         )
         self._placer = Placer(
-            self.id, settings, self._context, self._log_level, lambda: self._devices.report
-        )
+            self.id, settings, self._context, self._log_level, lambda: self._devices.report,
+            self._starts,
+        )  # fmt: skip
         self._has_cleaned_registry = False
         self._recovery = Recovery(self._client, self._registry, settings)
         self._outage = Outage(log)
@@ -123,8 +126,9 @@ class Supervisor:
         """Wait until it has imported what instances need: it takes seconds, and we are to beat."""
         try:
             first = self._context.Process(target=os.getpid)
-            first.start()
-            first.join(LONGEST_START_SECONDS)
+            with self._starts:
+                first.start()
+            first.join(HUNG_SECONDS)
         except (OSError, EOFError) as error:  # each slot tries again, and says why it cannot
             log.warning("the forkserver does not start: %s", error)
         finally:

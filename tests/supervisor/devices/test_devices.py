@@ -18,7 +18,8 @@ from shared.settings import Settings
 from worker.devices import Placement, cpu_threads, devices_of, falls_back
 from worker.repository.model_config import InstanceGroup, ModelConfig
 from worker.repository.models import ServedModel
-from worker.supervisor.devices import device_watch, placement
+from worker.supervisor import placement
+from worker.supervisor.devices import device_watch
 from worker.supervisor.devices.device_watch import DeviceWatch
 from worker.supervisor.placement import assign
 from worker.supervisor.planner import Plan

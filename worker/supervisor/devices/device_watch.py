@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Set
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 
@@ -34,8 +35,14 @@ class DeviceWatch:
     `has_others` tells whether the last look found other devices than the one before.
     """
 
-    def __init__(self, context: ForkServerContext, gpus: str) -> None:
-        """Look at nothing yet; `gpus` is FERRY_GPUS."""
+    def __init__(
+        self,
+        context: ForkServerContext,
+        gpus: str,
+        starts: AbstractContextManager[None] = nullcontext(),  # noqa: B008  it has no state
+    ) -> None:
+        """Look at nothing yet; `gpus` is FERRY_GPUS, and `starts` bounds a process's start."""
+        self._starts = starts
         self.report = DeviceReport()
         self.is_known = False
         self.has_others = False
@@ -83,7 +90,8 @@ class DeviceWatch:
         known = self.report.model_dump_json() if self.is_known else ""
         self._process = self._context.Process(target=_look, args=(theirs, self._gpus, known))
         try:
-            self._process.start()
+            with self._starts:
+                self._process.start()
         except (OSError, EOFError) as error:  # the forkserver died: the next start brings another
             self._answer.close()
             self._answer = self._process = None
