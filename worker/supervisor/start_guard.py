@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from multiprocessing import forkserver
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -37,26 +37,31 @@ class StartGuard:
         self._began_at = 0.0
         self._proven: int | None = None
         self._thread: Thread | None = None
+        self._lock = Lock()
 
     def __enter__(self) -> None:
         """Begin to watch."""
         if self._thread is None:
             self._thread = Thread(target=self._watch, name="ferry-starts", daemon=True)
             self._thread.start()
-        self._began_at = time.monotonic()
-        self._is_starting.set()
+        with self._lock:
+            self._began_at = time.monotonic()
+            self._is_starting.set()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Watch no more, until the next start."""
-        self._is_starting.clear()
-        self._proven = _forkserver_pid() if kind is None else None
+        with self._lock:
+            self._is_starting.clear()
+            self._proven = _forkserver_pid() if kind is None else None
 
     def _watch(self) -> None:
         while self._is_starting.wait():
             time.sleep(self._every_seconds)
             if self._is_starting.is_set():
                 self._beat()
-                self._end_what_hangs()
+                with self._lock:  # subtle: the start may have come to its end meanwhile
+                    if self._is_starting.is_set():
+                        self._end_what_hangs()
 
     def _end_what_hangs(self) -> None:
         pid = _forkserver_pid()

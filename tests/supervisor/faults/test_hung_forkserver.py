@@ -84,6 +84,22 @@ def test_a_forkserver_that_is_new_has_longer(stopped: int, monkeypatch: pytest.M
     os.kill(stopped, 0)
 
 
+def test_a_forkserver_is_not_killed_for_a_start_that_has_come_to_its_end(
+    stopped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start_guard, "HUNG_SECONDS", 0.0)
+    beats: list[int] = []
+    guard = StartGuard(lambda: beats.append(1) or guard.__exit__(None), 0.01)
+    proven(guard)
+
+    guard.__enter__()
+    wait_until(lambda: bool(beats), 30, "it beats, and the start ends meanwhile")
+    guard.__enter__()  # it has looked whether anything hangs when it beats again
+    wait_until(lambda: len(beats) > 1, 30, "it beats again")
+
+    assert os.waitpid(stopped, os.WNOHANG) == (0, 0)
+
+
 def test_a_start_that_takes_long_costs_no_sign_of_life(redis_url: str, tmp_path: Path) -> None:
     registry = Registry(connect(redis_url), tmp_path.name)
     registration = Registration("us", registry, 0.2)
