@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 LONGEST_START_SECONDS = 300.0
 """For a new forkserver to import what instances need, and to start a process."""
-HUNG_SECONDS = 30.0
+HUNG_SECONDS = 60.0
 """The same for one that has started a process before."""
 
 
