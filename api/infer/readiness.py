@@ -25,6 +25,11 @@ class Pulse:
         self._lost: RedisUnavailable | None = None
         self._losing = Lock()
 
+    @property
+    def is_lost(self) -> bool:
+        """Tell whether Redis did not answer when it was asked last."""
+        return self._lost is not None
+
     def check(self) -> None:
         """Raise RedisUnavailable unless Redis answers; while it is known not to, without asking."""
         if lost := self._lost:
@@ -58,13 +63,13 @@ class Readiness:
     def __init__(self, catalog: Catalog, pulse: Pulse, rule: str) -> None:
         """Look into `catalog` while `pulse` is there; the `rule` is FERRY_READINESS."""
         self._catalog = catalog
-        self._pulse = pulse
+        self.pulse = pulse
         self._rule = rule
 
     def why_not(self) -> str:
         """Return why the server is not ready now, an empty string when it is."""
         try:
-            self._pulse.check()
+            self.pulse.check()
             return why_not_ready(self._catalog.snapshot(), self._rule)
         except RedisUnavailable as error:
             return error.message

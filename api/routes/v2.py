@@ -40,7 +40,10 @@ def live() -> Response:
 @blueprint.get("/v2/health/ready")
 def ready() -> Response:
     """Answer 200 when the models are served that FERRY_READINESS wants, else 400 and why not."""
-    return _readiness({}, services().readiness.why_not())
+    readiness = services().readiness
+    reason = readiness.why_not()
+    # That Redis is away says nothing of what is inside, and who has a key cannot be known then.
+    return _readiness({}, reason, is_public=readiness.pulse.is_lost)
 
 
 @blueprint.get("/v2/models/<name>")
@@ -67,9 +70,10 @@ def model_ready(name: str, version: str | None = None) -> Response:
     return _readiness({"name": name}, reason)
 
 
-def _readiness(about: dict[str, object], reason: str) -> Response:
+def _readiness(about: dict[str, object], reason: str, *, is_public: bool = False) -> Response:
     if reason:
-        told = {"reason": reason} if services().guard.sees_inside(request.environ) else {}
+        is_told = is_public or services().guard.sees_inside(request.environ)
+        told = {"reason": reason} if is_told else {}
         return json_response(about | {"ready": False} | told, 400)
     return json_response(about | {"ready": True})
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from threading import Lock
+from contextlib import suppress
+from threading import Lock, Thread
 
 from shared.access.api_key import SECRET, ApiKey
 from shared.access.key_store import FileOfKeys, Keys, Store
@@ -13,6 +14,7 @@ from shared.errors import BadSetting, FerryError, Unauthorized
 log = logging.getLogger(__name__)
 
 KEYS_SECONDS = 0.5
+AGAIN_SECONDS = 0.5
 WANTED = "this server wants an API key: Authorization: Bearer <key>, or X-API-Key"
 
 
@@ -28,6 +30,7 @@ class Keyring:
         # Both at once, or a key that was just revoked could get into the new table.
         self._keys_and_known: tuple[Keys, dict[str, ApiKey]] | None = None
         self._is_on = True
+        self._is_lost = False
 
     def find(self, secret: str | None) -> ApiKey | None:
         """Return the key of this secret, None where there are no keys and everybody may do all.
@@ -57,23 +60,37 @@ class Keyring:
         return self._keys_and_known[0] if self._keys_and_known else {}
 
     def _refresh(self) -> None:
+        """Read the keys anew; where that fails, go on by those of before and have a thread try."""
         with self._reading:
-            if time.monotonic() - self._read_at <= KEYS_SECONDS:  # somebody else did meanwhile
+            is_fresh = time.monotonic() - self._read_at <= KEYS_SECONDS  # somebody else's doing
+            if is_fresh or self._is_lost:
                 return
-            before = self._keys_and_known
             try:
-                keys = self._store.read()
+                self._take(self._store.read())
             except (BadSetting, FerryError) as error:
-                if before is None:
+                if self._keys_and_known is None:
                     raise
                 log.error("the keys as last read go on counting: %s", error)
-                keys = before[0]
-            if before is None or keys is not before[0]:
-                self._keys_and_known = (keys, {})
-                # A Redis that lost its keys opens nothing, as long as this process knows of them.
-                self._required = self._required or bool(keys)
-                self._is_on = self._required
-            self._read_at = time.monotonic()
+                self._is_lost = True
+                Thread(target=self._seek, name="ferry-keys", daemon=True).start()
+
+    def _seek(self) -> None:
+        """Read the keys as soon as they can be read: a Redis that hangs holds up no request."""
+        while self._is_lost:
+            time.sleep(AGAIN_SECONDS)
+            with suppress(BadSetting, FerryError):
+                keys = self._store.read()
+                with self._reading:
+                    self._take(keys)
+                    self._is_lost = False
+
+    def _take(self, keys: Keys) -> None:
+        if self._keys_and_known is None or keys is not self._keys_and_known[0]:
+            self._keys_and_known = (keys, {})
+            # A Redis that lost its keys opens nothing, as long as this process knows of them.
+            self._required = self._required or bool(keys)
+            self._is_on = self._required
+        self._read_at = time.monotonic()
 
 
 def _matching(keys: Keys, secret: str) -> ApiKey:

@@ -29,7 +29,7 @@ def asked(settings: Settings) -> tuple[int, dict[str, Any]]:
     services = Services.of(settings)
     ready = response.status_code == 200
     assert GRPCInferenceService(services).ServerReady(NONE, NONE).ready is ready
-    health = Health(services.catalog, services.readiness)
+    health = Health(services.catalog, services.readiness, services.guard)
     found = health.check(HealthCheckRequest(service=""), NONE).status
     assert found == (SERVING if ready else NOT_SERVING)
     return response.status_code, response.get_json()
