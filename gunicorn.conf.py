@@ -40,6 +40,8 @@ secure_scheme_headers: dict[str, str] = {}
 forwarder_headers = ""
 accesslog = None
 errorlog = "-"
+if _settings.log_format == "json":
+    logger_class = "api.server.gunicorn_worker.JsonLogger"
 loglevel = _settings.log_level.lower()
 proc_name = "ferry-api"
 # It would put a socket into the home directory, one for all instances.

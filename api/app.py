@@ -19,7 +19,7 @@ from api.routes import (
     v1,
     v2,
 )
-from api.routes.door import make_door
+from api.routes.door import make_door, register_request_ids
 from api.routes.errors import register_error_handlers
 from api.routes.flask_side import EXTENSION, HttpServices, OrjsonProvider
 from api.server.body import BoundedReads, InMemoryRequest
@@ -43,6 +43,7 @@ def create_app(settings: Settings) -> Flask:
     app.extensions[metrics.EXPORTER] = metrics.make_exporter(services)
     app.extensions |= operations.extensions(services)
     limit_pictures(settings.max_image_pixels)
+    register_request_ids(app, settings)  # first, so that who is refused has one too
     browsers = Browsers(settings)
     make_door(app, browsers)
     areas = (

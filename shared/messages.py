@@ -24,8 +24,9 @@ LARGE_BYTES = 64 * 1024
 """From here on a copy costs more than another system call."""
 Buffer = bytes | memoryview
 NO_PARAMETERS: Parameters = MappingProxyType({})
-_WITHOUT_WISH = ("outputs", "inputs", "parameters")
-"""The parts of a request without a time on the queue, as most are."""
+_PARTS = ("outputs", "inputs", "parameters")
+"""The parts of every request; `_LATER` ones are left out from the end where they say nothing."""
+_LATER = ("queue_timeout_seconds", "owner", "known_as")
 _FROM_CACHE = struct.Struct("<Bd")
 """In front of an answer from the cache: a sign that no message begins with, the seconds waited."""
 _CACHE_SIGN = b"\xc1"
@@ -70,6 +71,7 @@ class InferRequest(NamedTuple):
     steps of an ensemble. One that is not
     `named` wants no special version: it is refused where such requests go to another one by now.
     `owner` is the id of the client's API key, empty without keys.
+    In log lines it is `known_as` what its client called it, or what the edge did.
     """
 
     id: str
@@ -83,12 +85,13 @@ class InferRequest(NamedTuple):
     queue_timeout_seconds: float = 0.0
     named: bool = False
     owner: str = ""
+    known_as: str = ""
 
     def encode(self) -> bytes:
         """Encode inputs and wanted outputs; id, rows and other times travel in the ticket."""
-        rest: list[object] = [self.queue_timeout_seconds] if self.queue_timeout_seconds else []
-        if self.owner:
-            rest = [self.queue_timeout_seconds, self.owner]
+        rest: list[object] = [self.queue_timeout_seconds, self.owner, self.known_as]
+        while rest and not rest[-1]:
+            rest.pop()
         return _pack([self.outputs, self.inputs, dict(self.parameters), *rest])
 
     def encode_large(self) -> bytes | Buffers:
@@ -97,7 +100,7 @@ class InferRequest(NamedTuple):
             return self.encode()
         packer = msgpack.Packer(autoreset=False)
         buffers: list[Buffer] = []
-        packer.pack_array_header(5 if self.owner else 4)
+        packer.pack_array_header(len(_PARTS) + len(_LATER))
         packer.pack(self.outputs)
         packer.pack_array_header(len(self.inputs))
         for name, datatype, shape, data, pixels in self.inputs:
@@ -110,8 +113,8 @@ class InferRequest(NamedTuple):
             packer.pack(pixels)
         packer.pack(dict(self.parameters))
         packer.pack(self.queue_timeout_seconds)
-        if self.owner:
-            packer.pack(self.owner)
+        packer.pack(self.owner)
+        packer.pack(self.known_as)
         return Buffers([*buffers, packer.bytes()])
 
     def digest(self) -> str:
@@ -135,8 +138,7 @@ class InferRequest(NamedTuple):
                 tuple(_tensor(item) for item in parts[1]),
                 tuple(parts[0]),
                 parameters=parts[2],
-                queue_timeout_seconds=parts[3] if len(parts) > len(_WITHOUT_WISH) else 0.0,
-                owner=parts[4] if len(parts) > len(_WITHOUT_WISH) + 1 else "",
+                **dict(zip(_LATER, parts[len(_PARTS) :], strict=False)),
             ),
         )
 

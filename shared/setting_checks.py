@@ -145,6 +145,13 @@ def log_level(value: str) -> str:
     return value.upper()
 
 
+def log_format(value: str) -> str:
+    """Return a form of log lines."""
+    if value not in {"text", "json"}:
+        raise ValueError("must be text or json")
+    return value
+
+
 def redis_url(value: str) -> str:
     """Return a URL that says nothing wrong and nothing that is passed over."""
     RedisUrl.of(value)

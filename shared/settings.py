@@ -12,12 +12,11 @@ from shared import setting_checks as check
 from shared.cores import default_cores
 from shared.errors import BadSetting
 from shared.job_settings import JobSettings
+from shared.logs import log_as
 from shared.open_files import lift_open_files
 from shared.setting_checks import setting as _setting
 
 log = logging.getLogger(__name__)
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
 
 NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
 """ONNX Runtime reads it when it is imported, and else keeps a session for Microsoft in TMPDIR."""
@@ -296,6 +295,19 @@ class Settings(JobSettings):
         "INFO", "FERRY_LOG_LEVEL", "DEBUG, INFO, WARNING or ERROR", check.log_level
     )
 
+    log_format: str = _setting(
+        "text",
+        "FERRY_LOG_FORMAT",
+        "text, or json: an object in each line, with time, level, logger, message and request_id",
+        check.log_format,
+    )
+    access_log: bool = _setting(
+        False,
+        "FERRY_ACCESS_LOG",
+        "1 logs a line for each HTTP request: client, method, path, status, time, request id",
+        check.flag,
+    )
+
     @property
     def longest_timeout_seconds(self) -> float:
         """Return the longest deadline that a request may have, its own or the usual one."""
@@ -364,7 +376,7 @@ def start(environ: Mapping[str, str]) -> Settings:
     settings = Settings.from_env(environ)
     if not settings.redis_url:
         raise BadSetting("REDIS_URL is not set: `ferry up` sets it, or name a Redis server")
-    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
+    log_as(settings.log_level, settings.log_format)
     mention_service_links(service_links(environ), log)
     lift_open_files()
     return settings

@@ -49,3 +49,4 @@ class InstanceJob:
     require_verified: bool = False
     memory_bytes: int = 0
     max_growth_bytes: int = 0
+    log_format: str = "text"

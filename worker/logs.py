@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 
+from shared.logs import log_as
 from shared.registry.log_settings import LogLevel
-from shared.settings import LOG_FORMAT
 from worker.meter import Meter
 
 
-def configure_logging(level: str) -> None:
+def configure_logging(level: str, form: str) -> None:
     """Log at `level` and above, with time, process and module."""
-    logging.basicConfig(level=level, format=LOG_FORMAT, force=True)
+    log_as(level, form, force=True)
     # A model may close standard error: a line that cannot be written must not end its instance.
     logging.raiseExceptions = False
 

@@ -81,6 +81,7 @@ class Question(NamedTuple):
             options.queue_wish_seconds(spec),
             self.named,
             self.owner.id if self.owner else "",
+            options.known_as,
         )
 
 

@@ -1,16 +1,20 @@
-"""The door of every route: a host that is ours, no foreign page, and an API key that may do this.
+"""The door of every route: an id, a host that is ours, no foreign page, a key that may do this.
 
 A route that stands in no table here is for admins.
 """
 
 from __future__ import annotations
 
-from flask import Flask, Response, request
+import time
+
+from flask import Flask, Response, g, request
 
 from api.access.browsers import HEADERS, Browsers
 from api.access.guard import KEY
 from api.routes.flask_side import services
 from shared.access.api_key import Role
+from shared.logs import IN_HAND, REQUEST_ID_HEADER, REQUEST_ID_VARIABLE, AccessLog, RequestIds
+from shared.settings import Settings
 
 OPEN = frozenset(
     {"v2.live", "v2.ready", "openapi.document", "swagger_ui.show", "pages.static", "static"}
@@ -28,6 +32,26 @@ FOR_ROLE: dict[Role, frozenset[str]] = {
     ),
     "metrics": frozenset({"metrics.metrics"}),
 }  # fmt: skip
+
+
+def register_request_ids(app: Flask, settings: Settings) -> None:
+    """Have every request known by its `X-Request-Id`, or by a new one."""
+    ids, access = RequestIds(), AccessLog(is_on=settings.access_log)
+
+    @app.before_request
+    def begin() -> None:
+        known_as = ids.of(request.environ.get(REQUEST_ID_VARIABLE))
+        request.environ[REQUEST_ID_VARIABLE] = known_as
+        IN_HAND.set((known_as,))
+        g.began = time.perf_counter()
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        response.headers[REQUEST_ID_HEADER] = request.environ[REQUEST_ID_VARIABLE]
+        if access.is_on:
+            client, asked = request.remote_addr or "-", f"{request.method} {request.path}"
+            access.write(client, asked, response.status_code, g.began)
+        return response
 
 
 def make_door(app: Flask, browsers: Browsers) -> None:

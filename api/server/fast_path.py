@@ -33,6 +33,7 @@ from api.server.body import PIECE_BYTES, check_length, read_binary, read_declare
 from api.server.compression import Coding, chosen, is_to_be_packed, packed
 from api.server.pace import Pace
 from shared.errors import FerryError
+from shared.logs import IN_HAND, REQUEST_ID_HEADER, REQUEST_ID_VARIABLE, AccessLog, RequestIds
 from shared.messages import LARGE_BYTES
 from shared.settings import Settings
 
@@ -43,7 +44,7 @@ PATHS = "/v2/models/"
 ROUTE = re.compile(r"/v2/models/([\w.-]+)(?:/versions/(\d+))?/infer", re.ASCII)
 START = f"POST {PATHS}".encode()
 HEAD_END = b"\r\n\r\n"
-LOOKED_AT = ("PATH_INFO", HEADER_VARIABLE, TIMEOUT_HEADER)
+LOOKED_AT = ("PATH_INFO", HEADER_VARIABLE, TIMEOUT_HEADER, REQUEST_ID_VARIABLE)
 """The part of WSGI's environment that the answer depends on, besides the body."""
 LEFT_TO_FLASK = (
     "HTTP_CONTENT_ENCODING", PREFER, IDEMPOTENCY_KEY, "HTTP_ORIGIN", "HTTP_SEC_FETCH_SITE",
@@ -91,6 +92,8 @@ class FastPath:
         self._inference = inference
         self._guard = guard
         self._browsers = browsers
+        self._ids = RequestIds()
+        self._access = AccessLog(is_on=settings.access_log)
         self._max_body_bytes = settings.max_body_bytes
         self._max_json_bytes = settings.max_json_bytes
         self._heads: dict[bytes, PlainRequest | None] = {}
@@ -105,7 +108,7 @@ class FastPath:
         plain = self._plain(request)
         if plain is None:
             return False
-        self._answer_reading(plain, request.body, client)
+        self._respond(plain, request.body, client, is_read=True)
         return True
 
     def try_answer_next(self, data: bytes, last: Any, client: socket.socket) -> bool:
@@ -122,11 +125,11 @@ class FastPath:
             return False
         body = data[end:]
         if len(body) == plain.length:
-            self._write(self._answer(plain, BytesIO(body), client), client, plain.coding)
+            self._respond(plain, BytesIO(body), client)
             return True
         last.unreader.unread(body)
         rest = Body(LengthReader(last.unreader, plain.length))
-        self._answer_reading(plain, rest, client)
+        self._respond(plain, rest, client, is_read=True)
         if rest.reader.length:
             raise LastAnswer
         return True
@@ -181,9 +184,11 @@ class FastPath:
         coding = None if accept is None else chosen(accept)
         return PlainRequest(route[1], route[2], int(length), kept, coding, secret)
 
-    def _answer(self, plain: PlainRequest, body: Any, client: socket.socket) -> HttpAnswer:
+    def _answer(
+        self, plain: PlainRequest, body: Any, client: socket.socket, known_as: str
+    ) -> HttpAnswer:
         """Return the answer to a plain request, errors included."""
-        environ = {**plain.environ, "gunicorn.socket": client}
+        environ = {**plain.environ, "gunicorn.socket": client, REQUEST_ID_VARIABLE: known_as}
         key = None
         try:
             key = environ[KEY] = self._guard.admit(plain.secret, "infer", plain.model)
@@ -197,20 +202,35 @@ class FastPath:
         except Exception as error:  # a border, as Flask's own error handlers are
             return error_answer(error, f"POST {environ['PATH_INFO']}", key)
 
-    def _answer_reading(self, plain: PlainRequest, body: Any, client: socket.socket) -> None:
-        """Answer a request whose body is still to be read, or a part of it."""
-        with self._pace.reading(body, client):
-            answer = self._answer(plain, body, client)
-        self._write(answer, client, plain.coding)
+    def _respond(
+        self, plain: PlainRequest, body: Any, client: socket.socket, *, is_read: bool = False
+    ) -> None:
+        """Answer a request under its id, and write its line in the access log.
 
-    def _write(self, answer: HttpAnswer, client: socket.socket, coding: Coding | None) -> None:
+        A body that `is_read` only now is to keep the pace.
+        """
+        began, known_as = time.perf_counter(), self._ids.of(plain.environ.get(REQUEST_ID_VARIABLE))
+        IN_HAND.set((known_as,))
+        if is_read:
+            with self._pace.reading(body, client):
+                answer = self._answer(plain, body, client, known_as)
+        else:
+            answer = self._answer(plain, body, client, known_as)
+        self._write(answer, client, plain.coding, known_as)
+        if self._access.is_on:
+            asked = f"POST {plain.environ['PATH_INFO']}"
+            self._access.write(_peer(client), asked, answer.status, began)
+
+    def _write(
+        self, answer: HttpAnswer, client: socket.socket, coding: Coding | None, known_as: str
+    ) -> None:
         now = int(time.time())
         if now != self._second:
             self._common = (
                 f"Server: ferry\r\nDate: {http_date(now)}\r\nConnection: keep-alive\r\n{SAFE}"
             )
             self._second = now
-        fields, body = _header_list(answer), answer.body
+        fields, body = _header_list(answer, known_as), answer.body
         if coding and is_to_be_packed(coding, len(body), is_good=answer.status == HTTPStatus.OK):
             fields, body = packed(fields, body, coding)
         headers = "".join([f"{name}: {value}\r\n" for name, value in fields])
@@ -229,11 +249,19 @@ class FastPath:
             client.sendall(data[sent:])
 
 
-def _header_list(answer: HttpAnswer) -> list[tuple[str, str]]:
+def _peer(client: socket.socket) -> str:
+    try:
+        return str(client.getpeername()[0])
+    except (OSError, IndexError):
+        return "-"
+
+
+def _header_list(answer: HttpAnswer, known_as: str) -> list[tuple[str, str]]:
     return [
         ("Content-Type", answer.content_type),
         ("Content-Length", str(len(answer.body))),
         *answer.headers,
+        (REQUEST_ID_HEADER, known_as),
     ]
 
 

@@ -50,6 +50,18 @@ meet requests that are on their way.
 """
 
 
+class JsonLogger(Logger):  # type: ignore[misc]
+    """gunicorn's logger, whose lines are JSON: FERRY_LOG_FORMAT."""
+
+    def setup(self, cfg: Any) -> None:
+        """Set up as gunicorn does, but for the form of the lines."""
+        from shared.logs import lines_of  # noqa: PLC0415  see above
+
+        super().setup(cfg)
+        for handler in self.error_log.handlers:
+            handler.setFormatter(lines_of("json"))
+
+
 class Listener(NamedTuple):
     """What gunicorn asks of a listening socket at each request, also once `_close` closed it."""
 
@@ -284,7 +296,9 @@ def _logs_requests(config: Any) -> bool:
     A logger of another class than gunicorn's, as that for statsd, may count or log as it likes.
     """
     wanted = ("accesslog", "logconfig", "logconfig_dict", "logconfig_json", "syslog")
-    return config.logger_class is not Logger or any(getattr(config, name) for name in wanted)
+    return config.logger_class not in (Logger, JsonLogger) or any(
+        getattr(config, name) for name in wanted
+    )
 
 
 def _end_reading(connection: socket.socket) -> None:

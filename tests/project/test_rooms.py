@@ -13,7 +13,7 @@ from rooms import ROOT, arrows, circle, imports, product_modules, room
 FLOORS = {
     "shared": (
         "errors datatypes names ticket messages model_spec redis_urls setting_checks cores "
-        "open_files parent_death job_settings settings socket_paths",
+        "open_files logs parent_death job_settings settings socket_paths",
         "inputs wire",
         "access courier",
         "request_queue",

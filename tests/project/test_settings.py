@@ -90,6 +90,8 @@ BAD = [
     ("FERRY_KEY_PREFIX", "a b"),
     ("FERRY_KEY_PREFIX", "{a}"),
     ("FERRY_LOG_LEVEL", "LOUD"),
+    ("FERRY_LOG_FORMAT", "xml"),
+    ("FERRY_ACCESS_LOG", "yes"),
 ]
 
 

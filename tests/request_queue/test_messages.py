@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as some_numpy
 
 from shared.datatypes import DATATYPES, NUMPY_TYPES, Array, datatype_of, from_bytes, to_bytes
 from shared.errors import BadMessage, all_errors
-from shared.messages import InferRequest, InferResult, Tensor, Timings
+from shared.messages import LARGE_BYTES, InferRequest, InferResult, Tensor, Timings
 
 NUMERIC = sorted(DATATYPES - {"BYTES"})
 SHAPES = some_numpy.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
@@ -156,6 +156,35 @@ def test_a_tensor_of_a_memoryview_is_sent_as_its_bytes() -> None:
     back = InferRequest.decode("id", 1, InferRequest("id", 1, (tensor,)).encode())
 
     assert back.inputs[0].array().tolist() == list(b"abc")
+
+
+@pytest.mark.parametrize("size", [3, LARGE_BYTES], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "later", [(), (0.5,), (0.0, "key-1"), (0.0, "", "order-7"), (0.5, "key-1", "order-7")]
+)
+def test_the_later_parts_of_a_request_survive_each_without_the_others(
+    size: int, later: tuple[Any, ...]
+) -> None:
+    tensor = Tensor("x", "UINT8", (size,), bytes(size))
+    names = ("queue_timeout_seconds", "owner", "known_as")
+    request = InferRequest("id", 1, (tensor,), **dict(zip(names, later, strict=False)))
+
+    assert InferRequest.decode("id", 1, b"".join(_buffers(request))) == request
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_a_request_of_an_earlier_release_lacks_the_later_parts(count: int) -> None:
+    later = [0.5, "key-1", "order-7"][:count]
+
+    back = InferRequest.decode("id", 1, msgpack.packb([["y"], [], {"a": 1}, *later]))
+
+    read = [back.queue_timeout_seconds, back.owner, back.known_as]
+    assert read == [*later, *[0.0, "", ""][count:]]
+
+
+def _buffers(request: InferRequest) -> tuple[Any, ...]:
+    encoded = request.encode_large()
+    return (encoded,) if isinstance(encoded, bytes) else encoded
 
 
 # Garbage.

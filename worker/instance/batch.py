@@ -14,6 +14,7 @@ from shared.errors import (
     ModelFailed,
     described,
 )  # fmt: skip
+from shared.logs import IN_HAND
 from shared.messages import InferResult, Tensor
 from shared.model_spec import ModelSpec
 from shared.request_queue.claimed import MAX_RESULT_BYTES, Claimed, EncodedResults
@@ -148,6 +149,7 @@ def _answer(
 ) -> dict[str, bytes]:
     """Run the requests in one forward pass; when it raises, each half on its own."""
     failure: FerryError
+    IN_HAND.set(tuple([one.request.known_as for one in requests]))
     try:
         if answers_each(context.backend):
             return run_each(requests, context.backend, context)

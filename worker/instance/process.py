@@ -79,7 +79,7 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     # Ctrl-C reaches the whole process group; only the supervisor decides when an instance ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
-    configure_logging(job.log_level)
+    configure_logging(job.log_level, job.log_format)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a model's `print` fails no request
     log_level = LogLevel(job.log_level)
