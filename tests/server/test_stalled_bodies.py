@@ -114,7 +114,7 @@ def test_a_body_that_comes_byte_by_byte_is_given_up(
     connection: socket.socket, case: str, path: str
 ) -> None:
     headers, pieces = SLOW[case]
-    head = "\r\n".join([f"POST {path} HTTP/1.1", "Host: ferry", *headers, "", ""])
+    head = "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *headers, "", ""])
     connection.sendall(head.encode())
     connection.settimeout(0.05)  # a sixth of the longest silence between two bytes
     for piece in pieces:
@@ -143,7 +143,9 @@ def test_bodies_under_way_have_a_sum(redis_url: str) -> None:
         request_timeout_seconds=120.0,  # the first one stands still meanwhile
     )
     register(settings, spec("numbers", TensorSpec(name="x", datatype="FP32", dims=(4,))))
-    head = f"POST {INFER} HTTP/1.1\r\nHost: ferry\r\n{BINARY}\r\nContent-Length: 2500000\r\n\r\n"
+    head = (
+        f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\n{BINARY}\r\nContent-Length: 2500000\r\n\r\n"
+    )
     with running_gunicorn(settings):
         address = ("127.0.0.1", settings.port)
         with socket.create_connection(address, timeout=30) as first:
