@@ -11,7 +11,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from api.access.browsers import Browsers
 from ferry.up.up import PROJECT_ROOT
+from shared.access.protected import check_protected
+from shared.settings import Settings
 from tools.settings_table import variables
 
 K8S = PROJECT_ROOT / "deploy" / "k8s"
@@ -126,7 +129,10 @@ def test_the_config_map_holds_settings_that_exist() -> None:
 
     (settings,) = base["configMapGenerator"]
     assert settings["name"] == "ferry"
-    assert {each.partition("=")[0] for each in settings["literals"]} <= variables()
+    found = Settings.from_env(dict(each.split("=", 1) for each in settings["literals"]))
+    check_protected(found)
+    assert Browsers(found).check_host("ferry-api.ferry.svc.cluster.local")
+    assert not found.jobs
 
 
 @pytest.mark.parametrize("name", ["base/api.yaml:Deployment", "base/grpc.yaml:Deployment"])

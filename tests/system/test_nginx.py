@@ -73,6 +73,7 @@ def configuration(directory: Path, ports: dict[str, int], apis: list[int], rpc: 
     for old, new in (
         ("${NGINX_LOCAL_RESOLVERS}", "127.0.0.1"),
         ("${FERRY_MAX_BODY_BYTES}", str(LARGEST_BODY)),
+        ("${FERRY_JOB_UPLOAD_BYTES}", str(2 * LARGEST_BODY)),
         ("server api:8000 resolve max_fails=0;", servers),
         ("server grpc:8001 resolve max_fails=0;", f"server 127.0.0.1:{rpc};"),
         ("listen 8000 reuseport", f"listen 127.0.0.1:{ports['http']} reuseport"),
@@ -146,9 +147,11 @@ def post(connection: http.client.HTTPConnection, path: str, body: bytes) -> tupl
 def test_a_body_above_ferrys_limit_never_reaches_an_api(nginx: dict[str, int]) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", nginx["http"], timeout=30)) as client:
         fits = post(client, "/v2/models/m/infer", bytes(LARGEST_BODY))
+        upload = post(client, "/jobs/predict", bytes(2 * LARGEST_BODY))
         too_large = post(client, "/v2/models/m/infer", bytes(LARGEST_BODY + 1))
 
     assert fits == (200, f"{LARGEST_BODY} 127.0.0.1:{nginx['http']}".encode())
+    assert upload[0] == 200
     assert too_large[0] == 413
 
 
