@@ -109,7 +109,7 @@ class OutputFile:
     def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Add answers; raises OSError with a reason, and what stood there before stays."""
         for line in lines:
-            self._stream.write(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+            self._stream.write(_encoded(line) + b"\n")
             self.lines += 1
         self._stream.flush()
         if time.monotonic() - self._synced > SYNC_SECONDS:
@@ -141,6 +141,17 @@ class OutputFile:
         finally:
             self._stream.close()
             self._lock.close()
+
+
+def _encoded(line: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:  # a file's name, or a message that tells it, that is no UTF-8
+        shown = {
+            name: said.encode(errors="backslashreplace").decode() if isinstance(said, str) else said
+            for name, said in line.items()
+        }
+        return orjson.dumps(shown, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _pyarrow() -> Any:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jobs.bulk.sources import Item
-from shared.errors import BadRequest
+import numpy as np
+
+from jobs.bulk.sources import Item, read_picture
+from shared.datatypes import Array
+from shared.errors import BadRequest, FerryError
 from shared.inputs.pictures import picture_batch
 from shared.inputs.tables import (
     MAX_COLUMNS,
@@ -20,6 +24,8 @@ from shared.inputs.tables import (
 from shared.inputs.texts import TokenizerCache
 from shared.messages import Tensor
 from shared.model_spec import ModelSpec
+
+log = logging.getLogger(__name__)
 
 
 class Question(NamedTuple):
@@ -52,12 +58,18 @@ class Questions:
             yield from self.of_some(together)
 
     def of_some(self, items: tuple[Item, ...]) -> Iterator[Question]:
-        """Yield few requests for these items; an item that makes none is one with an error."""
+        """Yield few requests for these items; an item that makes none is one with an error.
+
+        Raises a FerryError that says nothing of an item, such as ModelNotReady.
+        """
         try:
             inputs = self._inputs(items)
-        except (BadRequest, ValueError) as error:
+        except Exception as error:  # a border: whatever an item's encoding raises is its error
+            if isinstance(error, FerryError) and not isinstance(error, BadRequest):
+                raise
             if len(items) == 1:
-                yield Question(items, error=str(error))
+                log.debug("%s is answered with an error: %s", items[0].source, type(error).__name__)
+                yield Question(items, error=str(error) or type(error).__name__)
                 return
             for half in Question(items).halves:
                 yield from self.of_some(half)
@@ -81,7 +93,7 @@ class Questions:
         if wholes:
             columns = {spec.inputs[0].name: wholes}
         return tuple(
-            Tensor.of(name, array if spec.batched else array[0])
+            Tensor.of(name, _finite(name, array if spec.batched else array[0]))
             for name, array in declared_inputs(columns, spec).items()
         )
 
@@ -103,9 +115,18 @@ class Questions:
         if not file.is_relative_to(self._folder):
             raise ValueError(f"{name!r} lies outside of the input's folder")
         try:
-            return file.read_bytes()
+            return read_picture(file)
         except OSError as error:
             raise ValueError(f"{name!r} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ValueError(f"{name!r}: {error}") from error
+
+
+def _finite(name: str, array: Array) -> Array:
+    """Return an array; raises ValueError for NaN and infinities, which no JSON request has."""
+    if not array.dtype.hasobject and not np.isfinite(array).all():
+        raise ValueError(f"input {name!r}: NaN or an infinite number, expected finite ones")
+    return array
 
 
 def _columns(items: Sequence[Item]) -> dict[str, list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,12 @@ def test_what_was_asked_is_compared_even_if_it_was_cut(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="another model"):
         OutputFile(tmp_path / "out.ndjson", ASKED)
     OutputFile(tmp_path / "out.ndjson", ASKED, restart=True).close()
+
+
+def test_a_name_that_is_no_utf8_is_shown_by_its_bytes(tmp_path: Path) -> None:
+    output = OutputFile(tmp_path / "out.ndjson", {})
+    output.write([{"index": 0, "source": "x\udcff.png", "error": "no \udcff"}])
+    output.finish()
+
+    line = json.loads((tmp_path / "out.ndjson").read_bytes())
+    assert line == {"index": 0, "source": "x\\udcff.png", "error": "no \\udcff"}

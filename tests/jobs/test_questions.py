@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from fake_backend import fake_spec
 
 from jobs.bulk.questions import Question, Questions
 from jobs.bulk.sources import Item
+from shared.errors import ModelNotReady
 from shared.inputs.tables import declared_inputs
 from shared.inputs.texts import TokenizerCache
-from shared.model_spec import ModelSpec, TensorSpec
+from shared.messages import Tensor
+from shared.model_spec import ImageInput, ModelSpec, TensorSpec
 
 
 class NoAssets:
@@ -94,6 +98,55 @@ def test_a_row_that_does_not_fit_leaves_the_others_together() -> None:
     ]  # fmt: skip
     assert [bool(each.error) for each in found] == [False, True, False, False]
     assert np.array_equal(found[0].inputs[0].array(), [[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize("value", ["nan", "-inf", "1e999", float("nan"), float("inf")])
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64", "BF16", "INT32", "UINT8"])
+def test_what_is_no_finite_number_is_an_error_of_its_row(datatype: str, value: Any) -> None:
+    found = questions(spec_of(datatype, 1), {"x": "1"}, {"x": value}, {"x": "3"})
+
+    assert [bool(each.error) for each in found] == [False, True, False]
+
+
+@pytest.mark.parametrize("error", [TypeError("half a character"), RecursionError(), KeyError(1)])
+def test_whatever_an_encoder_raises_is_an_error_of_its_row(error: Exception) -> None:
+    def encode(texts: list[str], spec: ModelSpec) -> tuple[tuple[Tensor, ...], list[bool]]:
+        if "odd" in texts:
+            raise error
+        return (Tensor.of("x", np.array(texts, object)),), []
+
+    found = texts_asked(encode)
+
+    assert [bool(each.error) for each in found] == [False, True, False]
+
+
+def test_a_tokenizer_that_is_away_is_no_error_of_a_row() -> None:
+    def encode(texts: list[str], spec: ModelSpec) -> tuple[tuple[Tensor, ...], list[bool]]:
+        raise ModelNotReady("not yet")
+
+    with pytest.raises(ModelNotReady):
+        texts_asked(encode)
+
+
+def test_a_file_that_a_table_names_may_be_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "itself.png").symlink_to("itself.png")
+    image = ImageInput(input="x", height=2, width=2)
+    spec = spec_of("UINT8", 2, 2, 3).with_changes(image=image)
+    names = ["pipe.png", "itself.png", "nul\0.png", "\udcff.png", "x" * 5000, "", "."]
+
+    found = questions(spec, *({"image": name} for name in names), folder=tmp_path)
+
+    assert len(found) == len(names)
+    assert all(each.error for each in found)
+
+
+def texts_asked(encode: Callable[..., Any]) -> list[Question]:
+    """Return the requests of three texts, the second one odd."""
+    tokenizers = TokenizerCache(NoAssets())
+    tokenizers.encode = encode  # type: ignore[method-assign]
+    items = [Item("a", whole="one"), Item("b", whole="odd"), Item("c", whole="three")]
+    return list(Questions(spec_of("BYTES", 1), tokenizers, Path()).of(items))
 
 
 def test_rows_of_other_columns_are_asked_apart() -> None:
