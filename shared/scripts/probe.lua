@@ -12,7 +12,7 @@ local calls = {
   {'HSET', hash, 'a', '1', 'b', '2'}, {'HGET', hash, 'a'}, {'HSTRLEN', hash, 'a'}, {'HINCRBY', hash, 'a', 1},
   {'HINCRBYFLOAT', hash, 'a', 1.5}, {'HDEL', hash, 'b'},
   {'ZADD', zset, 1, 'a'}, {'ZADD', zset, 'XX', 2, 'a'}, {'ZSCORE', zset, 'a'}, {'ZRANGE', zset, 0, 0},
-  {'ZRANGEBYSCORE', zset, '-inf', 3, 'LIMIT', 0, 100}, {'ZREM', zset, 'a'},
+  {'ZRANGEBYSCORE', zset, '-inf', 3, 'LIMIT', 0, 100}, {'ZCARD', zset}, {'ZREMRANGEBYSCORE', zset, '-inf', 0}, {'ZREM', zset, 'a'},
   {'DEL', list, hash}, {'UNLINK', zset, text},
 }
 for _, call in ipairs(calls) do

@@ -106,8 +106,8 @@ def test_eviction_below_a_limit_is_an_error(redis: Redis, doctor: Doctor) -> Non
     code, found = doctor()
 
     assert code == 1
-    assert found["maxmemory-policy"]["state"] == "error"
-    assert "noeviction" in found["maxmemory-policy"]["action"]
+    assert found["redis"]["state"] == "error"
+    assert "set maxmemory-policy noeviction" in found["redis"]["found"]
 
 
 def test_durable_without_a_file_is_an_error(

@@ -18,7 +18,7 @@ from formats_repository import add_format
 from scripted_models import save_scripted
 
 from ferry.cli import main
-from ferry.commands import add as adding
+from ferry.up import up as starting
 from ferry.up.examples import working_example
 from ferry.up.up import PROJECT_ROOT
 
@@ -159,9 +159,9 @@ def test_what_a_repository_holds_is_served_again_and_not_copied(
     file = add_format(tmp_path / "formats", "onnx")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FERRY_MODEL_CONTROL_MODE", "explicit")
-    monkeypatch.setattr(adding, "check_free", lambda _: None)
+    monkeypatch.setattr(starting, "check_free", lambda _: None)
     monkeypatch.setattr(
-        adding,
+        starting,
         "up",
         lambda environ, shown: served.append((environ["FERRY_LOAD_MODELS"], shown)) or 0,
     )

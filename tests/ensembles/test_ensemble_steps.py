@@ -119,7 +119,7 @@ def test_the_clients_time_out_reaches_the_steps_of_a_grpc_call_with_a_deadline()
     queues = SimpleNamespace(timeout_seconds=lambda _: 30.0, push=pushed.append)
     catalog = SimpleNamespace(serving=lambda *_: served, by_current=lambda do: do())
 
-    InferCalls(cast(Any, catalog), cast(Any, queues)).push(asked, 7.0)
+    InferCalls(cast(Any, catalog), cast(Any, queues), cast(Any, None)).push(asked, 7.0)
 
     request = pushed[0].request("id", 30.0)
     assert request.queue_timeout_seconds == 0.5

@@ -291,7 +291,7 @@ def test_ten_thousand_ended_jobs_slow_nothing(jobs: Jobs) -> None:
     found = commands(client, lambda: store.find(f"{10_000:032x}"))
 
     assert (len(store.all(100)), store.all(1)[0]["id"]) == (100, f"{10_049:032x}")
-    assert listed <= 1 + 100 + 5
+    assert listed <= 1 + 100 + 50  # of others too
     assert found <= 1 + 5
     store.forget([f"{number:032x}" for number in range(60)])
     assert client.zcard("many:jobs") == 9_990

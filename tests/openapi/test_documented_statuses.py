@@ -17,6 +17,8 @@ from registered import register, spec
 from werkzeug.test import TestResponse
 
 from api.app import create_app
+from shared.access.api_key import ApiKey, digest, new_secret
+from shared.access.key_store import FileOfKeys, add
 from shared.datatypes import Array
 from shared.model_spec import ImageInput, TensorSpec
 from shared.registry.desired_state import ModelReport, Serving, SupervisorReport, VersionReport
@@ -28,12 +30,14 @@ from shared.wire.client import connect
 LIMIT = 1024
 LATER = {"Prefer": "respond-async"}
 NO_REQUEST = "0" * 32
+KEY_ID, SECRET = new_secret()
+LIMITED = ApiKey(id=KEY_ID, name="limited", sha256=digest(SECRET), roles=("infer",), rate="1/h")
 
 
 class World(NamedTuple):
     """An API over a model that is served, one without Redis, one whose model is still loading.
 
-    And one that offers no jobs.
+    And one that offers no jobs, and one that wants a key.
     """
 
     model: CountingModel
@@ -41,6 +45,7 @@ class World(NamedTuple):
     away: FlaskClient
     loading: FlaskClient
     off: FlaskClient
+    locked: FlaskClient
     settings: Settings
 
 
@@ -65,7 +70,10 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     ):
         have_supervisor(settings)
         off = replace(settings, jobs=False)
-        clients = [create_app(item).test_client() for item in (settings, away, loading, off)]
+        locked = replace(settings, keys_file=str(inputs / "keys.json"))
+        add(FileOfKeys(inputs / "keys.json"), LIMITED)
+        apps = (settings, away, loading, off, locked)
+        clients = [create_app(item).test_client() for item in apps]
         yield World(model, *clients, settings)
 
 
@@ -249,6 +257,21 @@ def submitting(body: dict[str, Any]) -> dict[int, Case]:
     return TAKES_JSON | {202: plain(json=body), 501: plain("off")}
 
 
+def above_its_rate(world: World, ask: Asking) -> TestResponse:
+    """Ask twice with a key that may ask once."""
+    limited = create_app(world.locked.application.extensions["ferry"].settings).test_client()
+    limited.environ_base["HTTP_X_API_KEY"] = SECRET
+    case = cases_of(ask.method, ask.path)[200]
+    case(world._replace(up=limited), ask)
+    return case(world._replace(up=limited), ask)
+
+
+AT_THE_DOOR = {
+    401: plain("locked"),
+    403: plain(headers={"Host": "evil.example"}),
+    429: above_its_rate,
+}
+"""What stands before every route."""
 KNOWN_MODEL = {200: plain(), 404: plain(name="nobody"), 503: plain("away")}
 TAKES_JSON = {
     400: plain(data=b"{"),
@@ -373,7 +396,8 @@ def promised() -> list[tuple[str, str, int]]:
 
 def cases_of(method: str, path: str) -> dict[int, Case]:
     """Return a route's cases; one with a version has those of the one without."""
-    return ROUTES.get((method, path)) or ROUTES[method, path.replace("/versions/{version}", "")]
+    cases = ROUTES.get((method, path)) or ROUTES[method, path.replace("/versions/{version}", "")]
+    return AT_THE_DOOR | cases
 
 
 @pytest.mark.parametrize(("method", "path", "status"), promised())

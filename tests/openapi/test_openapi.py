@@ -79,6 +79,8 @@ def test_a_new_route_is_in_the_document_with_its_variables() -> None:
 
 def test_every_error_that_a_client_can_get_is_at_a_route() -> None:
     documented = {error for operation in OPERATIONS.values() for error in operation.errors}
+    documented |= {errors.Unauthorized, errors.Forbidden, errors.UnknownHost}  # at the door
+    documented |= {errors.RateLimited}
 
     assert documented == set(errors.all_errors()) - NEVER_ANSWERED
 

@@ -566,7 +566,7 @@ def test_a_long_refusal_is_read_by_who_asked_for_compression(
 
     message = refused(lambda: client.infer("scores", [given(name, SCORES)], **ask))
 
-    assert f"unknown input '{name}'" in message
+    assert "unknown input 'xxx" in message
 
 
 def test_a_long_description_is_read_through_asyncio(url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import tempfile
+from random import Random
 
 import pytest
 from answers import refusal
@@ -15,7 +16,7 @@ from shared.settings import Settings
 
 FORM = (
     b'--edge\r\nContent-Disposition: form-data; name="file"; filename="big.png"\r\n\r\n'
-    + bytes(2**21)
+    + Random(1).randbytes(2**21)
     + b"\r\n--edge--\r\n"
 )
 

@@ -93,7 +93,7 @@ def test_its_successor_answers_on_each_route(app: Flask, path: str, body: object
 @pytest.mark.usefixtures("left")
 def test_its_successor_answers_a_grpc_call(app: Flask) -> None:
     services = app.extensions["ferry"]
-    calls = InferCalls(services.catalog, services.queues)
+    calls = InferCalls(services.catalog, services.queues, services.guard.admission)
     request, response = proto.ModelInferRequest(model_name="m"), proto.ModelInferResponse()
     request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
     request.raw_input_contents.append(np.float32([1, 10]).tobytes())

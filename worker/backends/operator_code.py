@@ -34,7 +34,19 @@ from worker.repository.file_kinds import FileKind
 from worker.repository.sniffer import what_is
 
 OURS = frozenset(
-    {"api", "bench", "chaos", "ferry", "jobs", "samples", "shared", "tests", "tools", "worker"}
+    {
+        "api",
+        "bench",
+        "chaos",
+        "ferry",
+        "jobs",
+        "samples",
+        "shared",
+        "siege",
+        "tests",
+        "tools",
+        "worker",
+    }
 )
 """Ferry's own packages at the top, whose names an operator may use as well."""
 NEVER_THEIRS = OURS | sys.stdlib_module_names | {"triton_python_backend_utils"}
