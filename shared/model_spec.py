@@ -19,6 +19,8 @@ from shared.datatypes import NUMPY_TYPES
 from shared.errors import BadRequest
 from shared.messages import Tensor
 
+MAX_TOP_K = 1000
+"""The most classes of a row that are answered."""
 ELEMENTS_PARAMETER = "max_elements"
 """The parameter that bounds a row of an input with open dimensions."""
 OPEN_ROW_BYTES = 2**25

@@ -22,7 +22,7 @@ from shared.errors import QueueFull, RedisUnavailable
 log = logging.getLogger(__name__)
 
 MOST_STREAMS = 32
-"""Pages open at one process at a time: each holds one of its FERRY_API_CONNECTIONS."""
+"""Pages and events of jobs open at one process: each holds one of its FERRY_API_CONNECTIONS."""
 PAGES_LOOK_SECONDS = 1.0
 QUIET_STREAM_SECONDS = 10.0
 """After so long without news a comment is sent: it tells whether the page is still there."""
@@ -37,7 +37,7 @@ class Streams:
         self._services = services
         self._operations = operations
         self._changed = Condition()
-        self._count = self._number = 0
+        self._count = self._others = self._number = 0
         self._looks = self._closed = False
         self._sections: Sections = {}
         self._versions: dict[str, Any] = {}
@@ -47,13 +47,33 @@ class Streams:
     def open(self) -> Iterator[bytes]:
         """Return a page's events, without an end; raises QueueFull for one page too many."""
         with self._changed:
-            if self._count >= MOST_STREAMS or self._closed:
-                raise QueueFull(f"{self._count} pages are open at this process, no more may be")
+            self._check_place()
             self._count += 1
             if not self._looks:
                 self._looks = True
                 Thread(target=self._look_on, name="ferry-pages", daemon=True).start()
         return _Stream(self._events(), self._leave)
+
+    def share(self, events: Iterator[bytes]) -> Iterator[bytes]:
+        """Return events of another's under the same limit, which end when `pause` says so."""
+        with self._changed:
+            self._check_place()
+            self._others += 1
+        return _Stream(events, self._leave_shared)
+
+    def pause(self, seconds: float) -> bool:
+        """Wait; tell whether the process goes on."""
+        with self._changed:
+            return not self._changed.wait_for(lambda: self._closed, seconds)
+
+    def _check_place(self) -> None:
+        taken = self._count + self._others
+        if taken >= MOST_STREAMS or self._closed:
+            raise QueueFull(f"{taken} streams are open at this process, no more may be")
+
+    def _leave_shared(self) -> None:
+        with self._changed:
+            self._others -= 1
 
     def close(self) -> None:
         """End all streams, for the process stops."""

@@ -12,7 +12,6 @@ from shared.errors import BadModelOutput
 from shared.messages import InferResult, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
 
-MAX_TOP_K = 1000
 ROUNDING = 1e-6
 """So much a confidence that was computed in 32 bits may lie outside 0 to 1."""
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
-from flask import Blueprint, Response, request, send_file
+from flask import Blueprint, Response, current_app, request, send_file
 from werkzeug.datastructures import FileStorage
 
 from api.infer.answer import OPTIONS
+from api.pages.stream import Streams
+from api.payloads.v2_json import load_object
 from api.routes.flask_side import json_response, services
-from api.server.body import read_body, read_form
+from api.routes.operations import STREAMS
+from api.server.body import MAX_ORDER_BYTES, read_body, read_form
 from shared.errors import BadRequest, FerryError, JobNotEnded, RedisUnavailable, Unsupported
 from shared.jobs import places
-from shared.jobs.orders import PredictJob, read_order
+from shared.jobs.orders import EdgeJob, PredictJob, read_order
 from shared.jobs.store import ENDED, JobStore, checked_id, checked_limit
 
 blueprint = Blueprint("jobs", __name__)
@@ -95,11 +98,16 @@ def listing() -> Response:
 
 @blueprint.get("/jobs/<string(length=32):job_id>")
 def show(job_id: str) -> Response:
-    """Answer one job and the tail of its log; as a stream of events where that is asked for."""
+    """Answer one job and the tail of its log; as a stream of events where that is asked for.
+
+    503 for one stream too many.
+    """
     shown = _shown(checked_id(job_id))
     if EVENTS in request.headers.get("Accept", ""):
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return Response(_events(_store(), job_id, shown), content_type=EVENTS, headers=headers)
+        streams: Streams = current_app.extensions[STREAMS]
+        events = _events(_store(), job_id, shown, streams.pause)
+        return Response(streams.share(events), content_type=EVENTS, headers=headers)
     return json_response(shown)
 
 
@@ -107,7 +115,7 @@ def show(job_id: str) -> Response:
 def result(job_id: str) -> Response:
     """Answer what a job made: the file of answers, or its result as JSON.
 
-    Of a job that was cancelled or failed, the answers until then, whose last line says so.
+    Of a job that was cancelled or failed, the answers until then; `Ferry-Job-State` says which.
     """
     job = _store().find(checked_id(job_id))
     if job["state"] not in ENDED:
@@ -136,13 +144,7 @@ def _fields(kind: str) -> tuple[dict[str, Any], Any]:
         if set(files) - {"input"}:
             raise BadRequest(f"the form has a file {sorted(files)[0]!r}, expected `input`")
         return {name: value for name, value in form.items() if value != ""}, files.get("input")
-    try:
-        fields = orjson.loads(read_body() or b"{}")
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"the body is no JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise BadRequest("the body is no JSON object")
-    return fields, None
+    return load_object(read_body(MAX_ORDER_BYTES) or b"{}", ()), None
 
 
 def _keep(file: FileStorage, folder: Path, ending: str) -> None:
@@ -180,6 +182,8 @@ def _check_paths(order: Any) -> None:
     for field in ("input", "data", "weights", "labels", "tokenizer"):
         if name := getattr(order, field, ""):
             places.input_file(settings, field, name)
+    if isinstance(order, EdgeJob) and order.output:
+        places.output_file(settings, "output", order.output)
     for field in ("original", "against"):
         if ":" in (path := getattr(order, field, "")):
             places.check_module(settings, path.partition(":")[0])
@@ -190,7 +194,9 @@ def _shown(job_id: str) -> dict[str, Any]:
     return {**store.find(job_id), "log": store.log(job_id, SHOWN_LINES)}
 
 
-def _events(store: JobStore, job_id: str, shown: dict[str, Any]) -> Iterator[bytes]:
+def _events(
+    store: JobStore, job_id: str, shown: dict[str, Any], pause: Callable[[float], bool]
+) -> Iterator[bytes]:
     """Yield the job whenever it is another, until it has ended; a comment now and then."""
     until, said_at = time.monotonic() + LONGEST_STREAM_SECONDS, time.monotonic()
     told: dict[str, Any] = {}
@@ -203,7 +209,8 @@ def _events(store: JobStore, job_id: str, shown: dict[str, Any]) -> Iterator[byt
             said_at = time.monotonic()
         if shown["state"] in ENDED or time.monotonic() > until:
             return
-        time.sleep(EVENT_SECONDS)
+        if not pause(EVENT_SECONDS):
+            return
         try:
             shown = {**store.find(job_id), "log": store.log(job_id, SHOWN_LINES)}
         except RedisUnavailable:

@@ -15,12 +15,11 @@ from api.infer.options import options_of
 from api.infer.question import Question
 from api.payloads.infer_request import check_missing, input_tensor
 from api.payloads.json_arrays import json_type
-from api.payloads.predictions import MAX_TOP_K
 from api.routes.flask_side import response_of, services
 from api.server.body import read_any, read_form
 from shared.errors import BadRequest, shown
 from shared.messages import AnswerForm, Buffer, Tensor
-from shared.model_spec import ModelSpec
+from shared.model_spec import MAX_TOP_K, ModelSpec
 
 blueprint = Blueprint("predict", __name__)
 DEFAULT_TOP_K = 3

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 
-from api.payloads.predictions import MAX_TOP_K, describe_rows
+from api.payloads.predictions import describe_rows
 from jobs.bulk.output_file import OutputFile
 from jobs.bulk.questions import Question, Questions
 from jobs.bulk.sources import Item, Source, open_source
@@ -32,7 +32,7 @@ from shared.errors import (
 )
 from shared.inputs.texts import TokenizerCache
 from shared.messages import InferRequest, InferResult
-from shared.model_spec import ModelSpec
+from shared.model_spec import MAX_TOP_K, ModelSpec
 from shared.registry.catalog import Catalog
 from shared.registry.registry import Registry
 from shared.request_queue.api_end import PendingRequest, RequestQueue

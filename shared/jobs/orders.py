@@ -12,10 +12,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import BadRequest, UnknownRoute
+from shared.model_spec import MAX_TOP_K
 from shared.names import MODEL_NAME, VERSION
 
 LONGEST_FIELD = 1024
 MAX_ITEMS = 64
+LONGEST_ORDER = 32 * 1024
+"""Bytes as JSON: a thousand of them are listed at once."""
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 
 Text = Annotated[str, Field(max_length=LONGEST_FIELD)]
@@ -50,7 +53,7 @@ class PredictJob(JobOrder):
     input: InputPath = ""
     output: OutputPath = ""
     version: OneVersion = ""
-    top_k: Annotated[int, Field(ge=1)] = 3
+    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] = 3
     restart: bool = False
     follow: bool = False
 
@@ -143,7 +146,7 @@ def read_order(kind: str, fields: Mapping[str, Any], *, texts: bool = False) -> 
     if kind not in KINDS:
         raise UnknownRoute(f"no job {kind!r}: there are {', '.join(KINDS)}")
     try:
-        return KINDS[kind].order.model_validate(fields, strict=not texts)
+        order = KINDS[kind].order.model_validate(fields, strict=not texts)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"][:1]))
@@ -151,3 +154,7 @@ def read_order(kind: str, fields: Mapping[str, Any], *, texts: bool = False) -> 
         if first["type"] == "extra_forbidden":
             raise BadRequest(f"{kind} has no field {field!r}, expected of {known}") from error
         raise BadRequest(f"field {field!r}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+    length = len(order.model_dump_json(exclude_defaults=True))
+    if length > LONGEST_ORDER:
+        raise BadRequest(f"the fields are {length} bytes, at most {LONGEST_ORDER} are taken")
+    return order

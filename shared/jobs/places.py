@@ -78,8 +78,10 @@ def _inside(variable: str, directory: str, field: str, name: str) -> Path:
         raise BadRequest(f"field {field!r}: {variable}={directory!r} is no directory")
     try:
         place = (root / name).resolve()
-    except (OSError, RuntimeError) as error:  # a name too long, links in a circle
-        raise BadRequest(f"field {field!r}: {name!r}: {error}") from error
+        place.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, no UTF-8
+        reason = getattr(error, "strerror", None) or "it cannot be looked at"
+        raise BadRequest(f"field {field!r}: {name!r}: {reason}") from error
     if not place.is_relative_to(root):
         raise BadRequest(f"field {field!r}: {name!r} lies outside of {variable}")
     return place

@@ -80,7 +80,7 @@ JOB_VIEWS: Mapping[tuple[str, str], Operation] = {
     ),
     ("jobs.show", "GET"): Operation(
         "jobs", "One job, with the tail of its log",
-        {200: {JSON: (JobRecord,), "text/event-stream": ()}}, (*NO_JOB, *OFFERED),
+        {200: {JSON: (JobRecord,), "text/event-stream": ()}}, (*NO_JOB, errors.QueueFull, *OFFERED),
         description="With `Accept: text/event-stream` an event for each change, until its end.",
     ),
     ("jobs.cancel", "DELETE"): Operation(
@@ -90,6 +90,7 @@ JOB_VIEWS: Mapping[tuple[str, str], Operation] = {
     ("jobs.result", "GET"): Operation(
         "jobs", "What a job made", {200: {JSON: (dict,), BYTES: ()}},
         (*NO_JOB, errors.JobNotEnded, *OFFERED),
-        description="The file of answers of `predict`, as far as it is there; else JSON.",
+        description="The file of answers of `predict`, as far as it is there (the header "
+        "`Ferry-Job-State` says what became of the job); else JSON.",
     ),
 }  # fmt: skip

@@ -7,10 +7,10 @@ from typing import Any
 
 from api.infer.async_answers import LONGEST_KEY
 from api.payloads.binary_tensors import HEADER
-from api.payloads.predictions import MAX_TOP_K
 from api.routes.predict import DEFAULT_TOP_K
 from api.routes.requests import LONGEST_WAIT_SECONDS
 from shared.jobs.store import MAX_LISTED_JOBS
+from shared.model_spec import MAX_TOP_K
 
 PATH_PARAMETERS: Mapping[str, dict[str, Any]] = {
     "name": {"description": "the model", "schema": {"type": "string"}},

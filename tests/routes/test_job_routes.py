@@ -1,0 +1,105 @@
+"""/jobs at its limits: no body, order, name or stream of it holds an API process up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answers import refusal
+from flask import Flask
+from flask.testing import FlaskClient
+from registered import register, spec
+
+from api.app import create_app
+from api.pages import stream
+from api.routes.operations import STREAMS
+from api.server.body import MAX_ORDER_BYTES
+from shared.jobs.orders import LONGEST_ORDER
+from shared.model_spec import MAX_TOP_K, TensorSpec
+from shared.settings import Settings
+
+EDGE = {"model": "tiny", "to": "ort"}
+EVENTS = {"Accept": "text/event-stream"}
+
+
+@pytest.fixture
+def app(settings: Settings, tmp_path: Path) -> Iterator[Flask]:
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "in" / "rows.csv").write_text("a\n1\n")
+    register(settings, spec("tiny", TensorSpec(name="x", datatype="FP32", dims=(4,))))
+    places = {"job_inputs": str(tmp_path / "in"), "job_outputs": str(tmp_path / "out")}
+    app = create_app(replace(settings, job_files=str(tmp_path / "files"), **places))
+    yield app
+    app.extensions[STREAMS].close()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.mark.parametrize("kind", ["predict", "export", "verify", "optimise", "edge"])
+def test_an_order_s_json_is_bounded_before_it_is_read(client: FlaskClient, kind: str) -> None:
+    body = b'{"model":"tiny","arguments":{"a":[' + b"[]," * (MAX_ORDER_BYTES // 3) + b"[]]}}"
+
+    refusal(client.post(f"/jobs/{kind}", data=body), 413, "payload_too_large")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("verify", {"arguments": {"a": "x" * LONGEST_ORDER}}),
+        ("verify", {"arguments": {"x" * LONGEST_ORDER: 1}}),
+        ("export", {"original": "a:b", "parameters": {f"{n}": "x" * 1000 for n in range(40)}}),
+    ],
+)
+def test_a_long_order_is_refused_and_kept_nowhere(
+    client: FlaskClient, kind: str, fields: dict[str, Any]
+) -> None:
+    refused = client.post(f"/jobs/{kind}", json={"model": "tiny", **fields})
+
+    assert "at most 32768 are taken" in refusal(refused, 400, "bad_request")
+    assert client.get("/jobs").json == {"jobs": []}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "says"),
+    [
+        ("predict", {"input": "rows.csv", "output": "é" * 130 + ".ndjson"}, "field 'output'"),
+        ("predict", {"input": "rows.csv", "output": "é" * 122 + ".ndjson"}, "field 'output'"),
+        ("predict", {"input": "é" * 130}, "field 'input'"),
+        ("predict", {"input": "rows.csv", "top_k": MAX_TOP_K + 1}, "field 'top_k'"),
+        ("edge", {"to": "ort", "output": "é" * 130}, "field 'output'"),
+        ("edge", {"to": "ort", "output": "../out2"}, "field 'output'"),
+        ("verify", {"data": "é" * 130}, "field 'data'"),
+    ],
+)
+def test_a_name_or_number_too_large_is_refused_at_once(
+    client: FlaskClient, kind: str, fields: dict[str, Any], says: str
+) -> None:
+    refused = client.post(f"/jobs/{kind}", json={"model": "tiny", **fields})
+
+    assert says in refusal(refused, 400, "bad_request")
+
+
+def test_streams_of_jobs_share_the_pages_places_and_end_with_the_process(
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "MOST_STREAMS", 1)
+    job = f"/jobs/{client.post('/jobs/edge', json=EDGE).json['id']}"
+    opened = client.get(job, headers=EVENTS, buffered=False)
+    assert refusal(client.get(job, headers=EVENTS), 503, "queue_full")
+    assert refusal(client.get("/ops/stream"), 503, "queue_full")
+    opened.close()
+
+    opened = client.get(job, headers=EVENTS, buffered=False)
+    events = iter(opened.response)
+    assert b"queued" in next(events)
+    app.extensions[STREAMS].close()
+
+    assert list(events) == [], "it waits for no more events"
+    opened.close()
