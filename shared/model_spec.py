@@ -321,6 +321,13 @@ def check_row_count(count: int, spec: ModelSpec) -> None:
         )
 
 
+def check_text_count(count: int, spec: ModelSpec) -> None:
+    """Raise BadRequest for more texts than rows, unless an open dimension has them in one row."""
+    declared = None if spec.text or spec.batched else spec.string_input
+    if declared is None or -1 not in declared.dims:
+        check_row_count(count, spec)
+
+
 def fixed_length(inputs: tuple[TensorSpec, ...]) -> int:
     """Return the number of tokens that a text model's inputs must have, 0 for any number."""
     return max([0, *(tensor.dims[-1] for tensor in inputs)])

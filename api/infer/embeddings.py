@@ -29,7 +29,6 @@ from api.payloads.embeddings import (
     check_dimensions,
     cut_vectors,
     embedding_list,
-    parse_embeddings,
     written_vectors,
 )
 from shared.access.admission import Admission
@@ -69,12 +68,11 @@ class Embeddings:
         self._async_answers = async_answers
         self._tokenizers = tokenizers
 
-    def answer(self, raw: bytes, environ: Mapping[str, Any]) -> HttpAnswer:
+    def answer(self, body: EmbeddingBody, raw: bytes, environ: Mapping[str, Any]) -> HttpAnswer:
         """Answer one request, all of its vectors by the same version; raises FerryError.
 
         Next stop: `Queues.push_piece`.
         """
-        body = parse_embeddings(raw)
         api_key, options = environ.get(KEY), options_of(environ, {})
         if api_key is None:
             return self._answer(body, raw, options, environ, None)

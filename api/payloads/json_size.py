@@ -10,7 +10,10 @@ from shared.messages import Buffer
 from shared.model_spec import ModelSpec
 
 LIGHT_JSON_BYTES = 256 * 1024
+FEW_BYTES = 16 * 1024
 """Whatever stands in so little is parsed within some milliseconds."""
+LIGHT_BRACKETS = 4096
+"""Lists and objects that are made within some milliseconds: each costs a hundred numbers' time."""
 OTHER_VALUES = 10_000
 """Values of a body besides its tensors' elements: names, shapes, parameters."""
 
@@ -22,8 +25,7 @@ def check_json(text: Buffer, spec: ModelSpec, max_bytes: int) -> None:
     of a model that takes strings the size alone is limited.
     """
     check_json_size(len(text), max_bytes)
-    has_strings = spec.text or any(each.datatype == "BYTES" for each in spec.inputs)
-    if len(text) <= LIGHT_JSON_BYTES or has_strings:
+    if spec.text or any(each.datatype == "BYTES" for each in spec.inputs):
         return
     most = spec.batch_rows * sum(map(spec.most_elements, spec.inputs))
     plain = bytes(text)  # bytes of bytes is no copy
@@ -33,6 +35,16 @@ def check_json(text: Buffer, spec: ModelSpec, max_bytes: int) -> None:
             f"the JSON has at least {found} values, the largest request to '{spec.name}' has "
             f"{most} elements"
         )
+
+
+def is_light_json(raw: Buffer, length: int) -> bool:
+    """Tell whether the JSON in the first `length` bytes is parsed within some milliseconds."""
+    if length <= FEW_BYTES:
+        return True
+    if length > LIGHT_JSON_BYTES:
+        return False
+    plain = bytes(memoryview(raw)[:length])
+    return plain.count(b"[") + plain.count(b"{") <= LIGHT_BRACKETS
 
 
 def check_json_size(length: int, max_bytes: int) -> None:

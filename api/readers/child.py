@@ -20,13 +20,15 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from api.payloads.embeddings import parse_embeddings
 from api.payloads.infer_request import input_tensor
+from api.payloads.json_arrays import json_type
 from api.payloads.v1_json import parse_predict
 from api.payloads.v2_json import load_object, parse_infer
-from shared.errors import FerryError, PayloadTooLarge
+from shared.errors import BadRequest, FerryError, PayloadTooLarge
 from shared.inputs.pictures import decode_batch, limit_pictures, open_batch
 from shared.messages import Tensor
-from shared.model_spec import ModelSpec
+from shared.model_spec import ModelSpec, check_text_count
 
 FRAME = struct.Struct("<IQ")
 """In front of a task: the length of its head, msgpack, and of its body. A reply has no body."""
@@ -41,18 +43,29 @@ Body = memoryview
 
 
 class PredictPart(NamedTuple):
-    """What of a /predict body is asked: "text", "input_tensor", or "nothing", beside its names."""
+    """What of a /predict body is asked: "text", "input_tensor", or "nothing", beside its names.
+
+    A text is a list, unless it stands alone.
+    """
 
     what: str
     value: Any
 
 
 def predict_part(body: Mapping[str, Any]) -> PredictPart:
-    """Return the part that counts."""
-    for what in ("text", "input_tensor"):
-        if what in body:
-            return PredictPart(what, body[what])
+    """Return the part that counts; raises BadRequest for texts that are none."""
+    if "text" in body:
+        return PredictPart("text", _checked_text(body["text"]))
+    if "input_tensor" in body:
+        return PredictPart("input_tensor", body["input_tensor"])
     return PredictPart("nothing", sorted(body)[:10])
+
+
+def _checked_text(value: Any) -> Any:
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise BadRequest(f'"text" must be a string or a list of strings, not {json_type(value)}')
+    return value
 
 
 class _Texts:
@@ -60,8 +73,9 @@ class _Texts:
 
     found: list[str] | None = None
 
-    def encode(self, texts: list[str], _spec: ModelSpec) -> tuple[tuple[Tensor, ...], list[bool]]:
-        """Return nothing yet."""
+    def encode(self, texts: list[str], spec: ModelSpec) -> tuple[tuple[Tensor, ...], list[bool]]:
+        """Return nothing yet; raises BadRequest for more texts than the model takes at once."""
+        check_text_count(len(texts), spec)
         self.found = texts
         return (), []
 
@@ -78,12 +92,21 @@ def read_predict(body: Body, spec: ModelSpec) -> Any:
     return form, inputs, texts.found
 
 
-def read_object(body: Body, spec: ModelSpec | None) -> Any:
+def read_embeddings(body: Body, _spec: None) -> Any:
+    """Return the parts of a body that asks for embeddings."""
+    return parse_embeddings(bytes(body))
+
+
+def read_object(body: Body, spec: ModelSpec | None, of_texts: str | None) -> Any:
     """Return the one of a /predict body's parts that counts; of a tensor what `spec` makes of it.
 
-    Without a model that takes it, a tensor is None.
+    Texts are for the model `of_texts`. Without a model that takes it, a part is None.
     """
     part = predict_part(load_object(bytes(body)))
+    if part.what == "text" and isinstance(part.value, list):
+        if of_texts is None:
+            return part._replace(value=None)
+        check_text_count(len(part.value), ModelSpec.model_validate_json(of_texts))
     if part.what != "input_tensor":
         return part
     fits = spec is not None and len(spec.inputs) == 1
@@ -106,6 +129,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "infer": read_infer,
     "predict": read_predict,
     "object": read_object,
+    "embeddings": read_embeddings,
     "pictures": read_pictures,
 }
 
@@ -121,9 +145,9 @@ def _answer(head: bytes, body: Body) -> bytes:
         described = ModelSpec.model_validate_json(spec) if spec else None
         return _pack([True, TASKS[task](body, described, *arguments)])
     except FerryError as error:
-        return _pack([False, [error.code, error.message]])
+        return _pack([False, [error.code, error.message, getattr(error, "param", None)]])
     except MemoryError:
-        return _pack([False, [PayloadTooLarge.code, TOO_MUCH_MEMORY]])
+        return _pack([False, [PayloadTooLarge.code, TOO_MUCH_MEMORY, None]])
 
 
 def _pack(reply: list[Any]) -> bytes:

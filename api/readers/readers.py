@@ -14,8 +14,9 @@ from typing import Any, cast
 
 import msgpack
 
+from api.payloads.embeddings import EmbeddingBody, parse_embeddings
 from api.payloads.infer_request import InferBody
-from api.payloads.json_size import LIGHT_JSON_BYTES, check_json, check_json_size
+from api.payloads.json_size import check_json, check_json_size, is_light_json
 from api.payloads.v1_json import Form, parse_predict
 from api.payloads.v2_json import load_object, parse_infer
 from api.readers.child import FRAME, PredictPart, predict_part, receive
@@ -30,6 +31,8 @@ from shared.settings import Settings
 
 log = logging.getLogger(__name__)
 
+KINDS = {"text": "text", "input_tensor": "tensor"}
+"""What takes a part of a /predict body."""
 COUNT = 2
 """Readers of one API process: each may hold FERRY_MAX_IMAGE_PIXELS several times over."""
 UNREADABLE = "the body takes more time or memory to read than any sound one: it is refused"
@@ -52,7 +55,7 @@ class Readers:
     def infer(self, raw: Buffer, spec: ModelSpec, json_length: int | None) -> InferBody:
         """Check a v2 body against its model; raises what `parse_infer` raises, or BadRequest."""
         length = len(raw) if json_length is None else json_length
-        if length <= LIGHT_JSON_BYTES:
+        if is_light_json(raw, length):
             return parse_infer(raw, spec, json_length)
         check_json(memoryview(raw)[:length], spec, self._max_json_bytes)
         if not in_event_loop():
@@ -67,35 +70,41 @@ class Readers:
         self, raw: bytes, spec: ModelSpec, tokenizers: TokenizerCache
     ) -> tuple[Form, tuple[Tensor, ...]]:
         """Check a version 1 body against its model; raises as `infer`."""
-        check_json(memoryview(raw), spec, self._max_json_bytes)
-        if len(raw) <= LIGHT_JSON_BYTES or not in_event_loop():
+        if is_light_json(raw, len(raw)):
+            return parse_predict(raw, spec, tokenizers, self.pictures)
+        check_json(raw, spec, self._max_json_bytes)
+        if not in_event_loop():
             return parse_predict(raw, spec, tokenizers, self.pictures)
         form, inputs, texts = self._ask("predict", spec, [raw], [])
         if texts is not None:
             return cast(Form, form), tokenizers.encode(texts, spec)[0]
         return cast(Form, form), _tensors(inputs)
 
-    def predict_body(self, raw: bytes, model: Callable[[], ModelSpec]) -> PredictPart:
-        """Return a /predict body's part that counts; of a large one a tensor is made for `model`.
+    def embeddings(self, raw: bytes) -> EmbeddingBody:
+        """Check a body that asks for embeddings; raises what `parse_embeddings` raises."""
+        if is_light_json(raw, len(raw)) or not in_event_loop():
+            return parse_embeddings(raw)
+        return EmbeddingBody(*self._ask("embeddings", None, [raw], []))
 
-        Raises what `model` raises where its tensor has none, and as `infer`.
+    def predict_body(self, raw: bytes, model: Callable[[str], ModelSpec]) -> PredictPart:
+        """Return a /predict body's part that counts; of a large one a tensor is made.
+
+        `model` returns who takes a "tensor", or a "text". Raises what it raises where there is
+        none, and as `infer`.
         """
         check_json_size(len(raw), self._max_json_bytes)
-        if len(raw) <= LIGHT_JSON_BYTES or not in_event_loop():
+        if is_light_json(raw, len(raw)) or not in_event_loop():
             return predict_part(load_object(raw))
-        spec: ModelSpec | None = None
-        try:
-            spec = model()
-        except FerryError:
-            log.debug("no model takes a large tensor, it may be texts", exc_info=True)
-        else:
+        spec, of_texts = _found(model, "tensor"), _found(model, "text")
+        if spec is not None:
             check_json(raw, spec, self._max_json_bytes)
-        part = PredictPart(*self._ask("object", spec, [raw], []))
-        if part.what != "input_tensor":
-            return part
+        described = of_texts.model_dump_json() if of_texts else None
+        part = PredictPart(*self._ask("object", spec, [raw], [described]))
         if part.value is None:
-            return part._replace(value=[] if model() else None)
-        return part._replace(value=_tensors([part.value])[0])
+            return part._replace(value=[] if model(KINDS[part.what]) else None)
+        if part.what == "input_tensor":
+            return part._replace(value=_tensors([part.value])[0])
+        return part
 
     def pictures(self, pictures: Sequence[Buffer], spec: ModelSpec) -> Tensor:
         """Return the tensor of encoded pictures; raises BadRequest."""
@@ -120,7 +129,8 @@ class Readers:
         finally:
             self._places.release()
         if not good:
-            raise by_code(*found)
+            code, message, param = found
+            raise BadRequest.about(param, message) if param else by_code(code, message)
         return found
 
     def _answer(self, head: bytes, parts: Sequence[Buffer], until: float) -> memoryview:
@@ -168,6 +178,14 @@ class _Reader:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return bool(self._process.wait() == 0)
+
+
+def _found(model: Callable[[str], ModelSpec], kind: str) -> ModelSpec | None:
+    try:
+        return model(kind)
+    except FerryError:
+        log.debug("no model takes a large %s, it may be something else", kind, exc_info=True)
+        return None
 
 
 def _tensors(items: Sequence[Any]) -> tuple[Tensor, ...]:

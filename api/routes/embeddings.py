@@ -9,10 +9,12 @@ from api.server.body import read_body
 
 blueprint = Blueprint("embeddings", __name__)
 MAX_TEXTS_BYTES = 4 * 2**20
-"""Of the JSON around all texts: it is parsed in the event loop."""
+"""Of the JSON around all texts."""
 
 
 @blueprint.post("/v1/embeddings")
 def embed() -> Response:
     """Answer up to 2048 texts with a vector each. Next stop: `Embeddings.answer`."""
-    return response_of(services().embeddings.answer(read_body(MAX_TEXTS_BYTES), request.environ))
+    raw = read_body(MAX_TEXTS_BYTES)
+    body = services().readers.embeddings(raw)
+    return response_of(services().embeddings.answer(body, raw, request.environ))

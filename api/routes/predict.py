@@ -14,7 +14,6 @@ from api.infer.inference import checked_version
 from api.infer.options import options_of
 from api.infer.question import Question
 from api.payloads.infer_request import check_missing, input_tensor
-from api.payloads.json_arrays import json_type
 from api.routes.flask_side import response_of, services
 from api.server.body import read_any, read_form
 from shared.errors import BadRequest, shown
@@ -84,7 +83,7 @@ def _pictures(
 
 
 def _json(raw: bytes, name: str | None, version: str | None) -> Response:
-    found = services().readers.predict_body(raw, lambda: _model("tensor", name, version))
+    found = services().readers.predict_body(raw, lambda kind: _model(kind, name, version))
     if found.what == "text":
         return _texts(found.value, raw, name, version)
     if found.what == "input_tensor":
@@ -92,10 +91,8 @@ def _json(raw: bytes, name: str | None, version: str | None) -> Response:
     raise BadRequest(f'the JSON body needs "text" or "input_tensor", it has {shown(found.value)}')
 
 
-def _texts(value: Any, raw: bytes, name: str | None, version: str | None) -> Response:
+def _texts(value: str | list[str], raw: bytes, name: str | None, version: str | None) -> Response:
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise BadRequest(f'"text" must be a string or a list of strings, not {json_type(value)}')
     spec = _model("text", name, version)
     if not texts and not spec.batched:
         raise BadRequest('"text" is an empty list')

@@ -13,7 +13,7 @@ from shared.datatypes import NUMPY_TYPES, Array
 from shared.errors import BadRequest, ModelNotReady
 from shared.inputs.loop import beside_loop, in_event_loop
 from shared.messages import Tensor
-from shared.model_spec import ModelSpec, TensorSpec, TextInput, check_row_count, fixed_length
+from shared.model_spec import ModelSpec, TensorSpec, TextInput, check_text_count, fixed_length
 
 MANY_CHARACTERS = 16_384
 """Above it the tokenizer would hold up an event loop by milliseconds, so a thread asks it."""
@@ -77,7 +77,7 @@ class TokenizerCache:
         text = spec.text
         if text is None:
             return Encoded((_strings(texts, spec),), [False] * len(texts), 0)
-        check_row_count(len(texts), spec)
+        check_text_count(len(texts), spec)
         tokenizer = self._tokenizer(text)
         strings = {number: item for number, item in texts.items() if isinstance(item, str)}
         tokens = _tokens_of(strings, tokenizer, text)
@@ -182,8 +182,7 @@ def _strings(texts: Mapping[int, str | list[int]], spec: ModelSpec) -> Tensor:
         raise BadRequest(f"text {ids} is token ids: '{spec.name}' takes strings and no tokens")
     declared = spec.string_input
     assert declared is not None, "only called for models that take texts"
-    if spec.batched or -1 not in declared.dims:
-        check_row_count(len(texts), spec)
+    check_text_count(len(texts), spec)
     full = spec.full_shape(declared)
     shape = [1] * len(full)
     if -1 in full:

@@ -11,6 +11,7 @@ import pytest
 from heavy_pictures import HEADS, picture
 from registered import spec
 
+from api.payloads.embeddings import EmbeddingBody
 from api.payloads.json_size import LIGHT_JSON_BYTES
 from api.payloads.v1_json import parse_predict
 from api.payloads.v2_json import parse_infer
@@ -109,13 +110,13 @@ def test_large_texts_come_back_as_they_are(beside: Readers, asked: list[str]) ->
     _, inputs = beside.predict(raw, WORDS, nobody)
 
     assert inputs[0].array().tolist() == [[text.encode()]]
-    part = beside.predict_body(json.dumps({"text": text}).encode(), lambda: WORDS)
+    part = beside.predict_body(json.dumps({"text": text}).encode(), lambda _: WORDS)
     assert part == ("text", text)
     assert asked == ["predict", "object"]
 
 
 def test_predict_has_a_large_tensor_made(beside: Readers) -> None:
-    part = beside.predict_body(json.dumps({"input_tensor": SOME_ROWS}).encode(), lambda: NUMBERS)
+    part = beside.predict_body(json.dumps({"input_tensor": SOME_ROWS}).encode(), lambda _: NUMBERS)
 
     assert part.what == "input_tensor"
     assert part.value == Tensor.of("x", np.array(SOME_ROWS, np.float32))
@@ -167,6 +168,50 @@ def test_more_values_than_any_request_has_are_counted_not_parsed(
     assert error.code == "bad_request"
     assert error.message.endswith("the largest request to 'numbers' has 320000 elements")
     assert asked == []
+
+
+def test_many_lists_are_not_light_however_short_they_are(beside: Readers, asked: list[str]) -> None:
+    lists = b'{"inputs":[' + b"[]," * 80_000 + b"[]]}"
+    assert len(lists) < LIGHT_JSON_BYTES
+
+    few = NUMBERS.with_changes(max_batch_size=1).model_copy(
+        update={"inputs": (TensorSpec(name="x", datatype="FP32", dims=(16,)),)}
+    )
+    assert "at least 80000 values" in refused(beside, lists, few).message
+    assert asked == []
+    refused(beside, lists)  # of a model whose requests may have so many values
+    assert asked == ["infer"]
+
+
+@pytest.mark.parametrize("field", ["input", "user"])
+def test_embeddings_are_read_beside_and_errors_keep_their_field(
+    beside: Readers, asked: list[str], field: str
+) -> None:
+    wrong = b'{"model":"m","input":"a","%b":[%b{}]}' % (field.encode(), b"{}," * 6_000)
+    texts = ["ä," * 90_000, "b" * 200_000]
+
+    with pytest.raises(BadRequest) as caught:
+        beside.embeddings(wrong)
+    found = beside.embeddings(json.dumps({"model": "m", "input": texts, "dimensions": 3}).encode())
+
+    assert caught.value.param == field
+    assert found == EmbeddingBody("m", texts, "float", 3)
+    assert asked == ["embeddings", "embeddings"]
+
+
+@pytest.mark.parametrize("form", ["text", "instances"])
+def test_more_texts_than_rows_do_not_come_back(
+    beside: Readers, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    raw = json.dumps({form: ["a"] * 100_000}).encode()
+    nobody = TokenizerCache(None)  # type: ignore[arg-type]
+    monkeypatch.setattr(nobody, "encode", None)
+
+    with pytest.raises(BadRequest, match=f"must be <= {ROWS} .* has 100000"):
+        if form == "text":
+            beside.predict_body(raw, lambda _: WORDS)
+        else:
+            beside.predict(raw, WORDS, nobody)
 
 
 @pytest.mark.parametrize("what", ["outputs", "a shape"])
