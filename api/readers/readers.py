@@ -31,7 +31,7 @@ from shared.settings import Settings
 
 log = logging.getLogger(__name__)
 
-KINDS = {"text": "text", "input_tensor": "tensor"}
+TAKERS = {"text": "text", "input_tensor": "tensor"}
 """What takes a part of a /predict body."""
 COUNT = 2
 """Readers of one API process: each may hold FERRY_MAX_IMAGE_PIXELS several times over."""
@@ -101,7 +101,7 @@ class Readers:
         described = of_texts.model_dump_json() if of_texts else None
         part = PredictPart(*self._ask("object", spec, [raw], [described]))
         if part.value is None:
-            return part._replace(value=[] if model(KINDS[part.what]) else None)
+            return part._replace(value=[] if model(TAKERS[part.what]) else None)
         if part.what == "input_tensor":
             return part._replace(value=_tensors([part.value])[0])
         return part
