@@ -16,7 +16,7 @@ from rq.exceptions import StopRequested
 from jobs.functions import FUNCTIONS, Run
 from jobs.reporter import Reporter
 from jobs.worker import Interrupted, JobsWorker, JobTimedOut
-from shared.errors import BadSetting, FerryError, described
+from shared.errors import BadSetting, FerryError, RedisUnavailable, described
 from shared.jobs.places import files_fault
 from shared.jobs.rq_job import TableJob
 from shared.settings import NO_TELEMETRY, Settings, start
@@ -64,7 +64,7 @@ def _worked(settings: Settings) -> bool:
         return worker.asked_to_stop
     except StopRequested:
         return True
-    except RedisError as error:
+    except (RedisError, RedisUnavailable) as error:
         log.warning("jobs worker: %s; it tries again", error)
         return False
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -36,7 +35,7 @@ from rq.worker import Worker
 from shared.jobs.keys import JobKeys
 from shared.jobs.places import files_folder
 from shared.jobs.rq_job import JobsQueue, TableJob
-from shared.jobs.store import KILLED, mark_cancelled
+from shared.jobs.store import KILLED, JobStore, mark_cancelled
 from shared.parent_death import die_with_parent_process
 from shared.settings import Settings
 
@@ -112,7 +111,7 @@ class JobsWorker(Worker):  # type: ignore[misc]
             self.connection.zremrangebyscore(key, 0, time.time())
         if time.monotonic() - self._swept > SWEEP_SECONDS or not self._swept:
             self._swept = time.monotonic()
-            _sweep(files_folder(self._settings), self._settings.job_keep_seconds)
+            JobStore(self.connection, self._settings).sweep()
         self.last_cleaned_at = now()
 
     def _put_back(self, queue: JobsQueue) -> None:
@@ -132,9 +131,9 @@ class JobsWorker(Worker):  # type: ignore[misc]
         """Put the jobs of dead workers back to the queue, or let them fail."""
         key = StartedJobRegistry(queue.name, connection=self.connection).key
         for raw, lost_at in self.connection.zrange(key, 0, -1, withscores=True):
-            job_id, _, execution = raw.decode().partition(":")
-            name = self.connection.hget(f"rq:execution:{raw.decode()}", "worker_name")
-            who = (name or b"").decode()
+            job_id, _, execution = raw.decode(errors="replace").partition(":")
+            name = self.connection.hget(b"rq:execution:" + raw, "worker_name")
+            who = (name or b"").decode(errors="replace")
             if lost_at > time.time() and who != self.name and not _is_dead(self._settings, who):
                 continue
             # subtle: of several workers that look, only who removes it goes on.
@@ -302,14 +301,6 @@ def _is_dead(settings: Settings, name: str) -> bool:
         os.close(descriptor)
     file.unlink(missing_ok=True)
     return True
-
-
-def _sweep(folder: Path, keep_seconds: float) -> None:
-    """Remove what jobs left on disk that are kept no longer."""
-    oldest = time.time() - keep_seconds
-    for each in folder.iterdir():
-        if each.is_dir() and each.stat().st_mtime < oldest:
-            shutil.rmtree(each, ignore_errors=True)
 
 
 def _stand_back(settings: Settings) -> None:

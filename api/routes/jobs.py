@@ -20,8 +20,8 @@ from api.routes.operations import STREAMS
 from api.server.body import MAX_ORDER_BYTES, read_body, read_form
 from shared.errors import BadRequest, FerryError, JobNotEnded, RedisUnavailable, Unsupported
 from shared.jobs import places
-from shared.jobs.orders import EdgeJob, PredictJob, read_order
-from shared.jobs.store import ENDED, JobStore, checked_id, checked_limit
+from shared.jobs.orders import EdgeJob, PredictJob, checked_id, read_order
+from shared.jobs.store import ENDED, JobStore, checked_limit
 
 blueprint = Blueprint("jobs", __name__)
 EVENTS, FORM = "text/event-stream", "multipart/form-data"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.errors import BadRequest, UnknownRoute
+from shared.errors import BadRequest, UnknownJob, UnknownRoute
 from shared.model_spec import MAX_TOP_K
 from shared.names import MODEL_NAME, VERSION
 
@@ -135,6 +135,18 @@ KINDS: Mapping[str, Kind] = {
     "optimise": Kind(OptimiseJob, 0),
     "edge": Kind(EdgeJob, 0),
 }
+
+
+def is_id(job_id: str) -> bool:
+    """Tell whether a job may be called so."""
+    return JOB_ID.fullmatch(job_id) is not None
+
+
+def checked_id(job_id: str) -> str:
+    """Return an id as jobs have it; raises UnknownJob."""
+    if not is_id(job_id):
+        raise UnknownJob(f"no job {job_id!r}: an id is 32 hexadecimal digits")
+    return job_id
 
 
 def read_order(kind: str, fields: Mapping[str, Any], *, texts: bool = False) -> Any:

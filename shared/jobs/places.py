@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from shared.errors import BadRequest
-from shared.jobs.orders import PredictJob
+from shared.jobs.orders import PredictJob, checked_id
 from shared.settings import Settings
 
 UPLOAD = "input"
@@ -17,8 +17,8 @@ ANSWERS_FILE = "answers.ndjson"
 
 
 def job_folder(settings: Settings, job_id: str) -> Path:
-    """Return a job's own directory, which need not be there."""
-    return files_folder(settings) / job_id
+    """Return a job's own directory, which need not be there; raises UnknownJob for no id."""
+    return files_folder(settings) / checked_id(job_id)
 
 
 def files_folder(settings: Settings) -> Path:

@@ -13,13 +13,14 @@ from typing import Any, NoReturn
 
 from redis import Redis
 from rq.exceptions import DeserializationError, NoSuchJobError
+from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
 
 from shared.errors import BadRequest
 from shared.jobs.keys import JobKeys
-from shared.jobs.orders import KINDS, read_order
+from shared.jobs.orders import KINDS, is_id, read_order
 from shared.jobs.places import UPLOAD_ENDING
 
 FUNCTION = "ferry."
@@ -40,6 +41,13 @@ class TableJob(Job):  # type: ignore[misc]
         """Take rq's arguments; the serializer is JSON's whatever is said."""
         super().__init__(id, connection=connection, serializer=JSONSerializer)
         self._asked: Mapping[bytes, bytes] = {}
+
+    @classmethod
+    def fetch(cls, id: str, connection: Any = None, serializer: Any = None) -> TableJob:
+        """Return a job; what is no id is no job (rq's NoSuchJobError)."""
+        if not is_id(id):
+            raise NoSuchJobError(f"{id!r} is no id of a job")
+        return super().fetch(id, connection, serializer)  # type: ignore[no-any-return]
 
     def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
         """Read the hash of a job; what cannot be read is no job (rq's NoSuchJobError)."""
@@ -104,6 +112,18 @@ class JobsQueue(Queue):  # type: ignore[misc]
         return cls(
             JobKeys(prefix).queue, connection=client, job_class=TableJob, serializer=JSONSerializer
         )
+
+    @classmethod
+    def lmove(cls, connection: Redis, queue_key: str, timeout: int | None) -> Any:
+        """Take an id off the queue, as rq does; what is none is dropped, and fetched in vain."""
+        taken = super().lmove(connection, queue_key, timeout)
+        if taken is None:
+            return None
+        raw = taken[1]
+        job_id = raw.decode(errors="replace")
+        if not is_id(job_id):
+            connection.lrem(IntermediateQueue(queue_key, connection).key, 1, raw)
+        return queue_key, job_id
 
     def setup_dependencies(self, job: TableJob, *_: Any, **__: Any) -> TableJob:
         """Return the job, which depends on none."""

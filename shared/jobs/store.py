@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
+import orjson
 import redis
 from rq.job import JobStatus
 from rq.registry import CanceledJobRegistry, FailedJobRegistry
 
 from shared.errors import BadRequest, JobEnded, JobNotEnded, QueueFull, UnknownJob
 from shared.jobs.keys import RQ_JOB, JobKeys
-from shared.jobs.orders import JOB_ID, KINDS, JobOrder
-from shared.jobs.places import job_folder
+from shared.jobs.orders import KINDS, JobOrder, is_id
+from shared.jobs.places import files_folder, job_folder
 from shared.jobs.rq_job import FUNCTION, JobsQueue, TableJob
 from shared.settings import Settings
 from shared.wire.client import asking
 
 MAX_LISTED_JOBS = 1000
 LOG_LINES = 200
+MANY_DIGITS = 16
 FORGOTTEN_AT_ONCE = 100
 """The most jobs that one submission makes room by."""
 STATES = {
@@ -84,22 +85,22 @@ class JobStore:
 
     def all(self, limit: int = MAX_LISTED_JOBS) -> list[dict[str, Any]]:
         """Return the newest jobs, newest first, in two round trips."""
-        ids = asking(lambda: self._client.zrevrange(self._keys.all, 0, limit - 1))
+        ids = _ids(asking(lambda: self._client.zrevrange(self._keys.all, 0, limit - 1)))
         with self._client.pipeline(transaction=False) as pipe:
-            for raw in ids:
-                pipe.hgetall(RQ_JOB + raw.decode())
-            found = asking(pipe.execute) if ids else []
+            for job_id in ids:
+                pipe.hgetall(RQ_JOB + job_id)
+            found = asking(lambda: pipe.execute(raise_on_error=False)) if ids else []
         return [
-            described(raw.decode(), fields)
-            for raw, fields in zip(ids, found, strict=True)
-            if b"ferry_kind" in fields
+            described(job_id, fields)
+            for job_id, fields in zip(ids, found, strict=True)
+            if isinstance(fields, dict) and b"ferry_kind" in fields  # others may be an error
         ]
 
     def find(self, job_id: str) -> dict[str, Any]:
         """Return one job; raises UnknownJob, also for one of another key prefix."""
-        fields = asking(lambda: self._client.hgetall(RQ_JOB + job_id)) if _is_id(job_id) else {}
-        origin = fields.get(b"origin", b"").decode()
-        if b"ferry_kind" not in fields or origin != self._keys.queue:
+        fields = asking(lambda: self._client.hgetall(RQ_JOB + job_id)) if is_id(job_id) else {}
+        origin = fields.get(b"origin", b"")
+        if b"ferry_kind" not in fields or origin != self._keys.queue.encode():
             raise UnknownJob(f"no job {job_id!r}: it was never there, or is kept no longer")
         return described(job_id, fields)
 
@@ -169,19 +170,36 @@ class JobStore:
         above = asking(lambda: self._client.zcard(self._keys.all)) - self._settings.job_keep_count
         if above <= 0:
             return
-        ids = asking(
+        oldest_ids = asking(
             lambda: self._client.zrange(self._keys.all, 0, min(above, FORGOTTEN_AT_ONCE) - 1)
         )
+        ids = _ids(oldest_ids)
         with self._client.pipeline(transaction=False) as pipe:
-            for raw in ids:
-                pipe.hget(RQ_JOB + raw.decode(), "status")
-            states = asking(pipe.execute)
+            for raw in set(oldest_ids) - {job_id.encode() for job_id in ids}:
+                pipe.zrem(self._keys.all, raw)  # not ours: anybody may have written it
+            for job_id in ids:
+                pipe.hget(RQ_JOB + job_id, "status")
+            states = asking(pipe.execute)[len(oldest_ids) - len(ids) :]
         over = [
-            raw.decode() for raw, state in zip(ids, states, strict=True)
-            if state is None or STATES.get(state.decode()) in ENDED
+            job_id for job_id, state in zip(ids, states, strict=True)
+            if state is None or STATES.get(state.decode(errors="replace")) in ENDED
         ]  # fmt: skip
         if over:
             self.forget(over)
+
+    def sweep(self) -> None:
+        """Remove what jobs left on this machine whose records are gone: nothing else's files."""
+        oldest = time.time() - self._keep_seconds
+        old = [
+            each.name for each in files_folder(self._settings).iterdir()
+            if is_id(each.name) and each.lstat().st_mtime < oldest
+        ]  # fmt: skip
+        for job_id in old:
+            if not self._is_kept(job_id):
+                shutil.rmtree(job_folder(self._settings, job_id), ignore_errors=True)
+
+    def _is_kept(self, job_id: str) -> bool:
+        return bool(asking(lambda: self._client.exists(RQ_JOB + job_id)))
 
 
 def mark_cancelled(job: TableJob, keep_seconds: int) -> None:
@@ -197,13 +215,16 @@ def mark_cancelled(job: TableJob, keep_seconds: int) -> None:
 
 def described(job_id: str, fields: Mapping[bytes, bytes]) -> dict[str, Any]:
     """Return a job as people and programs see it, from its hash."""
-    text = {k.decode(): v.decode(errors="replace") for k, v in fields.items() if k != b"data"}
+    text = {
+        k.decode(errors="replace"): v.decode(errors="replace")
+        for k, v in fields.items() if k != b"data"
+    }  # fmt: skip
     state = STATES.get(text.get("status", ""), "queued")
-    meta = _json(text.get("meta")) or {}
+    meta = _object(text.get("meta"))
     error = text.get("ferry_error") or (KILLED if state == "failed" else None)
     if state == "started" and "ferry_cancel" in text:
         state = "cancelling"
-    order = _json(text.get("ferry_order")) or {}
+    order = _object(text.get("ferry_order"))
     return {
         "id": job_id,
         "kind": text.get("ferry_kind", ""),
@@ -214,7 +235,7 @@ def described(job_id: str, fields: Mapping[bytes, bytes]) -> dict[str, Any]:
         "submitted_at": text.get("created_at") or None,
         "started_at": text.get("started_at") or None,
         "ended_at": (text.get("ended_at") or None) if state in ENDED else None,
-        "starts": int(text.get("ferry_starts", "0")),
+        "starts": _count(text.get("ferry_starts", "")),
         "order": order,
         "error": error if state == "failed" else None,
         "result": _json(text.get("ferry_result")),
@@ -222,25 +243,31 @@ def described(job_id: str, fields: Mapping[bytes, bytes]) -> dict[str, Any]:
 
 
 def _json(text: str | None) -> Any:
+    """Read what can be read, and be told again as JSON: anybody may have written it."""
     try:
-        return None if text is None else json.loads(text)
-    except ValueError:
+        found = None if text is None else orjson.loads(text)
+        orjson.dumps(found)
+    except (ValueError, TypeError):
         return None
+    return found
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    found = _json(text)
+    return found if isinstance(found, dict) else {}
+
+
+def _count(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < MANY_DIGITS else 0
 
 
 def _share(value: Any) -> float:
     return min(max(float(value), 0.0), 1.0) if isinstance(value, int | float) else 0.0
 
 
-def _is_id(job_id: str) -> bool:
-    return JOB_ID.fullmatch(job_id) is not None
-
-
-def checked_id(job_id: str) -> str:
-    """Return an id as jobs have it; raises UnknownJob."""
-    if not _is_id(job_id):
-        raise UnknownJob(f"no job {job_id!r}: an id is 32 hexadecimal digits")
-    return job_id
+def _ids(found: Iterable[bytes]) -> list[str]:
+    """Return those that are ids of jobs: Redis may hold anything."""
+    return [text for raw in found if is_id(text := raw.decode(errors="replace"))]
 
 
 def checked_limit(raw: str) -> int:

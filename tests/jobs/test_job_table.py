@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +14,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+import orjson
 import pytest
 import redis
 from jobs_worker import running_jobs_worker
@@ -19,8 +22,9 @@ from waiting import wait_until
 
 from jobs.dashboard import escaped, make_dashboard
 from jobs.functions import FUNCTIONS
-from shared.errors import BadRequest, QueueFull, UnknownRoute
+from shared.errors import BadRequest, QueueFull, UnknownJob, UnknownRoute
 from shared.jobs.orders import KINDS, read_order
+from shared.jobs.places import job_folder
 from shared.jobs.store import JobStore
 from shared.settings import Settings
 from shared.wire.client import connect
@@ -121,7 +125,7 @@ def test_a_job_of_anybody_else_is_not_run(
         client.hset(f"rq:job:{ids[name]}", mapping=common | fields)
         client.rpush(queue, ids[name])
     client.hset("rq:job:broken", mapping=common | {"data": b"", "status": "unheard of"})
-    client.rpush(queue, "broken", "missing")
+    client.rpush(queue, "broken", "missing", "a b", "/etc", b"\xff")
 
     def status(name: str) -> bytes | None:
         return client.hget(f"rq:job:{ids[name]}", "status")
@@ -129,6 +133,7 @@ def test_a_job_of_anybody_else_is_not_run(
     with running_jobs_worker(settings):
         wait_until(lambda: all(status(name) == b"failed" for name in ids), 60, "all have failed")
         wait_until(lambda: not client.llen(queue), 30, "the queue is empty")
+        wait_until(lambda: not client.llen(f"{queue}:intermediate"), 30, "no odd id is kept")
 
     assert not mark.exists()
     errors = {name: client.hget(f"rq:job:{ids[name]}", "ferry_error").decode() for name in ids}
@@ -154,6 +159,86 @@ def test_no_more_jobs_wait_than_may(settings: Settings, client: redis.Redis) -> 
 
     assert (waiting["state"], len(store.all())) == ("cancelled", 2)
     assert 0 < client.ttl(f"rq:job:{waiting['id']}") <= settings.job_keep_seconds
+
+
+def directory(place: Path, *, is_old: bool = True) -> Path:
+    place.mkdir(parents=True)
+    (place / "kept.txt").write_text("precious")
+    if is_old:
+        os.utime(place, (0, 0))
+    return place
+
+
+def test_no_directory_is_removed_that_an_odd_id_names(
+    settings: Settings, client: redis.Redis, tmp_path: Path
+) -> None:
+    settings = replace(settings, job_keep_count=1)
+    store, jobs = JobStore(client, settings), f"{settings.key_prefix}:jobs"
+    victim, beside = directory(tmp_path / "victim"), directory(tmp_path / "files" / "beside")
+    gone = directory(tmp_path / "files" / f"{7:032x}")
+    odd: list[str | bytes] = [str(victim), "../victim", "beside", ".", b"\xff", "A" * 32]
+    now = time.time()
+    client.zadd(jobs, {each: now - 100 for each in [*odd, gone.name]})
+
+    store.submit(store.new_id(), "edge", read_order("edge", {"model": "x", "to": "ort"}))
+
+    assert (victim.exists(), beside.exists(), gone.exists()) == (True, True, False)
+    assert client.zcard(jobs) == 1
+    assert store.all() == [store.find(client.zrange(jobs, 0, -1)[0].decode())]
+    for each in (str(victim), "..", "x/../y", ""):
+        with pytest.raises(UnknownJob, match="32 hexadecimal digits"):
+            job_folder(settings, each)
+
+
+def test_only_what_jobs_left_behind_is_swept(
+    settings: Settings, client: redis.Redis, tmp_path: Path
+) -> None:
+    store, lives = JobStore(client, settings), JobStore.new_id()
+    store.submit(lives, "edge", read_order("edge", {"model": "x", "to": "ort"}))
+    files = tmp_path / "files"
+    kept = [directory(files / name) for name in ("precious", "f" * 31, "F" * 32, lives)]
+    kept.append(directory(files / f"{2:032x}", is_old=False))
+    left = directory(files / f"{1:032x}")
+
+    with running_jobs_worker(settings):
+        wait_until(lambda: not left.exists(), 60, "what a job left is swept")
+
+    assert [each.name for each in kept if not (each / "kept.txt").exists()] == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"ferry_starts": "abc"},
+        {"ferry_starts": "9" * 5000},
+        {"meta": "[1]", "ferry_order": "[1]", "ferry_result": "{"},
+        {"meta": '{"progress": NaN, "step": []}', "ferry_order": '{"model": 1e999}'},
+        {"ferry_result": r'"\ud800"'},
+        {"ferry_result": "[" * 500 + "]" * 500},
+        {"ferry_result": "[" * 100_000},
+        {"ferry_result": str(2**70), b"\xff": b"\xff", "status": b"\xff", "created_at": b"\xff"},
+        None,
+    ],
+)
+def test_a_record_that_anybody_wrote_hides_no_other(
+    settings: Settings, client: redis.Redis, odd: dict[str | bytes, str | bytes] | None
+) -> None:
+    store = JobStore(client, settings)
+    theirs, ours = JobStore.new_id(), JobStore.new_id()
+    for each in (theirs, ours):
+        store.submit(each, "edge", read_order("edge", {"model": "x", "to": "ort"}))
+    if odd is None:
+        client.delete(f"rq:job:{theirs}")
+        client.set(f"rq:job:{theirs}", "no hash")
+    else:
+        client.hset(f"rq:job:{theirs}", mapping=odd)
+
+    listed = store.all()
+
+    assert [each["id"] for each in listed] == ([ours] if odd is None else [ours, theirs])
+    assert orjson.dumps(listed)
+    assert listed[0]["order"] == {"model": "x", "to": "ort"}
+    client.delete(f"rq:job:{theirs}")
 
 
 def test_the_dashboard_shows_no_word_of_a_client_and_unpickles_nothing(
