@@ -107,14 +107,10 @@ def export(order: ExportJob, run: Run) -> dict[str, Any]:
 def verify(order: VerifyJob, run: Run) -> dict[str, Any]:
     """Compare a version with another, or with the original."""
     verifying = importlib.import_module("worker.optimise.verify")
-    reading = importlib.import_module("worker.repository.models")
     if ":" in order.against:
         _check_callable(order.against, run.settings)
     elif not order.against:
-        model = reading.read_model(run.repository, order.model, order.version or None)
-        exported = verifying.exported_original(model.file.parent / verifying.EXPORTED_AS)
-        if exported is not None:
-            _check_callable(exported.path, run.settings)
+        _check_exported(order, run)
     run.reporter.progress(0.05, "verifying")
     record = verifying.verify(
         verifying.VerifyOrder(
@@ -158,6 +154,7 @@ def edge(order: EdgeJob, run: Run) -> dict[str, Any]:
     bundles = importlib.import_module("worker.optimise.edge.bundle")
     name = order.output or f"{order.model}-{order.version or 'latest'}-{order.to}"
     place = places.output_file(run.settings, "output", name)
+    _check_exported(order, run)
     run.reporter.progress(0.05, "making files")
     made = bundles.make_bundle(
         bundles.EdgeOrder(
@@ -172,6 +169,19 @@ def edge(order: EdgeJob, run: Run) -> dict[str, Any]:
 FUNCTIONS: Mapping[str, Callable[[Any, Run], dict[str, Any]]] = {
     "predict": predict, "export": export, "verify": verify, "optimise": optimise, "edge": edge,
 }  # fmt: skip
+
+
+def _check_exported(order: VerifyJob | EdgeJob, run: Run) -> None:
+    """Raise unless the callable that a version's export.json names, if one does, may be imported.
+
+    Whoever may write into the repository is not by that one who may have code run here.
+    """
+    verifying = importlib.import_module("worker.optimise.verify")
+    reading = importlib.import_module("worker.repository.models")
+    model = reading.read_model(run.repository, order.model, order.version or None)
+    exported = verifying.exported_original(model.file.parent / verifying.EXPORTED_AS)
+    if exported is not None:
+        _check_callable(exported.path, run.settings)
 
 
 def _original(path: str, order: ExportJob | OptimiseJob, run: Run) -> Any:

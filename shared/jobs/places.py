@@ -49,7 +49,10 @@ def output_file(settings: Settings, field: str, name: str, *beside: str) -> Path
     """Return what a job writes, and names with what stands `beside`; raises BadRequest."""
     for ending in beside:
         _inside("FERRY_JOB_OUTPUTS", settings.job_outputs, field, name + ending)
-    return _inside("FERRY_JOB_OUTPUTS", settings.job_outputs, field, name)
+    place = _inside("FERRY_JOB_OUTPUTS", settings.job_outputs, field, name)
+    if place == Path(settings.job_outputs).resolve():
+        raise BadRequest(f"field {field!r}: {name!r} is the directory itself, name a place in it")
+    return place
 
 
 def answers_file(settings: Settings, job_id: str, order: PredictJob) -> Path:

@@ -194,12 +194,13 @@ class JobStore:
             each.name for each in files_folder(self._settings).iterdir()
             if is_id(each.name) and each.lstat().st_mtime < oldest
         ]  # fmt: skip
-        for job_id in old:
-            if not self._is_kept(job_id):
+        with self._client.pipeline(transaction=False) as pipe:
+            for job_id in old:
+                pipe.exists(RQ_JOB + job_id)
+            found = asking(pipe.execute) if old else []
+        for job_id, is_kept in zip(old, found, strict=True):
+            if not is_kept:
                 shutil.rmtree(job_folder(self._settings, job_id), ignore_errors=True)
-
-    def _is_kept(self, job_id: str) -> bool:
-        return bool(asking(lambda: self._client.exists(RQ_JOB + job_id)))
 
 
 def mark_cancelled(job: TableJob, keep_seconds: int) -> None:
@@ -221,9 +222,9 @@ def described(job_id: str, fields: Mapping[bytes, bytes]) -> dict[str, Any]:
     }  # fmt: skip
     state = STATES.get(text.get("status", ""), "queued")
     meta = _object(text.get("meta"))
+    if "ferry_cancel" in text:  # rq writes down a failure first
+        state = {"started": "cancelling", "failed": "cancelled"}.get(state, state)
     error = text.get("ferry_error") or (KILLED if state == "failed" else None)
-    if state == "started" and "ferry_cancel" in text:
-        state = "cancelling"
     order = _object(text.get("ferry_order"))
     return {
         "id": job_id,

@@ -175,7 +175,7 @@ def test_no_directory_is_removed_that_an_odd_id_names(
     settings = replace(settings, job_keep_count=1)
     store, jobs = JobStore(client, settings), f"{settings.key_prefix}:jobs"
     victim, beside = directory(tmp_path / "victim"), directory(tmp_path / "files" / "beside")
-    gone = directory(tmp_path / "files" / f"{7:032x}")
+    gone = directory(tmp_path / "files" / JobStore.new_id())
     odd: list[str | bytes] = [str(victim), "../victim", "beside", ".", b"\xff", "A" * 32]
     now = time.time()
     client.zadd(jobs, {each: now - 100 for each in [*odd, gone.name]})
@@ -197,12 +197,12 @@ def test_only_what_jobs_left_behind_is_swept(
     store.submit(lives, "edge", read_order("edge", {"model": "x", "to": "ort"}))
     files = tmp_path / "files"
     kept = [directory(files / name) for name in ("precious", "f" * 31, "F" * 32, lives)]
-    kept.append(directory(files / f"{2:032x}", is_old=False))
-    left = directory(files / f"{1:032x}")
+    kept.append(directory(files / JobStore.new_id(), is_old=False))
+    left = directory(files / JobStore.new_id())
 
-    with running_jobs_worker(settings):
-        wait_until(lambda: not left.exists(), 60, "what a job left is swept")
+    store.sweep()
 
+    assert not left.exists()
     assert [each.name for each in kept if not (each / "kept.txt").exists()] == []
 
 
