@@ -29,7 +29,7 @@ from shared.jobs.store import ENDED, JobStore
 from shared.settings import Settings
 from shared.wire.client import connect
 
-ROWS = 20_000
+ROWS, LONGER = 20_000, 60_000
 KILLS = 10
 
 
@@ -85,7 +85,8 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
     valkey = OwnValkey(place / "valkey")
     group = "instance_group [ { count: 2 kind: KIND_CPU } ]"
     add_model(place / "models", Twice(), more=group, max_batch_size=16)
-    write_rows(place / "in" / "rows.csv", ROWS)
+    for name, count in (("rows.csv", ROWS), ("longer.csv", LONGER), ("longest.csv", 10 * ROWS)):
+        write_rows(place / "in" / name, count)
     settings = Settings(
         redis_url=valkey.server.url, key_prefix="jobs", models=str(place / "models"),
         job_inputs=str(place / "in"), job_outputs=str(place / "out"),
@@ -143,7 +144,7 @@ def test_valkey_an_instance_and_the_job_s_process_may_die_under_it(jobs: Jobs) -
 
 
 def test_a_cancelled_job_leaves_whole_lines_that_say_so_and_goes_on_when_asked(jobs: Jobs) -> None:
-    job_id = jobs.submit("stopped.ndjson")
+    job_id = jobs.submit("stopped.ndjson", input="longer.csv")
     with running_jobs_worker(jobs.settings):
         jobs.goes_on(job_id)
         assert jobs.client.delete(f"/jobs/{job_id}").json["state"] in {"cancelling", "cancelled"}
@@ -152,7 +153,7 @@ def test_a_cancelled_job_leaves_whole_lines_that_say_so_and_goes_on_when_asked(j
         lines = jobs.answers("stopped.ndjson.partial")
         assert lines[-1] == {"cancelled": "by request", "rows": len(lines) - 1}
         assert lines[:-1] == [doubled(number) for number in range(len(lines) - 1)]
-        assert 0 < len(lines) < ROWS
+        assert 0 < len(lines) < LONGER
         fetched = jobs.fetch(job_id)
         assert fetched.headers["Ferry-Job-State"] == "cancelled"
         assert fetched.data == (jobs.place / "out" / "stopped.ndjson.partial").read_bytes()
@@ -160,7 +161,7 @@ def test_a_cancelled_job_leaves_whole_lines_that_say_so_and_goes_on_when_asked(j
 
         assert command(jobs, "retry", job_id) == 0
         assert jobs.wait(job_id, "finished", "failed")["state"] == "finished"
-    assert jobs.answers("stopped.ndjson") == [doubled(number) for number in range(ROWS)]
+    assert jobs.answers("stopped.ndjson") == [doubled(number) for number in range(LONGER)]
     assert not (jobs.place / "out" / "stopped.ndjson.partial").exists()
 
 
@@ -201,10 +202,10 @@ def test_a_worker_that_is_stopped_gives_its_job_back(jobs: Jobs) -> None:
 
 
 def test_a_job_that_runs_too_long_fails_with_that_reason(jobs: Jobs) -> None:
-    limited = replace(jobs.settings, job_timeout_seconds=0.2)
+    limited = replace(jobs.settings, job_timeout_seconds=1.0)
     asked = Jobs(limited, jobs.valkey, jobs.place)
     with running_jobs_worker(limited):
-        failed = asked.wait(asked.submit("long.ndjson"))
+        failed = asked.wait(asked.submit("long.ndjson", input="longest.csv"))
 
     assert failed["state"] == "failed"
     assert "longer than FERRY_JOB_TIMEOUT_SECONDS" in failed["error"]
