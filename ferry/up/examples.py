@@ -60,8 +60,8 @@ def working_example(url: str, name: str) -> str:
 
     Empty when it answers nothing that can be made up.
     """
-    description = ask(f"{url}/v2/models/{name}")
-    config = ask(f"{url}/v2/models/{name}/config")
+    description = ask(f"{url}/v2/models/{name}", timeout=PATIENCE_SECONDS)
+    config = ask(f"{url}/v2/models/{name}/config", timeout=PATIENCE_SECONDS)
     if not (description.is_good and config.is_good):
         return ""
     known = json.loads(description.body)
