@@ -11,14 +11,19 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable
 from html import escape
+from http import HTTPStatus
 from typing import Any
 
+import redis
 from rq.serializers import DefaultSerializer, JSONSerializer
 from rq_dashboard import web
 from rq_dashboard.cli import make_flask_app
 
-from shared.errors import BadSetting
+from api.access.browsers import READING, Browsers
+from api.access.guard import Guard
+from shared.errors import BadSetting, FerryError, MethodNotAllowed, Unauthorized
 from shared.settings import Settings, start
 from shared.wire.client import connect, public_url
 
@@ -27,6 +32,10 @@ POLICY = (
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 )
 """Its pages' templates are scripts of its own that evaluate; nothing comes from elsewhere."""
+
+
+CHANGED_BY_GET = "/requeue/"
+"""A route of its that begins all failed jobs of a queue again, by GET as well."""
 
 
 def main() -> int:
@@ -57,7 +66,33 @@ def make_dashboard(settings: Settings) -> Any:
     dumps = app.json.dumps
     app.json.dumps = lambda value, **options: dumps(escaped(value), **options)
     app.after_request(_with_policy)
+    app.wsgi_app = Door(app.wsgi_app, settings, client)
     return app
+
+
+class Door:
+    """Lets in admins alone, under a name of ours, and nothing that a foreign page has sent."""
+
+    def __init__(self, app: Callable[..., Any], settings: Settings, client: redis.Redis) -> None:
+        """Stand before a WSGI application."""
+        self._app = app
+        self._browsers, self._guard = Browsers(settings), Guard(client, settings)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        """Answer as WSGI has it."""
+        reads = environ["REQUEST_METHOD"] in READING
+        try:
+            self._browsers.check(environ)
+            self._guard.enter(environ, "admin", None)
+            if reads and environ.get("PATH_INFO", "").startswith(CHANGED_BY_GET):
+                raise MethodNotAllowed("this changes something: POST it")
+        except FerryError as error:
+            # A browser asks its user for the key then, as the password.
+            challenge = [("WWW-Authenticate", "Basic")] if isinstance(error, Unauthorized) else []
+            text = [("Content-Type", "text/plain; charset=utf-8"), *challenge]
+            start_response(f"{error.status} {HTTPStatus(error.status).phrase}", text)
+            return [error.message.encode()]
+        return self._app(environ, start_response)
 
 
 def escaped(value: Any) -> Any:

@@ -52,6 +52,10 @@ class Run:
         """Return a file that a field names, None for none; raises BadRequest."""
         return places.input_file(self.settings, field, name) if name else None
 
+    def data(self, name: str) -> Path | None:
+        """Return the rows that the field `data` names, None for none; raises BadRequest."""
+        return places.data_files(self.settings, "data", name) if name else None
+
 
 def predict(order: PredictJob, run: Run) -> dict[str, Any]:
     """Ask a model for every row of a file."""
@@ -115,7 +119,7 @@ def verify(order: VerifyJob, run: Run) -> dict[str, Any]:
     record = verifying.verify(
         verifying.VerifyOrder(
             order.model, order.version, order.against, run.path("weights", order.weights),
-            json.dumps(order.arguments), run.path("data", order.data), order.label,
+            json.dumps(order.arguments), run.data(order.data), order.label,
             order.precision, order.tolerances,
         ),
         run.repository, run.settings,
@@ -139,7 +143,7 @@ def optimise(order: OptimiseJob, run: Run) -> dict[str, Any]:
     original = _original(order.original, order, run) if order.original else None
     done = tuning.optimise(
         tuning.OptimiseOrder(
-            order.model, order.version, run.path("data", order.data), order.label,
+            order.model, order.version, run.data(order.data), order.label,
             order.max_accuracy_drop, order.objective, order.budget_seconds, tuple(order.only),
             order.seed, original,
         ),
@@ -159,7 +163,7 @@ def edge(order: EdgeJob, run: Run) -> dict[str, Any]:
     made = bundles.make_bundle(
         bundles.EdgeOrder(
             order.model, order.to, order.version, order.platform, place,
-            run.path("data", order.data), order.label,
+            run.data(order.data), order.label,
         ),
         run.repository, run.environ, run.reporter.say,
     )  # fmt: skip

@@ -45,6 +45,22 @@ def input_file(settings: Settings, field: str, name: str) -> Path:
     return place
 
 
+def data_files(settings: Settings, field: str, name: str) -> Path:
+    """Return a file or folder whose pictures a job reads; raises BadRequest as `input_file`.
+
+    So it does for a link in that folder, or in the file's own, which leads out: a picture may be
+    one.
+    """
+    place, root = input_file(settings, field, name), Path(settings.job_inputs).resolve()
+    for each in (place if place.is_dir() else place.parent).rglob("*"):
+        if each.is_symlink() and not each.resolve().is_relative_to(root):
+            raise BadRequest(
+                f"field {field!r}: {each.name!r} beside {name!r} is a link that leads outside of "
+                "FERRY_JOB_INPUTS"
+            )
+    return place
+
+
 def output_file(settings: Settings, field: str, name: str, *beside: str) -> Path:
     """Return what a job writes, and names with what stands `beside`; raises BadRequest."""
     for ending in beside:

@@ -22,6 +22,8 @@ from waiting import wait_until
 
 from jobs.dashboard import escaped, make_dashboard
 from jobs.functions import FUNCTIONS
+from shared.access.api_key import ApiKey, digest, new_secret
+from shared.access.key_store import KeysInRedis, add
 from shared.errors import BadRequest, QueueFull, UnknownJob, UnknownRoute
 from shared.jobs.orders import KINDS, read_order
 from shared.jobs.places import job_folder
@@ -266,6 +268,11 @@ def test_the_dashboard_shows_no_word_of_a_client_and_unpickles_nothing(
         )
     ]  # fmt: skip
     assert app.get("/0/data/job/theirs.json").status_code == 500, "it is no JSON"
+    assert app.get("/", headers={"Host": "evil.example"}).status_code == 403
+    again = f"/requeue/{settings.key_prefix}"
+    assert app.get(again).status_code == 405
+    assert app.post(again, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert app.post(again).status_code == 200
     client.delete("rq:worker:one", "rq:job:theirs")
     client.srem("rq:workers", "rq:worker:one")
 
@@ -285,3 +292,21 @@ def test_the_dashboard_shows_no_word_of_a_client_and_unpickles_nothing(
     assert not any(b"<img" in value for value in fields_of_rq.values())
     assert not mark.exists()
     assert escaped([{"<": ("&", 1)}]) == [{"&lt;": ["&amp;", 1]}]
+
+
+def test_the_dashboard_is_for_admins_where_keys_are_on(
+    settings: Settings, client: redis.Redis
+) -> None:
+    secrets = {}
+    for role in ("admin", "infer"):
+        key_id, secrets[role] = new_secret()
+        key = ApiKey(id=key_id, name=role, sha256=digest(secrets[role]), roles=(role,))
+        add(KeysInRedis(client, settings.key_prefix), key)
+    app = make_dashboard(settings).test_client()
+
+    nobody = app.get("/")
+
+    assert (nobody.status_code, nobody.headers["WWW-Authenticate"]) == (401, "Basic")
+    statuses = [app.get("/", headers={"X-API-Key": secrets[role]}).status_code for role in secrets]
+    client.delete(f"{settings.key_prefix}:keys")
+    assert statuses == [200, 403]

@@ -127,6 +127,8 @@ def test_arrays_by_name_and_pixels_as_they_are(tmp_path: Path) -> None:
         ("a.npz", b"PK\x03\x04", tabular(), "a.npz: "),
         ("a.parquet", b"", tabular(), "pyarrow"),
         ("a.csv", b"image\ngone.png\n", pictures(), "gone.png"),
+        ("a.csv", b"image\n../gone.png\n", pictures(), "lies outside of the file's folder"),
+        ("a.csv", b"image\n/etc/gone.png\n", pictures(), "lies outside of the file's folder"),
         ("folder", b"", tabular(), "takes none"),
     ],
 )  # fmt: skip

@@ -50,7 +50,7 @@ BETWEEN = {
     "shared": (),
     "api": ("shared",),
     "worker": ("shared",),
-    "jobs": ("shared", "api.payloads", "worker.repository", "worker.optimise"),
+    "jobs": ("shared", "api.access", "api.payloads", "worker.repository", "worker.optimise"),
     "ferry": ("shared", "jobs", "worker.preflight", "worker.repository", "worker.optimise"),
 }
 EXCEPT = {

@@ -191,6 +191,14 @@ def _label_column(columns: Mapping[str, Column], spec: ModelSpec, label: str) ->
     return label or next((name for name in known if name not in spec.inputs_by_name), "")
 
 
+def _beside(file: Path, name: str) -> Path:
+    """Return a picture that a table names; raises ValueError when it leads out of its folder."""
+    found = file.parent / name
+    if not found.resolve().is_relative_to(file.parent.resolve()):
+        raise ValueError(f"{name!r} lies outside of the file's folder")
+    return found
+
+
 def _picture_column(
     table: _Table, columns: Mapping[str, Column], spec: ModelSpec
 ) -> Callable[[Sequence[int]], Batch]:
@@ -202,7 +210,7 @@ def _picture_column(
         raise ValueError(f"there is no column {PICTURE_COLUMNS[0]!r} among {sorted(columns)}")
     column = columns[name]
     if not isinstance(column, np.ndarray) and isinstance(column[0], str):
-        return picture_rows([table.file.parent / each for each in column], spec)
+        return picture_rows([_beside(table.file, each) for each in column], spec)
     array = np.asarray(column)
     if array.dtype == np.uint8 and array.shape[1:] == (
         image.height, image.width, len(image.channels)
