@@ -58,7 +58,7 @@ class Serving:
         self.directory = directory
         self.output = directory / "output"
         self.port = str(free_port())
-        names = ("FERRY_GRPC_PORT", "FERRY_DASHBOARD_PORT")
+        names = ("FERRY_GRPC_PORT", "FERRY_DASHBOARD_PORT", "FERRY_METRICS_PORT")
         self.environ = {
             name: value for name, value in os.environ.items() if not name.startswith("FERRY_")
         }
@@ -90,7 +90,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
             assert main(["add", f"{name}.pt", *options]) == 0
     started = Serving(directory)
     try:
-        wait_until(lambda: "ready in" in started.text(), READY_SECONDS, started.text)
+        wait_until(lambda: " ready in" in started.text(), READY_SECONDS, started.text)
         yield started
     finally:
         started.process.terminate()

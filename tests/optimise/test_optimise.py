@@ -49,7 +49,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(directory: Path) -> Iterator[Optimised]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(making, "SHORTEST_LIMIT_SECONDS", HANG_LIMIT_SECONDS)
-        order = OptimiseOrder("busy", budget_seconds=12.0)
+        order = OptimiseOrder("busy", budget_seconds=30.0)
         patch.setattr(making, "MAKING_SHARE", 20.0)
         patch.setattr(tuning, "SHORTEST_MEASURING_SECONDS", 2.0)
         yield optimise(order, directory / "models", environ(directory), lambda _: None, VARIANTS)
@@ -133,7 +133,7 @@ def test_what_runs_is_measured_also_where_it_cannot_be_chosen(done: Optimised) -
 
 def test_an_interrupt_keeps_what_is_finished_and_the_next_run_goes_on(tmp_path: Path) -> None:
     models = make_repository(tmp_path / "models")
-    order = OptimiseOrder("busy", budget_seconds=6.0)
+    order = OptimiseOrder("busy", budget_seconds=20.0)
 
     def interrupt(line: str) -> None:
         if line.startswith("quick: ok"):

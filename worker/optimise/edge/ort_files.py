@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -98,16 +99,20 @@ def _as_onnx(task: Task) -> Path:
 
 
 def _convert(source: Path, directory: Path, platform: str) -> None:
-    # Brings onnx, an extra.
-    from onnxruntime.tools import convert_onnx_models_to_ort as tool  # noqa: PLC0415
+    before = [*sys.path]
+    try:
+        # Brings onnx, an extra.
+        from onnxruntime.tools import convert_onnx_models_to_ort as tool  # noqa: PLC0415
 
-    tool.convert_onnx_models_to_ort(
-        source,
-        output_dir=directory,
-        optimization_styles=list(tool.OptimizationStyle),
-        target_platform=platform or None,
-        enable_type_reduction=True,
-    )
+        tool.convert_onnx_models_to_ort(
+            source,
+            output_dir=directory,
+            optimization_styles=list(tool.OptimizationStyle),
+            target_platform=platform or None,
+            enable_type_reduction=True,
+        )
+    finally:
+        sys.path[:] = before  # it leaves a directory of its own there, with a `utils`
     for part in STYLES:
         _forget_places(_config(directory, part))
 
