@@ -28,7 +28,6 @@ def guarded_page(html: str) -> Response:
     response = Response(html, mimetype="text/html")
     response.headers["Content-Security-Policy"] = PAGES_POLICY
     response.headers["Referrer-Policy"] = "same-origin"
-    response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Cache-Control"] = "no-store"
     response.set_cookie(PAGE_COOKIE, token, samesite="Strict")
     return response

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from ferry.errors import CannotStart
 from ferry.up import embedded_valkey
 from ferry.up.embedded_valkey import EmbeddedValkey
+from ferry.up.listening import try_to_listen
 from ferry.up.processes import OrderedManager, read_procfile, stop_signals
 from ferry.up.readiness import Announcer
 from ferry.up.reaper import Reaper
@@ -153,12 +154,7 @@ def _check_protected(settings: Settings) -> None:
 
 def _check_port(variable: str, host: str, port: int) -> None:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        try_to_listen(host, port)
     except socket.gaierror as error:
         raise BadSetting(
             f"FERRY_HOST={host!r}: no address of this machine: {error.strerror}"

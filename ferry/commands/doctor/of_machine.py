@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import resource
-import socket
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 from ferry.commands.doctor.findings import Finding, error, fine, warning
 from ferry.up.api_client import ask, reached
+from ferry.up.listening import try_to_listen
 from shared.cores import default_cores
 from shared.errors import BadModel, BadSetting
 from shared.settings import Settings
@@ -154,12 +154,7 @@ def _taken(variable: str, fault: str, check: str, *, runs: bool) -> Finding:
 def why_not_free(host: str, port: int) -> str:
     """Return why nobody can listen there, an empty string where one can."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        try_to_listen(host, port)
     except OSError as failure:
         return failure.strerror or str(failure)
     return ""

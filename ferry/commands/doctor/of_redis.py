@@ -96,9 +96,7 @@ def _memory(info: Mapping[str, Any]) -> Iterator[Finding]:
         yield error("eviction", said, action)
     if policy == NOEVICTION:
         yield fine("maxmemory-policy", policy)
-    elif limit:
-        yield error("maxmemory-policy", f"{policy}: it throws accepted requests away", action)
-    elif policy:
+    elif policy:  # with a limit the server is refused before
         yield warning("maxmemory-policy", f"{policy}, and maxmemory is not set yet", action)
     said = f"{used / 2**20:.0f} MiB used, " + (
         f"maxmemory {limit / 2**20:.0f} MiB" if limit else "no maxmemory"

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from still_clock import StillClock
 
 from worker.supervisor.devices import device_ledger
 from worker.supervisor.devices.device_ledger import QUARANTINE_SECONDS, WINDOW_SECONDS, DeviceLedger
@@ -16,19 +17,9 @@ from worker.supervisor.devices.device_ledger import QUARANTINE_SECONDS, WINDOW_S
 EIGHT = [f"cuda:{index}" for index in range(8)]
 
 
-class Clock:
-    """The time, which stands still."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> StillClock:
+    clock = StillClock()
     monkeypatch.setattr(device_ledger, "time", clock)
     return clock
 
@@ -44,7 +35,7 @@ def closed(ledger: DeviceLedger) -> list[str]:
     return [device for device in EIGHT if ledger.why_closed(device)]
 
 
-def test_one_bad_device_of_eight_is_quarantined_and_named(clock: Clock) -> None:
+def test_one_bad_device_of_eight_is_quarantined_and_named(clock: StillClock) -> None:
     ledger = serving(*EIGHT)
 
     for _ in range(2):
@@ -58,7 +49,7 @@ def test_one_bad_device_of_eight_is_quarantined_and_named(clock: Clock) -> None:
 
 
 def test_a_device_on_which_a_model_never_started_is_judged_by_those_where_it_did(
-    clock: Clock,
+    clock: StillClock,
 ) -> None:
     ledger = serving(*EIGHT[1:])
 
@@ -70,7 +61,7 @@ def test_a_device_on_which_a_model_never_started_is_judged_by_those_where_it_did
 
 @pytest.mark.parametrize("count", [2, 4, 8])
 @pytest.mark.parametrize("seed", range(20))
-def test_requests_that_kill_devices_close_none(clock: Clock, count: int, seed: int) -> None:
+def test_requests_that_kill_devices_close_none(clock: StillClock, count: int, seed: int) -> None:
     ledger, random = serving(*EIGHT[:count]), Random(seed)
 
     for number in range(50):  # each kills two devices as they come, or one twice
@@ -83,7 +74,7 @@ def test_requests_that_kill_devices_close_none(clock: Clock, count: int, seed: i
     assert closed(ledger) == []
 
 
-def test_a_device_that_fails_requests_which_others_answer_is_quarantined(clock: Clock) -> None:
+def test_a_device_that_fails_requests_which_others_answer_is_quarantined(clock: StillClock) -> None:
     ledger = serving("cuda:0", "cuda:1")
 
     for number in range(6):
@@ -93,7 +84,7 @@ def test_a_device_that_fails_requests_which_others_answer_is_quarantined(clock: 
     assert closed(ledger) == ["cuda:1"]
 
 
-def test_a_quarantine_that_lasts_is_not_begun_again(clock: Clock) -> None:
+def test_a_quarantine_that_lasts_is_not_begun_again(clock: StillClock) -> None:
     ledger = serving(*EIGHT)
 
     for _ in range(10):  # eight instances on one device die together
@@ -103,7 +94,7 @@ def test_a_quarantine_that_lasts_is_not_begun_again(clock: Clock) -> None:
     assert closed(ledger) == []
 
 
-def test_a_model_that_no_other_device_serves_stays_on_a_quarantined_one(clock: Clock) -> None:
+def test_a_model_that_no_other_device_serves_stays_on_a_quarantined_one(clock: StillClock) -> None:
     ledger = serving(*EIGHT)
     ledger.served("alone/1", "cuda:3")
     for _ in range(3):
@@ -115,7 +106,7 @@ def test_a_model_that_no_other_device_serves_stays_on_a_quarantined_one(clock: C
     assert ledger.why_closed_to("alone/1", "cuda:3") == ""
 
 
-def test_the_only_device_of_a_model_is_never_closed(clock: Clock) -> None:
+def test_the_only_device_of_a_model_is_never_closed(clock: StillClock) -> None:
     ledger = serving("cuda:0")
     ledger.served("other/1", "cuda:1")
 
@@ -125,7 +116,7 @@ def test_the_only_device_of_a_model_is_never_closed(clock: Clock) -> None:
     assert closed(ledger) == []
 
 
-def test_a_model_that_fails_everywhere_closes_no_device(clock: Clock) -> None:
+def test_a_model_that_fails_everywhere_closes_no_device(clock: StillClock) -> None:
     ledger = DeviceLedger()
 
     for device in EIGHT * 10:
@@ -134,7 +125,7 @@ def test_a_model_that_fails_everywhere_closes_no_device(clock: Clock) -> None:
     assert closed(ledger) == []
 
 
-def test_faults_are_forgotten_after_a_while(clock: Clock) -> None:
+def test_faults_are_forgotten_after_a_while(clock: StillClock) -> None:
     ledger = serving(*EIGHT)
 
     for _ in range(20):
@@ -144,7 +135,7 @@ def test_faults_are_forgotten_after_a_while(clock: Clock) -> None:
     assert closed(ledger) == []
 
 
-def test_a_quarantine_ends_and_the_next_is_longer(clock: Clock) -> None:
+def test_a_quarantine_ends_and_the_next_is_longer(clock: StillClock) -> None:
     ledger = serving(*EIGHT)
 
     def fail() -> None:

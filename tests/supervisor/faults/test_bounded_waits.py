@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from fake_backend import fake_spec
+from still_clock import StillClock
 
 from shared.settings import Settings
 from worker.devices import Placement
@@ -65,26 +66,16 @@ class Immortals:
         return end, end
 
 
-class Clock:
-    """The time, which stands still."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> StillClock:
+    clock = StillClock()
     monkeypatch.setattr(slot_module, "time", clock)
     monkeypatch.setattr(time, "monotonic", clock.monotonic)
     return clock
 
 
 @pytest.fixture
-def slot(clock: Clock) -> InstanceSlot:
+def slot(clock: StillClock) -> InstanceSlot:
     model = SimpleNamespace(
         spec=fake_spec(),
         file=Path("model.pt"),
@@ -100,7 +91,7 @@ def slot(clock: Clock) -> InstanceSlot:
 
 
 def test_one_that_is_not_ready_in_time_is_killed_and_tried_again(
-    slot: InstanceSlot, clock: Clock
+    slot: InstanceSlot, clock: StillClock
 ) -> None:
     process = cast(Immortal, slot.process)
     clock.now += MAX_LOAD_SECONDS
@@ -120,7 +111,7 @@ def test_one_that_is_not_ready_in_time_is_killed_and_tried_again(
 
 
 def test_one_that_survives_its_kill_is_abandoned_and_its_device_fenced(
-    slot: InstanceSlot, clock: Clock
+    slot: InstanceSlot, clock: StillClock
 ) -> None:
     process = cast(Immortal, slot.process)
     clock.now += MAX_LOAD_SECONDS + 1
@@ -142,7 +133,7 @@ def test_one_that_survives_its_kill_is_abandoned_and_its_device_fenced(
 
 
 def test_a_version_leaves_though_one_of_its_processes_does_not_die(
-    slot: InstanceSlot, clock: Clock
+    slot: InstanceSlot, clock: StillClock
 ) -> None:
     deployment = Deployment(cast(Any, slot.model), [slot])
     deployment.leave(MAX_BATCH_SECONDS)
@@ -157,7 +148,7 @@ def test_a_version_leaves_though_one_of_its_processes_does_not_die(
 
 
 def test_a_device_that_dies_in_a_warm_up_that_others_survive_makes_no_model_cold(
-    slot: InstanceSlot, clock: Clock
+    slot: InstanceSlot, clock: StillClock
 ) -> None:
     slot._ledger.served(slot.model.spec.key, "cuda:1 (GPU-5)")
 
@@ -172,7 +163,7 @@ def test_a_device_that_dies_in_a_warm_up_that_others_survive_makes_no_model_cold
     assert (slot.process, slot.record().device_faults) == (None, 3)
 
 
-def test_one_that_is_to_leave_and_hangs_is_killed(slot: InstanceSlot, clock: Clock) -> None:
+def test_one_that_is_to_leave_and_hangs_is_killed(slot: InstanceSlot, clock: StillClock) -> None:
     process = cast(Immortal, slot.process)
     slot._state = "ready"
     slot.replace("all of its last batches failed")
@@ -186,7 +177,9 @@ def test_one_that_is_to_leave_and_hangs_is_killed(slot: InstanceSlot, clock: Clo
     assert process.kills == 1
 
 
-def test_one_that_said_that_it_failed_and_hangs_is_killed(slot: InstanceSlot, clock: Clock) -> None:
+def test_one_that_said_that_it_failed_and_hangs_is_killed(
+    slot: InstanceSlot, clock: StillClock
+) -> None:
     said = [("failed", "no model")]
     slot.reports = cast(Any, SimpleNamespace(poll=lambda: bool(said), recv=said.pop))
     assert slot.read_reports()
@@ -198,7 +191,7 @@ def test_one_that_said_that_it_failed_and_hangs_is_killed(slot: InstanceSlot, cl
 
 
 def test_the_record_of_a_slot_whose_device_is_closed_stays(
-    slot: InstanceSlot, clock: Clock
+    slot: InstanceSlot, clock: StillClock
 ) -> None:
     slot._ledger.served(slot.model.spec.key, "cuda:1 (GPU-5)")
     for _ in range(3):
