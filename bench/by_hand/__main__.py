@@ -1,7 +1,7 @@
 """What a competent person reaches by hand: each tool's own recipe, beside eager FP32.
 
     python -m bench.by_hand [resnet18 resnet50 photos sentiment digits] [--optimise 2m]
-    python -m bench.by_hand --floors        # within twelve minutes on two quiet cores
+    python -m bench.by_hand --floors        # eighteen minutes on two quiet cores
 
 Everything runs in one process on the same threads, in interleaved rounds; a recipe's figure is the
 median of its rounds. How far its answers are from eager FP32's is measured on real inputs that it

@@ -173,11 +173,27 @@ def test_static_int8_without_the_worst_keeps_them_in_fp32(
     task: Task, onnx_file: Path, tmp_path: Path
 ) -> None:
     with quiet():
-        onnx_files.static_int8_without_worst(task, onnx_file, tmp_path / "model.onnx", share=0.5)
+        onnx_files.without_worst(
+            task, onnx_file, tmp_path / "model.onnx", make=onnx_files.static_int8, share=0.5
+        )
 
     kernels = onnx_kernels(tmp_path / "model.onnx", "INT8")
     assert 0 < kernels.low < kernels.layers
     assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_dynamic_int8_without_the_worst_leaves_the_layer_that_it_harms(
+    task: Task, onnx_file: Path, tmp_path: Path
+) -> None:
+    with quiet():
+        onnx_files.dynamic_int8(task, onnx_file, tmp_path / "dynamic.onnx")
+        onnx_files.without_worst(
+            task, onnx_file, tmp_path / "model.onnx", make=onnx_files.dynamic_int8, share=0.1
+        )
+
+    # It is the only one that 8 bits reach: the convolutions before it are as they were.
+    assert onnx_kernels(tmp_path / "dynamic.onnx", "INT8").low == 1
+    assert onnx_kernels(tmp_path / "model.onnx", "INT8").low == 0
 
 
 def test_half_of_the_weights_are_zero_for_good(task: Task, onnx_file: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ NAME_ORIGINAL = "name what it was made from with --original package.module:calla
 ONNX_BACKEND = "onnxruntime"
 SPARSITIES = (0.5, 0.8)
 STATIC = "onnxruntime-int8-static"
+DYNAMIC = "onnxruntime-int8-dynamic"
 EXCLUDED = (0.1, 0.25, 0.5)
 """Shares of the layers that stay in FP32, tried one after another where accuracy misses."""
 
@@ -128,15 +129,15 @@ def _on_torch(
     return Variant(name, runtime, precision, partial(_from_version, write), why_not)
 
 
-def _without_worst() -> Iterator[Variant]:
-    """Yield static INT8 without the layers that it harms most, ever more of them."""
-    before = STATIC
+def _without_worst(name: str, make: Callable[..., None]) -> Iterator[Variant]:
+    """Yield a kind of INT8 without the layers that it harms most, ever more of them."""
+    before = name
     for share in EXCLUDED:
-        make = partial(onnx_files.static_int8_without_worst, share=share)
-        name = f"{STATIC}-without-{100 * share:.0f}"
+        without = partial(onnx_files.without_worst, make=make, share=share)
+        less = f"{name}-without-{100 * share:.0f}"
         note = f"{share:.0%} of the layers stay in FP32, those whose activations differ most"
-        yield _on_onnx(name, "INT8", make, after=before, note=note)
-        before = name
+        yield _on_onnx(less, "INT8", without, after=before, note=note)
+        before = less
 
 
 def _on_onnx(name: str, precision: str, make: Callable[..., None], **more: Any) -> Variant:
@@ -152,9 +153,10 @@ VARIANTS: tuple[Variant, ...] = (
         "onnxruntime-int8-static-per-tensor", "INT8",
         partial(onnx_files.static_int8, per_channel=False),
     ),
-    _on_onnx("onnxruntime-int8-dynamic", "INT8", onnx_files.dynamic_int8),
+    _on_onnx(DYNAMIC, "INT8", onnx_files.dynamic_int8),
     _on_torch("torchscript-bf16", "BF16", torch_files.bfloat16, _bf16),
-    *_without_worst(),
+    *_without_worst(DYNAMIC, onnx_files.dynamic_int8),
+    *_without_worst(STATIC, onnx_files.static_int8),
     _on_torch("aoti", "FP32", program_files.compiled, _compiled, "AOTInductor"),
     _on_torch("torchscript-channels-last", "FP32", torch_files.channels_last),
     _on_torch("torchscript-frozen", "FP32", torch_files.frozen),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,18 +89,7 @@ def static_int8(
     prepared.unlink()
 
 
-def static_int8_without_worst(task: Task, base: Path, file: Path, *, share: float) -> None:
-    """Write such a file in which a share of the layers, those harmed most, stays in FP32."""
-    whole = file.parent / "whole.onnx"
-    static_int8(task, base, whole)
-    prepared = _prepared(base, file.parent)
-    batches = (feeds(task, batch) for batch in calibration_batches(task))
-    worst = worst_layers(prepared, whole, batches, share)
-    whole.unlink()
-    static_int8(task, base, file, exclude=worst)
-
-
-def dynamic_int8(_task: Task, base: Path, file: Path) -> None:
+def dynamic_int8(_task: Task, base: Path, file: Path, *, exclude: Sequence[str] = ()) -> None:
     """Write a file whose linear layers multiply 8-bit numbers, in ranges found in each pass."""
     from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415  slow
 
@@ -112,8 +101,23 @@ def dynamic_int8(_task: Task, base: Path, file: Path) -> None:
         per_channel=True,
         reduce_range=not machine.has_vnni,
         weight_type=QuantType.QInt8,
+        # A Gemm becomes a MatMul of this name before the names are looked up.
+        nodes_to_exclude=[*exclude, *(f"{name}_MatMul" for name in exclude)],
     )  # fmt: skip
     prepared.unlink()
+
+
+def without_worst(
+    task: Task, base: Path, file: Path, *, make: Callable[..., None], share: float
+) -> None:
+    """Write what `make` writes, but a share of the layers, those harmed most, stays in FP32."""
+    whole = file.parent / "whole.onnx"
+    make(task, base, whole)
+    prepared = _prepared(base, file.parent)
+    batches = (feeds(task, batch) for batch in calibration_batches(task))
+    worst = worst_layers(prepared, whole, batches, share)
+    whole.unlink()
+    make(task, base, file, exclude=worst)
 
 
 def half_precision(_task: Task, base: Path, file: Path) -> None:
