@@ -1,12 +1,13 @@
 """The ticket that stands on the queue for a request: its layout, for Python and for the scripts.
 
-A ticket is 44 bytes that the scripts read without decoding anything else, then the id:
+A ticket is 52 bytes that the scripts read without decoding anything else, then the id:
 
     B version   B attempts   B level   B on time-out   I4 rows   d enqueued   d deadline
-    d queue deadline   8 bytes signature   I4 body bytes   id
+    d queue deadline   8 bytes signature   d turn   I4 body bytes   id
 
 `on time-out` says what happens when it still waits at its queue deadline, the queue policy's: 0
-nothing, REJECT or, once, DELAY. Once claimed it has none any more. Level 1 is served first.
+nothing, REJECT or, once, DELAY. Once claimed it has none any more. Level 1 is served first. `turn`
+is that of its API key's on this level, see `_turns.lua`; 0 without a key.
 
 An id is 32 hex digits. The first 8 are the <process> that waits for it, drawn by an API process for
 each model version that it asks, or ASYNCHRONOUS or IDEMPOTENT when none does.
@@ -24,9 +25,9 @@ from __future__ import annotations
 import re
 import struct
 
-TICKET = struct.Struct("<BBBBIddd8sI")
+TICKET = struct.Struct("<BBBBIddd8sdI")
 ID_BYTES = 32
-TICKET_VERSION = 4
+TICKET_VERSION = 5
 REJECT, DELAY = 1, 2
 ASYNCHRONOUS = "00000000"
 """The beginning of an asynchronous request's id: no process waits for its answer."""
@@ -35,12 +36,13 @@ IDEMPOTENT = "00000001"
 
 
 _IN_SCRIPTS = {
-    "TICKET": "<BBBBI4dddc8I4",  # TICKET, as Lua's struct has it
+    "TICKET": "<BBBBI4dddc8dI4",  # TICKET, as Lua's struct has it
     "TICKET_VERSION": TICKET_VERSION,
     "LEVEL": 3,
     "ON_TIMEOUT": 4,
     "ENQUEUED": 9,
     "DEADLINE": 17,
+    "TURN": 41,
     "SIZE": -ID_BYTES - 4,  # of the body
     "ID": -ID_BYTES,
     "REJECT": REJECT,

@@ -15,8 +15,9 @@ from shared.messages import Buffers, InferResult
 class PushArguments(NamedTuple):
     """The arguments of `push.lua` for one request, in its order.
 
-    `terms` are of its level's queue policy, empty when there is none. `digest` is of what it asks,
-    empty when its model has no cache. `named` is 1 when the client names this version.
+    `terms` are of its level's queue policy and its API key, empty when there are none. `digest` is
+    of what it asks, empty when its model has no cache. `named` is 1 when the client names this
+    version.
     """
 
     id: str

@@ -245,7 +245,7 @@ class DesiredStore:
             with self._client.pipeline(transaction=False) as opened:
                 pipeline: Any = opened
                 pipeline.delete(keys.closed)
-                for kept in (keys.elsewhere, keys.stats, keys.counts, keys.dead):
+                for kept in (keys.elsewhere, keys.stats, keys.counts, keys.dead, keys.turns):
                     pipeline.persist(kept)
                 pipeline.execute()
 
@@ -259,7 +259,7 @@ class DesiredStore:
         """Close a version's queue to new requests, unless it has work left or requests go to it."""
         keys = QueueKeys(self._prefix, model_key, levels).with_bulk
         inflight = [keys.inflight + instance for instance in instances]
-        kept = [keys.stats, keys.counts, keys.dead]
+        kept = [keys.stats, keys.counts, keys.dead, keys.turns]
         names = [self._keys.served, keys.closed, keys.elsewhere, *kept, *keys.lists, *inflight]
         client: Any = self._client
         name = model_key.partition("/")[0]

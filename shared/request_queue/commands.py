@@ -39,7 +39,7 @@ _LOST = (
 _CRASHED = InferResult(
     error=ModelCrashed(f"the worker process died {MAX_ATTEMPTS} times while running this request")
 ).encode()
-_TERMS = struct.Struct("<BdI")
+_TERMS = struct.Struct("<BdII")
 _REJECTED = InferResult(error=RequestExpired("Request timeout expired")).encode()
 
 
@@ -52,8 +52,8 @@ def as_push(
     return PushArguments(
         request.id, request.rows, request.priority, request.signature, request.timeout_seconds,
         milliseconds(request.timeout_seconds + limits.grace_seconds), body,
-        _terms(policy, request) if policy else b"", request.digest() if keys.cache else "",
-        int(request.named),
+        _terms(policy, request, limits) if policy or request.owner else b"",
+        request.digest() if keys.cache else "", int(request.named),
     )  # fmt: skip
 
 
@@ -76,10 +76,13 @@ def rejected_after(policy: QueuePolicy, request: InferRequest) -> float:
     return seconds or math.inf
 
 
-def _terms(policy: QueuePolicy, request: InferRequest) -> bytes:
-    seconds = queue_timeout(policy, request)
-    action = REJECT if policy.timeout_action == "REJECT" else DELAY
-    return _TERMS.pack(action if seconds else 0, seconds, policy.max_queue_size)
+def _terms(policy: QueuePolicy | None, request: InferRequest, limits: Limits) -> bytes:
+    action, seconds, max_queue_size = 0, 0.0, 0
+    if policy is not None:
+        seconds, max_queue_size = queue_timeout(policy, request), policy.max_queue_size
+        action = REJECT if policy.timeout_action == "REJECT" else DELAY
+    head = _TERMS.pack(action if seconds else 0, seconds, max_queue_size, limits.turn_rows)
+    return head + request.owner.encode()
 
 
 def push_command(
@@ -98,8 +101,8 @@ def pusher(keys: QueueKeys, limits: Limits) -> Callable[[Iterable[PushArguments]
 def _push_prefix(keys: QueueKeys, limits: Limits) -> tuple[Any, ...]:
     lists = keys.lists if limits.policies else keys.queues
     return (
-        "EVALSHA", script_digest("push"), 4 + len(lists), keys.bell, keys.bytes, keys.closed,
-        keys.elsewhere, *lists,
+        "EVALSHA", script_digest("push"), 5 + len(lists), keys.bell, keys.bytes, keys.closed,
+        keys.elsewhere, keys.turns, *lists,
         keys.body, keys.result, limits.requests, limits.bytes,
         keys.cache, milliseconds(limits.result_ttl_seconds), _IDEMPOTENT_MS, keys.levels,
     )  # fmt: skip

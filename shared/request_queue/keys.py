@@ -8,6 +8,7 @@ cluster. `ferry` is FERRY_KEY_PREFIX.
     ferry:{m/v}:delayed:<level>     list    those that waited too long, served after it   no
     ferry:{m/v}:bytes               string  body bytes of the tickets on the queues       no
     ferry:{m/v}:bell                list    at most one wake-up token, no data            no
+    ferry:{m/v}:turns               hash    API keys' turns on the queues, see _turns.lua no (see 4)
     ferry:{m/v}:closed              string  this version takes no requests any more       an hour
     ferry:{m/v}:elsewhere           string  `all` or `unnamed`: these requests go to      no (see 6)
                                             another version now
@@ -80,6 +81,7 @@ class QueueKeys:
         self.delayed = f"{tag}:delayed:"
         self.bytes = f"{tag}:bytes"
         self.bell = f"{tag}:bell"
+        self.turns = f"{tag}:turns"
         self.closed = f"{tag}:closed"
         self.elsewhere = f"{tag}:elsewhere"
         self.inflight = f"{tag}:inflight:"

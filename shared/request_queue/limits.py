@@ -25,8 +25,8 @@ class CacheLimits(NamedTuple):
 class Limits(NamedTuple):
     """The limits of one model version's queue: requests, and bytes of their bodies.
 
-    `policies` are those of its levels, level 1 first, or none. An answer that was in the cache is
-    kept for `result_ttl_seconds`, until it is read.
+    `policies` are those of its levels, level 1 first, or none. API keys take turns of `turn_rows`,
+    a batch's. An answer that was in the cache is kept for `result_ttl_seconds`, until it is read.
     A body outlives its request's deadline by `grace_seconds`: a batch that was claimed just before
     it may run so long, and without its body a request's answer is thrown away.
     """
@@ -35,13 +35,14 @@ class Limits(NamedTuple):
     bytes: int = 256 * 2**20
     grace_seconds: float = 60.0 + BATCH_MARGIN_SECONDS
     policies: tuple[QueuePolicy, ...] = ()
+    turn_rows: int = 1
     result_ttl_seconds: float = 60.0
     cache: CacheLimits = CacheLimits()
 
     @classmethod
     def of(cls, spec: ModelSpec, settings: Settings) -> Limits:
         """Return a model version's limits."""
-        return cls.usual(settings)._replace(policies=spec.queue_policies)
+        return cls.usual(settings).of_model(spec)
 
     @classmethod
     def usual(cls, settings: Settings) -> Limits:
@@ -53,6 +54,10 @@ class Limits(NamedTuple):
             result_ttl_seconds=settings.result_ttl_seconds,
             cache=CacheLimits(settings.cache_bytes, settings.cache_seconds),
         )
+
+    def of_model(self, spec: ModelSpec) -> Limits:
+        """Return the limits with what a model's config says."""
+        return self._replace(policies=spec.queue_policies, turn_rows=spec.batch_rows)
 
     def policy(self, level: int) -> QueuePolicy | None:
         """Return the policy of a level, if the model has any; none is of the queue for bulk."""

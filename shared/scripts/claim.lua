@@ -47,7 +47,7 @@ for list = first_list, #KEYS do
     chunk = redis.call('LRANGE', KEYS[list], position, position + max_rows - 1)
     for _, ticket in ipairs(chunk) do
       local version, attempts, level, on_timeout, ticket_rows, enqueued, deadline, queue_deadline, signature,
-        body_bytes = struct.unpack('@TICKET@', ticket)
+        _, body_bytes = struct.unpack('@TICKET@', ticket)
       local body = prefix .. string.sub(ticket, @ID@)
       if version ~= @TICKET_VERSION@ then
         body_bytes = struct.unpack('<I4', string.sub(ticket, @SIZE@, @ID@ - 1))

@@ -1,23 +1,27 @@
 -- push: accept requests, each once. Run by RequestQueue.push, through Courier, which sends several at once.
--- KEYS: bell, bytes, closed, elsewhere, then of each level its queue, and its delayed if there are queue policies
+-- KEYS: bell, bytes, closed, elsewhere, turns, then of each level its queue, and its delayed if there are queue policies
 -- ARGV: body and result key prefix, max_requests, max_bytes, cache (see _cache.lua), result_ttl_ms, idempotent_ttl_ms,
 --       levels, then id, rows, level, signature, timeout_seconds, body_ttl_ms, body, terms, digest,
 --       1 if it names this version, of each request
--- terms is empty, or of the level's queue policy: B on time-out, d its time-out in seconds, I4 max_queue_size.
+-- terms is empty, or of the level's queue policy B on time-out, d its time-out in seconds, I4 max_queue_size, then I4
+-- rows of a turn and the owner with whom others take turns (see _turns.lua), or none.
 -- Returns for each: 'queued', 'known' (this id is stored or answered already: a push sent again after a
 -- lost connection changes nothing), 'full <waiting>' (refused) or 'closed' (refused: this version is leaving, or
 -- such requests go to another one by now); of a model with a cache also 'hit' (answered already) or 'followed' (it waits for another's answer).
 -- include tell
 -- include cache
+-- include turns
 
 local bell, bytes_key = KEYS[1], KEYS[2]
 local body_prefix, result_prefix, max_requests, max_bytes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local cache = ARGV[5] ~= '' and response_cache(unpack(ARGV, 5, 7))
-local lists_of_level = (#KEYS - 4) / ARGV[8]
+local lists_of_level = (#KEYS - 5) / ARGV[8]
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
 local waiting = 0
-for list = 5, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[list]) end
+for list = 6, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[list]) end
+-- fast: at low load a request finds nobody to take turns with, then who had any is not written down.
+local is_new, is_alone = waiting == 0, waiting == 0 and #ARGV == 18
 -- An empty queue takes one request of any size, so only behind others the bytes count.
 local bytes = waiting > 0 and tonumber(redis.call('GET', bytes_key) or 0) or 0
 
@@ -26,20 +30,30 @@ local function goes_elsewhere(named)
   return who == 'all' or (who == 'unnamed' and named ~= '1')
 end
 
-local statuses, tickets, added, refused = {}, {}, 0, 0
+local statuses, tickets, added, refused, fair = {}, {}, 0, 0, nil
 for i = 1, (#ARGV - 8) / 10 do
   local id, rows, level, signature, timeout, ttl, payload, terms, digest, named =
     unpack(ARGV, 10 * i - 1, 10 * i + 8)
-  local body, result, place = body_prefix .. id, result_prefix .. id, 5 + (level - 1) * lists_of_level
+  local body, result, place = body_prefix .. id, result_prefix .. id, 6 + (level - 1) * lists_of_level
   local queue = KEYS[place]
-  local on_timeout, queue_timeout, max_level = 0, 0, 0
-  if #terms > 0 then on_timeout, queue_timeout, max_level = struct.unpack('<BdI4', terms) end
+  local on_timeout, queue_timeout, max_level, turn_rows, owner = 0, 0, 0, 0, ''
+  if #terms > 0 then
+    on_timeout, queue_timeout, max_level, turn_rows = struct.unpack('<BdI4I4', terms)
+    owner = string.sub(terms, 18)
+  end
   local on_level = 0
   if max_level > 0 then
     on_level = redis.call('LLEN', queue) + redis.call('LLEN', KEYS[place + 1]) + #(tickets[queue] or {})
   end
+  local turn = 0
+  if owner ~= '' and is_alone then
+    redis.call('DEL', KEYS[5])
+  elseif owner ~= '' then
+    fair = fair or fair_turns(KEYS[5], tickets, is_new)
+    turn = fair.next(queue, level, owner)
+  end
   local ticket = struct.pack('@TICKET@', @TICKET_VERSION@, 0, level, on_timeout, rows,
-    now, now + timeout, now + queue_timeout, signature, #payload) .. id
+    now, now + timeout, now + queue_timeout, signature, turn, #payload) .. id
   -- fast: nearly always there is none of them, and one question is enough.
   local unusual = redis.call('EXISTS', KEYS[3], KEYS[4], body, result) > 0
   local closed = unusual and (redis.call('EXISTS', KEYS[3]) == 1 or goes_elsewhere(named))
@@ -58,8 +72,12 @@ for i = 1, (#ARGV - 8) / 10 do
     statuses[i], refused = 'full ' .. waiting, refused + 1
   else
     redis.call('SET', body, payload, 'PX', ttl)
-    tickets[queue] = tickets[queue] or {}
-    table.insert(tickets[queue], ticket)
+    if fair and owner ~= '' then
+      fair.put(queue, ticket, rows / turn_rows)
+    else
+      tickets[queue] = tickets[queue] or {}
+      table.insert(tickets[queue], ticket)
+    end
     if asks then cache.lead(digest, ticket, ttl) end
     waiting, added = waiting + 1, added + #payload
     statuses[i] = 'queued'
@@ -67,6 +85,7 @@ for i = 1, (#ARGV - 8) / 10 do
 end
 if added > 0 then
   for queue, new in pairs(tickets) do redis.call('RPUSH', queue, unpack(new)) end
+  if fair then fair.keep() end
   redis.call('INCRBY', bytes_key, added)
   if redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
 end

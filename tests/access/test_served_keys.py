@@ -6,6 +6,7 @@ import http.client
 import json
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,27 @@ def test_an_idempotency_key_belongs_to_its_api_key(served: Served) -> None:
         headers = {"X_API_Key": served.secrets[key], "Idempotency_Key": "the same"}
         assert served.ask("POST", INFER, BODY, **headers)[0] == 200
     assert len(served.model.computed) == computed + 2
+
+
+def test_a_key_with_many_requests_delays_anothers_by_a_batch(served: Served) -> None:
+    def ask(key: str, value: int, **headers: str) -> int:
+        body = BODY.replace(b"[3, 4]", b"[%d, 0]" % value)
+        return served.ask("POST", INFER, body, X_API_Key=served.secrets[key], **headers)[0]
+
+    served.model.computed.clear()
+    served.model.gate.clear()
+    for value in range(1000, 1040):
+        assert ask("app", value, Prefer="respond-async") == 202
+    wait_until(served.model.busy, 30, "one is in flight")
+    depth = served.model.depth()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(ask, "ops", 1)
+        wait_until(lambda: served.model.depth() == depth + 1, 30, "the other key's waits")
+        served.model.gate.set()
+        assert other.result() == 200
+    wait_until(lambda: len(served.model.computed) == 41, 30, "all are computed")
+    in_front = served.model.computed.index(1) - (40 - depth)
+    assert in_front <= served.model.spec.max_batch_size
 
 
 def test_the_names_of_instances_are_for_admins(served: Served) -> None:

@@ -136,17 +136,17 @@ def test_a_request_that_expires_in_a_step_says_in_which(settings: Settings) -> N
         wait_until(lambda: driven.held() == 0, 10, "the ensemble lets go")
 
 
-def test_parameters_reach_every_step(settings: Settings) -> None:
+def test_parameters_and_the_api_key_reach_every_step(settings: Settings) -> None:
     with hand_driven(settings, chain("first", "second"), FIRST, SECOND) as driven:
-        waiting = driven.push(1.0, parameters={"tone": "soft"})
+        waiting = driven.push(1.0, parameters={"tone": "soft"}, owner="app")
         seen = []
         for name in ("first", "second"):
             item = driven.claim(name)
-            seen.append(dict(item.request().parameters))
+            seen.append((dict(item.request().parameters), item.request().owner))
             driven.answer(name, item)
         waiting.wait()
 
-    assert seen == [{"tone": "soft"}] * 2
+    assert seen == [({"tone": "soft"}, "app")] * 2
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ requests = some.fixed_dictionaries(
         "size": some.sampled_from([40, 40, FAILING_SIZE, 150, 500]),
         "asynchronous": some.sampled_from([False, False, True]),
         "terms": some.sampled_from([NO_TERMS, NO_TERMS, REJECTED, DELAYED]),
+        "owner": some.sampled_from(["", "", "a", "a", "b"]),
     }
 )
 
@@ -54,6 +55,7 @@ class Queue(RuleBasedStateMachine):
 
     url = ""
     batching = Batching()
+    has_keys = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,6 +73,8 @@ class Queue(RuleBasedStateMachine):
     def push(self, asked) -> None:
         if not self.batching.has_policies:
             asked = [each | {"terms": NO_TERMS} for each in asked]
+        if not self.has_keys:
+            asked = [each | {"owner": ""} for each in asked]
         self.model.push([self.model.new_push(**each) for each in asked])
 
     @precondition(lambda self: not all(self.model.held))
@@ -220,12 +224,17 @@ class Queue(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    "batching",
-    [Batching(), Batching((2,), preserve_ordering=True, has_policies=True)],
-    ids=["as it is by itself", "with policies, preferred sizes and ordered answers"],
+    ("batching", "has_keys"),
+    [
+        (Batching(), False),
+        (Batching((2,), preserve_ordering=True, has_policies=True), True),
+    ],
+    ids=["as it is by itself", "with keys, policies, preferred sizes and ordered answers"],
 )
-def test_nothing_is_lost_and_nothing_is_answered_twice(redis_url: str, batching: Batching) -> None:
-    Queue.url, Queue.batching = redis_url, batching
+def test_nothing_is_lost_and_nothing_is_answered_twice(
+    redis_url: str, batching: Batching, has_keys: bool
+) -> None:
+    Queue.url, Queue.batching, Queue.has_keys = redis_url, batching, has_keys
     run_state_machine_as_test(
         Queue,
         settings=settings(
@@ -239,4 +248,4 @@ def test_nothing_is_lost_and_nothing_is_answered_twice(redis_url: str, batching:
 
 
 def test_the_model_knows_every_documented_key() -> None:
-    assert len(DOCUMENTED) == 21
+    assert len(DOCUMENTED) == 22

@@ -59,7 +59,7 @@ def test_the_scripts_know_where_everything_stands_in_a_ticket(queue: AgedQueue) 
     known = ["LEVEL", "ON_TIMEOUT", "ENQUEUED", "DEADLINE", "SIZE", "ID"]
     places = [int(filled_in(f"@{name}@")) for name in known]
 
-    assert struct.calcsize(filled_in("@TICKET@").replace("I4", "I").replace("c8", "8s")) == 44
+    assert struct.calcsize(filled_in("@TICKET@").replace("I4", "I").replace("c8", "8s")) == 52
     version, _, level, on_timeout, _, enqueued, deadline, *_, size = TICKET.unpack_from(ticket)
     assert version == TICKET_VERSION
     read = [ticket[place - 1 :] if place > 0 else ticket[place:] for place in places]

@@ -204,6 +204,7 @@ class EnsembleScheduler:
             request.decoded.parameters,
             named,
             request.decoded.queue_timeout_seconds,
+            request.decoded.owner,
         )
 
     def _ask_later(self, request: EnsembleRequest, number: int) -> None:

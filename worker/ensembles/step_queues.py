@@ -42,6 +42,7 @@ class StepRequest(NamedTuple):
     parameters: Parameters
     named: bool
     queue_timeout_seconds: float = 0.0
+    owner: str = ""
 
 
 class StepQueues:
@@ -86,7 +87,7 @@ class StepQueues:
 
         Raises RequestExpired, or BadModelOutput for tensors that are too large to be handed on.
         """
-        model, inputs, outputs, deadline, priority, parameters, named, wish = request
+        model, inputs, outputs, deadline, priority, parameters, named, wish, owner = request
         seconds = deadline - time.monotonic()
         if wish and not (model.queue_policies or model.steps):
             seconds, wish = min(seconds, wish), 0.0
@@ -111,6 +112,7 @@ class StepQueues:
                 parameters,
                 wish,
                 named,
+                owner,
             ),
             then,
         )
@@ -124,8 +126,7 @@ class StepQueues:
         queue = self._queues.get(model.key)
         if queue is None:
             keys = QueueKeys.of(model, self._prefix).with_bulk
-            limits = self._limits._replace(policies=model.queue_policies)
-            queue = RequestQueue(self._client, keys, limits)
+            queue = RequestQueue(self._client, keys, self._limits.of_model(model))
             self._queues[model.key] = queue
         return queue
 

@@ -94,7 +94,7 @@ class OtherModels:
     def _queue(self, model: ModelSpec) -> RequestQueue:
         with self._lock:
             if model.key not in self._queues:
-                limits = self._job.limits._replace(policies=model.queue_policies)
+                limits = self._job.limits.of_model(model)
                 keys = QueueKeys.of(model, self._job.key_prefix)
                 self._queues[model.key] = RequestQueue(self._client, keys, limits)
             return self._queues[model.key]

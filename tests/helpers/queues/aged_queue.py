@@ -39,6 +39,7 @@ class Asked(NamedTuple):
     deadline: float = 1000.0
     asynchronous: bool = False
     idempotent: bool = False
+    owner: str = ""
 
     @property
     def id(self) -> str:
@@ -71,7 +72,7 @@ class AgedQueue:
     def _push(self, asked: Asked) -> str:
         request = InferRequest(
             asked.id, asked.rows, (), (), asked.deadline, asked.shape.encode() * 8, asked.level,
-            queue_timeout_seconds=asked.timeout,
+            queue_timeout_seconds=asked.timeout, owner=asked.owner,
         )  # fmt: skip
         keys = self.keys if asked.level <= self.spec.levels else self.keys.with_bulk
         push = as_push(request, keys, self.limits)
@@ -171,6 +172,6 @@ def name_of(request_id: str | bytes) -> str:
 
 
 def _older(ticket: bytes, seconds: float) -> bytes:
-    *first, enqueued, deadline, queue_deadline, signature, size = TICKET.unpack_from(ticket)
+    *first, enqueued, deadline, queue_deadline, signature, turn, size = TICKET.unpack_from(ticket)
     times = [when - seconds for when in (enqueued, deadline, queue_deadline)]
-    return TICKET.pack(*first, *times, signature, size) + ticket[TICKET.size :]
+    return TICKET.pack(*first, *times, signature, turn, size) + ticket[TICKET.size :]

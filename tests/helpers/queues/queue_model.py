@@ -6,6 +6,7 @@ have been lost with a connection is played by running a beginning of what was wr
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from itertools import count
@@ -32,6 +33,7 @@ from shared.wire.wire import open_wire
 LIMITS = Limits(requests=6, bytes=400)
 PROCESS = "beefbeef"
 RESULT_TTL_SECONDS = 60.0
+NO_POLICY = struct.pack("<BdI", 0, 0.0, 0)
 
 
 class QueueModel:
@@ -52,7 +54,7 @@ class QueueModel:
         self.names = ["i0.0", "i1.0"]
         self.held: list[list[Claimed]] = [[], []]
         self.unrecovered: list[str] = []
-        self.last_claimed = {1: -1, 2: -1}
+        self.last_claimed = Counter[tuple[int, str]]()
         self.counts = Counter[str]()
         self.bell_lost = False
         self.batching = batching
@@ -61,17 +63,22 @@ class QueueModel:
         self.claimed: list[str] = []
         self.expired: set[str] = set()
 
-    def new_push(self, asynchronous: bool, size: int, **terms) -> PushArguments:
-        """Make a request with a body of its own."""
+    def new_push(
+        self, asynchronous: bool, size: int, owner: str, terms: bytes, **rest
+    ) -> PushArguments:
+        """Make a request with a body of its own, perhaps of an API key; a turn has 2 rows."""
+        if owner or terms:
+            terms = (terms or NO_POLICY) + struct.pack("<I", 2) + owner.encode()
         request_id = f"{ASYNCHRONOUS if asynchronous else PROCESS}{next(self.numbers):024x}"
         body = request_id.encode().ljust(size, b".")
         return PushArguments(
-            id=request_id, timeout_seconds=1000.0, ttl_ms=1_060_000, body=body, **terms
+            id=request_id, timeout_seconds=1000.0, ttl_ms=1_060_000, body=body, terms=terms, **rest
         )
 
     def push(self, pushes: list[PushArguments]) -> None:
         """Push for the first time; checks what is accepted and what is refused."""
-        waiting = sum(len(self.queue(level)) for level in (1, 2))
+        before = [ticket.id for level in (1, 2) for ticket in self.queue(level)]
+        waiting = len(before)
         waiting_bytes = int(self.client.get(self.keys.bytes) or 0)
         for push, status in zip(pushes, self.send_push(pushes), strict=True):
             size = len(push.body)
@@ -84,6 +91,8 @@ class QueueModel:
                 self.asked[push.id] = asked = Asked(push, next(self.numbers))
                 if push.id.startswith(PROCESS):
                     self.waiting[push.id] = asked
+        after = [ticket.id for level in (1, 2) for ticket in self.queue(level)]
+        assert [each for each in after if each in set(before)] == before, "moved by a push"
 
     def resume(self) -> None:
         """As the courier does: take every answer, then push again what is not answered."""
@@ -134,8 +143,8 @@ class QueueModel:
                 behind = self.queue(ticket.level)[: -len(self.delayed(ticket.level)) or None]
                 assert asked.is_again or not self.live(behind), "a delayed one was not the last"
             elif not (asked.returned or asked.is_again):
-                assert asked.order > self.last_claimed[ticket.level], "overtaken on its level"
-                self.last_claimed[ticket.level] = asked.order
+                assert asked.order > self.last_claimed[ticket.level, asked.owner], "overtaken"
+                self.last_claimed[ticket.level, asked.owner] = asked.order
 
     def send_claim(self, slot: int, max_rows: int, delay_seconds: float = 0.0) -> list[Claimed]:
         """Run claim.lua without waiting for the bell; checks what it drops."""

@@ -28,6 +28,8 @@ DOCUMENTED = [
 ]
 
 
+TURN_ROWS_END = 17
+"""Of the terms of a push: behind them stands the API key."""
 FAILING_SIZE = 41
 """The model raises on the requests whose body has it."""
 
@@ -48,6 +50,11 @@ class Asked:
     is_again: bool = False
     deliveries: int = 0
 
+    @property
+    def owner(self) -> str:
+        """Return the API key that it came with."""
+        return self.push.terms[TURN_ROWS_END:].decode()
+
 
 class Ticket(NamedTuple):
     """One ticket as it stands on a list."""
@@ -61,6 +68,7 @@ class Ticket(NamedTuple):
     body_bytes: int
     deadline: float
     queue_deadline: float = 0.0
+    turn: float = 0.0
 
     @property
     def overdue(self) -> int:
@@ -70,21 +78,23 @@ class Ticket(NamedTuple):
     @classmethod
     def read(cls, raw: bytes) -> Ticket:
         _, attempts, level, on_timeout, rows, _, *rest = TICKET.unpack_from(raw)
-        deadline, queue_deadline, signature, size = rest
+        deadline, queue_deadline, signature, turn, size = rest
         request_id = raw[TICKET.size :].decode()
         return cls(
-            request_id, attempts, level, on_timeout, rows, signature, size, deadline, queue_deadline
+            request_id, attempts, level, on_timeout, rows, signature, size, deadline,
+            queue_deadline, turn,
         )  # fmt: skip
 
     @staticmethod
     def made_late(raw: bytes) -> bytes:
-        *first, _, queue_deadline, signature, size = TICKET.unpack_from(raw)
-        return TICKET.pack(*first, 0.0, queue_deadline, signature, size) + raw[TICKET.size :]
+        *first, _, queue_deadline, signature, turn, size = TICKET.unpack_from(raw)
+        times = (0.0, queue_deadline)
+        return TICKET.pack(*first, *times, signature, turn, size) + raw[TICKET.size :]
 
     @staticmethod
     def made_overdue(raw: bytes) -> bytes:
-        *first, _, signature, size = TICKET.unpack_from(raw)
-        return TICKET.pack(*first, 0.0, signature, size) + raw[TICKET.size :]
+        *first, _, signature, turn, size = TICKET.unpack_from(raw)
+        return TICKET.pack(*first, 0.0, signature, turn, size) + raw[TICKET.size :]
 
 
 class Seen(NamedTuple):

@@ -1,0 +1,85 @@
+-- Fair turns between the API keys whose requests wait on one level: lower turns stand in front, those of one turn in
+-- the order of their arrival. Included by push.lua. An owner has turn after turn, of so many rows each; who has had
+-- none for a while joins in the turn that is being served. So a thousand requests of one owner delay another's by
+-- what is left of one turn. A ticket without an owner has turn 0 and stands where it came.
+-- `turns` has in turns what each owner was given on a level, `<level>:<owner>`; the most that any was, `<level>:most`,
+-- and the turn at the head as last seen, `<level>:now`. They begin anew when nothing was waiting (`is_new`). `tickets`
+-- has by queue what is still to be appended to it.
+local function fair_turns(turns, tickets, is_new)
+  local fair, levels, given = {}, {}, {}
+  local name, seen, turn, is_last
+  if is_new then redis.call('DEL', turns) end
+
+  local function turn_of(ticket)
+    return string.byte(ticket) == @TICKET_VERSION@ and struct.unpack('<d', ticket, @TURN@) or 0
+  end
+
+  local function flush(queue)
+    if tickets[queue] then redis.call('RPUSH', queue, unpack(tickets[queue])) end
+    tickets[queue] = nil
+  end
+
+  -- Puts a ticket behind all of its own and of earlier turns.
+  -- fast: who has least waiting stands in front, where LINSERT begins to look.
+  local function insert(queue, ticket, turn)
+    local low, high, behind = -1, 0, redis.call('LINDEX', queue, 0)
+    while behind and turn_of(behind) <= turn do
+      low, high = high, 2 * high + 1
+      behind = redis.call('LINDEX', queue, high)
+    end
+    while high - low > 1 do
+      local middle = math.floor((low + high) / 2)
+      local other = redis.call('LINDEX', queue, middle)
+      if other and turn_of(other) <= turn then low = middle else high, behind = middle, other end
+    end
+    if behind then redis.call('LINSERT', queue, 'BEFORE', behind, ticket) else redis.call('RPUSH', queue, ticket) end
+  end
+
+  -- Returns the turn of an owner's next request on a level.
+  function fair.next(queue, level, owner)
+    name = level .. ':' .. owner
+    if not given[name] then
+      local found = is_new and {} or redis.call('HMGET', turns, level .. ':now', level .. ':most', name)
+      levels[level] = levels[level] or {now = tonumber(found[1] or 1), most = tonumber(found[2] or 1)}
+      given[name] = tonumber(found[3] or 1)
+    end
+    seen, turn = levels[level], math.floor(given[name])
+    is_last = turn >= math.floor(seen.most)
+    if not is_last then
+      flush(queue)
+      local head = redis.call('LINDEX', queue, 0)
+      seen.now = head and math.max(seen.now, turn_of(head)) or math.floor(seen.most)
+      given[name] = math.max(given[name], seen.now)
+      turn = math.floor(given[name])
+    end
+    return turn
+  end
+
+  -- Puts the ticket of this request there, which takes a `share` of the turn.
+  function fair.put(queue, ticket, share)
+    if is_last then
+      tickets[queue] = tickets[queue] or {}
+      table.insert(tickets[queue], ticket)
+    else
+      insert(queue, ticket, turn)
+    end
+    given[name] = given[name] + share
+    seen.most = math.max(seen.most, given[name])
+  end
+
+  -- Writes down what was given.
+  function fair.keep()
+    local fields = {}
+    for level, of in pairs(levels) do
+      for field, value in pairs(of) do
+        fields[#fields + 1], fields[#fields + 2] = level .. ':' .. field, value
+      end
+    end
+    for field, value in pairs(given) do
+      fields[#fields + 1], fields[#fields + 2] = field, value
+    end
+    redis.call('HSET', turns, unpack(fields))
+  end
+
+  return fair
+end
