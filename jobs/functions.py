@@ -156,8 +156,7 @@ def optimise(order: OptimiseJob, run: Run) -> dict[str, Any]:
 def edge(order: EdgeJob, run: Run) -> dict[str, Any]:
     """Make a bundle for phones and boards."""
     bundles = importlib.import_module("worker.optimise.edge.bundle")
-    name = order.output or f"{order.model}-{order.version or 'latest'}-{order.to}"
-    place = places.output_file(run.settings, "output", name)
+    place = places.edge_directory(run.settings, order)
     _check_exported(order, run)
     run.reporter.progress(0.05, "making files")
     made = bundles.make_bundle(
@@ -167,7 +166,8 @@ def edge(order: EdgeJob, run: Run) -> dict[str, Any]:
         ),
         run.repository, run.environ, run.reporter.say,
     )  # fmt: skip
-    return {"output": name, "files": sorted(made.manifest["files"])}
+    output = order.output or place.name
+    return {"output": output, "files": sorted(made.manifest["files"])}
 
 
 FUNCTIONS: Mapping[str, Callable[[Any, Run], dict[str, Any]]] = {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,14 @@ from api.payloads.v2_json import load_object
 from api.routes.flask_side import json_response, services
 from api.routes.operations import STREAMS
 from api.server.body import MAX_ORDER_BYTES, read_body, read_form
-from shared.errors import BadRequest, FerryError, JobNotEnded, RedisUnavailable, Unsupported
+from shared.errors import (
+    BadRequest,
+    FerryError,
+    JobNotEnded,
+    QueueFull,
+    RedisUnavailable,
+    Unsupported,
+)
 from shared.jobs import places
 from shared.jobs.orders import EdgeJob, PredictJob, checked_id, read_order
 from shared.jobs.store import ENDED, JobStore, checked_limit
@@ -83,9 +92,11 @@ def _submit(kind: str) -> Response:
     if isinstance(order, PredictJob):
         _check_predict(order, job_id, has_upload=file is not None)
     _check_paths(order)
-    if file is not None:
-        _keep(file, places.job_folder(services().settings, job_id), ending)
-    store.submit(job_id, kind, order, ending)
+    if file is None:
+        store.submit(job_id, kind, order)
+    else:
+        with _kept(file, places.job_folder(services().settings, job_id), ending):
+            store.submit(job_id, kind, order, ending)
     return json_response(store.find(job_id), 202, (("Location", f"/jobs/{job_id}"),))
 
 
@@ -147,11 +158,20 @@ def _fields(kind: str) -> tuple[dict[str, Any], Any]:
     return load_object(read_body(MAX_ORDER_BYTES) or b"{}", ()), None
 
 
-def _keep(file: FileStorage, folder: Path, ending: str) -> None:
+@contextmanager
+def _kept(file: FileStorage, folder: Path, ending: str) -> Iterator[None]:
+    """Keep an upload, unless there is no room for it, or in the block none for its job.
+
+    Where Redis went meanwhile the job may be there: then it has its file.
+    """
     try:
         folder.mkdir(parents=True, mode=0o700)
         file.save(folder / f"{places.UPLOAD}{ending}")
-    except OSError as error:
+        yield
+    except (OSError, QueueFull) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, QueueFull):
+            raise
         raise RedisUnavailable(f"the upload cannot be kept: {error.strerror}") from error
 
 
@@ -170,6 +190,8 @@ def _check_predict(order: PredictJob, job_id: str, *, has_upload: bool) -> None:
     if order.output and Path(order.output).suffix.lower() not in OUTPUTS:
         raise BadRequest(f"field 'output': {order.output!r}: expected .ndjson or .parquet")
     output = places.answers_file(settings, job_id, order)
+    if order.input and output == places.input_file(settings, "input", order.input):
+        raise BadRequest(f"field 'output': {order.output!r} is the input, expected another file")
     if output.exists() and not order.restart:
         raise BadRequest(
             f"field 'output': {order.output!r} is there already, \"restart\": true writes it anew"
@@ -182,8 +204,8 @@ def _check_paths(order: Any) -> None:
     for field in ("input", "data", "weights", "labels", "tokenizer"):
         if name := getattr(order, field, ""):
             places.input_file(settings, field, name)
-    if isinstance(order, EdgeJob) and order.output:
-        places.output_file(settings, "output", order.output)
+    if isinstance(order, EdgeJob):
+        places.edge_directory(settings, order)
     for field in ("original", "against"):
         if ":" in (path := getattr(order, field, "")):
             places.check_module(settings, path.partition(":")[0])

@@ -36,12 +36,15 @@ def _listed(name: str) -> dict[str, object]:
 
 @blueprint.get("/v1/models/<name>")
 def model(name: str) -> Response:
-    """Answer 200 when an instance serves the model; raises ModelNotReady (503), as KServe does."""
+    """Answer 200 when an instance serves the model; raises ModelNotReady (503), as KServe does.
+
+    OpenAI's clients read the other fields.
+    """
     catalog = services().catalog
     if not catalog.is_ready(name):
         catalog.serving(name)  # raises the reason, if there is more to say than the next line
         raise ModelNotReady(f"model '{name}' is not ready")
-    return json_response({"name": name, "ready": True})
+    return json_response({"name": name, "ready": True, **_listed(name)})
 
 
 @blueprint.get("/v1/models/<name>/versions/<version>")

@@ -66,9 +66,9 @@ def predict(environ: Mapping[str, str], bulk: Bulk) -> int:
         try:
             done: Progress = predict_all(bulk, client, settings, told)
         except OSError as error:
+            where, why = error.filename or bulk.output, error.strerror or error
             raise CannotStart(
-                f"{error.filename or bulk.output}: {error.strerror}; the same command goes on "
-                "where this one stopped"
+                f"{where}: {why}; the same command goes on where this one stopped"
             ) from error
     print(f"{bulk.output}: {done.done} rows, {done.errors} of them errors", file=sys.stderr)
     return int(done.errors == done.done > 0)

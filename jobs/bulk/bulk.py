@@ -113,6 +113,8 @@ def predict(
     that cannot be, UnknownModel, ModelNotReady once nothing was answered for PATIENCE_SECONDS, and
     OSError of the disk; what was written stays.
     """
+    if bulk.output.resolve() == bulk.input.resolve():
+        raise BadRequest(f"{bulk.output}: it is the input, expected another file for the answers")
     if not 1 <= bulk.top_k <= MAX_TOP_K:
         raise BadRequest(f"top_k is {bulk.top_k}, expected 1 to {MAX_TOP_K}")
     job = _Job(bulk, client, settings)

@@ -122,8 +122,11 @@ class OutputFile:
         self._stream.close()
         if self._path.suffix.lower() == ".parquet":
             made = self._path.with_name(f"{self._path.name}.making")
-            _write_parquet(self._partial, made)
-            made.replace(self._path)
+            try:
+                _write_parquet(self._partial, made)
+                made.replace(self._path)
+            finally:
+                made.unlink(missing_ok=True)  # half of it takes room that who resumes needs
             self._partial.unlink()
         else:
             self._partial.replace(self._path)
@@ -139,8 +142,10 @@ class OutputFile:
                 said = {"cancelled": cancelled, "rows": self.lines}
                 self._stream.write(orjson.dumps(said) + b"\n")
         finally:
-            self._stream.close()
-            self._lock.close()
+            try:
+                self._stream.close()  # which raises where the disk is full
+            finally:
+                self._lock.close()
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:

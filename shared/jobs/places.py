@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from shared.errors import BadRequest
-from shared.jobs.orders import PredictJob, checked_id
+from shared.jobs.orders import EdgeJob, PredictJob, checked_id
 from shared.settings import Settings
 
 UPLOAD = "input"
@@ -69,6 +69,15 @@ def output_file(settings: Settings, field: str, name: str, *beside: str) -> Path
     if place == Path(settings.job_outputs).resolve():
         raise BadRequest(f"field {field!r}: {name!r} is the directory itself, name a place in it")
     return place
+
+
+def edge_directory(settings: Settings, order: EdgeJob) -> Path:
+    """Return where a bundle goes, by the model's name where none is asked for.
+
+    Raises BadRequest.
+    """
+    name = order.output or f"{order.model}-{order.version or 'latest'}-{order.to}"
+    return output_file(settings, "output", name)
 
 
 def answers_file(settings: Settings, job_id: str, order: PredictJob) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from errno import ENOSPC
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,15 @@ from answers import refusal
 from flask import Flask
 from flask.testing import FlaskClient
 from registered import register, spec
+from werkzeug.datastructures import FileStorage
 
 from api.app import create_app
 from api.pages import stream
 from api.routes.operations import STREAMS
 from api.server.body import MAX_ORDER_BYTES
+from shared.errors import QueueFull
 from shared.jobs.orders import LONGEST_ORDER
+from shared.jobs.store import JobStore
 from shared.model_spec import MAX_TOP_K, TensorSpec
 from shared.settings import Settings
 
@@ -84,6 +89,39 @@ def test_a_name_or_number_too_large_is_refused_at_once(
     refused = client.post(f"/jobs/{kind}", json={"model": "tiny", **fields})
 
     assert says in refusal(refused, 400, "bad_request")
+
+
+@pytest.mark.parametrize("fields", [{}, {"output": "bundle"}, {"version": "1"}])
+def test_a_bundle_without_a_place_to_write_it_is_refused_at_once(
+    app: Flask, settings: Settings, fields: dict[str, str]
+) -> None:
+    nowhere = create_app(replace(settings, job_files=str(app.root_path))).test_client()
+
+    refused = nowhere.post("/jobs/edge", json={**EDGE, **fields})
+
+    assert "FERRY_JOB_OUTPUTS is not set" in refusal(refused, 400, "bad_request")
+
+
+def test_an_upload_that_finds_no_room_leaves_nothing_behind(
+    client: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upload() -> Any:
+        form = {"model": "tiny", "input": (BytesIO(b"a\n1\n"), "rows.csv")}
+        return client.post("/jobs/predict", data=form)
+
+    def save(_: FileStorage, place: Path) -> None:
+        place.write_bytes(b"a")
+        raise OSError(ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileStorage, "save", save)
+        assert "No space left" in refusal(upload(), 503, "redis_unavailable")
+    with monkeypatch.context() as patch:  # it was taken by others between two looks
+        patch.setattr(JobStore, "submit", lambda *_: (_ for _ in ()).throw(QueueFull("full")))
+        refusal(upload(), 503, "queue_full")
+
+    assert list((tmp_path / "files").iterdir()) == []
+    assert client.get("/jobs").json == {"jobs": []}
 
 
 def test_streams_of_jobs_share_the_pages_places_and_end_with_the_process(

@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 import redis
+import requests
 import torch
-from ferry_processes import environment, running_worker
+from ferry_processes import environment, free_port, running_gunicorn, running_worker
 from flask.testing import FlaskClient
 from jobs_worker import running_jobs_worker, start_jobs_worker
 from own_valkey import OwnValkey
 from scripted_models import add_model
 from waiting import wait_until
-from worker_processes import seen
+from worker_processes import descendants, seen
 
 from api.app import create_app
 from ferry.cli import main
@@ -141,6 +142,28 @@ def test_valkey_an_instance_and_the_job_s_process_may_die_under_it(jobs: Jobs) -
 
     assert done["state"] == "finished", done
     assert jobs.answers("outage.ndjson") == [doubled(number) for number in range(ROWS)]
+
+
+def test_an_upload_outlives_the_api_that_took_it(jobs: Jobs, tmp_path: Path) -> None:
+    write_rows(tmp_path / "upload.csv", ROWS)
+    served = replace(jobs.settings, port=free_port())
+    with running_jobs_worker(jobs.settings), running_gunicorn(served) as api:
+        with (tmp_path / "upload.csv").open("rb") as file:
+            answer = requests.post(
+                f"http://127.0.0.1:{served.port}/jobs/predict", {"model": "twice"},
+                files={"input": file}, timeout=60,
+            )  # fmt: skip
+        job_id = answer.json()["id"]
+        jobs.goes_on(job_id)
+        for pid in (api.pid, *descendants(api.pid)):
+            os.kill(pid, signal.SIGKILL)
+        assert jobs.job(job_id)["state"] == "started"
+        done = jobs.wait(job_id)
+
+    assert (answer.status_code, done["state"], done["starts"]) == (202, "finished", 1), done
+    assert [json.loads(line) for line in jobs.fetch(job_id).data.splitlines()] == [
+        doubled(number) for number in range(ROWS)
+    ]
 
 
 def test_a_cancelled_job_leaves_whole_lines_that_say_so_and_goes_on_when_asked(jobs: Jobs) -> None:

@@ -250,6 +250,10 @@ def test_a_version_can_be_named_and_both_dialects_list_models(client: openai.Ope
     ]
     assert all(isinstance(model.created, int) for model in listed)
     assert listed.model_extra == {"models": names}
+    one = client.models.retrieve("sentences")
+    assert one.to_dict() == {**listed.data[0].to_dict(), "name": "sentences", "ready": True}
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nobody's")
 
 
 def test_a_body_that_cannot_be_read_is_refused_in_openais_form(served_models: Settings) -> None:

@@ -352,7 +352,8 @@ def test_the_models_are_listed(port: int) -> None:
 
 
 def test_a_model_is_ready_or_503_or_404(port: int) -> None:
-    assert answer(get(port, "/v1/models/echo")) == {"name": "echo", "ready": True}
+    told = answer(get(port, "/v1/models/echo"))
+    assert (told["name"], told["ready"], told["id"]) == ("echo", True, "echo")
     assert "not ready" in refusal(get(port, "/v1/models/loading"), 503, "model_not_ready")
     refusal(get(port, "/v1/models/nothing"), 404, "unknown_model")
 

@@ -251,10 +251,14 @@ class EmbeddingList(TypedDict):
 
 @closed
 class V1Ready(TypedDict):
-    """A model that is served."""
+    """A model that is served, in KServe's fields and in those of OpenAI's clients."""
 
     name: str
     ready: Literal[True]
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
 
 
 @closed
