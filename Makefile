@@ -10,7 +10,7 @@ PYTEST := python -m pytest --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install samples up test test-quick test-gpu test-browser check bench chaos soak siege docs map hooks lock openapi clean
+.PHONY: help install samples up test test-quick test-user test-gpu test-browser check bench chaos soak siege docs map hooks lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -55,6 +55,10 @@ test: samples ## Run the whole test suite, LANES files at a time
 
 test-quick: samples ## Run the tests of files that start no servers
 	$(BIN)/$(PYTEST) --numprocesses 2 -m quick
+
+test-user: samples ## Run the tests of the queue as the Redis user that docs/security.md gives
+	TEST_REDIS_USER=1 $(BIN)/$(PYTEST) --numprocesses $(LANES) \
+	    tests/request_queue tests/courier tests/cache tests/registry
 
 test-gpu: $(INSTALLED) ## Run the tests that need a GPU, whole systems among them
 	timeout 480 $(BIN)/python -m pytest -rs tests/gpu

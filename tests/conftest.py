@@ -10,6 +10,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+import acl_user
 import lanes
 import older_redis
 import pytest
@@ -45,7 +46,7 @@ def server() -> Iterator[None]:
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a private Valkey server that lives as long as the test run."""
     with running(tmp_path_factory.mktemp("valkey")) as server:
-        yield server.url
+        yield acl_user.url_for(server.url)
     # The couriers of all tests are daemons: behind the last line they would say that it is gone.
     logging.getLogger("shared").setLevel(logging.CRITICAL)
 

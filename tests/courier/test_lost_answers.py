@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from dataclasses import replace
 
@@ -127,7 +128,7 @@ def test_a_user_who_may_not_listen_finds_the_answers_stored(settings: Settings) 
     rights = ("on", ">word", "~*", "resetchannels", "+@all")
     admin.execute_command("ACL", "SETUSER", name, *rights)
     try:
-        url = settings.redis_url.replace("//", f"//{name}:word@")
+        url = re.sub("//(.*@)?", f"//{name}:word@", settings.redis_url)
         ends = TwoEnds(replace(settings, redis_url=url))
         waiting = ends.push(2)
 

@@ -25,6 +25,7 @@ LONGEST = (
     "tests/cli/test_ferry_up.py",
     "tests/cli/test_ferry_serve.py",
     "tests/routes/test_model_control.py",
+    "tests/system/test_acl_user.py",
     "tests/jobs/test_bulk.py",
     "tests/request_queue/test_queue_model.py",
     "tests/openapi/test_contract.py",

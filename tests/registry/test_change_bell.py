@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select
 import time
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ def test_who_may_not_listen_or_speak_is_told_once_and_writes_all_the_same(
     user = f"mute-{time.monotonic_ns()}"
     redis.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "resetchannels", "+@all")
     try:
-        with connect(settings.redis_url.replace("unix://", f"unix://{user}:pw@")) as mute:
+        with connect(re.sub("//(.*@)?", f"//{user}:pw@", settings.redis_url)) as mute:
             bell, store = (
                 ChangeBell(mute, settings.key_prefix),
                 DesiredStore(mute, settings.key_prefix),
