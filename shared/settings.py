@@ -307,6 +307,45 @@ class Settings(JobSettings):
         "1 logs a line for each HTTP request: client, method, path, status, time, request id",
         check.flag,
     )
+    otel_exporter_otlp_endpoint: str = _setting(
+        "",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OpenTelemetry collector that is sent traces by OTLP over HTTP, as "
+        "`http://127.0.0.1:4318`; unset: nothing is traced. OpenTelemetry's other variables hold "
+        "too, as OTEL_SERVICE_NAME",
+        check.http_url,
+    )
+    otel_exporter_otlp_traces_endpoint: str = _setting(
+        "",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        "the same for traces alone, with its path",
+        check.http_url,
+    )
+    otel_exporter_otlp_protocol: str = _setting(
+        "http/protobuf",
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+        "how the collector is spoken to: no other way is there",
+        check.one_of("http/protobuf"),
+    )
+    otel_traces_sampler_arg: float = _setting(
+        1.0,
+        "OTEL_TRACES_SAMPLER_ARG",
+        "part of the requests that is traced where a collector is named, from 0 to 1, until trace "
+        "settings (docs/operating.md) say otherwise",
+        check.share,
+    )
+
+    @property
+    def traces_url(self) -> str:
+        """Return where traces are sent, empty for nowhere."""
+        if self.otel_exporter_otlp_traces_endpoint or not self.otel_exporter_otlp_endpoint:
+            return self.otel_exporter_otlp_traces_endpoint
+        return f"{self.otel_exporter_otlp_endpoint.rstrip('/')}/v1/traces"
+
+    @property
+    def trace_rate(self) -> int:
+        """Return of how many requests one is traced, 0 for none."""
+        return round(1 / self.otel_traces_sampler_arg) if self.otel_traces_sampler_arg else 0
 
     @property
     def longest_timeout_seconds(self) -> float:

@@ -31,6 +31,7 @@ class InstanceJob:
     `limits.cache` holds for its own queue, all of `limits` for those of an ensemble's steps. `cold`
     says why it is not to be warmed up with made-up inputs, if it is not. `memory_bytes` is what the
     last one took of its GPU, 0 for the first. It may grow by `max_growth_bytes`, 0 for any number.
+    `traces_url` is where its spans go, empty for nowhere.
     """
 
     id: str
@@ -50,3 +51,4 @@ class InstanceJob:
     memory_bytes: int = 0
     max_growth_bytes: int = 0
     log_format: str = "text"
+    traces_url: str = ""

@@ -18,6 +18,7 @@ EXTENSIONS = [
     "model_configuration",
     "schedule_policy",
     "statistics",
+    "trace",
     "logging",
 ]
 

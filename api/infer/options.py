@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from api.tracing import TRACE, RequestTrace
 from shared.errors import BadRequest, shown
 from shared.logs import REQUEST_ID_VARIABLE
 from shared.messages import NO_PARAMETERS, Parameters
@@ -23,7 +24,7 @@ class RequestOptions(NamedTuple):
     `parameters` are those that Ferry itself has no use for: the model gets them.
     `queue_timeout_seconds` is v2's `timeout`, 0 without: of a model with queue policies it is for
     these to judge, of an ensemble for its steps' models, of any other it is the request's deadline.
-    In log lines it is `known_as` this.
+    In log lines it is `known_as` this. `trace` has its spans, where it is traced.
     """
 
     timeout_seconds: float | None = None
@@ -32,6 +33,7 @@ class RequestOptions(NamedTuple):
     parameters: Parameters = NO_PARAMETERS
     queue_timeout_seconds: float = 0.0
     known_as: str = ""
+    trace: RequestTrace | None = None
 
     def deadline_seconds(self, spec: ModelSpec, default_seconds: float) -> float:
         """Return the time from its push to its answer; to its batch, where nobody waits for it."""
@@ -77,15 +79,15 @@ def options_of(environ: Mapping[str, Any], parameters: Mapping[str, Any]) -> Req
     `timeout` is in microseconds, `priority` a level, as in Triton's schedule policy extension.
     Raises BadRequest.
     """
-    client = environ.get("gunicorn.socket")
+    client, trace = environ.get("gunicorn.socket"), environ.get(TRACE)
     header, known_as = environ.get(TIMEOUT_HEADER), environ.get(REQUEST_ID_VARIABLE, "")
     if not parameters and header is None:
-        return RequestOptions(client=client, known_as=known_as)
+        return RequestOptions(client=client, known_as=known_as, trace=trace)
     seconds = None if header is None else _seconds(header)
     queue_seconds = _whole(parameters, "timeout") / 1e6 if "timeout" in parameters else 0.0
     priority = _whole(parameters, "priority") if "priority" in parameters else 0
     others = {name: value for name, value in parameters.items() if name not in OUR_PARAMETERS}
-    return RequestOptions(seconds, priority, client, others, queue_seconds, known_as)
+    return RequestOptions(seconds, priority, client, others, queue_seconds, known_as, trace)
 
 
 def _seconds(header: str) -> float:

@@ -82,6 +82,7 @@ class Question(NamedTuple):
             self.named,
             self.owner.id if self.owner else "",
             options.known_as,
+            options.trace.traceparent if options.trace else "",
         )
 
 

@@ -69,6 +69,9 @@ class Queues:
         queue = self._queue(question.spec)
         self._check_room(question, queue)
         request = self._request(queue.new_id(), question)
+        if (trace := question.options.trace) is not None:
+            with trace.push():
+                return queue.push(request, question.options.client)
         return queue.push(request, question.options.client)
 
     def push_piece(

@@ -12,6 +12,7 @@ from flask import Flask, Response, g, request
 from api.access.browsers import HEADERS, Browsers
 from api.access.guard import KEY
 from api.routes.flask_side import services
+from api.tracing import TRACE, Tracing
 from shared.access.api_key import Role
 from shared.logs import IN_HAND, REQUEST_ID_HEADER, REQUEST_ID_VARIABLE, AccessLog, RequestIds
 from shared.settings import Settings
@@ -34,6 +35,11 @@ FOR_ROLE: dict[Role, frozenset[str]] = {
 }  # fmt: skip
 
 
+TRACED = frozenset({"inference.infer", "predict.predict", "embeddings.embed", "v1.predict"})
+"""Routes that ask models."""
+BRACES = str.maketrans("<>", "{}")
+
+
 def register_request_ids(app: Flask, settings: Settings) -> None:
     """Have every request known by its `X-Request-Id`, or by a new one."""
     ids, access = RequestIds(), AccessLog(is_on=settings.access_log)
@@ -51,6 +57,23 @@ def register_request_ids(app: Flask, settings: Settings) -> None:
         if access.is_on:
             client, asked = request.remote_addr or "-", f"{request.method} {request.path}"
             access.write(client, asked, response.status_code, g.began)
+        return response
+
+
+def register_traces(app: Flask, tracing: Tracing) -> None:
+    """Have requests to models traced, from here on: also those that are refused at the door."""
+
+    @app.before_request
+    def begin() -> None:
+        if request.endpoint in TRACED and request.url_rule is not None:
+            route = request.url_rule.rule.replace("<name>", "{model}").translate(BRACES)
+            model = (request.view_args or {}).get("name", "")
+            tracing.begin_http(request.method, route, model, request.environ)
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        if (trace := request.environ.get(TRACE)) is not None:
+            trace.end_http(response.status_code)
         return response
 
 

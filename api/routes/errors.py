@@ -12,6 +12,7 @@ from api.access.guard import KEY
 from api.infer.public_errors import error_answer, openai_error_answer
 from api.routes.flask_side import response_of
 from api.server.body import BODY_STOPPED
+from api.tracing import note_failure
 from shared.errors import (
     BadRequest,
     FerryError,
@@ -35,6 +36,7 @@ def register_error_handlers(app: Flask) -> None:
 def _any_error(error: Exception) -> Response:
     answer = openai_error_answer if request.path.rstrip("/") in OPENAI_PATHS else error_answer
     key = request.environ.get(KEY)
+    note_failure(request.environ, error)
     return response_of(answer(error, f"{request.method} {request.path}", key))
 
 

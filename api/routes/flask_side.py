@@ -33,9 +33,9 @@ class HttpServices(Services):
     embeddings: Embeddings
 
     @classmethod
-    def of(cls, settings: Settings, *loggers: str) -> HttpServices:
+    def of(cls, settings: Settings, *loggers: str, service: str = "ferry-api") -> HttpServices:
         """Make them all."""
-        base = Services.of(settings, *loggers)
+        base = Services.of(settings, *loggers, service=service)
         async_answers = AsyncAnswers(base.client, settings, base.queues)
         readers = Readers(settings)
         inference = Inference(

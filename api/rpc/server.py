@@ -36,7 +36,7 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         """Listen at the settings' host and gRPC port; raises BadSetting when that cannot be."""
-        services = Services.of(settings)
+        services = Services.of(settings, service="ferry-grpc")
         self._service = GRPCInferenceService(services)
         self._health = Health(services.catalog, services.readiness, services.guard)
         # What is under way is answered by its deadline.

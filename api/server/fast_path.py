@@ -22,7 +22,7 @@ from gunicorn.http.unreader import IterUnreader
 from gunicorn.util import http_date
 
 from api.access.browsers import HEADERS, Browsers
-from api.access.guard import AUTHORIZATION, KEY, X_API_KEY, Guard, secret_of
+from api.access.guard import AUTHORIZATION, KEY, X_API_KEY, secret_of
 from api.infer.answer import HttpAnswer
 from api.infer.inference import IDEMPOTENCY_KEY, PREFER, Inference
 from api.infer.options import TIMEOUT_HEADER
@@ -32,10 +32,11 @@ from api.payloads.json_size import check_json_size
 from api.server.body import PIECE_BYTES, check_length, read_binary, read_declared
 from api.server.compression import Coding, chosen, is_to_be_packed, packed
 from api.server.pace import Pace
+from api.services import Services
+from api.tracing import TRACEPARENT_VARIABLE, TRACESTATE_VARIABLE, note_failure
 from shared.errors import FerryError
 from shared.logs import IN_HAND, REQUEST_ID_HEADER, REQUEST_ID_VARIABLE, AccessLog, RequestIds
 from shared.messages import LARGE_BYTES
-from shared.settings import Settings
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
@@ -43,8 +44,14 @@ if TYPE_CHECKING:
 PATHS = "/v2/models/"
 ROUTE = re.compile(r"/v2/models/([\w.-]+)(?:/versions/(\d+))?/infer", re.ASCII)
 START = f"POST {PATHS}".encode()
+ROUTE_OF_MODEL = "/v2/models/{model}/infer"
+ROUTE_OF_VERSION = "/v2/models/{model}/versions/{version}/infer"
+"""As traces name them."""
 HEAD_END = b"\r\n\r\n"
-LOOKED_AT = ("PATH_INFO", HEADER_VARIABLE, TIMEOUT_HEADER, REQUEST_ID_VARIABLE)
+LOOKED_AT = (
+    "PATH_INFO", HEADER_VARIABLE, TIMEOUT_HEADER, REQUEST_ID_VARIABLE, TRACEPARENT_VARIABLE,
+    TRACESTATE_VARIABLE,
+)  # fmt: skip
 """The part of WSGI's environment that the answer depends on, besides the body."""
 LEFT_TO_FLASK = (
     "HTTP_CONTENT_ENCODING", PREFER, IDEMPOTENCY_KEY, "HTTP_ORIGIN", "HTTP_SEC_FETCH_SITE",
@@ -82,15 +89,16 @@ class FastPath:
     def __init__(
         self,
         inference: Inference,
-        guard: Guard,
+        services: Services,
         browsers: Browsers,
         pace: Pace,
-        settings: Settings,
     ) -> None:
-        """Answer by `inference` who may ask by `guard`; bodies out of `pace` are given up."""
+        """Answer by `inference` whom the services let in; bodies out of `pace` are given up."""
+        settings = services.settings
         self._pace = pace
         self._inference = inference
-        self._guard = guard
+        self._guard = services.guard
+        self._tracing = services.tracing
         self._browsers = browsers
         self._ids = RequestIds()
         self._access = AccessLog(is_on=settings.access_log)
@@ -187,8 +195,18 @@ class FastPath:
     def _answer(
         self, plain: PlainRequest, body: Any, client: socket.socket, known_as: str
     ) -> HttpAnswer:
-        """Return the answer to a plain request, errors included."""
+        """Return the answer to a plain request, errors included, and trace it where wanted."""
         environ = {**plain.environ, "gunicorn.socket": client, REQUEST_ID_VARIABLE: known_as}
+        if self._tracing is None:
+            return self._answered(plain, body, environ)
+        route = ROUTE_OF_VERSION if plain.version else ROUTE_OF_MODEL
+        trace = self._tracing.begin_http("POST", route, plain.model, environ)
+        answer = self._answered(plain, body, environ)
+        if trace is not None:
+            trace.end_http(answer.status)
+        return answer
+
+    def _answered(self, plain: PlainRequest, body: Any, environ: WSGIEnvironment) -> HttpAnswer:
         key = None
         try:
             key = environ[KEY] = self._guard.admit(plain.secret, "infer", plain.model)
@@ -200,6 +218,7 @@ class FastPath:
                 raw = read_declared(body, plain.length, self._max_body_bytes)
             return self._inference.infer(plain.model, plain.version, raw, environ)
         except Exception as error:  # a border, as Flask's own error handlers are
+            note_failure(environ, error)
             return error_answer(error, f"POST {environ['PATH_INFO']}", key)
 
     def _respond(

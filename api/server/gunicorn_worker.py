@@ -124,6 +124,8 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
                 self._end_idle_connections()
         for server in servers:
             server.stop(timeout=1)
+        if tracing := getattr(self.wsgi, "extensions", {}).get("tracing"):
+            tracing.close()
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """Serve one connection."""

@@ -1,1 +1,1 @@
-"""Models and versions in Redis: which are served, by whom, which are desired."""
+"""Models and versions in Redis: what is served, by whom, what is desired."""

@@ -188,6 +188,13 @@ class Catalog:
             return None
         return self._snapshot.models.get(spec.name, {}).get(serving.shadow)
 
+    def trace_changes(self) -> dict[str, dict[str, list[str]]]:
+        """Return the trace settings that were set, the last ones known while Redis is away."""
+        try:
+            return self._current().trace
+        except RedisUnavailable:
+            return self._snapshot.trace
+
     def refresh(self) -> None:
         """Give no copy from now on whose reading began before this moment.
 

@@ -10,6 +10,7 @@ ferry:probe               string  nothing: whether Redis takes what is written  
 ferry:devices             hash    supervisor id -> DeviceReport: its machine's GPUs  no (see 2)
 ferry:log                 hash    log setting -> its number, of those that are set   no
 ferry:trace               hash    model/setting -> its value, as log; see 4          no
+ferry:traced              hash    model -> requests traced of its trace_count; see 4 no
 ferry:desired             hash    model name -> Desired: what operators asked for    no
 ferry:reports             hash    supervisor id -> SupervisorReport: how far it is   no (see 2)
 ferry:served              hash    model name -> Serving: where requests go           no
@@ -23,7 +24,7 @@ ferry:{m/s}:compared:<v>  hash    Comparison of shadow m/s with version v       
 3: after the last request; written by shared/operations/shadow_comparison.py.
 4: a list of strings as JSON; the model's name is empty for settings of all models.
 
-`changes` is there so that looking is cheap. Registry writes the first nine, DesiredStore the next
+`changes` is there so that looking is cheap. Registry writes the first ten, DesiredStore the next
 five; what a request passes through stands in shared/request_queue/keys.py.
 """
 
@@ -39,6 +40,9 @@ from shared.wire.client import asking
 
 log = logging.getLogger(__name__)
 
+TRACE_COUNT = "trace_count"
+"""The trace setting whose change begins the counts of `traced` anew."""
+
 
 class RegistryKeys:
     """The keys' names under one prefix."""
@@ -53,6 +57,7 @@ class RegistryKeys:
         self.log = f"{prefix}:log"
         self.probe = f"{prefix}:probe"
         self.trace = f"{prefix}:trace"
+        self.traced = f"{prefix}:traced"
         self.devices = f"{prefix}:devices"
         self.desired = f"{prefix}:desired"
         self.reports = f"{prefix}:reports"

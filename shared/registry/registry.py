@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple, cast
@@ -13,7 +14,7 @@ import redis
 from shared.model_spec import ModelSpec
 from shared.registry.desired_state import Serving, SupervisorReport
 from shared.registry.device_report import DeviceReport
-from shared.registry.keys import RegistryKeys, living_supervisors, read_changes, ring
+from shared.registry.keys import TRACE_COUNT, RegistryKeys, living_supervisors, read_changes, ring
 from shared.registry.snapshot import InstanceRecord, Snapshot, snapshot_of
 from shared.wire.client import asking
 
@@ -155,11 +156,7 @@ class Registry:
 
     def trace_changes(self) -> dict[str, dict[str, list[str]]]:
         """Return the trace settings that were set, by model; those of all models under ""."""
-        found: dict[str, dict[str, list[str]]] = {}
-        for field, value in asking(lambda: self._client.hgetall(self._keys.trace)).items():
-            model, name = field.decode().split("/")
-            found.setdefault(model, {})[name] = json.loads(value)
-        return found
+        return _trace_changes(asking(lambda: self._client.hgetall(self._keys.trace)))
 
     def change_trace(self, model: str, settings: Mapping[str, list[str]]) -> None:
         """Set a model's trace settings and leave the others; an empty one is forgotten."""
@@ -171,6 +168,20 @@ class Registry:
             )
         if gone:
             asking(lambda: self._client.hdel(self._keys.trace, *gone))
+        if TRACE_COUNT in settings:
+            asking(lambda: self._client.hdel(self._keys.traced, model))
+        asking(lambda: self._client.incr(self._keys.changes))  # so that requests look within 0.1 s
+
+    def count_traced(self, model: str) -> int:
+        """Count one more request that is traced, and return how many there are since it was set.
+
+        `model` is whose trace_count it takes of, empty for that of all models.
+        """
+        return int(asking(lambda: self._client.hincrby(self._keys.traced, model, 1)))
+
+    def traced(self, model: str) -> int:
+        """Return how many requests were traced of a trace_count, or tried to be."""
+        return int(asking(lambda: self._client.hget(self._keys.traced, model)) or 0)
 
     def instances(self) -> tuple[list[InstanceRecord], set[str]]:
         """Return all instances and the ids of the supervisors that live."""
@@ -231,10 +242,11 @@ class Registry:
     def snapshot(self) -> Snapshot:
         """Return the served versions, the traffic, and the reasons why others do not serve."""
         keys = self._keys
-        changes, specs, rows, log, served, reports = self._read(
+        changes, specs, rows, log, served, reports, trace = self._read(
             # First: what is read behind it holds at least so many changes.
             ("GET", keys.changes), ("HVALS", keys.models), ("HVALS", keys.instances),
             ("HGETALL", keys.log), ("HGETALL", keys.served), ("HGETALL", keys.reports),
+            ("HGETALL", keys.trace),
         )  # fmt: skip
         records = [_record(row) for row in rows]
         reported = {
@@ -242,7 +254,7 @@ class Registry:
             for name, row in reports.items()
         }
         alive = self._living({record.supervisor for record in records} | reported.keys())
-        return snapshot_of(
+        found = snapshot_of(
             [ModelSpec.model_validate_json(row) for row in specs],
             [record for record in records if record.supervisor in alive],
             {name.decode(): Serving.model_validate_json(row) for name, row in served.items()},
@@ -250,6 +262,7 @@ class Registry:
             _numbers(log),
             int(changes or 0),
         )
+        return replace(found, trace=_trace_changes(trace)) if trace else found
 
     def _read(self, *commands: tuple[str, ...]) -> list[Any]:
         """Run commands that read, in one round trip."""
@@ -262,6 +275,14 @@ class Registry:
 
     def _living(self, supervisors: Iterable[str]) -> set[str]:
         return living_supervisors(self._client, self._keys, supervisors)
+
+
+def _trace_changes(rows: dict[bytes, bytes]) -> dict[str, dict[str, list[str]]]:
+    found: dict[str, dict[str, list[str]]] = {}
+    for field, value in rows.items():
+        model, name = field.decode().split("/")
+        found.setdefault(model, {})[name] = json.loads(value)
+    return found
 
 
 def _numbers(log: dict[bytes, bytes]) -> dict[str, int]:

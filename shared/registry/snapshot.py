@@ -66,7 +66,8 @@ class Snapshot:
     `ModelSpec.key`, as that: `ready`, `loading` are those with an instance that is ready, starting,
     `drain_rates` the requests per second that the ready ones answer when enough wait. `known` are
     all models that living supervisors report, also those not wanted; `is_complete` tells whether
-    these have read their whole repositories. `log` are the log settings that were set. No
+    these have read their whole repositories. `log` are the log settings that were set,
+    `trace` those of traces, by model, of all models under "". No
     change after the one that `changes` counts need be in it.
 
     Three say why something is not there: `failures` of each model that nobody serves, `reasons` of
@@ -86,6 +87,7 @@ class Snapshot:
     supervised: bool = False
     is_complete: bool = True
     log: dict[str, int] = field(default_factory=dict)
+    trace: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)

@@ -1,32 +1,40 @@
 """Trace settings, of all models and of single ones, as Triton's trace extension has them.
 
-They are kept and answered, for clients that set them on their way, and nothing is traced yet.
+What is not set is Triton's default, unless a collector is named: then every request is traced.
 Source: https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_trace.md
 """
 
 from __future__ import annotations
 
+import itertools
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from shared.errors import BadRequest, UnknownModel, Unsupported
+from shared.errors import BadRequest, RedisUnavailable, UnknownModel, Unsupported
 from shared.registry.catalog import Catalog
+from shared.registry.keys import TRACE_COUNT
 from shared.registry.registry import Registry
+from shared.settings import Settings
 
 TRACE_LEVEL, TRACE_FILE, TRACE_MODE = "trace_level", "trace_file", "trace_mode"
+TRACE_RATE = "trace_rate"
 TRACE_DEFAULTS: dict[str, list[str]] = {
     TRACE_FILE: [""],
     TRACE_LEVEL: ["OFF"],
-    "trace_rate": ["1000"],
-    "trace_count": ["-1"],
+    TRACE_RATE: ["1000"],
+    TRACE_COUNT: ["-1"],
     "log_frequency": ["0"],
     TRACE_MODE: ["triton"],
 }
-TRACE_LEVELS = ("TIMESTAMPS", "TENSORS")
-SMALLEST_NUMBERS = {"trace_rate": 0, "trace_count": -1, "log_frequency": 0}
+TIMESTAMPS = "TIMESTAMPS"
+TRACE_LEVELS = (TIMESTAMPS, "TENSORS")
+SMALLEST_NUMBERS = {TRACE_RATE: 0, TRACE_COUNT: -1, "log_frequency": 0}
 """The settings that are numbers; Triton keeps them in 32 bits with a sign."""
 LARGEST_NUMBER = 2**31 - 1
+SPENT_SECONDS = 1.0
+"""For so long a process does not ask again for what is left of a count that is used up."""
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
 
 
@@ -37,8 +45,9 @@ class TraceSettings:
     what was set for itself.
     """
 
-    def __init__(self, registry: Registry, catalog: Catalog) -> None:
+    def __init__(self, registry: Registry, catalog: Catalog, settings: Settings) -> None:
         """Keep them in `registry`, of the models that `catalog` knows."""
+        self._defaults = defaults(settings)
         self._registry = registry
         self._catalog = catalog
 
@@ -46,7 +55,10 @@ class TraceSettings:
         """Return all settings of a model, or of all; raises UnknownModel."""
         self._check(model)
         kept = self._registry.trace_changes()
-        return TRACE_DEFAULTS | kept.get("", {}) | (kept.get(model, {}) if model else {})
+        found, owner = _effective(self._defaults, kept, model or "")
+        if (count := int(found[TRACE_COUNT][0])) > 0:
+            found[TRACE_COUNT] = [str(max(0, count - self._registry.traced(owner)))]
+        return found
 
     def change(self, model: str | None, wanted: Mapping[str, list[str]]) -> dict[str, list[str]]:
         """Set these settings, forget those whose value is empty, and return all.
@@ -56,6 +68,7 @@ class TraceSettings:
         self._check(model)
         checked = {name: _checked(name, values) for name, values in wanted.items()}
         self._registry.change_trace(model or "", checked)
+        self._catalog.refresh()
         return self.read(model)
 
     def _check(self, model: str | None) -> None:
@@ -65,6 +78,89 @@ class TraceSettings:
             self._catalog.find(model, None)
         except UnknownModel:
             raise UnknownModel(f"Request for unknown model : {model}") from None
+
+
+class _Rule:
+    """How requests of a model are drawn; `owner` is whose trace_count they take of."""
+
+    def __init__(self, found: Mapping[str, list[str]], owner: str) -> None:
+        self.is_on = TIMESTAMPS in found[TRACE_LEVEL]
+        self.rate, self.count = int(found[TRACE_RATE][0]), int(found[TRACE_COUNT][0])
+        self.owner = owner
+        self.numbers = itertools.count(1)
+        self.spent_until = 0.0
+
+
+class TraceSampler:
+    """Draws the requests of one process that are traced, as Triton does.
+
+    Every `trace_rate`-th is, `trace_count` of them in all processes together, and every one whose
+    client records it itself, whatever rate and count say. One whose client does not is not.
+    Source: https://github.com/triton-inference-server/server/blob/main/docs/user_guide/trace.md
+    """
+
+    def __init__(self, registry: Registry, catalog: Catalog, settings: Settings) -> None:
+        """Go by the settings that `catalog` knows."""
+        self._defaults = defaults(settings)
+        self._registry = registry
+        self._catalog = catalog
+        self._changes: dict[str, dict[str, list[str]]] = {}
+        self._rules: dict[str, _Rule] = {}
+
+    def is_on(self, model: str) -> bool:
+        """Tell whether requests of a model may be traced at all."""
+        return self._rule(model).is_on
+
+    def takes(self, model: str, is_recorded: bool | None) -> bool:
+        """Tell whether a request is traced; None: its client says nothing of traces."""
+        if is_recorded is not None:
+            return is_recorded
+        rule = self._rule(model)
+        if not rule.rate or next(rule.numbers) % rule.rate:
+            return False
+        return rule.count < 0 or self._has_left(rule)
+
+    def _has_left(self, rule: _Rule) -> bool:
+        if rule.count == 0 or time.monotonic() < rule.spent_until:
+            return False
+        try:
+            if self._registry.count_traced(rule.owner) <= rule.count:
+                return True
+        except RedisUnavailable:
+            return False
+        rule.spent_until = time.monotonic() + SPENT_SECONDS
+        return False
+
+    def _rule(self, model: str) -> _Rule:
+        changes = self._catalog.trace_changes()
+        if changes is not self._changes:
+            if changes != self._changes:
+                self._rules = {}
+            self._changes = changes
+        name = model if model in changes else ""  # a client may name models that are not there
+        rule = self._rules.get(name)
+        if rule is None:
+            rule = self._rules[name] = _Rule(*_effective(self._defaults, changes, name))
+        return rule
+
+
+def defaults(settings: Settings) -> dict[str, list[str]]:
+    """Return the settings of a process of which none was set."""
+    if not settings.traces_url:
+        return TRACE_DEFAULTS
+    of_collector = {
+        TRACE_LEVEL: [TIMESTAMPS], TRACE_RATE: [str(settings.trace_rate)],
+        TRACE_MODE: ["opentelemetry"],
+    }  # fmt: skip
+    return TRACE_DEFAULTS | of_collector
+
+
+def _effective(
+    unset: Mapping[str, list[str]], changes: Mapping[str, dict[str, list[str]]], model: str
+) -> tuple[dict[str, list[str]], str]:
+    """Return a model's settings, and whose trace_count it takes of."""
+    own = changes.get(model, {}) if model else {}
+    return {**unset, **changes.get("", {}), **own}, model if TRACE_COUNT in own else ""
 
 
 def from_json(body: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -121,7 +217,7 @@ def _in_range(name: str, number: int) -> int:
     smallest = SMALLEST_NUMBERS[name]
     if smallest <= number <= LARGEST_NUMBER:
         return number
-    if name == "trace_count" and number < smallest:
+    if name == TRACE_COUNT and number < smallest:
         raise BadRequest(f"Unable to parse 'trace_count'. Expecting value >= -1, got:{number}")
     raise BadRequest(
         f"Unable to parse '{name}', value is out of range "

@@ -14,7 +14,7 @@ FLOORS = {
     "shared": (
         "errors datatypes names ticket messages model_spec redis_urls setting_checks cores "
         "open_files logs parent_death job_settings settings socket_paths",
-        "inputs wire",
+        "inputs tracing wire",
         "access courier",
         "request_queue",
         "registry",
@@ -22,7 +22,7 @@ FLOORS = {
         "history",
     ),
     "api": (
-        "access payloads",
+        "access payloads tracing",
         "readers",
         "infer metrics",
         "services",
@@ -34,7 +34,7 @@ FLOORS = {
     ),
     "worker": (
         "repository",
-        "devices meter logs job",
+        "devices meter logs job tracing",
         "preflight",
         "backends ensembles",
         "instance",

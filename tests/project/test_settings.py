@@ -19,6 +19,10 @@ BAD = [
     ("REDIS_URL", "localhost:6379"),
     ("REDIS_URL", "http://localhost"),
     ("FERRY_HOST", " "),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "127.0.0.1:4318"),
+    ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://"),
+    ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+    ("OTEL_TRACES_SAMPLER_ARG", "1.5"),
     ("FERRY_PORT", "0"),
     ("FERRY_PORT", "65536"),
     ("FERRY_PORT", "http"),
@@ -149,7 +153,8 @@ def test_settings_survive_the_way_through_the_environment() -> None:
 def test_every_setting_says_what_it_does() -> None:
     for setting in fields(Settings):
         assert setting.metadata["effect"], setting.name
-        assert setting.metadata["variable"] in {"REDIS_URL", f"FERRY_{setting.name.upper()}"}
+        name = setting.name.upper()
+        assert setting.metadata["variable"] in {"REDIS_URL", f"FERRY_{name}", name}
 
 
 @pytest.mark.parametrize("command", [["-m", "worker"], ["-m", "gunicorn", "api.wsgi:app"]])

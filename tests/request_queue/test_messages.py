@@ -160,26 +160,27 @@ def test_a_tensor_of_a_memoryview_is_sent_as_its_bytes() -> None:
 
 @pytest.mark.parametrize("size", [3, LARGE_BYTES], ids=["small", "large"])
 @pytest.mark.parametrize(
-    "later", [(), (0.5,), (0.0, "key-1"), (0.0, "", "order-7"), (0.5, "key-1", "order-7")]
+    "later",
+    [(), (0.5,), (0.0, "key-1"), (0.0, "", "order-7"), (0.5, "key-1", "order-7", "00-1-2-01")],
 )
 def test_the_later_parts_of_a_request_survive_each_without_the_others(
     size: int, later: tuple[Any, ...]
 ) -> None:
     tensor = Tensor("x", "UINT8", (size,), bytes(size))
-    names = ("queue_timeout_seconds", "owner", "known_as")
+    names = ("queue_timeout_seconds", "owner", "known_as", "traceparent")
     request = InferRequest("id", 1, (tensor,), **dict(zip(names, later, strict=False)))
 
     assert InferRequest.decode("id", 1, b"".join(_buffers(request))) == request
 
 
-@pytest.mark.parametrize("count", range(4))
+@pytest.mark.parametrize("count", range(5))
 def test_a_request_of_an_earlier_release_lacks_the_later_parts(count: int) -> None:
-    later = [0.5, "key-1", "order-7"][:count]
+    later = [0.5, "key-1", "order-7", "00-1-2-01"][:count]
 
     back = InferRequest.decode("id", 1, msgpack.packb([["y"], [], {"a": 1}, *later]))
 
-    read = [back.queue_timeout_seconds, back.owner, back.known_as]
-    assert read == [*later, *[0.0, "", ""][count:]]
+    read = [back.queue_timeout_seconds, back.owner, back.known_as, back.traceparent]
+    assert read == [*later, *[0.0, "", "", ""][count:]]
 
 
 def _buffers(request: InferRequest) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from api.app import create_app
 from shared.settings import Settings
 
 SHARED_MEMORY = "shared memory is not supported"
-NOT_OFFERED = {"system_shared_memory", "cuda_shared_memory", "trace"}
+NOT_OFFERED = {"system_shared_memory", "cuda_shared_memory"}
 
 
 @pytest.fixture(scope="module")

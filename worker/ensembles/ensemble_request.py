@@ -13,6 +13,7 @@ from shared.request_queue.model_statistics import Pass, encode_costs
 from worker.ensembles.ensemble_queue import Finished
 from worker.ensembles.graph import ReadyStep, Steps, ready_steps
 from worker.ensembles.step_tensors import ensemble_outputs
+from worker.tracing import EnsembleSpans
 
 
 class EnsembleRequest:
@@ -32,6 +33,7 @@ class EnsembleRequest:
         self.deadline = self.started_at + claimed.deadline - claimed.claimed_at
         self.tickets = [claimed.ticket]
         self.asked: dict[int, PendingRequest] = {}
+        self.spans: EnsembleSpans | None = None
         self._spec = spec
         self._steps = steps
         self._pending = set(steps)
@@ -50,6 +52,12 @@ class EnsembleRequest:
     def outputs_of(self, number: int) -> tuple[str, ...]:
         """Return the outputs that a step's model is asked for."""
         return self._steps[number]
+
+    def traceparent_of(self, number: int, model: str) -> str:
+        """Return what a step's model is told of its trace: its own spans are the step's."""
+        if self.spans is None:
+            return self.decoded.traceparent
+        return self.spans.ask(number, model)
 
     def add_result(self, number: int, result: InferResult) -> None:
         """Keep the tensors that a step's model answered, under their names in the ensemble."""
@@ -88,7 +96,9 @@ class EnsembleRequest:
         return failed(self.claimed, error, self.started_at, self.tickets)
 
     def cancel(self) -> None:
-        """Cancel the steps that are under way."""
+        """Cancel the steps that are under way, and end what is told of it: it is over."""
+        if self.spans is not None:
+            self.spans.end()
         for waiting in self.asked.values():
             waiting.cancel()
         self.asked.clear()

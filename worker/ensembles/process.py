@@ -20,6 +20,7 @@ from worker.ensembles.scheduler import EnsembleScheduler
 from worker.ensembles.step_queues import StepQueues
 from worker.job import InstanceJob
 from worker.meter import Meter
+from worker.tracing import WorkerTracing
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,11 @@ FINISH_SECONDS = 1.0
 
 
 def run_ensemble(
-    job: InstanceJob, stop: Callable[[], bool], meter: Meter, wakeup: int | None = None
+    job: InstanceJob,
+    stop: Callable[[], bool],
+    meter: Meter,
+    wakeup: int | None = None,
+    tracing: WorkerTracing | None = None,
 ) -> None:
     """Serve an ensemble until `stop` returns true, then finish or put back the requests under way.
 
@@ -48,6 +53,7 @@ def run_ensemble(
     catalog = Catalog(Registry(client, job.key_prefix))
     steps = StepQueues(client, job.key_prefix, job.limits, catalog)
     scheduler = EnsembleScheduler(spec, answers, steps, budget, meter, job.id)
+    scheduler.tracing = tracing
     scheduler.start()
     outage = Outage(log)
     while not stop():
@@ -57,6 +63,8 @@ def run_ensemble(
     if not budget.wait_empty(FINISH_SECONDS):
         _put_back(queue)
     scheduler.stop()
+    if tracing:
+        tracing.close()
 
 
 def _queue(job: InstanceJob, client: redis.Redis) -> EnsembleQueue:

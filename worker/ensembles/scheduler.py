@@ -31,6 +31,7 @@ from worker.ensembles.graph import Graph
 from worker.ensembles.step_queues import StepQueues, StepRequest, step_level
 from worker.ensembles.step_tensors import check_asked, step_inputs
 from worker.meter import Meter
+from worker.tracing import EnsembleSpans, WorkerTracing
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class EnsembleScheduler:
         self._outbox = Outbox(queue, budget, meter)
         self._next_check = 0.0
         self._stopped = False
+        self.tracing: WorkerTracing | None = None
 
     def start(self) -> None:
         """Start the thread."""
@@ -156,6 +158,8 @@ class EnsembleScheduler:
             self._outbox.add(failed(item, error, time.monotonic(), [item.ticket]))
             return
         request = EnsembleRequest(item, decoded, self._spec, self._graph.needed(decoded.outputs))
+        if self.tracing is not None and decoded.traceparent:
+            request.spans = EnsembleSpans(self.tracing, item, decoded.traceparent)
         self._requests[item.id] = request
         self._advance(request)
 
@@ -205,6 +209,8 @@ class EnsembleScheduler:
             named,
             request.decoded.queue_timeout_seconds,
             request.decoded.owner,
+            request.decoded.known_as,
+            request.traceparent_of(number, step.model),
         )
 
     def _ask_later(self, request: EnsembleRequest, number: int) -> None:
@@ -222,6 +228,8 @@ class EnsembleScheduler:
             return  # cancelled
         try:
             request.add_result(number, waiting.wait())
+            if request.spans is not None:
+                request.spans.take_answer(number)
         except (RedisUnavailable, VersionRetired) as error:
             if isinstance(error, VersionRetired):
                 self._steps.refresh()
@@ -234,6 +242,8 @@ class EnsembleScheduler:
     def _fail(self, request: EnsembleRequest, number: int, error: FerryError) -> None:
         """Answer with a step's error, under the step's name."""
         model = self._spec.steps[number].model
+        if request.spans is not None:
+            request.spans.fail(number, error)
         where = f"in ensemble '{self._spec.name}', step {number + 1} ('{model}')"
         self._end(request, request.failed(type(error)(f"{where}: {error.message}")))
 

@@ -43,6 +43,8 @@ class StepRequest(NamedTuple):
     named: bool
     queue_timeout_seconds: float = 0.0
     owner: str = ""
+    known_as: str = ""
+    traceparent: str = ""
 
 
 class StepQueues:
@@ -87,7 +89,7 @@ class StepQueues:
 
         Raises RequestExpired, or BadModelOutput for tensors that are too large to be handed on.
         """
-        model, inputs, outputs, deadline, priority, parameters, named, wish, owner = request
+        model, inputs, outputs, deadline, priority, parameters, named, wish, *told = request
         seconds = deadline - time.monotonic()
         if wish and not (model.queue_policies or model.steps):
             seconds, wish = min(seconds, wish), 0.0
@@ -112,7 +114,7 @@ class StepQueues:
                 parameters,
                 wish,
                 named,
-                owner,
+                *told,
             ),
             then,
         )

@@ -29,6 +29,7 @@ from worker.instance.batch_parts import (
 from worker.instance.each import answer_alone, answers_each, run_each
 from worker.instance.health.self_check import SelfCheck
 from worker.instance.outputs import fitted_outputs
+from worker.tracing import BATCH_IN_HAND
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,9 @@ def answer_batch(
             timings = item.timings(0.0, 0.0, 0, instance)
             results[item.id] = InferResult(found.outputs, timings).encode()
     decode_seconds = time.monotonic() - claimed_at
-    context = BatchContext(spec, backend, instance, claimed_at, decode_seconds, [], [])
+    context = BatchContext(
+        spec, backend, instance, claimed_at, decode_seconds, [], [], BATCH_IN_HAND.get()
+    )
     for together in _by_shape(requests) if one_length else [requests] if requests else []:
         results.update(_answer(together, context, health))
     if context.failures:
@@ -125,6 +128,8 @@ def _decode(item: Claimed, spec: ModelSpec) -> DecodedRequest:
     Raises _NoRows for one that brings none.
     """
     request = item.request()
+    if request.traceparent and (spans := BATCH_IN_HAND.get()) is not None:
+        spans.take(item, request.traceparent)
     for tensor in request.inputs:
         if spec.batched and tensor.shape[:1] != (item.rows,):
             if not any(each.shape[0] for each in request.inputs):

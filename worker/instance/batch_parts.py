@@ -15,6 +15,7 @@ from shared.model_spec import ModelSpec, TensorSpec
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.model_statistics import Pass
 from worker.backends.base import Backend
+from worker.tracing import BatchSpans
 
 
 class DecodedRequest(NamedTuple):
@@ -36,6 +37,7 @@ class BatchContext(NamedTuple):
     passes: list[Pass]
     failures: list[tuple[int, list[str]]]
     """The ids of requests that failed, and how many passes there were before."""
+    spans: BatchSpans | None = None
 
     def add_failure(self, failed: list[str]) -> None:
         """Note requests that failed, whoever is at fault."""
@@ -54,6 +56,8 @@ class BatchContext(NamedTuple):
 
         In monotonic seconds: stacking `began`, the model `started`, the model had `computed`.
         """
+        if self.spans is not None:
+            self.spans.add_pass(served, rows, started, computed)
         input_seconds, output_seconds = started - began, time.monotonic() - computed
         self.passes.append(
             Pass(

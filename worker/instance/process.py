@@ -23,6 +23,7 @@ from shared.datatypes import Array
 from shared.errors import BadModel, described, text_of
 from shared.parent_death import die_with_parent_process
 from shared.registry.log_settings import LogLevel
+from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Batching
 from shared.request_queue.worker_end import WorkQueue
@@ -59,6 +60,7 @@ from worker.preflight import memory, own_device
 from worker.repository.config.formats import BY_BACKEND
 from worker.repository.config.parameters import own_threads
 from worker.repository.verified import why_unverified
+from worker.tracing import WorkerTracing
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     job = replace(job, placement=own_device.take(job.placement))
     if job.backend == "python":
         ask_others_by(OtherModels(job).ask)
+    tracing = WorkerTracing.of(job)
     warm = None if job.spec.steps else _loaded(job, reports, meter)
     stopping: list[int] = []
     # subtle: Python goes on waiting after a signal; what it writes here ends the wait. Plain
@@ -108,18 +111,19 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
         return bool(stopping)
 
     if warm is None:
-        run_ensemble(job, stop, meter, wakeup)
+        run_ensemble(job, stop, meter, wakeup, tracing)
         return
-    queue = _queue(job, wakeup)
+    queue = _queue(job, wakeup, tracing)
     try:
-        _run_batches(job, warm, queue, stop, meter)
+        _run_batches(job, warm, queue, stop, meter, tracing)
     except InstanceLost as lost:
         _end_lost(job, queue, lost, reports)
 
 
-def _queue(job: InstanceJob, wakeup: int) -> WorkQueue:
+def _queue(job: InstanceJob, wakeup: int, tracing: WorkerTracing | None) -> WorkQueue:
+    client = connect(job.redis_url)
     queue = WorkQueue(
-        open_wire(connect(job.redis_url)),
+        tracing.wire(client) if tracing else open_wire(client),
         QueueKeys.of(job.spec, job.key_prefix),
         job.id,
         result_ttl_seconds=job.result_ttl_seconds,
@@ -131,25 +135,29 @@ def _queue(job: InstanceJob, wakeup: int) -> WorkQueue:
 
 
 def _run_batches(
-    job: InstanceJob, warm: WarmBackend, queue: WorkQueue, stop: Callable[[], bool], meter: Meter
-) -> None:
+    job: InstanceJob, warm: WarmBackend, queue: WorkQueue, stop: Callable[[], bool], meter: Meter,
+    tracing: WorkerTracing | None,
+) -> None:  # fmt: skip
+    answer: Callable[[list[Claimed]], EncodedResults] = partial(
+        answer_batch, spec=job.spec, backend=warm.backend, instance=job.id,
+        one_length=warm.one_length, health=warm.health,
+    )  # fmt: skip
     with torch.inference_mode():  # fast: once, not for every batch
         run(
             queue,
-            partial(
-                answer_batch, spec=job.spec, backend=warm.backend, instance=job.id,
-                one_length=warm.one_length, health=warm.health,
-            ),
+            tracing.traced(answer) if tracing else answer,
             stop,
             meter,
             max_rows=job.spec.batch_rows,
             max_delay_seconds=job.spec.max_queue_delay_seconds,
-        )  # fmt: skip
+        )
     try:
         close(warm.backend)
     except BaseException as error:  # a border: the model's own code; everything is answered by now
         said = described(error)
         log.error("%s raises when it is closed, the instance ends: %s", job.spec.key, said)
+    if tracing:
+        tracing.close()
     _end_soon(0)
 
 
