@@ -1,1 +1,1 @@
-"""Load benchmarks with real server processes: `make bench`."""
+"""Load benchmarks with real servers: `make bench`."""

@@ -1,1 +1,1 @@
-"""Kills processes under load, checks answers: `make chaos`."""
+"""Kills processes under load: `make chaos`."""

@@ -1,1 +1,1 @@
-"""The benchmarks' child processes."""
+"""The benchmarks' children."""
