@@ -143,27 +143,15 @@ def _describe_files(argument: Callable[..., object]) -> None:
         "files", nargs="+", type=Path, metavar="FILE", help="or a directory with a model in it"
     )
     argument(
-        "--name",
-        action="append",
-        default=[],
-        dest="names",
-        metavar="N",
+        "--name", action="append", default=[], dest="names", metavar="N",
         help="of the model, else the file's; once for all files or once for each",
-    )
+    )  # fmt: skip
     argument(
-        "--output",
-        action="append",
-        default=[],
-        dest="outputs",
-        metavar="NAME:DIMS[:TYPE]",
+        "--output", action="append", default=[], dest="outputs", metavar="NAME:DIMS[:TYPE]",
         help="what comes out, where the model cannot be asked itself",
-    )
-    argument(
-        "--architecture",
-        default="",
-        metavar="MODULE:CALLABLE",
-        help="code that makes the module of a state dict",
-    )
+    )  # fmt: skip
+    argument("--architecture", default="", metavar="MODULE:CALLABLE",
+             help="code that makes the module of a state dict")  # fmt: skip
     describe_input(argument)
 
 
@@ -189,7 +177,7 @@ def _add_models(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(required=True, metavar="ACTION")
     for add in (
         _add_list, _add_show, _add_load, _add_unload, _add_use, _add_split, _add_shadow,
-        _add_compare, _add_check,
+        _add_compare, _add_drift, _add_check,
     ):  # fmt: skip
         add(actions)
 
@@ -253,6 +241,16 @@ def _add_compare(actions: Actions) -> None:
     action = _about_one(actions, "compare", "show how the shadow's answers compare")
     _add_json(action)
     action.set_defaults(run=lambda o: _call("models", "compare_model", o.name, as_json=o.json))
+
+
+def _add_drift(actions: Actions) -> None:
+    does = "show how far what is asked and answered is from the reference"
+    action = actions.add_parser("drift", help=does, description=does.capitalize() + ".")
+    action.add_argument("name", nargs="?", default="", metavar="MODEL", help="else all models")
+    action.add_argument("--hours", type=int, default=0, choices=range(1, 169), metavar="N",
+                        help="of the last N hours, 1 to 168, else the latest 500")  # fmt: skip
+    _add_json(action)
+    action.set_defaults(run=lambda o: _call("drift", "drift", o.name, o.hours, as_json=o.json))
 
 
 def _about_one(actions: Actions, name: str, does: str) -> argparse.ArgumentParser:

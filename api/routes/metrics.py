@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_flask_exporter import PrometheusMetrics
 
 from api.access.guard import KEY, is_admin
+from api.metrics.drift import DriftFigures
 from api.metrics.keys import KeyFigures
 from api.metrics.predictions import PredictionFigures
 from api.metrics.queues import QueueStates
@@ -45,6 +46,7 @@ def make_exporter(services: Services) -> PrometheusMetrics:
     collectors.register(PredictionFigures(client, prefix, versions))
     collectors.register(RedisFigures(client))
     collectors.register(DeviceFigures(lambda: registry.devices().values()))
+    collectors.register(DriftFigures(client, prefix, registry, versions))
     collectors.register(KeyFigures(services.guard))
     return PrometheusMetrics.for_app_factory(path=None, export_defaults=False, registry=collectors)
 

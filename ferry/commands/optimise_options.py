@@ -131,6 +131,8 @@ def add_verify(command: argparse.ArgumentParser) -> None:
         option = f"--{name.replace('_', '-')}"
         read = tolerance if name == "max_relative" else partial(tolerance, most=1)
         argument(option, type=read, metavar="X", help=f"{what}, else the precision's")
+    argument("--only-reference", action="store_true",
+             help="compare with nothing: write what --data is like, for drift")  # fmt: skip
     describe_repository(argument)
     argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=_verify)
@@ -142,7 +144,7 @@ def _verify(options: argparse.Namespace) -> int:
     order = commands.VerifyOrder(
         options.name, options.version, options.against, options.weights, options.arguments,
         options.data, options.label, options.precision,
-        {name: value for name, value in said.items() if value is not None},
+        {name: value for name, value in said.items() if value is not None}, options.only_reference,
     )  # fmt: skip
     return int(commands.run_verify(environment(options), order, as_json=options.json))
 

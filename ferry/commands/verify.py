@@ -19,8 +19,18 @@ def run_verify(environ: Mapping[str, str], order: VerifyOrder, *, as_json: bool)
     settings = Settings.from_env(environ)
     record = verify(order, Path(settings.models), settings)
     subject = f"{record['model']}/{record['version']}"
-    print(json.dumps(record) if as_json else _as_text(record, subject), flush=True)
+    as_text = _of_reference if order.only_reference else _as_text
+    print(json.dumps(record) if as_json else as_text(record, subject), flush=True)
+    if order.only_reference:
+        return 0
     return 0 if record["verdict"] == PASSED else EXIT_FAILED
+
+
+def _of_reference(record: Mapping[str, Any], subject: str) -> str:
+    of = record["reference_of"]
+    return f"{subject}: reference of {of['rows']} rows of {of['source']}: " + ", ".join(
+        record["reference"]
+    )
 
 
 def run_edge(environ: Mapping[str, str], order: EdgeOrder) -> int:

@@ -1,11 +1,22 @@
-"""Write the model directory of `digits`: configuration, labels and the network, freshly trained."""
+"""Write the model directory of `digits`: configuration, labels and the network, freshly trained.
+
+And what it was trained on as its reference, so that drift of what it is asked is seen.
+"""
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from samples.digits.pictures import resize, training_handwriting
 from samples.digits.training import train
 from samples.tiny.torchscript import save_torchscript
+from shared.settings import Settings
+from worker.devices import Placement
+from worker.optimise.references import write_reference
+from worker.optimise.rows import Rows, array_rows
+from worker.optimise.subjects import load_version
+from worker.repository.models import read_model
 
 CONFIG = """\
 name: "digits"
@@ -35,3 +46,14 @@ def make(directory: Path) -> None:
     labels = "".join(f"{digit}\n" for digit in range(10))
     (directory / "labels.txt").write_text(labels, encoding="utf-8")
     save_torchscript(network, torch.zeros(2, 1, 32, 32), directory / "1" / "model.pt")
+    _write_reference(directory)
+
+
+def _write_reference(directory: Path) -> None:
+    model = read_model(directory.parent, directory.name)
+    pictures, _ = training_handwriting()
+    pixels = np.stack([resize(picture) for picture in pictures])[..., None]
+    take = array_rows({"image": pixels}, model.spec, frozenset({"image"}))
+    rows = Rows(len(pixels), take, source="the pictures that it was trained on")
+    subject = load_version(model, Settings(), Placement("cpu", 1))  # as it is trained
+    write_reference(model, subject, rows)

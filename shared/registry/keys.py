@@ -6,6 +6,7 @@ ferry:instances           hash    instance id -> InstanceRecord as JSON         
 ferry:supervisors:<id>    string  a supervisor's sign of life                        3 heartbeats
 ferry:assets:<digest>     string  a file the API needs (a tokenizer)                 no
 ferry:pages               hash    name/version -> its report.html, if it has one     no
+ferry:references          hash    name/version -> what drift is measured from        no
 ferry:probe               string  nothing: whether Redis takes what is written       a second
 ferry:devices             hash    supervisor id -> DeviceReport: its machine's GPUs  no (see 2)
 ferry:log                 hash    log setting -> its number, of those that are set   no
@@ -54,6 +55,7 @@ class RegistryKeys:
         self.supervisors = f"{prefix}:supervisors:"
         self.assets = f"{prefix}:assets:"
         self.pages = f"{prefix}:pages"
+        self.references = f"{prefix}:references"
         self.log = f"{prefix}:log"
         self.probe = f"{prefix}:probe"
         self.trace = f"{prefix}:trace"

@@ -84,6 +84,7 @@ class Registry:
         """Forget one version."""
         asking(lambda: self._client.hdel(self._keys.models, model_key))
         asking(lambda: self._client.hdel(self._keys.pages, model_key))
+        asking(lambda: self._client.hdel(self._keys.references, model_key))
 
     def model_keys(self) -> set[str]:
         """Return `name/version` of every registered model."""
@@ -106,6 +107,15 @@ class Registry:
     def page(self, model_key: str) -> bytes | None:
         """Return a version's page, None where there is none."""
         return cast("bytes | None", asking(lambda: self._client.hget(self._keys.pages, model_key)))
+
+    def keep_reference(self, model_key: str, reference: str) -> None:
+        """Store what a version's rows and answers are compared with, see shared/drift/."""
+        asking(lambda: self._client.hset(self._keys.references, model_key, reference))
+
+    def references(self) -> dict[str, bytes]:
+        """Return all versions' references by `ModelSpec.key`."""
+        found = asking(lambda: self._client.hgetall(self._keys.references))
+        return {key.decode(): reference for key, reference in found.items()}
 
     def put_instance(self, record: InstanceRecord) -> None:
         """Register an instance or its new state."""

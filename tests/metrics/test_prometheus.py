@@ -13,6 +13,7 @@ from typing import Any, cast
 from urllib.parse import quote
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 import yaml
 from fake_backend import fake_spec
@@ -21,11 +22,14 @@ from registered import register, spec
 from two_ends import TwoEnds
 from waiting import wait_until
 
+from shared.drift.counts import DriftCounts
+from shared.drift.reference import Reference, histogram
 from shared.messages import InferResult
 from shared.registry.device_report import Device, DeviceReport
 from shared.request_queue.claimed import EncodedResults
 from shared.request_queue.model_statistics import Pass, encode_costs
 from shared.settings import Settings
+from shared.wire.client import connect
 from worker.meter import Meter
 from worker.supervisor.worker_metrics import serve_metrics
 
@@ -35,6 +39,7 @@ QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["
 ABSENT = {"ALERTS", "ferry_redis_memory_max_bytes"}
 """What a healthy system without a limit of its Redis has no series of."""
 ANSWER = InferResult().encode()
+REFERENCE = Reference.of({"confidence": histogram(np.linspace(0, 1, 1000), "confidence")})
 
 needs_prometheus = pytest.mark.skipif(
     not shutil.which("prometheus") or not shutil.which("promtool"),
@@ -85,7 +90,12 @@ def system(redis_url: str) -> Iterator[Settings]:
         redis_url=redis_url, key_prefix="prometheus", port=free_port(), api_processes=2,
         metrics_port=free_port(),
     )  # fmt: skip
-    register(settings, spec("m")).put_devices("nobody", DeviceReport(host="h", devices=(GPU,)))
+    registry = register(settings, spec("m"))
+    registry.put_devices("nobody", DeviceReport(host="h", devices=(GPU,)))
+    registry.keep_reference("m/1", REFERENCE.encode())
+    with connect(redis_url) as client:
+        counted = {"confidence": REFERENCE.signals["confidence"].counted(np.ones(300))}
+        DriftCounts(client, settings.key_prefix).add("m/1", REFERENCE, 300, counted)
     serving = serve_metrics(settings, lambda: [slot()], lambda: DeviceReport(devices=(GPU,)))
     assert serving is not None
     with running_gunicorn(settings):
@@ -182,7 +192,7 @@ def test_every_query_of_the_dashboard_and_every_rule_has_figures(
     ends.close()
 
     rules = [rule for group in groups for rule in group["rules"]]
-    assert len(rules) == 18
+    assert len(rules) == 19
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
     assert not [rule["lastError"] for rule in rules if rule.get("lastError")]
 

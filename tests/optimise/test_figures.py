@@ -8,8 +8,9 @@ import re
 import numpy as np
 import pytest
 
+from shared.drift.answers import scored_output
 from shared.model_spec import ModelSpec, TensorSpec
-from worker.optimise.agreement import scored_output, wilson
+from worker.optimise.agreement import wilson
 from worker.optimise.figures import BY_PRECISION, Differences, Tolerances
 
 FP32 = BY_PRECISION["FP32"]

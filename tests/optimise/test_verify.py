@@ -21,7 +21,6 @@ from shared.settings import Settings
 from worker.devices import Placement
 from worker.instance.process import load_backend
 from worker.job import InstanceJob
-from worker.optimise.histograms import histogram
 from worker.repository.models import read_model
 from worker.repository.verified import why_unverified
 from worker.supervisor.planner import Planner
@@ -196,8 +195,32 @@ def test_a_wrong_option_is_a_sentence_and_writes_no_record(
     assert not (models / "m" / "2" / "verify.json").exists()
 
 
-def test_a_histogram_holds_a_tenth_of_its_reference_in_each_bin() -> None:
-    found = histogram(np.random.default_rng(2).normal(size=1000))
+def test_a_reference_alone_is_no_verdict_and_leaves_one_as_it_is(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", str(rows(tmp_path)), "--only-reference"]
+    assert verify(models, "--version", "1", *data) == 0
+    assert "m/1: reference of 50 rows of" in capsys.readouterr().out
+    first = read_model(models, "m", "1")
+    assert "says 'unproven'" in why_unverified(first.spec, first.file.parent)
 
-    assert found["counts"] == [0, *[100] * 10, 0]
-    assert len(found["edges"]) == 11
+    assert verify(models, "--version", "1") == 0
+    assert verify(models, "--version", "1", *data) == 0
+    found = record(models, "1")
+    assert found["verdict"] == "pass" and found["reference"]["mean"]["rows"] == 50
+    assert not why_unverified(first.spec, first.file.parent)
+    assert first.reference() is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--only-reference"], "--only-reference is made of rows, name them by --data"),
+        (["--only-reference", "--data", "x.npz", "--against", "1"], "compares with nothing"),
+    ],
+)
+def test_a_reference_of_nothing_is_refused(
+    models: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    assert verify(models, *options) == 1
+    assert said in capsys.readouterr().err

@@ -18,7 +18,7 @@ FLOORS = {
         "access courier",
         "request_queue",
         "registry",
-        "exposition operations jobs",
+        "drift exposition operations jobs",
         "history",
     ),
     "api": (

@@ -23,6 +23,7 @@ from worker.backends.base import Backend
 from worker.instance.batch_parts import (
     BatchContext,
     DecodedRequest,
+    Offer,
     split,
     stack,
 )  # fmt: skip
@@ -37,7 +38,7 @@ MAX_RESULTS_BYTES = 512 * 2**20
 """Of a batch's results, which one command hands out: Redis hangs up above a gigabyte."""
 
 
-def answer_batch(
+def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance calls it
     claimed: list[Claimed],
     spec: ModelSpec,
     backend: Backend,
@@ -45,6 +46,7 @@ def answer_batch(
     *,
     one_length: bool = False,
     health: SelfCheck | None = None,
+    offer: Offer | None = None,
 ) -> EncodedResults:
     """Return one encoded `InferResult` per claimed request, in order (stop 7).
 
@@ -52,8 +54,8 @@ def answer_batch(
     request on which the model raises, is answered with its own error while its neighbours get
     their rows. So is one whose result is too large for Redis. With `one_length`, those of different
     length run one after another. Raises InstanceLost when it is not the requests that failed, but
-    the instance, by its `health`. Next stop: the `forward` of its
-    backend, through `PiecewiseBackend`: `worker.backends.torch_model` for torch.
+    the instance, by its `health`. What was answered is told to `offer`. Next stop: the
+    `forward` of its backend, through `PiecewiseBackend`: `worker.backends.torch_model` for torch.
     """
     claimed_at, health = time.monotonic(), health or SelfCheck(learns=False)
     results: dict[str, bytes] = {}
@@ -75,7 +77,7 @@ def answer_batch(
             results[item.id] = InferResult(found.outputs, timings).encode()
     decode_seconds = time.monotonic() - claimed_at
     context = BatchContext(
-        spec, backend, instance, claimed_at, decode_seconds, [], [], BATCH_IN_HAND.get()
+        spec, backend, instance, claimed_at, decode_seconds, [], [], BATCH_IN_HAND.get(), offer
     )
     for together in _by_shape(requests) if one_length else [requests] if requests else []:
         results.update(_answer(together, context, health))
@@ -206,6 +208,8 @@ def _run(requests: list[DecodedRequest], context: BatchContext) -> dict[str, byt
         answer = InferResult(tuple([tensors[name][index] for name in wanted]), timings)
         results[item.id] = answer.encode()
     context.add_pass([one.claimed for one in requests], rows, began, started, computed)
+    if context.offer is not None:
+        context.offer(requests, tensors)
     return results
 
 

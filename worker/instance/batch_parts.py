@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -26,6 +26,10 @@ class DecodedRequest(NamedTuple):
     arrays: Mapping[str, Array]
 
 
+Offer = Callable[[Sequence[DecodedRequest], Mapping[str, Sequence[Tensor]]], None]
+"""Who counts what is asked and answered: requests of a pass, and each one's rows by output."""
+
+
 class BatchContext(NamedTuple):
     """The data that the requests of a batch share: model, backend, time of the claim, passes."""
 
@@ -38,6 +42,7 @@ class BatchContext(NamedTuple):
     failures: list[tuple[int, list[str]]]
     """The ids of requests that failed, and how many passes there were before."""
     spans: BatchSpans | None = None
+    offer: Offer | None = None
 
     def add_failure(self, failed: list[str]) -> None:
         """Note requests that failed, whoever is at fault."""

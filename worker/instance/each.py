@@ -42,6 +42,8 @@ def run_each(
         results[one.claimed.id] = result.encode()
         if result.error is None:
             served.append(one.claimed)
+            if context.offer is not None:
+                context.offer([one], {each.name: [each] for each in result.outputs})
         elif isinstance(result.error, ModelFailed | BadModelOutput):  # else it is the client's
             failed.append(one.claimed.id)
     if failed:

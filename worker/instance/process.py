@@ -48,6 +48,7 @@ from worker.instance.health.growth import Growth
 from worker.instance.health.self_check import InstanceLost, SelfCheck, self_check
 from worker.instance.loop import run
 from worker.instance.made_up import Guess, made_up, noise
+from worker.instance.monitoring.monitor import monitored
 from worker.instance.other_models import OtherModels
 from worker.instance.out_of_memory import PiecewiseBackend
 from worker.instance.outputs import fitted_outputs
@@ -138,11 +139,11 @@ def _run_batches(
     job: InstanceJob, warm: WarmBackend, queue: WorkQueue, stop: Callable[[], bool], meter: Meter,
     tracing: WorkerTracing | None,
 ) -> None:  # fmt: skip
-    answer: Callable[[list[Claimed]], EncodedResults] = partial(
-        answer_batch, spec=job.spec, backend=warm.backend, instance=job.id,
-        one_length=warm.one_length, health=warm.health,
-    )  # fmt: skip
-    with torch.inference_mode():  # fast: once, not for every batch
+    with monitored(job) as offer, torch.inference_mode():  # fast: once, not for every batch
+        answer: Callable[[list[Claimed]], EncodedResults] = partial(
+            answer_batch, spec=job.spec, backend=warm.backend, instance=job.id,
+            one_length=warm.one_length, health=warm.health, offer=offer,
+        )  # fmt: skip
         run(
             queue,
             tracing.traced(answer) if tracing else answer,

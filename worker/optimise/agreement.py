@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shared.datatypes import Array
-from shared.model_spec import ModelSpec, TensorSpec
+from shared.drift.answers import classes, scored_output, scores_of
+from shared.model_spec import ModelSpec
 
 WILSON_Z = 1.959963984540054
 """Of 95 % of the normal distribution."""
 ONE_SIDED_Z = 1.6448536269514722
 """Of the normal distribution, for 5 %: a lead that such differences turn less often decides."""
-FEWEST_CLASSES = 2
 SHARE_ROUNDING = 1e-9
 LOOSEST_TIE = 0.99
 """The least cosine that near ties follow: whoever allows lower ones does not mean more of them."""
@@ -79,7 +79,7 @@ class Agreement:
             self.labelled += len(labels)
             self.reference_right += int(np.sum(ours == labels))
             self.candidate_right += int(np.sum(theirs == labels))
-        self._add_leads(_scores(spec, scored, reference[scored.name]), ours, theirs)
+        self._add_leads(scores_of(spec, scored, reference[scored.name]), ours, theirs)
 
     def _add_leads(self, scores: Array | None, ours: Array, theirs: Array) -> None:
         """Add by how much a class is ahead; numbers of classes are near no other."""
@@ -151,44 +151,3 @@ class Agreement:
             found["labelled_rows"] = self.labelled
             found["accuracy_drop"] = self.accuracy_drop
         return found
-
-
-def scored_output(spec: ModelSpec) -> TensorSpec | None:
-    """Return the output that names a row's class: scores of several, of one, or its number."""
-    if spec.gives_vectors:
-        return None
-    for output in spec.outputs:
-        is_float = output.datatype.startswith(("FP", "BF"))
-        sizes = [size for size in output.dims if size != 1]
-        if is_float and len(sizes) == 1 and sizes[0] >= FEWEST_CLASSES:
-            return output
-    first = spec.outputs[0]
-    is_single = all(size == 1 for size in first.dims) and first.datatype != "BYTES"
-    is_class = not first.datatype.startswith(("FP", "BF"))
-    has_activation = spec.parameters.get("output_activation") == "sigmoid" or bool(first.labels)
-    return first if is_single and (is_class or has_activation) else None
-
-
-def classes(spec: ModelSpec, scored: TensorSpec, answer: Mapping[str, Array]) -> Array:
-    """Return the class of each row by the output that `scored_output` chose."""
-    array = answer[scored.name]
-    scores = _scores(spec, scored, array)
-    if scores is None:
-        return array.reshape(len(array), -1)[:, 0].astype(np.int64)
-    best: Array = np.argmax(scores, axis=1)
-    return best
-
-
-def _scores(spec: ModelSpec, scored: TensorSpec, array: Array) -> Array | None:
-    """Return a score for each class, what is no number lowest; None for a class's number.
-
-    A single score is class 1's, and class 0's is the limit between the two.
-    """
-    flat = array.reshape(len(array), -1)
-    if flat.shape[1] < FEWEST_CLASSES and not scored.datatype.startswith(("FP", "BF")):
-        return None
-    flat = np.nan_to_num(flat.astype(np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    if flat.shape[1] >= FEWEST_CLASSES:
-        return flat
-    limit = 0.0 if spec.output_activation == "sigmoid" else 0.5
-    return np.hstack([np.full_like(flat, limit), flat])

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shared.datatypes import Array
+from shared.drift.answers import scored_output
 from shared.errors import BadModel
 from shared.inputs.tables import (
     MAX_COLUMNS,
@@ -35,7 +36,6 @@ from shared.inputs.tables import (
     shaped_rows,
 )
 from shared.model_spec import ModelSpec
-from worker.optimise.agreement import scored_output
 from worker.optimise.rows import Batch, Rows, array_rows, picture_rows, text_rows
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "y")

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from shared.datatypes import Array
+from shared.drift.answers import FEWEST_CLASSES
+from shared.drift.signals import TINY
 from shared.model_spec import ModelSpec
-from worker.optimise.agreement import FEWEST_CLASSES, Agreement
+from worker.optimise.agreement import Agreement
 
-TINY = 1e-12
 ONE_ROW = 5
 """How many times as far from 1 as the mean cosine the cosine of one row may be."""
 FLAT = 1e-6

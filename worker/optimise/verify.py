@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,9 +18,9 @@ from shared.errors import BadModel
 from shared.settings import Settings
 from worker.optimise.data_files import read_data
 from worker.optimise.figures import BY_PRECISION, Differences, Tolerances
-from worker.optimise.histograms import Signals
 from worker.optimise.precision import precision_of
 from worker.optimise.quiet import quiet
+from worker.optimise.references import Signals, write_record, write_reference
 from worker.optimise.rows import Rows, made_up_rows
 from worker.optimise.sameness import batch_sizes, sized_batches
 from worker.optimise.subjects import (
@@ -32,7 +31,7 @@ from worker.optimise.subjects import (
     original_subject,
 )
 from worker.repository.models import ServedModel, read_model, version_numbers
-from worker.repository.verified import PASSED, VERIFY_RECORD, digests
+from worker.repository.verified import PASSED, digests
 
 FAILED_VERDICT = "fail"
 SEED = 16
@@ -41,7 +40,10 @@ EXPORTED_AS = "export.json"
 
 @dataclass(frozen=True)
 class VerifyOrder:
-    """The options of `ferry verify`; tolerances that were said stand over the precision's."""
+    """The options of `ferry verify`; tolerances that were said stand over the precision's.
+
+    With `only_reference` nothing is compared, and what is known of the verdict stays.
+    """
 
     name: str
     version: str = ""
@@ -52,6 +54,7 @@ class VerifyOrder:
     label: str = ""
     precision: str = ""
     tolerances: Mapping[str, float] | None = None
+    only_reference: bool = False
 
 
 def verify(order: VerifyOrder, repository: Path, settings: Settings) -> dict[str, Any]:
@@ -64,16 +67,14 @@ def verify(order: VerifyOrder, repository: Path, settings: Settings) -> dict[str
     with quiet():
         model = read_model(repository, order.name, order.version or None)
         candidate = load_version(model, settings)
+        if order.only_reference:
+            assert order.data is not None, "it was checked"
+            rows = read_data(order.data, model.spec, model.asset, order.label)
+            return write_reference(model, candidate, rows)
         reference = _reference(order, model, repository, settings)
         _check_alike(reference, candidate)
         record = compare(order, model, reference, candidate)
-    file = model.file.parent / VERIFY_RECORD
-    try:
-        partial = file.with_name(f".{file.name}.partial")
-        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, file)
-    except OSError as error:
-        raise BadModel(f"{file}: not written: {error}") from error
+    write_record(model.file.parent, record)
     return record
 
 
@@ -81,6 +82,10 @@ def _check_options(order: VerifyOrder) -> None:
     """Raise BadModel for an option that would go unheard."""
     if order.label and order.data is None:
         raise BadModel("--label names a column of --data, which was not given")
+    if order.only_reference and order.data is None:
+        raise BadModel("--only-reference is made of rows, name them by --data")
+    if order.only_reference and order.against:
+        raise BadModel("--only-reference compares with nothing, and --against names something")
     has_callable = bool(order.against) and not _is_version(order)
     if not has_callable and (order.weights is not None or order.arguments != "{}"):
         option = "--arguments" if order.weights is None else "--weights"

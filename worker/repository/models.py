@@ -14,12 +14,13 @@ from shared.names import MODEL_NAME, VERSION
 from shared.registry.registry import asset_digest
 from worker.repository.config.ensemble import EnsembleCircle, with_models
 from worker.repository.config.formats import holds_model_file
-from worker.repository.config.parameters import plain_name
+from worker.repository.config.parameters import is_monitored, plain_name
 from worker.repository.config.text import IDS, check_text_inputs, token_limit
 from worker.repository.config.versions import wanted_versions
 from worker.repository.file_kinds import RUN_CODE
 from worker.repository.model_config import ModelConfig, read_config, read_policy
 from worker.repository.tokens import read_tokenizer
+from worker.repository.verified import reference_in
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,11 @@ class ServedModel:
         except OSError:
             return None
         return page if len(page) <= LARGEST_PAGE else None
+
+    def reference(self) -> str | None:
+        """Return what drift is measured from, as the registry keeps it; None without one."""
+        found = reference_in(self.file.parent) if is_monitored(self.spec.parameters) else None
+        return found.encode() if found else None
 
     def with_revision(self, number: int) -> ServedModel:
         """Return the same content under the name of its revision."""

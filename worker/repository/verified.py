@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+from shared.drift.reference import Reference
 from shared.model_spec import ModelSpec
+
+log = logging.getLogger(__name__)
 
 VERIFY_RECORD = "verify.json"
 RECORDS = frozenset({VERIFY_RECORD, "export.json", "report.json", "report.md", "report.html"})
@@ -27,6 +31,7 @@ MEANING = {
 """The fields of a spec that answers depend on: another number of instances changes none."""
 CONFIG_ENTRY = "config.pbtxt"
 DIGESTED_BYTES = 1 << 20
+LARGEST_RECORD = 1 << 22
 
 
 def digests(spec: ModelSpec, version: Path) -> dict[str, str]:
@@ -73,3 +78,27 @@ def why_unverified(spec: ModelSpec, version: Path) -> str:
     if odd:
         return f"FERRY_REQUIRE_VERIFIED=1 and {odd[0]} is not what {where} is about: {how} again"
     return ""
+
+
+def record_stamp(version: Path) -> tuple[int, int] | None:
+    """Return what is another one when the record was written anew, None without one."""
+    try:
+        status = (version / VERIFY_RECORD).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def reference_in(version: Path) -> Reference | None:
+    """Return what a version's rows and answers were like when it was verified, if that is known."""
+    file = version / VERIFY_RECORD
+    try:
+        if file.stat().st_size > LARGEST_RECORD:
+            raise ValueError(f"it has more than {LARGEST_RECORD} bytes")
+        record = json.loads(file.read_bytes())
+        return Reference.of(record["reference"]) if "reference" in record else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        log.warning("%s: its reference cannot be read, drift is not looked for: %s", file, error)
+        return None

@@ -117,6 +117,8 @@ class Registration:
                 self._registry.keep_asset(model.asset)
             if (page := model.report()) is not None:
                 self._registry.keep_page(model.spec.key, page)
+            if (reference := model.reference()) is not None:
+                self._registry.keep_reference(model.spec.key, reference)
 
     def record(self, slot: InstanceSlot) -> None:
         """Write an instance's record."""

@@ -88,6 +88,8 @@ MAX_GPU_MEMORY = "max_gpu_memory_bytes"
 """Ferry's own: what an instance may take of its GPU, 0 for all that is free."""
 SWAP, SWAPS = "swap", ("overlap", "stop_first")
 """Ferry's own: whether the version that is replaced leaves before its successor is loaded."""
+DRIFT, DRIFTS = "drift", ("on", "off")
+"""Ferry's own: whether rows and answers are counted, where there is a reference for them."""
 THREADS = ("INTRA_OP_THREAD_COUNT", "NUM_THREADS", "intra_op_thread_count")
 
 
@@ -112,6 +114,7 @@ def parameter_notes(backend: str, parameters: Mapping[str, str]) -> list[str]:
     if number(parameters, ELEMENTS_PARAMETER, "1", int) < 1:
         raise ValueError(f"{ELEMENTS_PARAMETER}: expected a number of elements, from 1")
     stops_first(parameters)
+    is_monitored(parameters)
     return notes
 
 
@@ -121,6 +124,14 @@ def stops_first(parameters: Mapping[str, str]) -> bool:
     if swap not in SWAPS:
         raise ValueError(f"{SWAP} {swap!r}: expected {' or '.join(SWAPS)}")
     return swap == SWAPS[1]
+
+
+def is_monitored(parameters: Mapping[str, str]) -> bool:
+    """Tell whether drift is looked for; raises ValueError for a word nobody knows."""
+    word = parameters.get(DRIFT, DRIFTS[0])
+    if word not in DRIFTS:
+        raise ValueError(f"{DRIFT} {word!r}: expected {' or '.join(DRIFTS)}")
+    return word == DRIFTS[0]
 
 
 def own_threads(backend: str, parameters: Mapping[str, str]) -> int:
