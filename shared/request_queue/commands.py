@@ -40,7 +40,7 @@ _CRASHED = InferResult(
     error=ModelCrashed(f"the worker process died {MAX_ATTEMPTS} times while running this request")
 ).encode()
 _TERMS = struct.Struct("<BdII")
-_REJECTED = InferResult(error=RequestExpired("Request timeout expired")).encode()
+_TOO_LATE = InferResult(error=RequestExpired("Request timeout expired")).encode()
 
 
 def as_push(
@@ -135,16 +135,12 @@ def claim_command(end: InstanceEnd, max_rows: int, max_delay_seconds: float) -> 
     preferred = batching.preferred_sizes if max_delay_seconds else ()
     if not max_delay_seconds and batching.preferred_sizes:
         max_rows = min(max_rows, batching.preferred_sizes[-1])
-    answering = (
-        keys.delayed, keys.result, keys.answered,
-        milliseconds(end.result_ttl_seconds), _IDEMPOTENT_MS, _REJECTED,
-    )  # fmt: skip
     return (
         "EVALSHA", script_digest("claim"), 6 + len(lists), keys.bell, keys.inflight + end.instance,
         keys.bytes, keys.counts, keys.stats, keys.order, *lists,
         max_rows, max_delay_seconds, keys.body, ",".join(map(str, preferred)),
         int(batching.preserve_ordering), keys.cache,
-        *(answering if batching.has_policies or batching.preserve_ordering else ()),
+        milliseconds(end.result_ttl_seconds), _IDEMPOTENT_MS, _TOO_LATE,
     )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 -- instance's in-flight work. Run by WorkQueue.claim.
 -- KEYS: bell, inflight, bytes, counts, stats, order, then the lists of waiting requests as they are served
 -- ARGV: max_rows, max_delay_seconds, body key prefix, preferred sizes, 1 to keep the order of answers,
---       cache (see _cache.lua), delayed, result and answered key prefix, result_ttl_ms, idempotent_ttl_ms, rejection
--- The last six are missing for a model without queue policies and without that order.
+--       cache (see _cache.lua), result_ttl_ms, idempotent_ttl_ms, what who came too late is answered
+-- Who is rejected gets that answer, and so does who expired and is waited for: its API process, whose clock is not
+-- Redis's, may think that there is time.
 -- Returns {now, wait, ticket, body, ticket, body, ...}, times in microseconds; without tickets, wait says
 -- how long the pending ones may still wait for company (-1: nothing is pending). `now` is negative when the instance
 -- has something in flight besides what it claims.
@@ -14,7 +15,7 @@
 local bell, inflight, bytes_key, counts, stats, order = unpack(KEYS, 1, 6)
 local first_list = 7
 local max_rows, max_delay, prefix = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
-local delayed_prefix, result_prefix, answered_prefix, ttl, idempotent_ttl, rejection = unpack(ARGV, 7, 12)
+local ttl, idempotent_ttl, too_late = unpack(ARGV, 7, 9)
 local max_tickets = 2000 -- Lua's unpack has a limit near 8000
 local expire = 0
 local clock = redis.call('TIME')
@@ -35,6 +36,8 @@ local reply, tickets, over, strange = {now * 1e6, 0}, {}, {}, {}
 local rows, oldest, nearest, first_signature, why, mark = 0, now, math.huge, nil, nil, nil
 local seen, seen_bytes, look = {}, 0, max_delay > 0 and 'EXISTS' or 'GET'
 local last_list = first_list
+
+local function keys_of(kind) return string.sub(prefix, 1, -#'body:' - 1) .. kind end
 
 local function cut(position, bytes, reason)
   return {count = #tickets, rows = rows, list = last_list, position = position, bytes = bytes, why = reason}
@@ -62,7 +65,7 @@ for list = first_list, #KEYS do
         over[#over + 1] = {ticket, body, fate, list, position, body_bytes}
         if fate == @DELAY@ then
           local again = string.sub(ticket, 1, @ON_TIMEOUT@ - 1) .. '\0' .. string.sub(ticket, @ON_TIMEOUT@ + 1)
-          redis.call('RPUSH', delayed_prefix .. level, again)
+          redis.call('RPUSH', keys_of('delayed:') .. level, again)
           body_bytes = 0 -- it goes on waiting
         end
       elseif rows > 0 and (rows + ticket_rows > max_rows or signature ~= first_signature or attempts > 0) then
@@ -131,27 +134,32 @@ if leaving then
 end
 
 local expired, rejected = 0, 0
+local function tell_too_late(id, life)
+  redis.call('SET', keys_of('result:') .. id, too_late, 'PX', life, 'NX')
+  tell(keys_of('answered:'), id, ttl)
+end
 for _, one in ipairs(over) do
   local ticket, body, fate, list, position, body_bytes = unpack(one)
   if not leaving or list > leaving.list or (list == leaving.list and position >= leaving.position) then
     redis.call('LREM', KEYS[list], 1, ticket)
     if fate ~= @DELAY@ then gone_bytes = gone_bytes + body_bytes end
   end
-  if fate ~= @DELAY@ and redis.call('UNLINK', body) == 1 then
-    if fate == @REJECT@ then
-      local id = string.sub(ticket, @ID@)
-      local long = string.sub(id, 1, 8) == '@IDEMPOTENT@'
-      redis.call('SET', result_prefix .. id, rejection, 'PX', long and idempotent_ttl or ttl)
-      tell(answered_prefix, id, ttl)
-      rejected = rejected + 1
-    else
-      expired = expired + 1
-    end
+  local id = string.sub(ticket, @ID@)
+  local is_open = fate ~= @DELAY@ and redis.call('UNLINK', body) == 1
+  if is_open and fate == @REJECT@ then
+    tell_too_late(id, string.sub(id, 1, 8) == '@IDEMPOTENT@' and idempotent_ttl or ttl)
+    rejected = rejected + 1
+  elseif is_open then
+    expired = expired + 1
+  end
+  -- Of one that expired long ago the body has as well.
+  if fate == expire and string.byte(ticket) == @TICKET_VERSION@ and waits(string.sub(id, 1, 8)) then
+    tell_too_late(id, ttl)
   end
 end
 if expired > 0 then redis.call('HINCRBY', counts, 'expired', expired) end
 if rejected > 0 then redis.call('HINCRBY', counts, 'rejected', rejected) end
-if ARGV[5] == '1' and expired > 0 then hand_out(order, prefix, result_prefix, answered_prefix) end
+if ARGV[5] == '1' and expired > 0 then hand_out(order, prefix, keys_of('result:'), keys_of('answered:')) end
 if left == 0 then
   redis.call('DEL', bytes_key)
 elseif gone_bytes > 0 then

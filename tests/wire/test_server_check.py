@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
+import acl_user
 import pytest
 from ferry_processes import ROOT, environment, free_port
 from redis import Redis
@@ -248,6 +249,7 @@ def test_the_probe_calls_every_command_of_the_scripts() -> None:
     called = set(re.findall(r"redis\.p?call\([^)]*?'([A-Z]+)'", "".join(texts.values())))
 
     assert called - probed == {"PUBLISH"}  # who may not publish has its answers stored
+    assert {name.lower() for name in called} <= acl_user.commands("ferry")
     assert not re.search(r"\bos\.\w+\(", "".join(texts.values()))  # from Redis 7.4 only
 
 
