@@ -67,13 +67,15 @@ def _checked(version: str) -> str:
 class VersionReport(_Frozen):
     """One supervisor's progress with one version; `key` names its content (`ModelSpec.key`).
 
-    With `stop_first` it is not loaded before what it replaces has left.
+    `digest` is that of its files and configuration. With `stop_first` it is not loaded before what
+    it replaces has left.
     """
 
     key: str
     state: VersionState
     reason: str = ""
     stop_first: bool = False
+    digest: str = ""
 
 
 class ModelReport(_Frozen):
@@ -185,9 +187,16 @@ def promoted(
     }
     kept = _kept(current, wanted, running) if current is not None else {}
     found = [version for report in reports for version in report.versions.values()]
-    if any(version.stop_first for version in found):
+    takes_turns = any(version.stop_first for version in found)
+    if takes_turns:
         kept = {name: key for name, key in kept.items() if key in {each.key for each in found}}
     versions = ready if len(ready) == len(wanted) else kept | ready
+    if not versions and not takes_turns:  # what served is gone: what one machine has is something
+        versions = {
+            version: key
+            for version in wanted
+            if (key := _ready_key(version, reports, everywhere=False)) is not None
+        }
     if not versions:
         return None
     split = {version: weight for version, weight in desired.split.items() if version in versions}

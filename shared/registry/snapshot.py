@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from shared.model_spec import ModelSpec
 from shared.registry.desired_state import Serving, SupervisorReport
 from shared.registry.ensemble_readiness import missing_steps
+from shared.registry.other_files import other_files
 
 State = Literal["starting", "ready", "failed"]
 
@@ -190,6 +191,9 @@ def snapshot_of(
 def _warnings(living: list[InstanceRecord], reports: list[SupervisorReport]) -> dict[str, str]:
     """Return what is wrong with contents that serve: as they run, or that others cannot replace."""
     found = {each.model_key: each.note for each in living if each.note}
+    ready = [(each.model_key, each.host) for each in living if each.state == "ready"]
+    for key, odd in other_files(ready, reports).items():
+        found[key] = f"{found[key]}; {odd}" if key in found else odd
     for report in reports:
         failed = {
             f"{name}/{version}": told.reason

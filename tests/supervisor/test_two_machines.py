@@ -21,6 +21,7 @@ from shared.errors import LoadFailed
 from shared.operations.model_control import ModelControl
 from shared.registry.desired_store import DesiredStore
 from shared.registry.registry import Registry
+from shared.registry.repository_index import repository_index
 from shared.registry.snapshot import InstanceRecord
 from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
@@ -77,9 +78,10 @@ def two_workers(
         add_model(repository, "there", 1)
     settings = replace(settings, model_control_mode="explicit", load_models="*")
     first, second = (replace(settings, models=str(each)) for each in repositories)
+    log_a, log_b = (each.with_name(f"{each.name}.log") for each in repositories)
     with (
-        running_worker(first, wait_ready=False) as a,
-        running_worker(second, wait_ready=False) as b,
+        running_worker(first, wait_ready=False, log_file=log_a) as a,
+        running_worker(second, wait_ready=False, log_file=log_b) as b,
         connect(settings.redis_url) as redis,
     ):
         registry = Registry(redis, settings.key_prefix)
@@ -164,6 +166,42 @@ def test_a_version_that_machines_have_different_files_for_takes_no_request(
         cluster.load()
 
     assert cluster.default == "1"
+
+
+def test_different_files_for_a_version_that_serves_are_told_in_the_index_and_the_logs(
+    mortal: Cluster, tmp_path: Path
+) -> None:
+    other = f"{mortal.model}-other"
+    add_model(mortal.repositories[0], other, 1)
+    mortal.control.load(other)
+    add_model(mortal.repositories[1], other)
+    add_version(mortal.repositories[1], other, 1, factor=3.0)
+    with pytest.raises(LoadFailed, match="has other files on other machines"):
+        mortal.control.load(other)
+
+    def index() -> dict[str, str]:
+        entries = repository_index(mortal.registry.snapshot())
+        return next(each for each in entries if each["name"] == other)
+
+    said = "machines have different files for it: [0-9a-f]{12} on .+ and [0-9a-f]{12} on "
+    wait_until(lambda: re.match(said, index()["reason"]), 30, "the index says so")
+    assert index()["state"] == "READY"
+    assert mortal.store.read().served[other].versions == {"1": f"{other}/1"}
+    told = re.compile(f"WARNING .*machines have different files for {other}/1: ")
+    logs = [tmp_path / name for name in ("a.log", "b.log")]
+    wait_until(lambda: all(told.search(log.read_text()) for log in logs), 30, "both logs say so")
+    assert all(len(told.findall(log.read_text())) == 1 for log in logs)
+
+    mortal.workers[0].send_signal(signal.SIGKILL)
+    mortal.workers[0].wait()
+
+    wait_until(lambda: served_key(mortal, other) == f"{other}/1@1", 60, "the other one serves")
+    wait_until(lambda: not index()["reason"], 30, "there is one content left")
+
+
+def served_key(cluster: Cluster, name: str) -> str | None:
+    found = cluster.store.read().served.get(name)
+    return found.versions["1"] if found else None
 
 
 def test_machines_that_have_the_same_content_share_a_queue(cluster: Cluster) -> None:

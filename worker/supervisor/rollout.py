@@ -25,7 +25,7 @@ from worker.supervisor.background_planner import BackgroundPlanner
 from worker.supervisor.deployment import Deployment
 from worker.supervisor.first_answers import FirstAnswers
 from worker.supervisor.planner import Plan, PlannedVersion
-from worker.supervisor.traffic import CanaryPlan, Traffic
+from worker.supervisor.traffic import CanaryPlan, OthersFiles, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ class Rollout:
         self._wanted_keys: dict[str, dict[str, str]] = {}
         self._contents: dict[str, Content] = {}
         self._logged_reasons: dict[str, list[str]] = {}
+        self._others_files = OthersFiles()
         self._must_look_again = False
         self._last_report: SupervisorReport | None = None
         self._last_state = ControlState()
@@ -164,6 +165,7 @@ class Rollout:
             state = self._store.read()  # what no request goes to any more is about to retire
             self._first_answers.look(state)
         self._last_state = state
+        self._others_files.look(state, self.deployments.keys())
         self._retire(state)
 
     def _keep_loaded(self, state: ControlState) -> ControlState:
@@ -322,8 +324,11 @@ class Rollout:
         for version, key in self._wanted_keys.get(plan.name, {}).items():
             if key in self.deployments:
                 deployment = self.deployments[key]
-                waits = {"stop_first": self.must_wait(deployment)}
-                versions[version] = deployment.report.model_copy(update=waits)
+                known = {
+                    "stop_first": self.must_wait(deployment),
+                    "digest": deployment.content.fingerprint,
+                }
+                versions[version] = deployment.report.model_copy(update=known)
         for version, reason in plan.failures.items():
             key = f"{plan.name}/{version}"
             versions[version] = VersionReport(key=key, state="failed", reason=reason)

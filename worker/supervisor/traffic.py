@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Set
+from collections.abc import Iterable, Mapping, Set
 from typing import NamedTuple
 
 from shared.registry.desired_state import Desired, Serving, promoted
 from shared.registry.desired_store import ControlState, DesiredStore
+from shared.registry.other_files import SHOWN_DIGITS, differing_contents
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,40 @@ class Traffic:
         now = time.monotonic()
         self._unnamed_since = {name: self._unnamed_since.get(name, now) for name in names}
         return {name for name, at in self._unnamed_since.items() if now - at > UNNAMED_SECONDS}
+
+
+class OthersFiles:
+    """Tells of versions for which other machines have other files; each time that they change."""
+
+    def __init__(self) -> None:
+        """Know of none."""
+        self._told: dict[str, dict[str, str]] = {}
+
+    def look(self, state: ControlState, here: Set[str]) -> None:
+        """Log a warning for each version that is not the same on every machine and is loaded here.
+
+        `here` are the contents (`ModelSpec.key`) on this machine.
+        """
+        differing = differing_contents(state.reports.values())
+        for version, contents in differing.items():
+            ours = contents.keys() & here
+            if ours and self._told.get(version) != contents:
+                name, _, number = version.partition("/")
+                serving = state.served.get(name)
+                served = {serving.versions.get(number, "")} if serving else set()
+                log.warning(
+                    "machines have different files for %s: %s here, %s elsewhere; requests go to "
+                    "%s until they are the same",
+                    version, _digits(contents, ours), _digits(contents, contents.keys() - ours),
+                    _digits(contents, served) or "none of them",
+                )  # fmt: skip
+        self._told = differing
+
+
+def _digits(contents: Mapping[str, str], keys: Iterable[str]) -> str:
+    """Return the beginnings of some contents' digests."""
+    shown = (digest[:SHOWN_DIGITS] for key, digest in contents.items() if key in set(keys))
+    return ", ".join(shown)
 
 
 def _contents(name: str, current: Serving | None, running: Set[str]) -> set[str]:
