@@ -15,6 +15,7 @@ from api.access.guard import Guard
 from api.infer.queues import Queues
 from api.infer.readiness import Pulse, Readiness
 from api.infer.triton_statistics import model_statistics
+from api.metrics.refusals import Refusals
 from api.tracing import Tracing
 from shared.history.recorder import Recorder
 from shared.model_spec import ModelSpec
@@ -47,6 +48,7 @@ class Services:
     readiness: Readiness
     guard: Guard
     tracing: Tracing | None
+    refusals: Refusals
 
     @classmethod
     def of(cls, settings: Settings, *loggers: str, service: str = "ferry-api") -> Services:
@@ -73,4 +75,5 @@ class Services:
             Readiness(catalog, Pulse(registry.ping), settings.readiness),
             Guard(client, settings),
             Tracing(tracer, TraceSampler(registry, catalog, settings)) if tracer else None,
+            Refusals(client, prefix),
         )

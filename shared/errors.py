@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from typing import ClassVar
+from typing import ClassVar, Self
 
 LONGEST_ERROR_TEXT, KEPT_ERROR_TEXT = 4000, 3800
 """Of an exception's text, in characters: a model may raise with a whole tensor in it.
@@ -89,6 +89,13 @@ class FerryError(Exception):
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
     retry_after_seconds: int | None = None
+    is_of_queue = False
+    """Whether the request reached a queue, which has counted what became of it."""
+
+    def of_queue(self) -> Self:
+        """Return it as the error of a request that reached a queue."""
+        self.is_of_queue = True
+        return self
 
     @property
     def message(self) -> str:

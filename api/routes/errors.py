@@ -10,7 +10,7 @@ from werkzeug.exceptions import NotFound as WerkzeugNotFound
 
 from api.access.guard import KEY
 from api.infer.public_errors import error_answer, openai_error_answer
-from api.routes.flask_side import response_of
+from api.routes.flask_side import response_of, services
 from api.server.body import BODY_STOPPED
 from api.tracing import note_failure
 from shared.errors import (
@@ -37,6 +37,7 @@ def _any_error(error: Exception) -> Response:
     answer = openai_error_answer if request.path.rstrip("/") in OPENAI_PATHS else error_answer
     key = request.environ.get(KEY)
     note_failure(request.environ, error)
+    services().refusals.note(error)
     return response_of(answer(error, f"{request.method} {request.path}", key))
 
 

@@ -25,8 +25,12 @@ from shared.exposition.devices import DeviceFigures
 from shared.model_spec import ModelSpec
 
 blueprint = Blueprint("metrics", __name__)
-REASON = re.compile(r'\breason="(?:[^"\\]|\\.)*"')
-"""A label that may name files; only admins see what it says."""
+REASON = re.compile(
+    r'^((?:ferry_model_load_failure|ferry_model_warning|ferry_device_closed)\{.*?\breason=")'
+    r'(?:[^"\\]|\\.)*"',
+    re.MULTILINE,
+)
+"""A label that may name files; only admins see what it says. Other reasons are words of ours."""
 EXPORTER = "metrics"
 """The exporter's place in Flask's `extensions`."""
 
@@ -48,6 +52,7 @@ def make_exporter(services: Services) -> PrometheusMetrics:
     collectors.register(DeviceFigures(lambda: registry.devices().values()))
     collectors.register(DriftFigures(client, prefix, registry, versions))
     collectors.register(KeyFigures(services.guard))
+    collectors.register(services.refusals)
     return PrometheusMetrics.for_app_factory(path=None, export_defaults=False, registry=collectors)
 
 
@@ -61,5 +66,5 @@ def metrics() -> Response:
     names = request.args.getlist("name[]") or None
     text, content_type = exporter.generate_metrics(request.headers.get("Accept"), names)
     if not is_admin(request.environ.get(KEY)):
-        text = REASON.sub('reason=""', text)
+        text = REASON.sub(r'\1"', text)
     return Response(text, content_type=content_type)

@@ -99,6 +99,7 @@ class FastPath:
         self._inference = inference
         self._guard = services.guard
         self._tracing = services.tracing
+        self._refusals = services.refusals
         self._browsers = browsers
         self._ids = RequestIds()
         self._access = AccessLog(is_on=settings.access_log)
@@ -219,6 +220,7 @@ class FastPath:
             return self._inference.infer(plain.model, plain.version, raw, environ)
         except Exception as error:  # a border, as Flask's own error handlers are
             note_failure(environ, error)
+            self._refusals.note(error)
             return error_answer(error, f"POST {environ['PATH_INFO']}", key)
 
     def _respond(

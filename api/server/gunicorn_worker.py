@@ -100,10 +100,13 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until SIGTERM; then answer the requests at hand, for up to `graceful_timeout`."""
         gevent.get_hub().threadpool_size = TOKENIZING_THREADS
-        util.write_error = _write_error  # by which gunicorn answers what it cannot read
+        extensions = getattr(self.wsgi, "extensions", {})
+        services = extensions.get("ferry")
+        # by which gunicorn answers what it cannot read
+        util.write_error = partial(_write_error, services and services.refusals.note)
         wsgi.SERVER = "ferry"  # what it names in the header Server
         if self.cfg.keepalive and not _logs_requests(self.cfg):
-            self._fast_path = getattr(self.wsgi, "extensions", {}).get("fast_path")
+            self._fast_path = extensions.get("fast_path")
         servers = [self._serve(listener) for listener in self.sockets]
         while self.alive and not self._told_to_stop:
             self.notify()
@@ -111,7 +114,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         for server in servers:
             self._close(server)
         self.alive = False  # from here on gunicorn answers with `Connection: close`
-        if streams := getattr(self.wsgi, "extensions", {}).get("streams"):
+        if streams := extensions.get("streams"):
             streams.close()  # they would have no end
         began = time.monotonic()
         while any(len(server.pool) for server in servers):
@@ -124,7 +127,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
                 self._end_idle_connections()
         for server in servers:
             server.stop(timeout=1)
-        if tracing := getattr(self.wsgi, "extensions", {}).get("tracing"):
+        if tracing := extensions.get("tracing"):
             tracing.close()
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
@@ -274,14 +277,22 @@ def _discard(client: socket.socket, length: int | None, scratch: memoryview) -> 
     return left != 0
 
 
-def _write_error(client: socket.socket, status: int, reason: str, message: str) -> None:
-    """Answer a request that never came to a route as every error is, and close.
+def _write_error(
+    note: Callable[[Exception], None] | None,
+    client: socket.socket,
+    status: int,
+    reason: str,
+    message: str,
+) -> None:
+    """Answer a request that never came to a route as every error is, `note` it, and close.
 
     In gunicorn's place, whose answer is a page.
     """
     from shared.errors import BadRequest, FerryError, Unsupported  # noqa: PLC0415  see above
 
     error = {500: FerryError, 501: Unsupported}.get(status, BadRequest)
+    if note is not None:
+        note(error(message or reason))
     body = json.dumps({"error": message or reason, "code": error.code}).encode()
     head = [
         f"HTTP/1.1 {status} {reason}",

@@ -5,25 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock, Thread
 from typing import Any
 
 import redis
 
 from shared.access.api_key import ApiKey
+from shared.access.counts import Counts
 from shared.access.keys import AccessKeys
-from shared.errors import FerryError, RateLimited, RedisUnavailable
+from shared.errors import RateLimited, RedisUnavailable
 from shared.wire.client import asking
 from shared.wire.scripts import script_text
 
 log = logging.getLogger(__name__)
 
-COUNT_SECONDS = 0.5
-"""The time for which a process's counts gather before they are written."""
 LEASE_MARGIN_SECONDS = 60.0
 """How much longer than its deadline a request keeps its place when its process died."""
 
@@ -39,9 +35,7 @@ class Admission:
         self._client = client
         self._keys = AccessKeys(prefix)
         self._admit: Any = client.register_script(script_text("admit"))
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._counting = Lock()
-        self._is_writing = False
+        self._counts = Counts(client, self._keys.use)
 
     @contextmanager
     def place(self, key: ApiKey, seconds: float) -> Iterator[None]:
@@ -64,22 +58,11 @@ class Admission:
 
     def count(self, key: ApiKey, outcome: str) -> None:
         """Count a request of a key: `admitted`, `rate`, `concurrency` or `forbidden`."""
-        with self._counting:
-            self._counts[key.id, outcome] += 1
-            if self._is_writing:
-                return
-            self._is_writing = True
-        Thread(target=self._write_soon, name="ferry-key-counts", daemon=True).start()
+        self._counts.add(key.id, outcome)
 
     def counts(self) -> dict[tuple[str, str], int]:
         """Return the requests of all processes by key id and outcome; raises RedisUnavailable."""
-        self._write()
-        rows = asking(lambda: self._client.hgetall(self._keys.use))
-        found = {}
-        for field, number in rows.items():
-            key_id, _, outcome = field.decode(errors="replace").partition(":")
-            found[key_id, outcome] = int(number)
-        return found
+        return {(id_, outcome): number for (id_, outcome), number in self._counts.all().items()}
 
     def _take(self, key: ApiKey, request_id: str, seconds: float) -> None:
         count, period_seconds = key.per_period
@@ -101,28 +84,3 @@ class Admission:
             asking(lambda: self._client.zrem(self._keys.active(key.id), request_id))
         except RedisUnavailable as error:
             log.warning("a place of key %s is kept until its lease ends: %s", key.id, error)
-
-    def _write_soon(self) -> None:
-        time.sleep(COUNT_SECONDS)
-        with self._counting:
-            self._is_writing = False
-        try:
-            self._write()
-        except FerryError as error:
-            log.warning("counts of keys are written later: %s", error)
-
-    def _write(self) -> None:
-        with self._counting:
-            counts, self._counts = self._counts, Counter()
-        if not counts:
-            return
-        try:
-            with self._client.pipeline(transaction=False) as opened:
-                pipeline: Any = opened
-                for (key_id, outcome), number in counts.items():
-                    pipeline.hincrby(self._keys.use, f"{key_id}:{outcome}", number)
-                asking(pipeline.execute)
-        except RedisUnavailable:
-            with self._counting:
-                self._counts.update(counts)
-            raise

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from threading import Event
 from typing import NamedTuple
 
-from shared.errors import FerryError
+from shared.errors import FerryError, RedisUnavailable
 from shared.messages import Buffers, InferResult
 
 
@@ -90,11 +90,11 @@ class PendingRequest:
         """
         self.done.wait()
         if self.error is not None:
-            raise self.error
+            raise self.error if isinstance(self.error, RedisUnavailable) else self.error.of_queue()
         assert self.result is not None, "a done request has a result or an error"
         result = InferResult.decode(self.result)
         if result.error is not None:
-            raise result.error
+            raise result.error.of_queue()
         return result
 
     def cancel(self) -> None:

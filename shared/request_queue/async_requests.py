@@ -48,7 +48,7 @@ class AsyncRequests:
         command = push_command(self._keys, self._limits, [push])
         status = self._run("push", command)[0]
         if status.startswith(b"full"):
-            raise QueueFull.with_waiting(int(status.split()[1]))
+            raise QueueFull.with_waiting(int(status.split()[1])).of_queue()
         if status == b"closed":
             raise VersionRetired.default()
 
