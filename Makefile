@@ -10,7 +10,7 @@ PYTEST := python -m pytest --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install samples up test test-quick test-user test-gpu test-browser check bench chaos soak siege docs map hooks lock openapi clean
+.PHONY: help install samples up test test-quick test-user test-gpu test-browser check audit bench chaos soak siege docs map hooks lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -68,10 +68,15 @@ test-browser: samples ## Run the tests of the pages in Chromium (apt-get install
 	$(BIN)/pip install --quiet --no-deps $(BROWSER)
 	$(BIN)/python -m pytest -rs tests/browser
 
-check: $(INSTALLED) ## Run ruff and mypy
+check: $(INSTALLED) ## Run ruff and mypy, and look at the packages' licences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tools.licences
+
+# Not in `check`: an advisory of tonight would fail a change of yesterday.
+audit: $(INSTALLED) ## Ask an index for known vulnerabilities of the locked packages
+	$(BIN)/python -m tools.audit
 
 bench: samples ## Run the load benchmarks
 	$(BIN)/python -m bench
