@@ -6,6 +6,7 @@ larger than most requests.
 
 from __future__ import annotations
 
+import json
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -13,11 +14,12 @@ import msgpack
 import redis
 from pydantic import BaseModel, ConfigDict
 
-from shared.errors import RedisUnavailable, UnknownRequest
+from shared.errors import ModelNotReady, RedisUnavailable, UnknownRequest
 from shared.messages import AnswerForm
 from shared.model_spec import ModelSpec
 from shared.request_queue.keys import AsyncKeys
 from shared.request_queue.limits import IDEMPOTENT_RESULT_SECONDS, Limits
+from shared.ticket import TICKET_VERSION
 from shared.wire.client import asking, milliseconds
 
 MEMORY_SECONDS = 600.0
@@ -26,7 +28,10 @@ FLUSH_MS = 2000
 
 
 class Record(BaseModel):
-    """One request: the digest of its model's spec, and how it is to be answered."""
+    """One request: the digest of its model's spec, and how it is to be answered.
+
+    Its body and its answer have the form that goes with a `ticket_version`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,6 +39,7 @@ class Record(BaseModel):
     how: AnswerForm
     owner: str = ""
     """The id of the API key that it came with, empty without."""
+    ticket_version: int = TICKET_VERSION
 
 
 class Found(NamedTuple):
@@ -105,10 +111,15 @@ class AsyncRecords:
             raise RedisUnavailable(f"Redis did not flush the request within {FLUSH_MS} ms")
 
     def find(self, request_id: str) -> Found:
-        """Return a request's model, as it was then, and how to answer it; raises UnknownRequest."""
+        """Return a request's model, as it was then, and how to answer it; raises UnknownRequest.
+
+        Raises ModelNotReady for one whose answer another release of Ferry alone can read.
+        """
         found = asking(lambda: self._client.get(self._keys.request + request_id))
         if found is None:
             raise UnknownRequest(f"no request {request_id!r}")
+        if json.loads(found).get("ticket_version", TICKET_VERSION) != TICKET_VERSION:
+            raise ModelNotReady("this request came by another release of Ferry: ask again")
         record = Record.model_validate_json(found)
         if record.spec not in self._known_specs:
             text = asking(lambda: self._client.get(self._keys.spec + record.spec))

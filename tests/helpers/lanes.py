@@ -29,6 +29,7 @@ LONGEST = (
     "tests/jobs/test_bulk.py",
     "tests/request_queue/test_queue_model.py",
     "tests/openapi/test_contract.py",
+    "tests/system/test_rolling_update.py",
     "tests/supervisor/test_two_machines.py",
     "tests/supervisor/test_swap.py",
     "tests/supervisor/test_nobody_by_the_old_version.py",

@@ -32,18 +32,19 @@ def running_worker(
     wait_ready: bool = True,
     log_file: Path | None = None,
     forked: bool = True,
+    root: Path = ROOT,
 ) -> Iterator[Forked | subprocess.Popen[bytes]]:
     """Run `python -m worker` with `settings` until the block ends; SIGTERM ends it.
 
     Waits until every model of the repository is ready. The test fails if it does not stop. Its log
     goes to `log_file`, or to the test's own standard error. It is `forked` from a process that has
-    torch, where how it starts is not the subject.
+    torch, where how it starts is not the subject, and `root` is where our code is.
     """
     environ = os.environ | environment(settings)
-    if forked:
+    if forked and root == ROOT:
         process = FORKS.start(["worker"], environ, ROOT, None, None, log_file)
     else:
-        process = _spawned(environ, log_file)
+        process = _spawned(environ, log_file, root)
     registry = Registry(connect(settings.redis_url), settings.key_prefix)
     try:
         if wait_ready:
@@ -54,12 +55,12 @@ def running_worker(
         process.wait(timeout=30)
 
 
-def _spawned(environ: dict[str, str], log_file: Path | None) -> subprocess.Popen[bytes]:
+def _spawned(environ: dict[str, str], log_file: Path | None, root: Path) -> subprocess.Popen[bytes]:
     with open(log_file or os.devnull, "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "worker"],
             env=environ,
-            cwd=ROOT,
+            cwd=root,
             stderr=log if log_file else None,
         )
 
@@ -84,14 +85,17 @@ def free_port() -> int:
 
 @contextmanager
 def running_gunicorn(
-    settings: Settings, log_file: Path | None = None
+    settings: Settings, log_file: Path | None = None, root: Path = ROOT
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Serve the API on the settings' port until the block ends; its log goes to `log_file`."""
+    """Serve the API on the settings' port until the block ends; its log goes to `log_file`.
+
+    Its code is that in `root`.
+    """
     command = [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "api.wsgi:app"]
     environ = os.environ | environment(settings)
     with open(log_file or os.devnull, "ab") as log:
         output = log if log_file else None
-        process = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=output, stderr=output)
+        process = subprocess.Popen(command, env=environ, cwd=root, stdout=output, stderr=output)
     try:
         wait_until(lambda: _answers(settings.port), 90, "gunicorn answers")
         yield process
