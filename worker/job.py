@@ -31,7 +31,8 @@ class InstanceJob:
     `limits.cache` holds for its own queue, all of `limits` for those of an ensemble's steps. `cold`
     says why it is not to be warmed up with made-up inputs, if it is not. `memory_bytes` is what the
     last one took of its GPU, 0 for the first. It may grow by `max_growth_bytes`, 0 for any number.
-    `traces_url` is where its spans go, empty for nowhere.
+    `traces_url` is where its spans go, empty for nowhere. Samples of
+    requests lie in `state_dir`.
     """
 
     id: str
@@ -52,3 +53,4 @@ class InstanceJob:
     max_growth_bytes: int = 0
     log_format: str = "text"
     traces_url: str = ""
+    state_dir: str = ".ferry"

@@ -132,7 +132,7 @@ class InstanceSlot:
             settings.result_ttl_seconds, settings.log_level, Limits.usual(settings),
             trusted_backends(settings), self.model.config.warmup, self._cold,
             settings.require_verified, self._memory_bytes, settings.max_growth_bytes,
-            settings.log_format, settings.traces_url,
+            settings.log_format, settings.traces_url, settings.state_dir,
         )  # fmt: skip
         reports, child_end = self._context.Pipe(duplex=False)
         process = self._context.Process(

@@ -26,8 +26,10 @@ from shared.wire.client import connect
 from worker.instance.batch import answer_batch
 from worker.instance.monitoring import monitor as module
 from worker.instance.monitoring.monitor import Monitor
+from worker.instance.monitoring.samples import Samples
 from worker.optimise.references import Signals
 from worker.optimise.rows import Batch
+from worker.repository.config.parameters import SampleWish
 
 RANDOM = np.random.default_rng(4)
 NUMBERS = fake_spec(dims=(2,))
@@ -48,8 +50,9 @@ class Watched:
         self.client = connect(settings.redis_url)
         self.monitors: list[Monitor] = []
 
-    def begin(self, spec: ModelSpec) -> Monitor:
-        monitor = Monitor(spec, self.directory, self.client, self._settings.key_prefix)
+    def begin(self, spec: ModelSpec, samples: Samples | None = None) -> Monitor:
+        counts = DriftCounts(self.client, self._settings.key_prefix)
+        monitor = Monitor(spec, self.directory, counts, self.registry, samples)
         self.monitors.append(monitor)
         return monitor
 
@@ -271,3 +274,27 @@ def test_signals_that_an_older_record_lacks_are_left_out(watched: Watched) -> No
 
     assert watched.counted(reference) == {"mean": 2}
     assert os.listdir(watched.directory) == ["verify.json"]
+
+
+def test_one_request_of_a_second_is_sampled_also_without_a_reference(watched: Watched) -> None:
+    directory = watched.directory / "samples"
+    monitor = watched.begin(NUMBERS, Samples(NUMBERS, directory, SampleWish(10**6)))
+    rows = normal(1)
+
+    answer(monitor, NUMBERS, [rows])
+    monitor.close()
+
+    (file,) = directory.iterdir()
+    assert np.load(file)["input.x"].tolist() == rows.tolist()
+
+
+def test_a_full_disk_ends_the_samples_and_not_the_counts(watched: Watched) -> None:
+    reference = watched.record(reference_for(NUMBERS, normal(300)))
+    (watched.directory / "file").touch()
+    samples = Samples(NUMBERS, watched.directory / "file" / "no directory", SampleWish(10**6))
+    monitor = watched.begin(NUMBERS, samples)
+
+    answer(monitor, NUMBERS, [normal(3)])
+    monitor.close()
+
+    assert watched.counted(reference)["mean"] == 3

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,6 @@ from threading import Event, Thread
 from typing import NamedTuple
 
 import numpy as np
-from redis import Redis
 
 from shared.datatypes import Array
 from shared.drift.counts import DriftCounts
@@ -34,6 +34,7 @@ from shared.model_spec import ModelSpec
 from shared.registry.registry import Registry
 from shared.wire.client import connect
 from worker.instance.batch_parts import DecodedRequest, Offer
+from worker.instance.monitoring.samples import Samples
 from worker.job import InstanceJob
 from worker.repository.config.parameters import is_monitored
 from worker.repository.verified import record_stamp, reference_in
@@ -41,7 +42,7 @@ from worker.repository.verified import record_stamp, reference_in
 log = logging.getLogger(__name__)
 
 EACH_SECONDS = 1.0
-SECOND_ROWS, SECOND_BYTES = 1024, 32 * 2**20
+SECOND_ROWS, SECOND_BYTES = 512, 16 * 2**20
 """What is looked at in a second: as many rows, or bytes, or half of each."""
 MAX_SHAPES = 64
 """Groups of rows of one shape, each of which is counted at once."""
@@ -60,12 +61,19 @@ class Seen(NamedTuple):
 class Monitor:
     """One instance's; `offer` is its own thread's, all else another's."""
 
-    def __init__(self, spec: ModelSpec, version: Path, client: Redis, prefix: str) -> None:
-        """Count by the reference in the directory `version`; one that comes later is found."""
+    def __init__(
+        self, spec: ModelSpec, version: Path, counts: DriftCounts, registry: Registry,
+        samples: Samples | None = None,
+    ) -> None:  # fmt: skip
+        """Count by the reference in the directory `version`; one that comes later is found.
+
+        Where there are `samples`, one of each second's requests is written.
+        """
         self._spec = spec
+        self._samples = samples
         self._version = version
-        self._counts = DriftCounts(client, prefix)
-        self._registry = Registry(client, prefix)
+        self._counts = counts
+        self._registry = registry
         self._stamp: tuple[int, int] | None = None
         self._reference: Reference | None = None
         self._taken = deque[tuple[Sequence[DecodedRequest], Mapping[str, Sequence[Tensor]]]]()
@@ -118,13 +126,16 @@ class Monitor:
             self._allowed = self._allowance()
 
     def _allowance(self) -> float:
-        return self._offered + 1.0 if self._reference else -math.inf
+        return self._offered + 1.0 if self._reference or self._samples else -math.inf
 
     def _tick(self) -> None:
         changed = self._look()
-        self._count()
+        taken = self._take()
+        if self._samples and taken:
+            self._sample(random.choice(taken))
         if self._reference is None:
             return
+        self._count(taken, self._reference)
         if changed:
             self._registry.keep_reference(self._spec.key, self._reference.encode())
         if self._pending_rows:
@@ -146,19 +157,32 @@ class Monitor:
     def _forget(self) -> None:
         self._pending, self._pending_rows = {}, 0
 
-    def _count(self) -> None:
-        """Add what was offered to the pending counts, all rows of one shape at once."""
-        groups = defaultdict[tuple[object, ...], list[Seen]](list)
+    def _take(self) -> list[Seen]:
+        taken = []
         while self._taken:
             requests, outputs = self._taken.popleft()
-            for index, one in enumerate(requests):
-                seen = Seen(one, [tensors[index] for tensors in outputs.values()])
-                groups[self._shape(seen)].append(seen)
-        if self._reference is None:
-            return
+            taken += [
+                Seen(one, [tensors[index] for tensors in outputs.values()])
+                for index, one in enumerate(requests)
+            ]
+        return taken
+
+    def _sample(self, seen: Seen) -> None:
+        assert self._samples is not None, "asked only then"
+        try:
+            self._samples.write(seen.one, seen.outputs)
+        except OSError as error:
+            log.warning("%s: no more requests are sampled: %s", self._spec.key, error)
+            self._samples = None
+
+    def _count(self, taken: Sequence[Seen], reference: Reference) -> None:
+        """Add to the pending counts, all rows of one shape at once."""
+        groups = defaultdict[tuple[object, ...], list[Seen]](list)
+        for seen in taken:
+            groups[self._shape(seen)].append(seen)
         for group in islice(groups.values(), MAX_SHAPES):
-            values = self._values(group)
-            for name, bins in self._reference.signals.items():
+            values = self._values(group, reference)
+            for name, bins in reference.signals.items():
                 if name in values:
                     before = self._pending.get(name, 0)
                     self._pending[name] = before + bins.counted(values[name])
@@ -173,7 +197,7 @@ class Monitor:
         tensors = seen.outputs if self._spec.text else (*seen.one.request.inputs, *seen.outputs)
         return tuple([(each.name, each.pixels, each.shape[first:]) for each in tensors])
 
-    def _values(self, group: Sequence[Seen]) -> Values:
+    def _values(self, group: Sequence[Seen], reference: Reference) -> Values:
         """Return the signals of rows of one shape, and of their answers."""
         inputs = group[0].one.request.inputs
         pixels = frozenset([each.name for each in inputs if each.pixels])
@@ -190,8 +214,7 @@ class Monitor:
             output.name: self._stacked([seen.outputs[place].array() for seen in group])
             for place, output in enumerate(group[0].outputs)
         }
-        assert self._reference is not None, "counted only by one"
-        return asked | output_signals(self._spec, answers, self._reference.centre)
+        return asked | output_signals(self._spec, answers, reference.centre)
 
     def _stacked(self, arrays: Sequence[Array], has_rows: bool = False) -> Array:
         """Return the rows of all requests; a model without batches has one in each."""
@@ -201,10 +224,12 @@ class Monitor:
 
 @contextmanager
 def monitored(job: InstanceJob) -> Iterator[Offer | None]:
-    """Yield what counts an instance's rows, None where the config has it off."""
+    """Yield what counts an instance's rows and samples them, None where the config has it off."""
     if not is_monitored(job.spec.parameters):
         yield None
         return
-    monitor = Monitor(job.spec, job.file.parent, connect(job.redis_url), job.key_prefix)
+    client, prefix = connect(job.redis_url), job.key_prefix
+    counts, registry = DriftCounts(client, prefix), Registry(client, prefix)
+    monitor = Monitor(job.spec, job.file.parent, counts, registry, Samples.of(job))
     yield monitor.offer
     monitor.close()

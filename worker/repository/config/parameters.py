@@ -90,6 +90,8 @@ SWAP, SWAPS = "swap", ("overlap", "stop_first")
 """Ferry's own: whether the version that is replaced leaves before its successor is loaded."""
 DRIFT, DRIFTS = "drift", ("on", "off")
 """Ferry's own: whether rows and answers are counted, where there is a reference for them."""
+SAMPLE_BYTES, SAMPLE_CLEAR, SAMPLE_REDACT = "sample_bytes", "sample_clear", "sample_redact"
+"""Ferry's own: how much of what is asked is kept on disk, and what of it is written as it is."""
 THREADS = ("INTRA_OP_THREAD_COUNT", "NUM_THREADS", "intra_op_thread_count")
 
 
@@ -115,6 +117,7 @@ def parameter_notes(backend: str, parameters: Mapping[str, str]) -> list[str]:
         raise ValueError(f"{ELEMENTS_PARAMETER}: expected a number of elements, from 1")
     stops_first(parameters)
     is_monitored(parameters)
+    sample_wish(parameters)
     return notes
 
 
@@ -132,6 +135,29 @@ def is_monitored(parameters: Mapping[str, str]) -> bool:
     if word not in DRIFTS:
         raise ValueError(f"{DRIFT} {word!r}: expected {' or '.join(DRIFTS)}")
     return word == DRIFTS[0]
+
+
+class SampleWish(NamedTuple):
+    """The bytes of a version's samples on disk, 0 for none, and names of inputs and outputs.
+
+    Texts that are `clear` are written as they are, what is `redacted` not at all.
+    """
+
+    max_bytes: int
+    clear: frozenset[str] = frozenset()
+    redacted: frozenset[str] = frozenset()
+
+
+def sample_wish(parameters: Mapping[str, str]) -> SampleWish:
+    """Return what a config wishes to have sampled; raises ValueError."""
+    max_bytes = number(parameters, SAMPLE_BYTES, "0", int)
+    if max_bytes < 0:
+        raise ValueError(f"{SAMPLE_BYTES} {max_bytes}: expected a number of bytes, or 0")
+    clear, redacted = (
+        frozenset(filter(None, map(str.strip, parameters.get(key, "").split(","))))
+        for key in (SAMPLE_CLEAR, SAMPLE_REDACT)
+    )
+    return SampleWish(max_bytes, clear, redacted)
 
 
 def own_threads(backend: str, parameters: Mapping[str, str]) -> int:
