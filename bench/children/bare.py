@@ -39,7 +39,7 @@ def main() -> None:
     """Load the model, then measure as told until standard input ends."""
     name, repository, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     model = read_model(repository, name)
-    backend = _backend(model, threads)
+    backend = bare_backend(model, threads)
     pixels = frozenset({model.spec.image.input} if model.spec.image else ())
     warm_up(model.spec, MadeUpPasses(model.spec, backend, pixels, Meter()))
     with ThreadPoolExecutor(threads) as pool:
@@ -50,7 +50,8 @@ def main() -> None:
             print(_rows_per_second(steps[kind], float(seconds)), flush=True)
 
 
-def _backend(model: ServedModel, threads: int) -> Backend:
+def bare_backend(model: ServedModel, threads: int) -> Backend:
+    """Return a loaded model that is not warmed up."""
     placed, failures = assign([model], devices_here(os.environ), threads)
     assert not failures, failures
     job = InstanceJob(

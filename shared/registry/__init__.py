@@ -1,1 +1,1 @@
-"""Models and versions in Redis: what is served, by whom, what is desired."""
+"""What is served, by whom, what is desired."""

@@ -21,6 +21,7 @@ from shared.request_queue.claimed import Claimed
 from worker.backends.base import RequestTensors
 from worker.instance import batch
 from worker.instance.batch import answer_batch
+from worker.instance.passes.costs import Sharing
 
 MODEL = fake_spec()
 
@@ -280,7 +281,7 @@ def test_with_one_length_requests_of_another_run_by_themselves() -> None:
     rows = [np.full((1, length), i, np.float32) for i, length in enumerate((2, 3, 2))]
     batch = [claimed(str(i), row) for i, row in enumerate(rows)]
 
-    results = answer_batch(batch, spec, backend, "i", one_length=True).results
+    results = answer_batch(batch, spec, backend, "i", sharing=Sharing(one_length=True)).results
 
     assert [one["x"].shape for one in backend.passes] == [(2, 2), (1, 3)]
     answers = [InferResult.decode(result).outputs[0].array().tolist() for result in results]

@@ -1,1 +1,1 @@
-"""The process of one model instance: load, warm up, then claim, compute, publish."""
+"""The process of one model instance."""

@@ -30,10 +30,13 @@ from worker.instance.batch_parts import (
 from worker.instance.each import answer_alone, answers_each, run_each
 from worker.instance.health.self_check import SelfCheck
 from worker.instance.outputs import fitted_outputs
+from worker.instance.passes.by_length import padded_elements, passes_of
+from worker.instance.passes.costs import Sharing
 from worker.tracing import BATCH_IN_HAND
 
 log = logging.getLogger(__name__)
 
+ALL_TOGETHER = Sharing()
 MAX_RESULTS_BYTES = 512 * 2**20
 """Of a batch's results, which one command hands out: Redis hangs up above a gigabyte."""
 
@@ -44,7 +47,7 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     backend: Backend,
     instance: str,
     *,
-    one_length: bool = False,
+    sharing: Sharing = ALL_TOGETHER,
     health: SelfCheck | None = None,
     offer: Offer | None = None,
 ) -> EncodedResults:
@@ -52,10 +55,11 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
 
     Never raises for anything a request or the model does: a body that cannot be decoded, or a
     request on which the model raises, is answered with its own error while its neighbours get
-    their rows. So is one whose result is too large for Redis. With `one_length`, those of different
-    length run one after another. Raises InstanceLost when it is not the requests that failed, but
-    the instance, by its `health`. What was answered is told to `offer`. Next stop: the
-    `forward` of its backend, through `PiecewiseBackend`: `worker.backends.torch_model` for torch.
+    their rows. So is one whose result is too large for Redis. Those that share a forward pass
+    are told by `sharing`, which learns from each. Raises InstanceLost when it is not the requests
+    that failed, but the instance, by its `health`. What was answered is told to `offer`. Next
+    stop: the `forward` of its backend, through `PiecewiseBackend`: `worker.backends.torch_model`
+    for torch.
     """
     claimed_at, health = time.monotonic(), health or SelfCheck(learns=False)
     results: dict[str, bytes] = {}
@@ -77,9 +81,10 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
             results[item.id] = InferResult(found.outputs, timings).encode()
     decode_seconds = time.monotonic() - claimed_at
     context = BatchContext(
-        spec, backend, instance, claimed_at, decode_seconds, [], [], BATCH_IN_HAND.get(), offer
-    )
-    for together in _by_shape(requests) if one_length else [requests] if requests else []:
+        spec, backend, instance, claimed_at, decode_seconds, [], [], BATCH_IN_HAND.get(), offer,
+        sharing.costs,
+    )  # fmt: skip
+    for together in passes_of(requests, spec, sharing):
         results.update(_answer(together, context, health))
     if context.failures:
         _tell_apart(context, health)
@@ -93,8 +98,8 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
         context.add_pass(empty, 0, claimed_at, claimed_at, claimed_at)
     refused = _refuse_oversized(results, spec)
     passes = _without(refused, context.passes) if refused else context.passes
-    costs = encode_costs(claimed, passes, time.monotonic() - claimed_at)
-    return EncodedResults([results[item.id] for item in claimed], costs)
+    figures = encode_costs(claimed, passes, time.monotonic() - claimed_at)
+    return EncodedResults([results[item.id] for item in claimed], figures)
 
 
 def _tell_apart(context: BatchContext, health: SelfCheck) -> None:
@@ -140,15 +145,6 @@ def _decode(item: Claimed, spec: ModelSpec) -> DecodedRequest:
                 f"input {tensor.name!r}: shape {list(tensor.shape)} does not have {item.rows} rows"
             )
     return DecodedRequest(item, request, {tensor.name: tensor.array() for tensor in request.inputs})
-
-
-def _by_shape(requests: list[DecodedRequest]) -> list[list[DecodedRequest]]:
-    """Return the requests in groups whose rows have the same shapes."""
-    groups: dict[tuple[tuple[int, ...], ...], list[DecodedRequest]] = {}
-    for one in requests:
-        shapes = tuple([array.shape[1:] for array in one.arrays.values()])
-        groups.setdefault(shapes, []).append(one)
-    return list(groups.values())
 
 
 def _answer(
@@ -201,6 +197,8 @@ def _run(requests: list[DecodedRequest], context: BatchContext) -> dict[str, byt
         for name, array in fitted_outputs(outputs, spec, rows).items()
     }
     waited, compute_seconds = started - context.claimed_at, computed - started
+    if context.costs is not None:
+        context.costs.learn(padded_elements(inputs, spec.ragged_names), compute_seconds)
     results = {}
     for index, (item, request, _) in enumerate(requests):
         timings = item.timings(waited, compute_seconds, rows, context.instance)

@@ -15,6 +15,7 @@ from shared.model_spec import ModelSpec, TensorSpec
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.model_statistics import Pass
 from worker.backends.base import Backend
+from worker.instance.passes.costs import PassCosts
 from worker.tracing import BatchSpans
 
 
@@ -43,6 +44,8 @@ class BatchContext(NamedTuple):
     """The ids of requests that failed, and how many passes there were before."""
     spans: BatchSpans | None = None
     offer: Offer | None = None
+    costs: PassCosts | None = None
+    """What passes of different lengths cost, where that is worth knowing."""
 
     def add_failure(self, failed: list[str]) -> None:
         """Note requests that failed, whoever is at fault."""

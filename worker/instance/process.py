@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from shared.datatypes import Array
 from shared.errors import BadModel, described, text_of
+from shared.model_spec import ModelSpec
 from shared.parent_death import die_with_parent_process
 from shared.registry.log_settings import LogLevel
 from shared.request_queue.claimed import Claimed, EncodedResults
@@ -52,6 +53,7 @@ from worker.instance.monitoring.monitor import monitored
 from worker.instance.other_models import OtherModels
 from worker.instance.out_of_memory import PiecewiseBackend
 from worker.instance.outputs import fitted_outputs
+from worker.instance.passes.costs import PassCosts, Sharing
 from worker.instance.tensor_adapter import adapted, backend_spec
 from worker.instance.warmup import MadeUpPasses, run_samples, run_sizes, sample_rows, warm_up
 from worker.job import DEVICE_IS_LOST, LOST, MAX_SUSPECTS, InstanceJob
@@ -142,7 +144,7 @@ def _run_batches(
     with monitored(job) as offer, torch.inference_mode():  # fast: once, not for every batch
         answer: Callable[[list[Claimed]], EncodedResults] = partial(
             answer_batch, spec=job.spec, backend=warm.backend, instance=job.id,
-            one_length=warm.one_length, health=warm.health, offer=offer,
+            sharing=_sharing(job.spec, warm), health=warm.health, offer=offer,
         )  # fmt: skip
         run(
             queue,
@@ -160,6 +162,12 @@ def _run_batches(
     if tracing:
         tracing.close()
     _end_soon(0)
+
+
+def _sharing(spec: ModelSpec, warm: WarmBackend) -> Sharing:
+    """Return which requests of a batch share a pass; one that sees each by itself has them all."""
+    has_lengths = spec.ragged_names and not answers_each(warm.backend)
+    return Sharing(warm.one_length, PassCosts() if has_lengths else None)
 
 
 def _end_lost(
