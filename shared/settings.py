@@ -115,6 +115,12 @@ class Settings(JobSettings):
         "how long a version that was replaced stays loaded, so that a rollback is immediate",
         check.seconds_or_none,
     )
+    shadow_examples: int = _setting(
+        20,
+        "FERRY_SHADOW_EXAMPLES",
+        "requests that a shadow answered otherwise and that are kept, with their inputs; 0: none",
+        check.whole(0, 1000),
+    )
     canary_percent: int = _setting(
         0,
         "FERRY_CANARY_PERCENT",

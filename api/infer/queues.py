@@ -46,8 +46,9 @@ class Queues:
         self._queues: dict[tuple[str, int, bool, bool], RequestQueue] = {}
         self._making = Lock()
         self._shadowing = Shadowing(
-            Comparisons(client, settings.key_prefix), self._queue, settings.request_timeout_seconds
-        )
+            Comparisons(client, settings.key_prefix), self._queue,
+            settings.request_timeout_seconds, settings.shadow_examples,
+        )  # fmt: skip
 
     def ask(self, question: Question) -> Answered:
         """Push one request and wait for its answer (stop 3); raises what either raises.

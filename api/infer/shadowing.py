@@ -19,7 +19,14 @@ from api.infer.question import Question
 from shared.errors import FerryError, QueueFull, RedisUnavailable, VersionRetired
 from shared.messages import InferResult
 from shared.model_spec import ModelSpec
-from shared.operations.shadow_comparison import Comparison, Comparisons, compared, summed
+from shared.operations.disagreements import Disagreement, kept_row
+from shared.operations.shadow_comparison import (
+    Comparison,
+    Comparisons,
+    compared,
+    differing_row,
+    summed,
+)
 from shared.request_queue.api_end import PendingRequest, RequestQueue
 
 log = logging.getLogger(__name__)
@@ -31,6 +38,8 @@ MAX_COPIES = 256
 MAX_COPIES_BYTES = 64 * 2**20
 PAUSES = 9
 """The time between two rounds, in times of what the last one cost the process."""
+EXAMPLE_SECONDS = 1.0
+"""Of a shadow that always disagrees, a process keeps an example so often, behind the first ones."""
 Result = TypeVar("Result")
 Pair = tuple[str, str]
 """A shadow's `ModelSpec.key` and the version that it is compared with."""
@@ -89,6 +98,25 @@ class Stopwatch:
             self.seconds += time.perf_counter() - began
 
 
+class Examples:
+    """The disagreements of one round, as many as may be kept of each pair."""
+
+    def __init__(self, most: int) -> None:
+        """Keep up to `most` of a pair at once, and then one in EXAMPLE_SECONDS."""
+        self.most = most
+        self.found: dict[Pair, list[Disagreement]] = {}
+        self._due: dict[Pair, float] = {}
+
+    def add(self, copy: Copy, answer: InferResult | FerryError) -> None:
+        """Keep a copy that the shadow answered otherwise, or not at all, if it has its turn."""
+        now = time.monotonic()
+        due = max(self._due.get(copy.pair, 0.0), now - self.most * EXAMPLE_SECONDS)
+        if due > now - EXAMPLE_SECONDS:
+            return
+        self._due[copy.pair] = due + EXAMPLE_SECONDS
+        self.found.setdefault(copy.pair, []).append(_disagreement(copy, answer))
+
+
 class Shadowing:
     """One thread that asks the shadows, round by round, and counts how they compare."""
 
@@ -97,9 +125,14 @@ class Shadowing:
         comparisons: Comparisons,
         queue_of: Callable[[ModelSpec], RequestQueue],
         timeout_seconds: float,
+        most_examples: int = 0,
     ) -> None:
-        """Count into `comparisons`, ask by the queues; the thread starts with the first copy."""
+        """Count into `comparisons`, ask by the queues; the thread starts with the first copy.
+
+        Of each pair `most_examples` disagreements are kept there.
+        """
         self._comparisons = comparisons
+        self._examples = Examples(most_examples)
         self._queue_of = queue_of
         self._timeout_seconds = timeout_seconds
         self._round = Round()
@@ -144,11 +177,13 @@ class Shadowing:
         self.under_way = 0
         found: dict[Pair, list[Comparison]] = {}
         for copy, waiting in zip(gathered.copies, asked, strict=True):
-            found.setdefault(copy.pair, []).append(took.of(partial(_compare, copy, waiting)))
+            comparison = took.of(partial(_compare, copy, waiting, self._examples))
+            found.setdefault(copy.pair, []).append(comparison)
         for pair, count in gathered.skipped.items():
             found.setdefault(pair, []).append(Comparison(skipped_count=count))
         for pair, each in found.items():
             self._count(pair, summed(each))
+        took.of(self._keep_examples)
         return took.seconds
 
     def _ask(self, copy: Copy) -> PendingRequest:
@@ -163,16 +198,43 @@ class Shadowing:
         except RedisUnavailable as error:
             log.debug("a comparison is lost: %s", error)
 
+    def _keep_examples(self) -> None:
+        found, self._examples.found = self._examples.found, {}
+        for pair, each in found.items():
+            try:
+                self._comparisons.keep(*pair, each, self._examples.most)
+            except RedisUnavailable as error:
+                log.debug("examples are lost: %s", error)
 
-def _compare(copy: Copy, waiting: PendingRequest) -> Comparison:
+
+def _compare(copy: Copy, waiting: PendingRequest, examples: Examples) -> Comparison:
     try:
-        return compared(copy.answer, waiting.wait())
+        answer = waiting.wait()
+        comparison = compared(copy.answer, answer)
+        if comparison.agreed_count < comparison.row_count:
+            examples.add(copy, answer)
+        return comparison
     except QueueFull:  # the shadow is slower than what it is asked
         return Comparison(skipped_count=1)
     except VersionRetired:
         return Comparison()
     except FerryError as error:
         log.debug("the shadow %s failed: %s", copy.pair[0], error)
+        examples.add(copy, error)
     except Exception:  # a border: whatever a shadow answers, the next ones are compared
         log.exception("an answer of the shadow %s is counted as failed", copy.pair[0])
     return Comparison(request_count=1, failed_count=1)
+
+
+def _disagreement(copy: Copy, answer: InferResult | FerryError) -> Disagreement:
+    """Return the first row of a copy that was answered otherwise."""
+    served, row = copy.answer, 0 if copy.question.spec.batched else None
+    if not isinstance(answer, FerryError) and row is not None:
+        row = differing_row(served, answer)
+    return Disagreement(
+        time.time(),
+        kept_row(copy.question.inputs, row),
+        kept_row(served.outputs, row),
+        () if isinstance(answer, FerryError) else kept_row(answer.outputs, row),
+        answer.message if isinstance(answer, FerryError) else "",
+    )

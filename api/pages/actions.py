@@ -8,6 +8,7 @@ from typing import Any
 from api.services import Services
 from shared.errors import BadRequest, UnknownRequest
 from shared.operations.dead_letters import DeadLetter, DeadLetters
+from shared.operations.shadow_comparison import Comparisons
 
 MAX_WEIGHT = 1_000_000
 
@@ -60,6 +61,11 @@ def _split(services: Services, name: str, wanted: Mapping[str, Any]) -> str:
 def _shadow(services: Services, name: str, wanted: Mapping[str, Any]) -> str:
     version = _text(wanted, "version", may_be_empty=True)
     services.model_control.shadow(name, version)
+    services.catalog.refresh()
+    serving = services.catalog.snapshot().served.get(name)
+    if serving is not None and serving.shadow:
+        comparisons = Comparisons(services.client, services.settings.key_prefix)
+        comparisons.forget(serving.versions[serving.shadow], serving.default)
     return f"version {version} of {name} is its shadow" if version else f"{name} has no shadow"
 
 

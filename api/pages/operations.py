@@ -9,8 +9,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from api.pages.disagreements import shown_disagreement
 from api.services import Services
+from shared.errors import UnknownModel
 from shared.history.figures import HistoryPoint, Moment, VersionCounts
+from shared.inputs.texts import TokenizerCache
 from shared.jobs.store import JobStore
 from shared.operations.dead_letters import DeadLetter, DeadLetters
 from shared.operations.shadow_comparison import Comparisons
@@ -59,6 +62,20 @@ class Operations:
         letters = self.letters.all()
         shown = letters[start : start + LISTED_LETTERS]
         return {"count": len(letters), "start": start, "letters": [shown_letter(x) for x in shown]}
+
+    def disagreements(self, name: str, tokenizers: TokenizerCache) -> dict[str, Any]:
+        """Return what a model's shadow answered otherwise; raises UnknownModel without a shadow."""
+        snapshot = self._services.catalog.snapshot()
+        serving, specs = snapshot.served.get(name), snapshot.models.get(name, {})
+        pair = (serving.default, serving.shadow) if serving else ("", "")
+        served, shadow = (specs.get(version) for version in pair)
+        if served is None or shadow is None:
+            raise UnknownModel(f"'{name}' has no shadow now")
+        found = self._comparisons.kept(shadow.key, served.version)
+        return {
+            "model": name, "version": served.version, "shadow": shadow.version,
+            "examples": [shown_disagreement(each, served, shadow, tokenizers) for each in found],
+        }  # fmt: skip
 
     def _look_at_the_rest(self, snapshot: Snapshot, moment: Moment) -> None:
         dead_count = sum(counts.dead_count for counts in moment.versions.values())

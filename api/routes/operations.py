@@ -53,6 +53,12 @@ def dead() -> Response:
     return json_response(_operations().dead(int(raw)))
 
 
+@blueprint.get("/ops/disagreements/<name>")
+def disagreements(name: str) -> Response:
+    """Answer what a model's shadow answered otherwise, newest first, with the inputs."""
+    return json_response(_operations().disagreements(name, services().tokenizers))
+
+
 @blueprint.post("/ops/actions")
 def action() -> Response:
     """Do what the body names, `{"action": ...}`; only for pages of this server."""

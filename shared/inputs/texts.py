@@ -105,6 +105,12 @@ class TokenizerCache:
         )
         return Encoded(inputs, [row.cut for row in rows], sum(len(row.ids) for row in rows))
 
+    def text_of(self, ids: list[int], spec: ModelSpec) -> str:
+        """Return the text that token ids stand for, as far as the tokenizer can tell it."""
+        assert spec.text is not None, "only asked of models of tokens"
+        text: str = self._tokenizer(spec.text).decode(ids)
+        return text
+
     def _tokenizer(self, text: TextInput) -> Tokenizer:
         # models may share the file, but not what stands beside it
         key = text.tokenizer, text.max_length, text.cut_left

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 from redis import Redis
 
+from shared.datatypes import Array
+from shared.errors import BadMessage
 from shared.messages import InferResult, Tensor
+from shared.operations.disagreements import Disagreement
 from shared.registry.keys import RegistryKeys
 from shared.request_queue.keys import RETIRED_COUNTS_SECONDS
 from shared.wire.client import asking, milliseconds
@@ -53,6 +57,24 @@ class Comparisons:
         ttl_ms = milliseconds(RETIRED_COUNTS_SECONDS)
         asking(lambda: client.eval(script, 1, key, ttl_ms, highest, *pairs))
 
+    def keep(self, shadow_key: str, version: str, found: Sequence[Disagreement], most: int) -> None:
+        """Keep disagreements, and of those that were kept the newest, `most` together."""
+        key = self._keys.disagreed(shadow_key, version)
+        with self._client.pipeline() as opened:
+            pipeline: Any = opened
+            pipeline.lpush(key, *(each.encode() for each in found)).ltrim(key, 0, most - 1)
+            pipeline.pexpire(key, milliseconds(RETIRED_COUNTS_SECONDS))
+            asking(pipeline.execute)
+
+    def kept(self, shadow_key: str, version: str) -> list[Disagreement]:
+        """Return what is kept, newest first, but what another release wrote."""
+        key = self._keys.disagreed(shadow_key, version)
+        found = []
+        for raw in asking(lambda: self._client.lrange(key, 0, -1)):
+            with suppress(BadMessage):
+                found.append(Disagreement.decode(raw))
+        return found
+
     def read(self, shadow_key: str, version: str) -> Comparison:
         """Return the sums so far, zeros when there are none."""
         found = asking(lambda: self._client.hgetall(self._keys.compared(shadow_key, version)))
@@ -71,7 +93,8 @@ class Comparisons:
 
     def forget(self, shadow_key: str, version: str) -> None:
         """Begin anew."""
-        asking(lambda: self._client.delete(self._keys.compared(shadow_key, version)))
+        keys = (self._keys.compared, self._keys.disagreed)
+        asking(lambda: self._client.delete(*(key(shadow_key, version) for key in keys)))
 
 
 def summed(found: Sequence[Comparison]) -> Comparison:
@@ -85,35 +108,45 @@ def compared(served: InferResult, shadow: InferResult) -> Comparison:
 
     Outputs of other shapes differ by infinity, those of strings by infinity unless they are equal.
     """
-    others = {tensor.name: tensor for tensor in shadow.outputs}
-    pairs = [(tensor, others[tensor.name]) for tensor in served.outputs if tensor.name in others]
-    rows, agreed = _agreement(pairs)
+    pairs = _pairs(served, shadow)
+    agreed = _agreement(pairs)
     return Comparison(
         request_count=1,
-        row_count=rows,
-        agreed_count=agreed,
+        row_count=len(agreed),
+        agreed_count=int(agreed.sum()),
         max_abs_difference=max((_difference(*pair) for pair in pairs), default=0.0),
         served_seconds=_seconds(served),
         shadow_seconds=_seconds(shadow),
     )
 
 
-def _agreement(pairs: list[tuple[Tensor, Tensor]]) -> tuple[int, int]:
-    """Return how many rows the first output has that has numbers, and how many agree in top-1."""
+def differing_row(served: InferResult, shadow: InferResult) -> int | None:
+    """Return the first row that does not agree, None where all do."""
+    agreed = _agreement(_pairs(served, shadow))
+    return None if agreed.all() else int(agreed.argmin())
+
+
+def _pairs(served: InferResult, shadow: InferResult) -> list[tuple[Tensor, Tensor]]:
+    others = {tensor.name: tensor for tensor in shadow.outputs}
+    return [(tensor, others[tensor.name]) for tensor in served.outputs if tensor.name in others]
+
+
+def _agreement(pairs: list[tuple[Tensor, Tensor]]) -> Array:
+    """Return of each row of the first output that has numbers whether both agree in top-1."""
     for ours, theirs in pairs:
         if ours.datatype == "BYTES":
             continue
         a, b = ours.array(), theirs.array()
         if a.ndim == 0 or a.size == 0:
-            return 1, int(a.shape == b.shape and bool(np.all(a == b)))
+            return np.array([a.shape == b.shape and bool(np.all(a == b))])
         if a.shape != b.shape or theirs.datatype == "BYTES":
-            return len(a), 0
+            return np.zeros(len(a), bool)
         a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
         if a.shape[1] == 1:
-            return len(a), int(np.sum(np.isclose(a[:, 0], b[:, 0])))
-        return len(a), int(np.sum(a.argmax(axis=1) == b.argmax(axis=1)))
+            return np.isclose(a[:, 0], b[:, 0])
+        return np.asarray(a.argmax(axis=1) == b.argmax(axis=1))
     same = all(ours.data == theirs.data for ours, theirs in pairs)
-    return 1, int(bool(pairs) and same)
+    return np.array([bool(pairs) and same])
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:

@@ -19,11 +19,13 @@ ferry:revisions           hash    numbers of versions' contents, see revision.lu
 ferry:changes             string  counts changes of desired, reports and served      no
 ferry:changed             channel says that `changes` was counted up, or log set    -
 ferry:{m/s}:compared:<v>  hash    Comparison of shadow m/s with version v            7 days (see 3)
+ferry:{m/s}:disagreed:<v> list    Disagreements of the two, newest first (see 5)     7 days (see 3)
 
 1: removed when the instance ends; when its supervisor's key is gone, by whoever recovers it.
 2: removed when the supervisor stops, or by whoever takes over its work.
 3: after the last request; written by shared/operations/shadow_comparison.py.
 4: a list of strings as JSON; the model's name is empty for settings of all models.
+5: at most FERRY_SHADOW_EXAMPLES, with inputs; see shared/operations/disagreements.py.
 
 `changes` is there so that looking is cheap. Registry writes the first ten, DesiredStore the next
 five; what a request passes through stands in shared/request_queue/keys.py.
@@ -72,6 +74,10 @@ class RegistryKeys:
     def compared(self, shadow_key: str, version: str) -> str:
         """Return the key that compares a shadow (its `ModelSpec.key`) with a version."""
         return f"{self._prefix}:{{{shadow_key}}}:compared:{version}"
+
+    def disagreed(self, shadow_key: str, version: str) -> str:
+        """Return the key of requests to which a shadow answered otherwise than a version."""
+        return f"{self._prefix}:{{{shadow_key}}}:disagreed:{version}"
 
 
 def read_changes(client: redis.Redis, keys: RegistryKeys) -> int:

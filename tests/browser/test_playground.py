@@ -22,6 +22,12 @@ MODELS = [
     "digits", "sentiment", "tiny", "datatypes", "halves", "echo_BYTES", "vectors", "large",
     "unbatched", "ensemble",
 ]  # fmt: skip
+PASTED = """
+const clipboardData = new DataTransfer(), place = document.querySelector('.grid input');
+clipboardData.setData('text', '1.5\\t-2\\n3\\t4e1\\n');
+place.dispatchEvent(new ClipboardEvent('paste', { bubbles: true, clipboardData }));
+"""
+"""A table of two rows, as a spreadsheet has it, pasted into the first cell."""
 NUMBERS = re.compile(r"-?\d+\.?\d*(?:e[-+]?\d+)?")
 
 
@@ -162,7 +168,7 @@ def test_a_hundred_requests_at_once_share_batches(browser: Any, address: str) ->
 
 def test_wrong_values_are_told_before_and_after_they_are_sent(browser: Any, address: str) -> None:
     with opened(browser, f"{address}/?model=tiny") as page:
-        page.wait_for_selector("textarea")
+        page.get_by_label("Shown as").select_option("json")
         page.fill("textarea", "[1, 2")
         page.click("#send")
         page.wait_for_selector("#result .trouble")
@@ -171,6 +177,23 @@ def test_wrong_values_are_told_before_and_after_they_are_sent(browser: Any, addr
         page.fill("textarea", "[1, 2, 3]")
         page.click("#send")
         page.wait_for_selector("#result .trouble:has-text('16')")
+
+
+def test_a_table_of_values_is_typed_pasted_and_grown(browser: Any, address: str) -> None:
+    with opened(browser, f"{address}/?model=twice") as page:
+        page.wait_for_selector(".grid input")
+        page.click("text=Add a row")
+        wait_for(page, "document.querySelectorAll('.grid input').length === 4")
+        page.evaluate(PASTED)
+        page.get_by_label("row 1, column 2").fill("7")
+        answer = sent(page)
+
+        assert answer["outputs"][0]["data"] == [3.0, 14.0, 6.0, 80.0]
+        page.get_by_label("row 2, column 1").fill("a lot")
+        page.click("#send")
+        page.wait_for_selector("#result .trouble")
+        said = page.inner_text("#result .trouble")
+        assert said == 'x, row 2, column 1: "a lot" is no number'
 
 
 def test_a_model_that_is_not_there_says_so(browser: Any, system: Settings, address: str) -> None:

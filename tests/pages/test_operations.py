@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 from answers import answer, refusal
 from flask import Flask
 from flask.testing import FlaskClient
+from PIL import Image
 from registered import SUPERVISOR, register, spec
 from waiting import wait_until
 
@@ -20,8 +24,12 @@ from api.pages import stream
 from api.pages.operations import part_of
 from api.routes.operations import STREAMS
 from api.routes.page_guard import PAGE_COOKIE, PAGE_HEADER
-from shared.model_spec import TensorSpec
+from shared.messages import Tensor
+from shared.model_spec import ImageInput, TensorSpec
+from shared.operations.disagreements import Disagreement
+from shared.operations.shadow_comparison import Comparisons
 from shared.registry.desired_state import Serving
+from shared.registry.keys import RegistryKeys
 from shared.registry.snapshot import InstanceRecord
 from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
@@ -187,6 +195,42 @@ def test_only_our_own_pages_act(client: FlaskClient) -> None:
     foreign = {**OURS, "Origin": "http://elsewhere.example"}
     refusal(client.post("/ops/actions", headers=foreign, json=body), 403, "foreign_page")
     refusal(client.get("/ops/stream", headers={"Host": "x.example"}), 403, "unknown_host")
+
+
+def test_what_a_shadow_answered_otherwise_is_shown_as_its_model_answers(
+    client: FlaskClient, settings: Settings
+) -> None:
+    refusal(client.get("/ops/disagreements/numbers"), 404, "unknown_model")
+    picture = ImageInput(input="x", channels="BGR", width=2, height=1)
+    served = spec("seen", TensorSpec(name="x", datatype="FP32", dims=(3, 1, 2)), image=picture)
+    shadow = served.model_copy(update={"version": "2"})
+    register(settings, served, shadow)
+    redis, keys = connect(settings.redis_url), RegistryKeys(settings.key_prefix)
+    route = Serving(versions={"1": served.key, "2": shadow.key}, default="1", shadow="2")
+    redis.hset(keys.served, "seen", route.model_dump_json())
+    redis.incr(keys.changes)
+    pixels = np.uint8([[[[255, 0, 0], [0, 0, 7]]]])
+    answers_ = [(Tensor.of("out", np.float32([each])),) for each in ([0, 9, 0], [9, 0, 0])]
+    kept = Comparisons(redis, settings.key_prefix)
+    for at in (1.0, 2.0, 3.0):
+        one = Disagreement(at, (Tensor.of("x", pixels, pixels=True),), *answers_)
+        kept.keep(shadow.key, "1", [one], 2)
+    kept.keep(shadow.key, "1", [Disagreement(4.0, (), answers_[0], (), "<b>out of memory</b>")], 2)
+    redis.rpush(keys.disagreed(shadow.key, "1"), b"\xc1 of others")
+
+    found: Any = answer(client.get("/ops/disagreements/seen"))
+
+    assert [each["at"] for each in found["examples"]] == [4.0, 3.0]
+    failed, differs = found["examples"]
+    assert (failed["error"], failed["shadow"], failed["inputs"]) == (
+        "<b>out of memory</b>",
+        None,
+        [],
+    )
+    assert (differs["served"]["class"], differs["shadow"]["class"]) == (1, 0)
+    (shown,) = differs["inputs"]
+    png = base64.b64decode(shown["value"].removeprefix("data:image/png;base64,"))
+    assert np.asarray(Image.open(BytesIO(png))).tolist() == [[[0, 0, 255], [7, 0, 0]]]
 
 
 def test_the_looking_ends_with_the_last_page(app: Flask, client: FlaskClient) -> None:

@@ -41,6 +41,7 @@ BAD = [
     ("FERRY_STANDBY_SECONDS", "-1"),
     ("FERRY_CANARY_SECONDS", "-1"),
     ("FERRY_CANARY_PERCENT", "-1"),
+    ("FERRY_SHADOW_EXAMPLES", "-1"),
     ("FERRY_ALLOW_PICKLE", "please"),
     ("FERRY_ALLOW_MACHINE_CODE", "2"),
     ("FERRY_REQUIRE_VERIFIED", "maybe"),

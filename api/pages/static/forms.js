@@ -1,6 +1,7 @@
 // The form that fits a model's signature: a picture, texts, or tensors. Each returns its element and `request`.
 import { drawing, examplePicture } from "./drawing.js";
 import { bytes, field, fill, h } from "./dom.js";
+import { isSmall, makeGrid, tokensOf } from "./grid.js";
 import { LONGEST_LIST, count, exampleText, inferBody, patternOf } from "./tensors.js";
 
 const TOP_K = 5;
@@ -99,18 +100,25 @@ function tensorForm(model, versioned, onChange) {
 function tensorField(input, sent, onChange) {
   const pattern = patternOf(input.datatype, input.shape);
   const shape = h("input", { type: "text", size: 18, spellcheck: "false", value: JSON.stringify(input.shape) });
-  const fillWith = h("select", {}, h("option", { value: pattern }, "example"), pattern !== "strings" && pattern !== "turns" && h("option", { value: "zeros" }, "zeros"), h("option", { value: "own" }, "my own (JSON)"));
+  const fillWith = h("select", {}, h("option", { value: pattern }, "example"), pattern !== "strings" && pattern !== "turns" && h("option", { value: "zeros" }, "zeros"), h("option", { value: "own" }, "my own"));
+  const look = h("select", {}, h("option", { value: "table" }, "table"), h("option", { value: "json" }, "JSON"));
   const data = h("textarea", { class: "data", rows: 4, spellcheck: "false" });
   const note = h("p", { class: "hint" });
   const use = h("input", { type: "checkbox", checked: sent });
   use.checked = sent;
   const name = `${input.name}, ${input.datatype} ${JSON.stringify(input.declared)}`;
   const values = field("Values, row after row", data);
+  const grid = makeGrid(input, () => { fillWith.value = "own"; try { data.value = grid.text(); } catch { /* said when it is sent */ } onChange(); });
+  const rows = input.declared[0] === -1 && h("div", { class: "row" }, h("button", { type: "button", class: "small", on: { click: () => resize(1) } }, "Add a row"), h("button", { type: "button", class: "small", on: { click: () => resize(-1) } }, "Remove the last row"));
+  const cells = h("div", { class: "field" }, grid.element, rows);
 
   function wantedShape() {
     const found = JSON.parse(shape.value);
     if (!Array.isArray(found) || !found.every((size) => Number.isInteger(size) && size >= 0)) throw new Error();
     return found;
+  }
+  function asTable() {
+    try { return look.value === "table" && isSmall(wantedShape()); } catch { return false; }
   }
   function show() {
     let size = 0;
@@ -119,12 +127,23 @@ function tensorField(input, sent, onChange) {
     if (fillWith.value !== "own" && !isLong) {
       try { data.value = exampleText(fillWith.value, wantedShape()); } catch { data.value = "[]"; }
     }
-    values.hidden = isLong && fillWith.value !== "own";
-    note.textContent = values.hidden ? `${size.toLocaleString("en")} values, made by a formula that the copied code has too.` : "";
+    cells.hidden = !asTable();
+    if (!cells.hidden) grid.show(wantedShape(), tokensOf(data.value));
+    values.hidden = !cells.hidden || (isLong && fillWith.value !== "own");
+    note.textContent = isLong && values.hidden ? `${size.toLocaleString("en")} values, made by a formula that the copied code has too.` : "";
     onChange();
+  }
+  function resize(step) {
+    const wanted = wantedShape(), tokens = tokensOf(data.value), row = tokens.length / wanted[0];
+    wanted[0] += step;
+    if (!isSmall(wanted)) return;
+    shape.value = JSON.stringify(wanted);
+    if (fillWith.value === "own") data.value = `[${(step > 0 ? tokens.concat(tokens.slice(-row)) : tokens.slice(0, -row)).join(",")}]`;
+    show();
   }
   shape.addEventListener("input", show);
   fillWith.addEventListener("change", show);
+  look.addEventListener("change", show);
   use.addEventListener("change", onChange);
   data.addEventListener("input", () => { fillWith.value = "own"; onChange(); });
   show();
@@ -134,12 +153,12 @@ function tensorField(input, sent, onChange) {
     let wanted;
     try { wanted = wantedShape(); } catch { throw new Error(`${input.name}: the shape must be a list of whole numbers, as ${JSON.stringify(input.shape)}`); }
     const isMade = fillWith.value !== "own";
-    const text = isMade ? exampleText(fillWith.value, wanted) : data.value.trim();
+    const text = isMade ? exampleText(fillWith.value, wanted) : asTable() ? grid.text() : data.value.trim();
     try { JSON.parse(text); } catch (error) { throw new Error(`${input.name}: the values are not JSON: ${error.message}`); }
     return { name: input.name, datatype: input.datatype, shape: wanted, text, pattern: isMade ? fillWith.value : null };
   }
   const legend = h("legend", {}, h("strong", {}, name));
   const optional = input.optional && h("label", { class: "row" }, use, "send this optional input");
-  const element = fill(h("fieldset"), legend, optional, h("div", { class: "row" }, field("Shape", shape), field("Fill with", fillWith)), note, values);
+  const element = fill(h("fieldset"), legend, optional, h("div", { class: "row" }, field("Shape", shape), field("Fill with", fillWith), field("Shown as", look)), note, cells, values);
   return { element, read };
 }

@@ -1,6 +1,7 @@
 // The operations page: one stream of events, from which everything on it is drawn.
 import { letterButtons, modelButtons } from "./actions.js";
 import { RATES, histogram, makeCharts } from "./charts.js";
+import { showExamples } from "./examples.js";
 import { amount, ask, bytes, facts, fill, h, seconds, shortened } from "./dom.js";
 import { cell, number, table } from "./tables.js";
 
@@ -155,7 +156,7 @@ function drawShadows() {
   find("shadows").hidden = !shadows.length;
   showShadows(shadows.map((each) => ({
     key: each.model, mark: JSON.stringify(each),
-    cells: () => [cell(`${each.model}/${each.shadow}`), cell(`version ${each.version}`), number(`${amount(each.request_count)}${each.failed_count ? `, ${amount(each.failed_count)} failed` : ""}`), number(amount(each.row_count)), number(each.row_count ? `${shortened((100 * each.agreed_count) / each.row_count)} %` : "–"), number(each.max_abs_difference === null ? "other shape" : shortened(each.max_abs_difference)), number(each.request_count ? `${seconds(each.shadow_seconds / each.request_count)} beside ${seconds(each.served_seconds / each.request_count)}` : "–")],
+    cells: () => [cell(`${each.model}/${each.shadow}`), cell(`version ${each.version}`), number(`${amount(each.request_count)}${each.failed_count ? `, ${amount(each.failed_count)} failed` : ""}`), number(amount(each.row_count)), number(each.row_count ? `${shortened((100 * each.agreed_count) / each.row_count)} %` : "–"), number(each.max_abs_difference === null ? "other shape" : shortened(each.max_abs_difference)), number(each.request_count ? `${seconds(each.shadow_seconds / each.request_count)} beside ${seconds(each.served_seconds / each.request_count)}` : "–"), cell(h("button", { type: "button", class: "small", "aria-label": `Show what version ${each.shadow} of ${each.model} answered otherwise`, on: { click: () => showExamples(find("examples"), each.model) } }, "Show"))],
   })));
 }
 
