@@ -66,7 +66,7 @@ test-gpu: $(INSTALLED) ## Run the tests that need a GPU, whole systems among the
 BROWSER := playwright==1.65.2 pyee==13.0.1 axe-playwright-python==0.1.8
 test-browser: samples ## Run the tests of the pages in Chromium (apt-get install chromium)
 	$(BIN)/pip install --quiet --no-deps $(BROWSER)
-	$(BIN)/python -m pytest -rs tests/browser
+	timeout 1200 $(BIN)/python -m pytest -rs tests/browser
 
 check: $(INSTALLED) ## Run ruff and mypy, and look at the packages' licences
 	$(BIN)/ruff check .

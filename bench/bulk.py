@@ -52,6 +52,9 @@ class Model:
         time.sleep({seconds})
         return {{"vector": np.ones((len(inputs["text"]), 384), np.float32)}}
 """
+LEAST_BULK = 0.9
+MOST_BATCHES, MOST_BATCHES_BESIDE_MANY = 1.0, 2.0
+"""The floors: a job's part of the bare speed; by how many batches single requests are longer."""
 MANY_TEXTS = 2048
 MANY_SECONDS = 30.0
 """So long requests for many embeddings follow each other, and the last of them is waited for."""
@@ -68,6 +71,12 @@ class Round(NamedTuple):
     bulk: float
     alone_ms: tuple[float, float]
     beside_ms: tuple[float, float]
+
+    @property
+    def batches_longer(self) -> float:
+        """Return by how many bare batches the 99th percentile is longer beside a job."""
+        batch_ms = 1000 * BATCH_ROWS / self.bare
+        return (self.beside_ms[1] - self.alone_ms[1]) / batch_ms
 
 
 class EmbeddingRound(NamedTuple):
@@ -89,7 +98,7 @@ class EmbeddingRound(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure and print."""
+    """Measure and print; return 0 where the floors hold."""
     parser = argparse.ArgumentParser(prog="bulk", description=__doc__.partition("\n")[0])
     parser.add_argument("model", nargs="?", default="sentiment", help="[sentiment]")
     parser.add_argument("--rows", type=int, default=3000, help="of a job [3000]")
@@ -104,20 +113,19 @@ def main(arguments: Sequence[str]) -> int:
             if options.device:
                 settings = replace(settings, models=write_device(directory, options.device))
             with whole(EMBEDDER, settings, directory) as served:
-                show_embeddings([measure_embeddings(served.port) for _ in range(options.rounds)])
-            return 0
+                rounds = [measure_embeddings(served.port) for _ in range(options.rounds)]
+            return show_embeddings(rounds)
         rows = write_rows(options.model, directory, options.rows)
         pictures = SCENARIOS[options.model].pictures
         with (
             whole(options.model, settings, directory) as served,
             bare_limits(options.model, served.models, directory, pictures=pictures) as limits,
         ):
-            rounds = [
+            measured = [
                 measure(options.model, served, rows, directory, limits)
                 for _ in range(options.rounds)
             ]
-    show(rounds)
-    return 0
+    return show(measured)
 
 
 def write_device(directory: Path, seconds: float) -> str:
@@ -237,7 +245,7 @@ def _asked_until(over: Event, request: Request) -> tuple[float, float]:
     return cuts[49], cuts[98]
 
 
-def show_embeddings(rounds: list[EmbeddingRound]) -> None:
+def show_embeddings(rounds: list[EmbeddingRound]) -> int:
     """Print each round and the median of how many batches longer a single text waits."""
     for each in rounds:
         print(
@@ -248,17 +256,30 @@ def show_embeddings(rounds: list[EmbeddingRound]) -> None:
         )
     p50, p99 = [statistics.median(it.batches_longer[place] for it in rounds) for place in (0, 1)]
     print(f"batches longer: p50 {p50:.2f}, p99 {p99:.2f}; load {os.getloadavg()[0]:.0f}")
+    return _verdict(p99 <= MOST_BATCHES_BESIDE_MANY, f"p99 {p99:.2f} of 2 batches longer at most")
 
 
-def show(rounds: list[Round]) -> None:
+def show(rounds: list[Round]) -> int:
     """Print each round and the medians of their ratios."""
     for each in rounds:
         print(
             f"bare {each.bare:.0f} rows/s, bulk {each.bulk:.0f} ({each.bulk / each.bare:.2f}); "
             f"single alone p50 {each.alone_ms[0]:.1f} p99 {each.alone_ms[1]:.1f} ms, "
-            f"beside it p50 {each.beside_ms[0]:.1f} p99 {each.beside_ms[1]:.1f} ms"
+            f"beside it p50 {each.beside_ms[0]:.1f} p99 {each.beside_ms[1]:.1f} ms: "
+            f"{each.batches_longer:.2f} batches longer"
         )
-    print(f"bulk / bare: {statistics.median(each.bulk / each.bare for each in rounds):.2f}")
+    share = statistics.median(each.bulk / each.bare for each in rounds)
+    longer = statistics.median(each.batches_longer for each in rounds)
+    print(f"bulk / bare: {share:.2f}, p99 {longer:.2f} batches longer")
+    return max(
+        _verdict(share >= LEAST_BULK, f"bulk / bare {share:.2f}, at least {LEAST_BULK}"),
+        _verdict(longer <= MOST_BATCHES, f"p99 {longer:.2f} of 1 batch longer at most"),
+    )
+
+
+def _verdict(holds: bool, what: str) -> int:
+    print(f"{'holds' if holds else 'FAILS'}: {what}; load {os.getloadavg()[0]:.0f}")
+    return int(not holds)
 
 
 if __name__ == "__main__":

@@ -152,17 +152,22 @@ def _check_lives(process: Popen[bytes], log_file: Path) -> None:
 
 def usage_of(pid: int) -> Usage:
     """Return what a process and its descendants use; those that have ended count as processor."""
+    family = family_of(pid)
+    return Usage(
+        len(family),
+        sum(family.values()),
+        sum(map(_memory, family)),
+        sum(map(_descriptors, family)),
+    )
+
+
+def family_of(pid: int) -> dict[int, float]:
+    """Return a process and its descendants: the seconds of processor of each and its ended ones."""
     stats = {int(path.parent.name): _fields(path) for path in Path("/proc").glob("[0-9]*/stat")}
     family = [pid]
     for parent in family:
         family += [child for child, found in stats.items() if found and int(found[1]) == parent]
-    ticks = sum(int(each) for member in family for each in stats[member][11:15])
-    return Usage(
-        len(family),
-        ticks / TICKS_PER_SECOND,
-        sum(map(_memory, family)),
-        sum(map(_descriptors, family)),
-    )
+    return {each: sum(map(int, stats[each][11:15])) / TICKS_PER_SECOND for each in family}
 
 
 def _fields(stat: Path) -> list[str]:

@@ -9,7 +9,7 @@ export async function showExamples(place, model) {
     const hide = h("button", { type: "button", class: "small", on: { click: () => fill(place) } }, "Hide");
     const title = `What version ${found.shadow} of ${found.model} answered otherwise than version ${found.version}`;
     fill(place, h("div", { class: "row" }, h("h3", {}, title), hide),
-      found.examples.length ? h("ol", { class: "examples" }, found.examples.map((each) => example(each, found, shownAnswer))) : h("p", { class: "quiet" }, "Nothing yet. The newest disagreements are kept here with their inputs."));
+      found.examples.length ? h("ol", { class: "examples", tabindex: "0", "aria-label": title }, found.examples.map((each) => example(each, found, shownAnswer))) : h("p", { class: "quiet" }, "Nothing yet. The newest disagreements are kept here with their inputs."));
   } catch (error) {
     fill(place, trouble(error.message));
   }

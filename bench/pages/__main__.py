@@ -1,0 +1,186 @@
+"""Requests a second beside ten open operations pages, and without any.
+
+    python -m bench.pages [MODEL] [--pages N] [--clients N] [--seconds N] [--rounds N]
+
+A round is four runs of wrk: without pages, twice with them, without. What the pages take is the
+median of the rounds. The processor's time per request tells the same with less noise, where the
+machine has no more to give. The history is written in all runs, so its cost is measured apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import NamedTuple
+
+from bench import wrk
+from bench.many_models import family_of
+from bench.processes import BenchError
+from bench.scenarios import SCENARIOS
+from bench.servers import whole
+from bench.single_requests import Request
+from shared.cores import default_cores
+from shared.history.keys import HistoryKeys
+from shared.history.recorder import Recorder
+from shared.registry.catalog import Catalog
+from shared.registry.registry import Registry
+from shared.settings import Settings
+from shared.wire.client import connect
+
+MOST_SHARE = 0.01
+"""Streams and history together take less than so much of the requests a second."""
+HISTORY_POINTS = 50
+
+
+class Run(NamedTuple):
+    """Requests a second, and the seconds of processor that each of them took."""
+
+    per_second: float
+    processor_seconds: float
+
+
+class Round(NamedTuple):
+    """Two runs without pages and two with them, each pair's sums."""
+
+    without: Run
+    beside: Run
+
+    @property
+    def taken(self) -> float:
+        """Return the share of the requests a second that the pages took."""
+        return 1.0 - self.beside.per_second / self.without.per_second
+
+    @property
+    def processor_taken(self) -> float:
+        """Return the same by the processor's time per request."""
+        return 1.0 - self.without.processor_seconds / self.beside.processor_seconds
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure and print; return 0 when the pages take less than they may, 2 for no verdict."""
+    parser = argparse.ArgumentParser(prog="pages", description=__doc__.partition("\n")[0])
+    parser.add_argument("model", nargs="?", default="tiny", help="[tiny]")
+    parser.add_argument("--pages", type=int, default=10, help="[10]")
+    parser.add_argument("--clients", type=int, default=64, help="[64]")
+    parser.add_argument("--seconds", type=int, default=4, help="of each run [4]")
+    parser.add_argument("--rounds", type=int, default=8, help="[8]")
+    options = parser.parse_args(arguments)
+    scenario = SCENARIOS[options.model]
+    with TemporaryDirectory(prefix="ferry-bench-") as name:
+        directory = Path(name)
+        with whole(options.model, Settings.from_env(os.environ), directory) as settings:
+            request = Request(
+                settings.port, scenario.path, "POST", scenario.content_type, scenario.body()
+            )
+            load = partial(_run, request, options.clients, options.seconds, directory)
+            load()  # what is compiled, connected or cached at first is so in all rounds
+            rounds = [_round(load, settings.port, options.pages) for _ in range(options.rounds)]
+            history = _history_share(settings)
+    return show(rounds, history, options.pages)
+
+
+def _round(load: Callable[[], Run], port: int, pages: int) -> Round:
+    before = load()
+    with _opened(port, pages):
+        beside = [load(), load()]
+    return Round(_summed(before, load()), _summed(*beside))
+
+
+def _run(request: Request, clients: int, seconds: int, directory: Path) -> Run:
+    """Load the server; its processes are all of ours but this one and wrk, which has ended."""
+    before = _servers_seconds()
+    found = wrk.measure(request, clients, seconds, directory)
+    assert found.answer_count, "wrk counts them"
+    return Run(found.per_second, (_servers_seconds() - before) / found.answer_count)
+
+
+def _servers_seconds() -> float:
+    family = family_of(os.getpid())
+    return sum(seconds for pid, seconds in family.items() if pid != os.getpid())
+
+
+def _summed(one: Run, other: Run) -> Run:
+    return Run(*(sum(pair) for pair in zip(one, other, strict=True)))
+
+
+@contextmanager
+def _opened(port: int, count: int) -> Iterator[None]:
+    """Hold so many operations pages open, whose events are read; raises BenchError for fewer."""
+    pages = [HTTPConnection("127.0.0.1", port, timeout=30) for _ in range(count)]
+    for page in pages:
+        page.request("GET", "/ops/stream")
+        answer = page.getresponse()
+        if answer.status != 200:  # noqa: PLR2004
+            raise BenchError(f"/ops/stream: {answer.status} {answer.read(300)!r}")
+        Thread(target=_read, args=(answer,), daemon=True).start()
+    try:
+        yield
+    finally:
+        for page in pages:
+            page.close()
+
+
+def _read(answer: HTTPResponse) -> None:
+    """Read events as long as there are any."""
+    with suppress(OSError, HTTPException, ValueError, AttributeError):  # its page was closed
+        while answer.read1(1 << 16):
+            pass
+
+
+def _history_share(settings: Settings) -> float:
+    """Return the share of the machine that writing the history's point of each second takes."""
+    client = connect(settings.redis_url)
+    registry = Registry(client, settings.key_prefix)
+    catalog = Catalog(registry)
+    catalog.refresh()
+    recorder = Recorder(client, settings.key_prefix, catalog, registry)
+    began = time.monotonic()
+    for _ in range(HISTORY_POINTS):
+        client.delete(HistoryKeys(settings.key_prefix).writer)  # it is our turn each time
+        recorder.record()
+    return (time.monotonic() - began) / HISTORY_POINTS / default_cores()
+
+
+def show(rounds: Sequence[Round], history: float, pages: int) -> int:
+    """Print each round, the medians and the verdict, by the surer figure; return as `main`."""
+    for each in rounds:
+        print(
+            f"{each.without.per_second / 2:.0f} requests/s, beside {pages} pages "
+            f"{each.beside.per_second / 2:.0f}: {each.taken:+.2%}, by the processor's time per "
+            f"request {each.processor_taken:+.2%}"
+        )
+    taken, spread = _middle([each.taken for each in rounds])
+    processor, of_processor = _middle([each.processor_taken for each in rounds])
+    print(
+        f"{pages} pages take {taken:.2%} (+- {spread:.2%}) of the requests/s, {processor:.2%} "
+        f"(+- {of_processor:.2%}) by the processor; the history at most {history:.2%} of the "
+        f"machine; load {os.getloadavg()[0]:.0f}"
+    )
+    share, unsure = min((taken, spread), (processor, of_processor), key=lambda each: each[1])
+    if unsure > MOST_SHARE / 2:
+        print("it cannot be told: the machine was not quiet")
+        return 2
+    holds = share + history < MOST_SHARE
+    verdict = "holds" if holds else "FAILS"
+    print(f"{verdict}: together {share + history:.2%}, less than {MOST_SHARE:.0%} is wanted")
+    return int(not holds)
+
+
+def _middle(shares: Sequence[float]) -> tuple[float, float]:
+    """Return the median, and how far it may be off: its standard error, from the quartiles."""
+    quarters = statistics.quantiles(shares, n=4)
+    return statistics.median(shares), 0.93 * (quarters[2] - quarters[0]) / len(shares) ** 0.5
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
