@@ -11,7 +11,15 @@ from typing import Any
 
 from api.pages.disagreements import shown_disagreement
 from api.services import Services
-from shared.errors import UnknownModel
+from shared.errors import (
+    ClientLeft,
+    FerryError,
+    ModelCrashed,
+    ModelFailed,
+    QueueFull,
+    RequestExpired,
+    UnknownModel,
+)
 from shared.history.figures import HistoryPoint, Moment, VersionCounts
 from shared.inputs.texts import TokenizerCache
 from shared.jobs.store import JobStore
@@ -21,6 +29,11 @@ from shared.registry.desired_state import Serving
 from shared.registry.repository_index import repository_index
 from shared.registry.snapshot import InstanceRecord, Snapshot
 
+ENDED_BY: Mapping[str, type[FerryError]] = {
+    "failed": ModelFailed, "dead": ModelCrashed, "expired": RequestExpired,
+    "rejected": RequestExpired, "cancelled": ClientLeft, "full": QueueFull,
+}  # fmt: skip
+"""The errors by which requests are answered that a version did not answer, as they are counted."""
 LISTED_LETTERS = 50
 LISTED_JOBS = 20
 SELDOM_SECONDS = 5.0
@@ -157,7 +170,17 @@ def shown_counts(counts: VersionCounts) -> dict[str, Any]:
     """Return a version's counts as its panel shows them; the rates come with the points."""
     shown = counts._asdict() | {"sizes": {str(rows): n for rows, n in counts.sizes.items()}}
     del shown["latencies"]
-    return shown
+    return shown | {"errors": shown_errors(counts.ended)}
+
+
+def shown_errors(ended: Mapping[str, int]) -> dict[str, int]:
+    """Return how many requests were answered by each error, called as `503 queue_full`."""
+    found: dict[str, int] = {}
+    for word, error in ENDED_BY.items():
+        if count := ended.get(word, 0):
+            name = f"{error.status} {error.code}"
+            found[name] = found.get(name, 0) + count
+    return dict(sorted(found.items()))
 
 
 def shown_letter(letter: DeadLetter) -> dict[str, Any]:

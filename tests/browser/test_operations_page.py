@@ -9,12 +9,14 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 from browser import LONG_MS, chromium, opened, wait_for
 from ferry_processes import free_port, running_gunicorn
+from own_valkey import OwnValkey
 from registered import register, report_failure, spec
 from waiting import wait_until
 
@@ -159,6 +161,28 @@ def test_two_hundred_models_are_filtered_in_the_playground(browser: Any, crowded
     with opened(browser, f"{crowded}/") as page:
         page.fill("#filter", "model-199")
         assert page.locator("#models li:visible").count() == 1
+
+
+def test_redis_that_goes_is_told_and_that_comes_back_too(browser: Any, tmp_path: Path) -> None:
+    chromium()
+    valkey = OwnValkey(tmp_path)
+    settings = Settings(redis_url=valkey.server.url, key_prefix="gone", port=free_port())
+    register(settings, spec("numbers", NUMBERS))
+    address = f"http://127.0.0.1:{settings.port}"
+    with running_gunicorn(settings), opened(browser, f"{address}/ops") as page:
+        page.wait_for_selector("#models tr:has-text('numbers')")
+        valkey.kill()
+        page.wait_for_selector("#trouble:has-text('Redis is away')")
+        with opened(browser, address) as playground:
+            playground.click("#send")
+            playground.wait_for_selector("#result .trouble:has-text('Redis')")
+
+        valkey.start_again()
+        register(settings, spec("numbers", NUMBERS))
+
+        page.wait_for_selector("#trouble", state="hidden")
+        page.wait_for_selector("#models tr:has-text('numbers')")
+    valkey.server.stop()
 
 
 def test_without_a_model_the_page_names_the_command_that_adds_one(

@@ -21,9 +21,10 @@ from waiting import wait_until
 
 from api.app import create_app
 from api.pages import stream
-from api.pages.operations import part_of
+from api.pages.operations import ENDED_BY, part_of, shown_errors
 from api.routes.operations import STREAMS
 from api.routes.page_guard import PAGE_COOKIE, PAGE_HEADER
+from shared.history.figures import NOT_ERRORS
 from shared.messages import Tensor
 from shared.model_spec import ImageInput, TensorSpec
 from shared.operations.disagreements import Disagreement
@@ -32,6 +33,7 @@ from shared.registry.desired_state import Serving
 from shared.registry.keys import RegistryKeys
 from shared.registry.snapshot import InstanceRecord
 from shared.request_queue.keys import QueueKeys
+from shared.request_queue.model_statistics import COUNTED_ENDS
 from shared.settings import Settings
 from shared.wire.client import connect
 
@@ -195,6 +197,18 @@ def test_only_our_own_pages_act(client: FlaskClient) -> None:
     foreign = {**OURS, "Origin": "http://elsewhere.example"}
     refusal(client.post("/ops/actions", headers=foreign, json=body), 403, "foreign_page")
     refusal(client.get("/ops/stream", headers={"Host": "x.example"}), 403, "unknown_host")
+
+
+def test_errors_are_called_by_status_and_code() -> None:
+    ended = {"failed": 2, "expired": 1, "rejected": 3, "full": 4, "retried": 9, "cancelled": 0}
+
+    assert shown_errors(ended) == {
+        "500 model_failed": 2, "503 queue_full": 4, "503 request_expired": 4,
+    }  # fmt: skip
+
+
+def test_every_end_that_is_counted_has_an_error() -> None:
+    assert set(ENDED_BY) == {"failed", *COUNTED_ENDS} - set(NOT_ERRORS)
 
 
 def test_what_a_shadow_answered_otherwise_is_shown_as_its_model_answers(

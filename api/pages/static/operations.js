@@ -139,16 +139,22 @@ function drawInstances() {
   fill(find("devices"), devices.map((device) => h("p", {}, h("strong", {}, `${device.host} ${device.place || device.uuid}`), ` ${device.name}`, device.used_bytes !== null ? `, ${bytes(device.used_bytes)} of ${bytes(device.memory_bytes)} taken` : "", device.utilisation_percent !== null ? `, busy ${Math.round(device.utilisation_percent)} %` : "", device.fault && h("span", { class: "bad" }, ` ${device.fault}`))));
 }
 
-/** The chosen version's batches and ends, since its Redis was filled. */
+/** The chosen version's batches and ends, since its Redis was filled; of all versions, the errors by code. */
 function drawPanel() {
-  const key = find("chosen").value, counts = state.versions[key], mark = JSON.stringify(counts || null);
+  const key = find("chosen").value, counts = state.versions[key], errors = errorsOf(counts ? [counts] : Object.values(state.versions)), mark = JSON.stringify(counts || errors);
   if (find("panel").dataset.mark === key + mark) return;
   find("panel").dataset.mark = key + mark;
-  if (!counts) return void fill(find("panel"));
-  const ended = Object.entries(counts.ended);
+  const byCode = errors.length > 0 && h("div", {}, h("h3", {}, "Errors by code"), facts(errors));
+  if (!counts) return void fill(find("panel"), byCode);
   fill(find("panel"), h("div", { class: "two" },
     histogram("Batches by rows", Object.entries(counts.sizes)), histogram("Why batches left the queue", Object.entries(counts.left)),
-    h("div", {}, h("h3", {}, "Requests"), facts([["answered", amount(counts.requests)], ["rows", amount(counts.rows)], ["batches", amount(counts.batches)], ["in flight", amount(counts.in_flight)], ["dead letters", amount(counts.dead_count)], ...ended.map(([name, count]) => [name, amount(count)])]))));
+    h("div", {}, h("h3", {}, "Requests"), facts([["answered", amount(counts.requests)], ["rows", amount(counts.rows)], ["batches", amount(counts.batches)], ["in flight", amount(counts.in_flight)], ["dead letters", amount(counts.dead_count)], ["retried", amount(counts.ended.retried || 0)]])), byCode));
+}
+
+function errorsOf(versions) {
+  const found = new Map();
+  for (const { errors } of versions) for (const [name, count] of Object.entries(errors)) found.set(name, (found.get(name) || 0) + count);
+  return [...found].sort().map(([name, count]) => [name, amount(count)]);
 }
 
 function drawShadows() {
