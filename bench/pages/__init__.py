@@ -1,1 +1,1 @@
-"""What open pages cost the requests."""
+"""Pages' cost."""
