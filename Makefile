@@ -10,7 +10,7 @@ PYTEST := python -m pytest --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install samples up test test-quick test-user test-gpu test-browser check audit bench chaos soak siege docs map hooks lock openapi clean
+.PHONY: help install samples up test test-quick test-user test-gpu test-browser test-compose check audit bench chaos soak siege docs map hooks lock openapi clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -77,6 +77,9 @@ check: $(INSTALLED) ## Run ruff and mypy, and look at the packages' licences
 # Not in `check`: an advisory of tonight would fail a change of yesterday.
 audit: $(INSTALLED) ## Ask an index for known vulnerabilities of the locked packages
 	$(BIN)/python -m tools.audit
+
+test-compose: samples ## Run docker-compose.yml under load with an engine (COMPOSE, ENGINE)
+	$(BIN)/python -m tools.compose_story
 
 bench: samples ## Run the load benchmarks
 	$(BIN)/python -m bench

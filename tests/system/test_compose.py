@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
 
 import pytest
 import yaml
 from compose_spec import PyCompose
+from waiting import wait_until
 
 from ferry.up.processes import read_procfile
 from ferry.up.up import PROJECT_ROOT
 from shared.settings import Settings
+from tools import compose_story
 from tools.settings_table import OF_CONTAINERS, variables
 from tools.settings_table import compose as with_settings
 
@@ -294,3 +299,38 @@ def test_the_api_image_holds_no_torch():
 
     assert "flask==" in packages
     assert "torch" not in packages
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Answers in the form of v2, every twentieth request otherwise than before."""
+
+    count = 0
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Answering.count += 1
+        data = asked["inputs"][0]["data"][: 2 if Answering.count % 20 == 0 else 3]
+        body = json.dumps({"outputs": [{"data": data}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_storys_clients_tell_wrong_answers_from_right_ones():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        load = compose_story.Load(server.server_address[1])
+        with load.running():
+            wait_until(lambda: load.right > 50 and load.wrong, 30, "both came")
+        server.shutdown()
+
+
+def test_the_story_needs_an_engine_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(compose_story, "ENGINE", "no-engine-of-this-name")
+
+    assert compose_story.main() == 2
+    assert "needs" in capsys.readouterr().out
