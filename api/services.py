@@ -56,7 +56,7 @@ class Services:
 
         In traces the process is a `service` of this name.
         """
-        client, prefix = connect(settings.redis_url), settings.key_prefix
+        client, prefix = connect(settings.redis_url, settings.key_prefix), settings.key_prefix
         registry = Registry(client, prefix)
         log_level = LogLevel(settings.log_level, *loggers)
         catalog = Catalog(registry, log_level)

@@ -57,7 +57,7 @@ def main() -> int:
 def _worked(settings: Settings) -> bool:
     """Work until told to stop, or until Redis goes; tell whether it was told to."""
     try:
-        client = connect(settings.redis_url)
+        client = connect(settings.redis_url, settings.key_prefix)
         worker = JobsWorker(client, settings, partial(perform, settings, dict(os.environ)))
         log.info("jobs worker %s waits for jobs", worker.name)
         worker.work(logging_level="WARNING")
@@ -74,7 +74,7 @@ def perform(settings: Settings, environ: Mapping[str, str], job: TableJob) -> No
 
     Raises JobFailed with the reason there, and Interrupted for one that is to be begun again.
     """
-    client = connect(settings.redis_url)
+    client = connect(settings.redis_url, settings.key_prefix)
     client.persist(job.key)
     client.hincrby(job.key, "ferry_starts", 1)
     reporter = Reporter(client, settings.key_prefix, job.id, int(settings.job_keep_seconds))

@@ -61,7 +61,7 @@ def make_dashboard(settings: Settings) -> Any:
     app.config["RQ_DASHBOARD_REDIS_URL"] = [public_url(settings.redis_url)]
     app.config["DEPRECATED_OPTIONS"] = []
     # Ours knows each form of REDIS_URL; the page's own would read another.
-    client = connect(settings.redis_url)
+    client = connect(settings.redis_url, settings.key_prefix)
     web.from_url, app.redis_conn = lambda *_, **__: (None, client), client
     dumps = app.json.dumps
     app.json.dumps = lambda value, **options: dumps(escaped(value), **options)

@@ -3,6 +3,7 @@
 redis://[user:password@]host[:port][/db][?option=value]     rediss:// with TLS
 unix://[user:password@]/path/of/the/socket[?db=0]
 redis+sentinel://[user:password@]host[:port],host2[:port]/service[/db]     rediss+sentinel://
+redis+cluster://[user:password@]host[:port],host2[:port]     rediss+cluster://
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+SCHEMES = (
+    "redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster",
+    "rediss+cluster",
+)  # fmt: skip
 REDIS_PORT, SENTINEL_PORT, LAST_PORT = 6379, 26379, 65535
 
 
@@ -56,13 +60,15 @@ _OF_SENTINELS: dict[str, Callable[[str], Any]] = {
 class RedisUrl:
     """A URL's parts, as redis-py's constructors take them.
 
-    `hosts` are the Sentinels of `service`, else the one server; none with the `path` of a socket.
+    `hosts` are the Sentinels of `service`, nodes of a `cluster`, else the one server; none with the
+    `path` of a socket.
     `options` are those of connections to the server, `of_sentinels` user and password of theirs.
     """
 
     hosts: tuple[tuple[str, int], ...] = ()
     path: str = ""
     service: str = ""
+    cluster: bool = False
     tls: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     of_sentinels: dict[str, str] = field(default_factory=dict)
@@ -77,7 +83,7 @@ class RedisUrl:
         if parts.fragment or "#" in url:
             raise ValueError("must have no '#'; in a password it is written %23")
         user, address = _user(parts.netloc)
-        sentinel = scheme.endswith("+sentinel")
+        sentinel, cluster = scheme.endswith("+sentinel"), scheme.endswith("+cluster")
         tls = scheme.startswith("rediss")
         options = _options(parts.query, sentinel=sentinel, tls=tls)
         of_sentinels = {
@@ -88,13 +94,17 @@ class RedisUrl:
         if scheme == "unix":
             return cls(path=_socket(address, parts.path), options=user | options)
         service, database = _path(parts.path, sentinel=sentinel)
+        if cluster and (database | options).get("db"):
+            raise ValueError("must name no database: a cluster has one, 0")
         if database and options.get("db", database["db"]) != database["db"]:
             raise ValueError(
                 "names two databases, /{db} and ?db={}".format(options["db"], **database)
             )
         port = SENTINEL_PORT if sentinel else REDIS_PORT
-        hosts = tuple(_host(each, port) for each in (address.split(",") if sentinel else [address]))
-        return cls(hosts, "", service, tls, user | database | options, of_sentinels)
+        named = address.split(",") if sentinel or cluster else [address]
+        hosts = tuple(_host(each, port) for each in named)
+        given = user | ({} if cluster else database) | options
+        return cls(hosts, "", service, cluster, tls, given, of_sentinels)
 
 
 def _user(netloc: str) -> tuple[dict[str, str], str]:

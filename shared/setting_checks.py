@@ -186,7 +186,8 @@ def flag(value: str) -> bool:
 
 
 def key_prefix(value: str) -> str:
-    """Return a word that can begin a key."""
-    if not value or any(sign in value for sign in "{}: "):
+    """Return a word that can begin a key; in a cluster it does so in braces, which may be given."""
+    word = value[1:-1] if value.startswith("{") and value.endswith("}") else value
+    if not word or any(sign in word for sign in "{}: "):
         raise ValueError("must be a word without braces, colons or spaces")
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from shared import setting_checks as check
@@ -14,6 +14,7 @@ from shared.errors import BadSetting
 from shared.job_settings import JobSettings
 from shared.logs import log_as
 from shared.open_files import lift_open_files
+from shared.redis_urls import RedisUrl
 from shared.setting_checks import setting as _setting
 
 log = logging.getLogger(__name__)
@@ -377,7 +378,19 @@ class Settings(JobSettings):
             if raw:
                 values[setting.name] = _checked(setting.metadata, raw)
         _refuse_unknown(environ, {setting.metadata["variable"] for setting in fields(cls)})
-        return cls(**values)
+        return _for_its_redis(cls(**values))
+
+
+def _for_its_redis(settings: Settings) -> Settings:
+    """Return the settings as a cluster wants them: braces have all keys in one slot of it."""
+    if not settings.redis_url or not RedisUrl.of(settings.redis_url).cluster:
+        return settings
+    if settings.jobs:
+        raise BadSetting(
+            "REDIS_URL names a cluster, on which jobs cannot run (rq's keys are on many nodes): "
+            "set FERRY_JOBS=0, or name another Redis"
+        )
+    return replace(settings, key_prefix=f"{{{settings.key_prefix.strip('{}')}}}")
 
 
 def _checked(metadata: Mapping[str, Any], raw: str) -> Any:

@@ -27,7 +27,7 @@ def redis_to_inspect(environ: Mapping[str, str]) -> Iterator[tuple[Settings, red
     settings = Settings.from_env(environ)
     if not settings.redis_url:
         settings = replace(settings, redis_url=_embedded_url(Path(settings.state_dir).resolve()))
-    client = connect(settings.redis_url)
+    client = connect(settings.redis_url, settings.key_prefix)
     try:
         client.ping()
         yield settings, client

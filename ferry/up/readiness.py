@@ -128,7 +128,8 @@ def _index_in_redis(settings: Settings) -> list[dict[str, str]]:
     from shared.wire.client import connect  # noqa: PLC0415
 
     try:
-        return index_of(Registry(connect(settings.redis_url), settings.key_prefix).snapshot())
+        client = connect(settings.redis_url, settings.key_prefix)
+        return index_of(Registry(client, settings.key_prefix).snapshot())
     except RedisUnavailable:
         return []
 

@@ -140,7 +140,7 @@ def check_free(settings: Settings) -> None:
         from shared.wire.server_check import check_server  # noqa: PLC0415  it brings numpy
 
         check_server(settings)
-        _check_redis(settings.redis_url)
+        _check_redis(settings)
         _check_protected(settings)
 
 
@@ -166,13 +166,13 @@ def _check_port(variable: str, host: str, port: int) -> None:
         ) from error
 
 
-def _check_redis(url: str) -> None:
-    client = connect(url)
+def _check_redis(settings: Settings) -> None:
+    client = connect(settings.redis_url, settings.key_prefix)
     try:
         client.ping()
     except RedisError as error:
         raise CannotStart(
-            f"REDIS_URL={public_url(url)}: {error}; "
+            f"REDIS_URL={public_url(settings.redis_url)}: {error}; "
             "start it, or unset REDIS_URL to have one embedded"
         ) from error
     finally:

@@ -130,7 +130,8 @@ def store_of(settings: Settings, client: redis.Redis | None = None) -> Store:
     """Return where the settings keep keys."""
     if settings.keys_file:
         return FileOfKeys(Path(settings.keys_file))
-    return KeysInRedis(client or connect(settings.redis_url), settings.key_prefix)
+    client = client or connect(settings.redis_url, settings.key_prefix)
+    return KeysInRedis(client, settings.key_prefix)
 
 
 def add(store: Store, key: ApiKey) -> None:

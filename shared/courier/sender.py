@@ -19,7 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from shared.courier.pending import PendingRequest, PushArguments
 from shared.errors import FerryError, QueueFull, VersionRetired
-from shared.wire.client import ServerIsReplica, unavailable
+from shared.wire.client import NotTheMaster, unavailable
 from shared.wire.packing import Command
 from shared.wire.wire import Wire
 
@@ -197,7 +197,7 @@ class Sender:
         try:
             self._wire.send(self._push_command([request.push for request in requests]))
             self._note(requests, self._wire.reply())
-        except (ResponseError, ServerIsReplica) as error:
+        except (ResponseError, NotTheMaster) as error:
             self._refuse_all(requests, error)
         except RedisError as error:
             self._give_up(requests, error)

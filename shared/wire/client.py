@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,10 +24,11 @@ from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedS
 
 from shared.errors import RedisUnavailable
 from shared.redis_urls import RedisUrl
+from shared.wire.cluster import MOVED, SlotMaster
 
 CONNECT_TIMEOUT_SECONDS = 0.4
 COMMAND_TIMEOUT_SECONDS = 3.0
-SENTINEL_TIMEOUT_SECONDS = 1.0
+DISCOVERY_TIMEOUT_SECONDS = 1.0
 KEEPALIVE = {socket.TCP_KEEPIDLE: 3, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 3}
 """Seconds without a word, seconds between two questions, questions without an answer."""
 _PLACE_BEFORE_7 = re.compile(
@@ -37,19 +38,20 @@ _PLACE_BEFORE_7 = re.compile(
 _PLACE_SINCE_7 = re.compile(r" script: (\w+, )?on @.*")
 
 
-class ServerIsReplica(RedisConnectionError):
-    """A server takes no writes: it is no master, or not any more. Nothing was done.
+class NotTheMaster(RedisConnectionError):
+    """A server takes no writes, or not ours: it is no master, or not any more. Nothing was done.
 
     The connection to it is closed, so that the next one may lead to the master.
     """
 
 
-def connect(redis_url: str) -> redis.Redis:
+def connect(redis_url: str, key_prefix: str = "") -> redis.Redis:
     """Return a client for `redis_url`; opens nothing until the first command.
 
     A host that is gone is noticed by the kernel within six seconds, also where nobody speaks. Where
-    Sentinels are named, each new connection asks them for the master. Raises ValueError for a URL
-    that `Settings` would not take.
+    Sentinels are named, each new connection asks them for the master; where nodes of a cluster are,
+    it asks these who has the keys of `key_prefix`. Raises ValueError for a URL that `Settings`
+    would not take.
     """
     url = RedisUrl.of(redis_url)
     options: dict[str, Any] = {
@@ -69,7 +71,13 @@ def connect(redis_url: str) -> redis.Redis:
         if url.service:
             return _watched(url, options)
         kind = SSLConnection if url.tls else Connection
-        ((options["host"], options["port"]),) = url.hosts
+        if url.cluster:
+            asked = {name: value for name, value in options.items() if name != "max_connections"}
+            asked["socket_timeout"] = DISCOVERY_TIMEOUT_SECONDS
+            options["slot_master"] = SlotMaster(url.hosts, key_prefix, partial(kind, **asked))
+            kind = _clustered(kind)
+        else:
+            ((options["host"], options["port"]),) = url.hosts
     return redis.Redis.from_pool(ConnectionPool(connection_class=_leaving(kind), **options))
 
 
@@ -77,7 +85,7 @@ def _watched(url: RedisUrl, options: dict[str, Any]) -> redis.Redis:
     """Return a client of the master that Sentinels name."""
     kind: Any = SentinelManagedSSLConnection if url.tls else SentinelManagedConnection
     asked: dict[str, Any] = {
-        "socket_timeout": SENTINEL_TIMEOUT_SECONDS,
+        "socket_timeout": DISCOVERY_TIMEOUT_SECONDS,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
         "protocol": 2,
         "ssl": url.tls,
@@ -93,10 +101,27 @@ def _watched(url: RedisUrl, options: dict[str, Any]) -> redis.Redis:
 
 
 @cache
-def _leaving(connection_class: type[Any]) -> type[Any]:
-    """Return a kind of connection that leaves a server which has become a replica.
+def _clustered(connection_class: type[Any]) -> type[Any]:
+    """Return a kind of connection that goes to the node of a cluster which has our keys."""
 
-    Where its master is now, a new connection finds: by Sentinels, or by the name it goes to.
+    class Clustered(connection_class):  # type: ignore[misc]
+        def __init__(self, slot_master: SlotMaster, **options: Any) -> None:
+            super().__init__(**options)
+            self._slot_master = slot_master
+
+        def connect_check_health(self, *arguments: Any, **named: Any) -> None:
+            if self._sock is None:
+                self.host, self.port = self._slot_master.address()
+            super().connect_check_health(*arguments, **named)
+
+    return Clustered
+
+
+@cache
+def _leaving(connection_class: type[Any]) -> type[Any]:
+    """Return a kind of connection that leaves a server which is not the master of our keys.
+
+    Where that is now, a new connection finds: by Sentinels, by nodes, or by the name it goes to.
     """
 
     class Leaving(connection_class):  # type: ignore[misc]
@@ -104,12 +129,25 @@ def _leaving(connection_class: type[Any]) -> type[Any]:
             try:
                 return super().read_response(*arguments, **named)
             except ResponseError as error:
-                if "READONLY" not in without_place(f"{error.status_code or ''} {error}"):
+                text = f"{error.status_code or ''} {error}".strip()
+                if (found := not_the_master(text)) is None:
                     raise
                 self.disconnect()
-                raise ServerIsReplica(str(error)) from error
+                raise found from error
 
     return Leaving
+
+
+def not_the_master(error: str) -> NotTheMaster | None:
+    """Return the exception of an error reply if it says that the server is no master of our keys.
+
+    What it says of the cluster's addresses stays with it.
+    """
+    text = without_place(error)
+    code = text.partition(" ")[0]
+    if code in MOVED or "non local key" in text:  # that is what a script is told
+        return NotTheMaster(f"{code} our keys are on the way to another node of the cluster")
+    return NotTheMaster(text) if "READONLY" in text else None
 
 
 def milliseconds(seconds: float) -> int:
@@ -150,7 +188,7 @@ def unavailable(error: RedisError) -> RedisUnavailable:
     """Return the error for a client when Redis fails: why, and nothing about our network."""
     if isinstance(error, BusyLoadingError):
         return RedisUnavailable("Redis is loading its data")
-    if isinstance(error, ResponseError | ServerIsReplica):
+    if isinstance(error, ResponseError | NotTheMaster):
         # redis-py takes the code off some replies.
         reason = re.sub("^[A-Z]+ ", "", without_place(str(error)))
         return RedisUnavailable(f"Redis refuses the request: {reason}")

@@ -9,8 +9,10 @@ import redis
 from redis.exceptions import AuthenticationError, InvalidResponse, RedisError, ResponseError
 
 from shared.errors import BadSetting
+from shared.redis_urls import RedisUrl
 from shared.settings import Settings
 from shared.wire.client import connect, public_url, without_place
+from shared.wire.cluster import NoCluster
 from shared.wire.outage import lasts
 from shared.wire.packing import Command
 from shared.wire.scripts import script_digest, script_text
@@ -28,13 +30,13 @@ def check_server(settings: Settings) -> list[str]:
     Return a sentence for each of its settings that is a risk to what Ferry promises. One that is
     away, or in a state that passes, is none of our business: who starts waits for it.
     """
-    client = connect(settings.redis_url)
+    client = connect(settings.redis_url, settings.key_prefix)
     try:
         server = _Server(public_url(settings.redis_url), _introduction(client))
-        server.check()
+        server.check(in_cluster=RedisUrl.of(settings.redis_url).cluster)
         warnings = server.warnings()
         _probe(server, open_wire(client), settings)
-    except AuthenticationError as error:
+    except (AuthenticationError, NoCluster) as error:
         raise BadSetting(f"REDIS_URL: {public_url(settings.redis_url)} says: {error}") from error
     except InvalidResponse as error:
         where = public_url(settings.redis_url)
@@ -64,7 +66,7 @@ class _Server:
         version = said.get("valkey_version") or said.get("redis_version", "")
         self.described = f"{name} {version} at {where}".replace("  ", " ")
 
-    def check(self) -> None:
+    def check(self, *, in_cluster: bool) -> None:
         """Raise BadSetting for a server that is too old, a Sentinel, or a part of a cluster."""
         mode = self._said.get("redis_mode") or self._said.get("server_mode")
         if mode == "sentinel":
@@ -72,10 +74,10 @@ class _Server:
                 f"REDIS_URL: {self.described} is a Sentinel: name the service that it watches, "
                 "redis+sentinel://host:26379/service"
             )
-        if mode == "cluster":
+        if mode == "cluster" and not in_cluster:
             raise BadSetting(
-                f"REDIS_URL: {self.described} is part of a cluster, and Ferry's keys must be on "
-                "one server: name one with cluster-enabled no"
+                f"REDIS_URL: {self.described} is part of a cluster: name some of its nodes, "
+                "redis+cluster://host:6379,host2:6379"
             )
         version = str(self._said.get("redis_version", ""))
         if version and _numbers(version) < OLDEST:

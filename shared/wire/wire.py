@@ -19,7 +19,7 @@ from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from shared.wire.client import COMMAND_TIMEOUT_SECONDS, ServerIsReplica, without_place
+from shared.wire.client import COMMAND_TIMEOUT_SECONDS, not_the_master, without_place
 from shared.wire.packing import Command, PackedCommand, pack
 from shared.wire.scripts import SCRIPTS, script_text
 
@@ -210,9 +210,7 @@ def _reply_error(text: str) -> RedisError:
         return BusyLoadingError(text)
     if code in ("NOSCRIPT", "MASTERDOWN"):
         return RedisConnectionError(text)
-    if code == "READONLY":
-        return ServerIsReplica(text)
-    return ResponseError(text)
+    return not_the_master(text) or ResponseError(text)
 
 
 def _redis_error(error: Exception) -> RedisError:

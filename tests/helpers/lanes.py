@@ -31,6 +31,7 @@ LONGEST = (
     "tests/openapi/test_contract.py",
     "tests/system/test_rolling_update.py",
     "tests/supervisor/test_two_machines.py",
+    "tests/system/test_failovers.py",
     "tests/supervisor/test_swap.py",
     "tests/supervisor/test_nobody_by_the_old_version.py",
     "tests/samples/test_sample_ensembles.py",

@@ -93,7 +93,7 @@ BAD = [
     ("FERRY_JOB_NICE", "20"),
     ("FERRY_KEY_PREFIX", "a:b"),
     ("FERRY_KEY_PREFIX", "a b"),
-    ("FERRY_KEY_PREFIX", "{a}"),
+    ("FERRY_KEY_PREFIX", "{a}b"),
     ("FERRY_LOG_LEVEL", "LOUD"),
     ("FERRY_LOG_FORMAT", "xml"),
     ("FERRY_ACCESS_LOG", "yes"),

@@ -35,11 +35,17 @@ HOST = (("h", 6379),)
                      options={"password": "p", "db": 4}, of_sentinels={"password": "q"}),
         ),
         ("rediss+sentinel://a/m", RedisUrl((("a", 26379),), service="m", tls=True)),
+        (
+            "redis+cluster://u:p@a,b:7001",
+            RedisUrl((("a", 6379), ("b", 7001)), cluster=True,
+                     options={"username": "u", "password": "p"}),
+        ),
+        ("rediss+cluster://a/0", RedisUrl((("a", 6379),), cluster=True, tls=True)),
     ],
 )  # fmt: skip
 def test_a_url_is_read(url: str, expected: RedisUrl) -> None:
     assert RedisUrl.of(url) == expected
-    assert Settings.from_env({"REDIS_URL": url}).redis_url == url
+    assert Settings.from_env({"REDIS_URL": url, "FERRY_JOBS": "0"}).redis_url == url
 
 
 @pytest.mark.parametrize(
@@ -72,6 +78,9 @@ def test_a_url_is_read(url: str, expected: RedisUrl) -> None:
         ("redis+sentinel://a:26379", "must name the service"),
         ("redis+sentinel://a:26379/m/x", "the database 'x' must be a number"),
         ("redis+sentinel://a:1,b:c/m", "the port 'c' must be"),
+        ("redis+cluster://a:1,b:c", "the port 'c' must be"),
+        ("redis+cluster://a/1", "must name no database"),
+        ("redis+cluster://a?db=1", "must name no database"),
         ("redis://h?sentinel_password=x", "the option 'sentinel_password' must be one of"),
     ],
 )
@@ -102,3 +111,22 @@ def test_a_client_is_made_without_a_connection(url: str) -> None:
 
     made = client.connection_pool.make_connection()
     assert not made.is_connected if hasattr(made, "is_connected") else made._sock is None
+
+
+@pytest.mark.parametrize("prefix", ["ferry", "{ferry}"])
+def test_in_a_cluster_every_key_begins_with_the_prefix_in_braces(prefix: str) -> None:
+    environ = {"REDIS_URL": "redis+cluster://a", "FERRY_KEY_PREFIX": prefix, "FERRY_JOBS": "0"}
+
+    assert Settings.from_env(environ).key_prefix == "{ferry}"
+    assert Settings.from_env(environ | {"REDIS_URL": "redis://a"}).key_prefix == prefix
+
+
+def test_a_cluster_is_refused_where_jobs_are_to_run() -> None:
+    with pytest.raises(BadSetting, match="set FERRY_JOBS=0, or name another Redis"):
+        Settings.from_env({"REDIS_URL": "redis+cluster://a"})
+
+
+@pytest.mark.parametrize("prefix", ["{ferry", "ferry}", "{}", "{a}{b}", "a b", "a:b"])
+def test_a_prefix_is_one_word(prefix: str) -> None:
+    with pytest.raises(BadSetting, match="without braces, colons or spaces"):
+        Settings.from_env({"FERRY_KEY_PREFIX": prefix})

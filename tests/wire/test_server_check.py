@@ -21,7 +21,7 @@ from redis import Redis
 from ferry.up.embedded_valkey import running
 from shared.errors import BadSetting
 from shared.settings import Settings
-from shared.wire.client import ServerIsReplica, connect
+from shared.wire.client import NotTheMaster, connect
 from shared.wire.server_check import check_server
 from shared.wire.wire import open_wire
 
@@ -106,7 +106,16 @@ def test_a_sentinel_and_a_part_of_a_cluster_are_told_from_a_server() -> None:
         assert "redis+sentinel://host:26379/service" in refused(Settings(redis_url=url))
     for name in ("redis_mode", "server_mode"):
         with listening(told(redis_version="7.2.4", **{name: "cluster"})) as url:
-            assert "is part of a cluster" in refused(Settings(redis_url=url))
+            assert "redis+cluster://host:6379,host2:6379" in refused(Settings(redis_url=url))
+
+
+@pytest.mark.parametrize("reply", [b"-ERR This instance has cluster support disabled\r\n",
+                                   b"-NOPERM no permissions to run cluster|slots\r\n"])  # fmt: skip
+def test_who_names_no_slots_is_no_node_of_a_cluster(reply: bytes) -> None:
+    with listening(told(redis_version="7.2.4") | {b"CLUSTER": reply}) as url:
+        sentence = refused(Settings(redis_url=url.replace("redis:", "redis+cluster:")[:-2]))
+
+    assert "is no node of a cluster: " in sentence
 
 
 @pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
@@ -216,12 +225,12 @@ def test_a_server_that_has_become_a_replica_is_left(server: Redis) -> None:
         wire.reply()
         server.execute_command("REPLICAOF", "127.0.0.1", "1")
 
-        with pytest.raises(ServerIsReplica):
+        with pytest.raises(NotTheMaster):
             client.set("k", "2")
         wire.send(("SET", "k", "2"), ("GET", "k"))
-        with pytest.raises(ServerIsReplica):
+        with pytest.raises(NotTheMaster):
             wire.reply()
-        with pytest.raises(ServerIsReplica):
+        with pytest.raises(NotTheMaster):
             client.eval("return redis.call('SET', KEYS[1], 'x')", 1, "k")
         server.execute_command("REPLICAOF", "NO", "ONE")
 

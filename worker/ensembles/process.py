@@ -46,7 +46,7 @@ def run_ensemble(
     under way, and kills the process; that its steps take long is no reason, they have limits of
     their own.
     """
-    spec, client = job.spec, connect(job.redis_url)
+    spec, client = job.spec, connect(job.redis_url, job.key_prefix)
     queue, answers = _queue(job, client), _queue(job, client)  # one for each of the two threads
     queue.wakeup = wakeup
     budget = RowBudget(max(MAX_ROWS_UNDER_WAY, MAX_BATCHES_UNDER_WAY * spec.batch_rows))

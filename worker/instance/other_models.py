@@ -43,7 +43,7 @@ class OtherModels:
     def __init__(self, job: InstanceJob) -> None:
         """Ask for the model of `job`; opens nothing yet."""
         self._job = job
-        self._client = connect(job.redis_url)
+        self._client = connect(job.redis_url, job.key_prefix)
         self._catalog = Catalog(Registry(self._client, job.key_prefix))
         self._queues: dict[str, RequestQueue] = {}
         self._lock = Lock()

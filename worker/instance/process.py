@@ -124,7 +124,7 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
 
 
 def _queue(job: InstanceJob, wakeup: int, tracing: WorkerTracing | None) -> WorkQueue:
-    client = connect(job.redis_url)
+    client = connect(job.redis_url, job.key_prefix)
     queue = WorkQueue(
         tracing.wire(client) if tracing else open_wire(client),
         QueueKeys.of(job.spec, job.key_prefix),

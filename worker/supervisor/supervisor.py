@@ -67,7 +67,7 @@ class Supervisor:
         """Open nothing yet."""
         self.id = f"{socket.gethostname()}-{os.getpid()}-{token_hex(3)}"
         self._settings = settings
-        self._client = connect(settings.redis_url)
+        self._client = connect(settings.redis_url, settings.key_prefix)
         self._registry = Registry(self._client, settings.key_prefix)
         self._registration = Registration(self.id, self._registry, settings.heartbeat_seconds)
         self._log_level = LogLevel(settings.log_level)

@@ -45,7 +45,7 @@ def running_worker(
         process = FORKS.start(["worker"], environ, ROOT, None, None, log_file)
     else:
         process = _spawned(environ, log_file, root)
-    registry = Registry(connect(settings.redis_url), settings.key_prefix)
+    registry = Registry(connect(settings.redis_url, settings.key_prefix), settings.key_prefix)
     try:
         if wait_ready:
             wait_until(lambda: registry.snapshot().all_ready(), 60, "all models ready")

@@ -228,7 +228,7 @@ def monitored(job: InstanceJob) -> Iterator[Offer | None]:
     if not is_monitored(job.spec.parameters):
         yield None
         return
-    client, prefix = connect(job.redis_url), job.key_prefix
+    client, prefix = connect(job.redis_url, job.key_prefix), job.key_prefix
     counts, registry = DriftCounts(client, prefix), Registry(client, prefix)
     monitor = Monitor(job.spec, job.file.parent, counts, registry, Samples.of(job))
     yield monitor.offer

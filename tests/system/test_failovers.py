@@ -1,4 +1,4 @@
-"""Sentinels name the master: a failover under load loses nothing, a demoted server is left."""
+"""Sentinels or a cluster name the master: a failover under load loses nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from failing_over import PREFIX, Clustered, Watched
 from ferry_processes import free_port, running_gunicorn, running_worker
-from sentinels import Watched
 from waiting import wait_until
 
 from samples.tiny import make
@@ -24,18 +24,23 @@ ROW = [0.25] * 16
 CLIENTS = 4
 
 
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    watched = Watched(tmp_path_factory.mktemp("s"))
+@pytest.fixture(scope="module", params=[Watched, Clustered], ids=["sentinels", "cluster"])
+def watched(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Watched | Clustered]:
+    watched = request.param(tmp_path_factory.mktemp("s"))
     yield watched
     watched.stop()
 
 
 @pytest.fixture(scope="module")
-def port(watched: Watched, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def port(watched: Watched | Clustered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     models = tmp_path_factory.mktemp("models")
     make(models / "tiny")
-    settings = Settings(redis_url=watched.url, models=str(models), port=free_port())
+    prefix = PREFIX if isinstance(watched, Clustered) else "ferry"
+    settings = Settings(
+        redis_url=watched.url, models=str(models), port=free_port(), key_prefix=prefix, jobs=False
+    )
     with running_worker(settings), running_gunicorn(settings):
         yield settings.port
 
@@ -45,7 +50,7 @@ def ask(connection: HTTPConnection) -> tuple[int, Any]:
     connection.request("POST", "/predict/tiny", json.dumps({"input_tensor": [ROW]}))
     response = connection.getresponse()
     said = json.loads(response.read())
-    found = said["prediction"] if response.status == 200 else said["error"]["code"]
+    found = said["prediction"] if response.status == 200 else said["code"]
     return response.status, found
 
 
@@ -76,7 +81,9 @@ def is_served(port: int) -> bool:
 
 
 @pytest.mark.parametrize("blow", ["fail_over", "kill_master"])
-def test_a_failover_under_load_fails_nobody(port: int, watched: Watched, blow: str) -> None:
+def test_a_failover_under_load_fails_nobody(
+    port: int, watched: Watched | Clustered, blow: str
+) -> None:
     stop = Event()
     with ThreadPoolExecutor(CLIENTS) as pool:
         asking = [pool.submit(right_answers, port, stop) for _ in range(CLIENTS)]

@@ -1,0 +1,77 @@
+"""Finds the node of a Redis Cluster that has Ferry's keys.
+
+They are all in one slot, since they begin with FERRY_KEY_PREFIX in braces: each script, transaction
+and WAITAOF has one server, as everywhere else. Why, stands in docs/decisions/operating.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from redis.crc import key_slot
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+Address = tuple[str, int]
+MOVED = frozenset({"ASK", "CLUSTERDOWN", "MOVED"})
+"""Codes of error replies of a node that has not, or not any more, what it was asked for."""
+
+
+class NoCluster(RedisError):
+    """What a cluster's URL names does not say which of its nodes has which slots."""
+
+
+class SlotMaster:
+    """The master of one slot; who that is is asked anew for each connection."""
+
+    def __init__(
+        self, hosts: tuple[Address, ...], key_prefix: str, open_node: Callable[..., Any]
+    ) -> None:
+        """Ask `hosts` and the nodes that they name, by connections of `open_node`; not yet."""
+        self._nodes = list(hosts)
+        self._slot = key_slot(key_prefix.encode())
+        self._open_node = open_node
+        self._turn = -1
+
+    def address(self) -> Address:
+        """Return where it listens, as the first node says that answers; raises redis.RedisError.
+
+        Each time another node is asked first: one that lost the others names who was master then.
+        """
+        self._turn += 1
+        first = self._turn % len(self._nodes)
+        failure: RedisError | None = None
+        for node in self._nodes[first:] + self._nodes[:first]:
+            try:
+                return self._said_by(node)
+            except (AuthenticationError, NoCluster):
+                raise
+            except RedisError as error:
+                failure = error
+        raise RedisConnectionError(f"no node names the master of our keys: {failure}") from failure
+
+    def _said_by(self, node: Address) -> Address:
+        for first, last, master, *replicas in self._slots_of(node):
+            if first <= self._slot <= last:
+                found = [_address(each, node) for each in (master, *replicas)]
+                self._nodes += [each for each in found if each not in self._nodes]
+                return found[0]
+        raise RedisConnectionError(f"CLUSTERDOWN nobody has slot {self._slot}")
+
+    def _slots_of(self, node: Address) -> Any:
+        connection = self._open_node(host=node[0], port=node[1])
+        try:
+            connection.connect()
+            connection.send_command("CLUSTER", "SLOTS")
+            return connection.read_response()
+        except ResponseError as error:
+            raise NoCluster(f"{node[0]}:{node[1]} is no node of a cluster: {error}") from error
+        finally:
+            connection.disconnect()
+
+
+def _address(said: Any, node: Address) -> Address:
+    """Return where a node listens; one that does not know its own host was reached as we did."""
+    host, port = said[0], said[1]
+    return (host.decode() if host and host != b"?" else node[0]), int(port)
