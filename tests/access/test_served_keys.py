@@ -196,7 +196,8 @@ def test_a_key_with_many_requests_delays_anothers_by_a_batch(served: Served) -> 
         assert other.result() == 200
     wait_until(lambda: len(served.model.computed) == 41, 30, "all are computed")
     in_front = served.model.computed.index(1) - (40 - depth)
-    assert in_front <= served.model.spec.max_batch_size
+    # What came while nothing waited is of no turn.
+    assert in_front <= served.model.spec.max_batch_size + 1
 
 
 def test_the_names_of_instances_are_for_admins(served: Served) -> None:
