@@ -10,9 +10,11 @@ import itertools
 import logging
 import re
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from secrets import token_hex
+from types import MappingProxyType
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -26,6 +28,10 @@ REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 """A client's id that is taken: what stands in a log line cannot be another line."""
 IN_HAND: ContextVar[tuple[str, ...]] = ContextVar("IN_HAND", default=())
 """The ids of what this thread, or greenlet, works at; a worker's whole batch."""
+SERVED: ContextVar[Mapping[str, object]] = ContextVar("SERVED", default=MappingProxyType({}))
+"""The model, version and timings of the answer to what this thread, or greenlet, works at."""
+LONGEST_NAMED = 200
+"""Characters of a name that a line of the access log has."""
 MOST_IDS = 8
 """Ids in one line; of a larger batch the others are left out."""
 
@@ -52,11 +58,28 @@ class AccessLog:
         """Be asked nothing while `is_on` is false."""
         self.is_on = is_on
 
-    def write(self, client: str, asked: str, status: int, began: float) -> None:
-        """Log one request that began at a `time.perf_counter`, with its id as any line has it."""
+    def write(
+        self, client: str, asked: str, status: int | str, began: float, **about: str | None
+    ) -> None:
+        """Log one request that began at a `time.perf_counter`, with its id as any line has it.
+
+        `about` it are its key's name, its model and version, as far as they are known; who answered
+        it, and the timings, are added.
+        """
         seconds = time.perf_counter() - began
-        about = {"client": client, "asked": asked, "status": status, "seconds": round(seconds, 6)}
-        access.info("%s %s %d %.6f s", client, asked, status, seconds, extra=about)
+        known = {name: _in_one_line(value) for name, value in about.items() if value}
+        served = {**known, **SERVED.get()}
+        asked = _in_one_line(asked)
+        first = {"client": client, "asked": asked, "status": status, "seconds": round(seconds, 6)}
+        said = "".join([f" {name}={value}" for name, value in served.items()])
+        access.info("%s %s %s %.6f s%s", client, asked, status, seconds, said, extra=first | served)
+        SERVED.set({})
+
+
+def _in_one_line(text: str) -> str:
+    """Return what a client sent as a line has it: it is no other line."""
+    text = text[:LONGEST_NAMED]
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 class _TextLines(logging.Formatter):

@@ -44,9 +44,15 @@ class Settings(JobSettings):
     grpc_threads: int = _setting(
         256,
         "FERRY_GRPC_THREADS",
-        "gRPC calls under way at a time, each stream one, before UNAVAILABLE; 16 more threads "
-        "answer health checks and refusals",
+        "infer requests under way at a time over gRPC before UNAVAILABLE; those of streams wait "
+        "instead, and leave a quarter of the places to single calls",
         check.whole(1, 10_000),
+    )
+    grpc_idle_seconds: float = _setting(
+        600.0,
+        "FERRY_GRPC_IDLE_SECONDS",
+        "a gRPC stream on which nothing was asked for so long is ended with UNAVAILABLE",
+        check.seconds,
     )
     hosts: str = _setting(
         "",

@@ -67,12 +67,16 @@ class Guard:
         """Return the key of this secret, if it may do this; raises as `enter`."""
         key = self.keyring.find(secret)
         if key is not None:
-            try:
-                key.check(role, model)
-            except Forbidden:
-                self.admission.count(key, "forbidden")
-                raise
+            self.check(key, role, model)
         return key
+
+    def check(self, key: ApiKey, role: Role | None, model: str | None) -> None:
+        """Raise Forbidden, and count it, unless a key may do this."""
+        try:
+            key.check(role, model)
+        except Forbidden:
+            self.admission.count(key, "forbidden")
+            raise
 
 
 def secret_of(authorization: str | None, x_api_key: str | None) -> str | None:

@@ -14,6 +14,11 @@ from shared.model_spec import ModelSpec
 class Pending(Protocol):
     """A request under way."""
 
+    @property
+    def is_open(self) -> bool:
+        """Tell whether there is neither an answer nor an error yet."""
+        ...
+
     def wait(self) -> InferResult:
         """Return the answer; raises the error in its place."""
         ...
@@ -27,6 +32,7 @@ class NoRows(NamedTuple):
     """A request of no rows under way: its answer is there, and no model is asked."""
 
     result: InferResult
+    is_open: bool = False
 
     def wait(self) -> InferResult:
         """Return the answer."""

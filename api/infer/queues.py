@@ -10,9 +10,11 @@ from typing import NamedTuple
 import redis
 
 from api.infer.options import RequestOptions
+from api.infer.outputs import timings_json
 from api.infer.question import NoRows, Pending, Question
 from api.infer.shadowing import Shadowing
 from shared.errors import QueueFull
+from shared.logs import SERVED
 from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec
 from shared.operations.shadow_comparison import Comparisons
@@ -59,21 +61,24 @@ class Queues:
         self.copy_to_shadow(question, result)
         return Answered(question.spec, result)
 
-    def push(self, question: Question) -> Pending:
-        """Push one request; raises QueueFull when too many wait in this process.
+    def push(self, question: Question, then: Callable[[], None] | None = None) -> Pending:
+        """Push one request, and call `then` once it is done.
 
-        One of no rows is answered at once.
+        Raises QueueFull when too many wait in this process. One of no rows is answered at once.
         """
         if question.inputs and 0 in question.inputs[0].shape:
             self._catalog.check_serves(question.spec, named=question.named)
-            return NoRows(InferResult(question.spec.answer_to_no_rows(question.outputs)))
+            answer = NoRows(InferResult(question.spec.answer_to_no_rows(question.outputs)))
+            if then is not None:
+                then()
+            return answer
         queue = self._queue(question.spec)
         self._check_room(question, queue)
         request = self._request(queue.new_id(), question)
         if (trace := question.options.trace) is not None:
             with trace.push():
-                return queue.push(request, question.options.client)
-        return queue.push(request, question.options.client)
+                return queue.push(request, question.options.client, then)
+        return queue.push(request, question.options.client, then)
 
     def push_piece(
         self, question: Question, then: Callable[[], None], *, is_bulk: bool
@@ -122,9 +127,14 @@ class Queues:
     def wait(self, spec: ModelSpec, pending: Pending) -> InferResult:
         """Return a model's answer; raises what `PendingRequest.wait` raises."""
         try:
-            return pending.wait()
+            result = pending.wait()
         except QueueFull as error:
             raise self._with_retry_after([spec.key], error) from None
+        if self._settings.access_log:
+            SERVED.set(
+                {"model": spec.name, "version": spec.version, **timings_json(result.timings)}
+            )
+        return result
 
     def submit(self, request_id: str, question: Question) -> None:
         """Store a request for whose answer nobody waits.

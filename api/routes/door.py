@@ -56,7 +56,12 @@ def register_request_ids(app: Flask, settings: Settings) -> None:
         response.headers[REQUEST_ID_HEADER] = request.environ[REQUEST_ID_VARIABLE]
         if access.is_on:
             client, asked = request.remote_addr or "-", f"{request.method} {request.path}"
-            access.write(client, asked, response.status_code, g.began)
+            key, known = request.environ.get(KEY), request.view_args or {}
+            access.write(
+                client, asked, response.status_code, g.began,
+                key=key.name if key else None,
+                model=known.get("name"), version=known.get("version"),
+            )  # fmt: skip
         return response
 
 

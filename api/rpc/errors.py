@@ -9,8 +9,6 @@ from typing import NoReturn
 
 import grpc
 
-from api.infer.public_errors import public_error
-from shared.access.api_key import ApiKey
 from shared.errors import FerryError, RequestExpired
 
 CODES = {
@@ -36,13 +34,10 @@ def status_code(error: FerryError) -> grpc.StatusCode:
     return CODES.get(error.status, grpc.StatusCode.INTERNAL)
 
 
-def refuse(
-    context: grpc.ServicerContext, error: Exception, method: str, key: ApiKey | None = None
-) -> NoReturn:
+def refuse(context: grpc.ServicerContext, error: FerryError) -> NoReturn:
     """End a call with an error; `retry-after`, in seconds, stands in the trailing metadata."""
-    ours = public_error(error, method, key)
-    if ours.retry_after_seconds is not None:
-        context.set_trailing_metadata((("retry-after", str(ours.retry_after_seconds)),))
-    details = ours.message.encode()[:MAX_DETAIL_BYTES].decode(errors="ignore")
-    context.abort(status_code(ours), details)
+    if error.retry_after_seconds is not None:
+        context.set_trailing_metadata((("retry-after", str(error.retry_after_seconds)),))
+    details = error.message.encode()[:MAX_DETAIL_BYTES].decode(errors="ignore")
+    context.abort(status_code(error), details)
     raise AssertionError("abort raises")

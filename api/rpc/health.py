@@ -7,6 +7,7 @@ https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from threading import BoundedSemaphore, Event
 from typing import Any
 
@@ -16,7 +17,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 
 from api.access.guard import Guard, may_know
 from api.infer.readiness import Readiness
-from api.rpc.errors import refuse
+from api.rpc.door import Call, Door
+from api.rpc.reading import read_message
 from shared.errors import UnknownModel, Unsupported
 from shared.registry.catalog import Catalog
 
@@ -73,56 +75,45 @@ class Health:
         self._watches = BoundedSemaphore(MAX_WATCHES)
         self._stopping = Event()
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Return the service as a server takes it."""
-        coders: dict[str, Any] = {
-            "request_deserializer": HealthCheckRequest.FromString,
-            "response_serializer": HealthCheckResponse.SerializeToString,
+    def handlers(self, door: Door) -> dict[str, grpc.RpcMethodHandler]:
+        """Return the service's methods as a server takes them, behind the door."""
+        read = partial(read_message, HealthCheckRequest)
+        return {
+            "Check": door.one("Check", self.check, read, HealthCheckResponse),
+            "Watch": door.many("Watch", self.watch, read, HealthCheckResponse),
+            "List": door.one("List", self.list, read, HealthListResponse),
         }
-        listed = coders | {"response_serializer": HealthListResponse.SerializeToString}
-        methods = {
-            "Check": grpc.unary_unary_rpc_method_handler(self.check, **coders),
-            "Watch": grpc.unary_stream_rpc_method_handler(self.watch, **coders),
-            "List": grpc.unary_unary_rpc_method_handler(self.list, **listed),
-        }
-        return grpc.method_handlers_generic_handler(f"{PACKAGE}.Health", methods)
 
     def stop(self) -> None:
         """Answer that nothing serves, and end the watches."""
         self._stopping.set()
 
-    def check(self, request: Any, context: grpc.ServicerContext) -> Any:
+    def check(self, request: Any, call: Call) -> Any:
         """Answer one status; NOT_FOUND for a name that is no model's."""
-        try:
-            self._enter(context, request.service)
-            return HealthCheckResponse(status=self._status(request.service))
-        except Exception as error:  # a border, as in `answering`
-            refuse(context, error, "Check")
+        self._enter(request.service, call)
+        return HealthCheckResponse(status=self._status(request.service))
 
-    def list(self, _request: Any, context: grpc.ServicerContext) -> Any:
+    def list(self, _request: Any, call: Call) -> Any:
         """Answer the status of the server and of every model."""
-        try:
-            key = self._guard.enter_call(context.invocation_metadata(), "infer")
-            models = sorted(name for name in self._catalog.snapshot().models if may_know(key, name))
-            names = [*WHOLE, *models]
-            statuses = {
-                name: HealthCheckResponse(status=self._status_or_unknown(name)) for name in names
-            }
-            return HealthListResponse(statuses=statuses)
-        except Exception as error:  # a border, as in `answering`
-            refuse(context, error, "List")
+        models = self._catalog.snapshot().models
+        known = sorted(name for name in models if may_know(call.key, name))
+        statuses = {
+            name: HealthCheckResponse(status=self._status_or_unknown(name))
+            for name in (*WHOLE, *known)
+        }
+        return HealthListResponse(statuses=statuses)
 
-    def watch(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+    def watch(self, request: Any, call: Call) -> Iterator[Any]:
         """Answer the status, and each that follows, until the client leaves or the server stops.
 
         UNIMPLEMENTED, by which clients take the server for healthy, beyond MAX_WATCHES.
         """
         if not self._watches.acquire(blocking=False):
-            refuse(context, Unsupported(f"{MAX_WATCHES} watches are open, ask by Check"), "Watch")
+            raise Unsupported(f"{MAX_WATCHES} watches are open, ask by Check")
         try:
-            self._enter(context, request.service)
+            self._enter(request.service, call)
             last = None
-            while context.is_active():
+            while call.context.is_active():
                 stopping = self._stopping.is_set()
                 status = self._status_or_unknown(request.service)
                 if status != last:
@@ -131,16 +122,14 @@ class Health:
                 if stopping:
                     return
                 self._stopping.wait(WATCH_SECONDS)
-        except Exception as error:  # a border, as in `answering`
-            refuse(context, error, "Watch")
         finally:
             self._watches.release()
 
-    def _enter(self, context: grpc.ServicerContext, service: str) -> None:
+    def _enter(self, service: str, call: Call) -> None:
         """Let everybody ask for the whole server; raises Unauthorized and Forbidden."""
         if service not in WHOLE:
             model = service.partition("/")[0]
-            self._guard.enter_call(context.invocation_metadata(), "infer", model)
+            self._guard.enter_call(call.context.invocation_metadata(), "infer", model)
 
     def _status_or_unknown(self, service: str) -> int:
         try:

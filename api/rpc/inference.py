@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -12,10 +13,12 @@ from api.infer.options import options_of
 from api.infer.outputs import shown_outputs, timings_json
 from api.infer.question import Pending, Question, shown_to
 from api.infer.queues import Queues
+from api.rpc.door import NOBODY, Caller
+from api.rpc.reading import InferMessage
 from api.rpc.requests import read_request
 from shared.access.admission import Admission
-from shared.access.api_key import ApiKey
 from shared.errors import RequestExpired, VersionRetired
+from shared.logs import REQUEST_ID_VARIABLE
 from shared.messages import AnswerForm, InferResult
 from shared.model_spec import ModelSpec
 from shared.registry.catalog import Catalog
@@ -39,14 +42,14 @@ class Asked:
 
     def __init__(
         self,
-        request: proto.ModelInferRequest,
+        request: InferMessage,
         until: float,
         pushed: Push,
-        key: ApiKey | None,
+        caller: Caller,
     ) -> None:
-        """Hold a request that was pushed for a key."""
+        """Hold a request that was pushed for a caller."""
         self.request = request
-        self.key = key
+        self.caller = caller
         self.held = ExitStack()
         self.until = until
         self.pushed = pushed
@@ -76,41 +79,49 @@ class InferCalls:
 
     def push(
         self,
-        request: proto.ModelInferRequest,
+        request: InferMessage,
         remaining_seconds: float,
-        key: ApiKey | None = None,
+        caller: Caller = NOBODY,
+        then: Callable[[], None] | None = None,
     ) -> Asked:
         """Check a request and push it, for no longer than the call has left; raises FerryError.
 
-        It has a place of its key's until what it `held` is given back. Next stop:
-        `RequestQueue.push`.
+        It has a place of its key's until what it `held` is given back. `then` is called once the
+        model has answered. Next stop: `RequestQueue.push`.
         """
-        until = time.monotonic() + remaining_seconds
+        until, key = time.monotonic() + remaining_seconds, caller.key
         with ExitStack() as held:
             if key is not None:
-                key.check("infer", request.model_name)
+                key.check("infer", request.message.model_name)
                 seconds = min(remaining_seconds, LONGEST_PLACE_SECONDS)
                 held.enter_context(self._admission.place(key, seconds))
-            pushed = self._catalog.by_current(lambda: self._push(request, until, key))
-            asked = Asked(request, until, pushed, key)
+            pushed = self._catalog.by_current(lambda: self._push(request, until, caller, then))
+            asked = Asked(request, until, pushed, caller)
             asked.held.push(held.pop_all())
         return asked
 
-    def _push(self, request: proto.ModelInferRequest, until: float, key: ApiKey | None) -> Push:
+    def _push(
+        self,
+        given: InferMessage,
+        until: float,
+        caller: Caller,
+        then: Callable[[], None] | None = None,
+    ) -> Push:
+        request = given.message
         spec = self._catalog.serving(request.model_name, request.model_version or None)
-        body = read_request(request, spec)
+        body = read_request(given, spec)
         remaining_seconds = until - time.monotonic()
         if remaining_seconds <= 0:
             raise RequestExpired("Request timeout expired")
-        options = options_of({}, body.parameters)
+        options = options_of({REQUEST_ID_VARIABLE: caller.known_as}, body.parameters)
         form = AnswerForm("infer", body.id, outputs=body.outputs, binary=True)
         named = bool(request.model_version)
         question = self._bounded(
             Question(spec, body.inputs, body.output_names, options, form, named), remaining_seconds
         )
-        if key is not None:
-            question = question.of_key(key)
-        return Push(question, self._queues.push(question))
+        if caller.key is not None:
+            question = question.of_key(caller.key)
+        return Push(question, self._queues.push(question, then))
 
     def respond(self, asked: Asked, response: proto.ModelInferResponse) -> None:
         """Wait for the answer and write it into `response`; raises FerryError."""
@@ -124,7 +135,7 @@ class InferCalls:
             self._catalog.refresh()
             result = self._catalog.by_current(
                 lambda: self._wait(
-                    asked.ask_anew(self._push(asked.request, asked.until, asked.key))
+                    asked.ask_anew(self._push(asked.request, asked.until, asked.caller))
                 )
             )
         question = asked.pushed.question

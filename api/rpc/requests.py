@@ -21,36 +21,38 @@ from api.payloads.infer_request import (
     check_outputs,
     class_count,
 )
-from api.rpc.contents import typed_data
+from api.rpc.contents import NOTHING_PACKED, typed_data
+from api.rpc.reading import InferMessage
 from shared.errors import BadRequest, Unsupported, shown
-from shared.messages import Parameters, RequestedOutput
+from shared.messages import Buffer, Parameters, RequestedOutput
 from shared.model_spec import ModelSpec
 
 
-def read_request(request: proto.ModelInferRequest, spec: ModelSpec) -> InferBody:
+def read_request(given: InferMessage, spec: ModelSpec) -> InferBody:
     """Check a request against its model; raises BadRequest or Unsupported. Outputs are all raw."""
+    request = given.message
     check_count(len(request.inputs), "inputs")
     check_count(len(request.outputs), "outputs")
-    inputs = check_inputs(_given(request), spec)
+    inputs = check_inputs(_given(given, spec), spec)
     outputs = tuple([_wanted(output) for output in request.outputs])
     check_outputs(outputs, binary=True, spec=spec)
     parameters = _parameters(request.parameters, "the request")
     return InferBody(check_id(request.id), inputs, outputs, parameters, binary=True)
 
 
-def _given(request: proto.ModelInferRequest) -> list[GivenInput]:
+def _given(given: InferMessage, spec: ModelSpec) -> list[GivenInput]:
     """Return the inputs as they came: all of them raw, or all of them typed."""
-    raw, inputs = request.raw_input_contents, request.inputs
+    raw, inputs = given.raw, given.message.inputs
     for tensor in inputs:
         if tensor.parameters:
             _parameters(tensor.parameters, f"input {shown(tensor.name)}")
         if raw and tensor.HasField("contents"):
             raise BadRequest(
                 "contents field must not be specified when using raw_input_contents for "
-                f"'{tensor.name}' for model '{request.model_name}'"
+                f"{shown(tensor.name)} for model {shown(given.message.model_name)}"
             )
     if not raw:
-        raw = [typed_data(tensor, f"input {shown(tensor.name)}") for tensor in inputs]
+        raw = _typed(given, spec)
     elif len(raw) != len(inputs):
         raise BadRequest(
             f"there are {len(raw)} raw_input_contents for {len(inputs)} inputs: "
@@ -62,6 +64,20 @@ def _given(request: proto.ModelInferRequest) -> list[GivenInput]:
         )
         for tensor, data in zip(inputs, raw, strict=True)
     ]
+
+
+def _typed(given: InferMessage, spec: ModelSpec) -> list[Buffer]:
+    """Return the typed contents of inputs as raw data; of those that the model lacks, none."""
+    found: list[Buffer] = []
+    for place, tensor in enumerate(given.message.inputs):
+        declared = spec.inputs_by_name.get(tensor.name)
+        if declared is None:  # which is refused for that
+            found.append(b"")
+            continue
+        most = spec.batch_rows * spec.most_elements(declared)
+        packed = given.packed.get(place, NOTHING_PACKED)
+        found.append(typed_data(tensor, f"input {shown(tensor.name)}", packed, most))
+    return found
 
 
 def _wanted(output: proto.ModelInferRequest.InferRequestedOutputTensor) -> RequestedOutput:

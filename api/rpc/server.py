@@ -10,10 +10,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 
-from api.rpc.health import MAX_WATCHES, Health
-from api.rpc.service import GRPCInferenceService
+from api.rpc.door import MOST_ARRIVING, Door
+from api.rpc.health import MAX_WATCHES, PACKAGE, Health
+from api.rpc.places import MAX_STREAMS
+from api.rpc.service import SERVICE, GRPCInferenceService
 from api.services import Services
 from shared.errors import BadSetting
 from shared.settings import Settings
@@ -22,7 +23,14 @@ log = logging.getLogger(__name__)
 
 SPARE_THREADS = 16
 """For health checks, metadata and refusals while all infer calls that may be are under way."""
+OTHER_THREADS = SPARE_THREADS + MAX_WATCHES + MAX_STREAMS + MOST_ARRIVING
+"""Those that no infer call can have."""
 REFUSING_SECONDS = 0.5
+PING_SECONDS, ANSWER_SECONDS = 60.0, 20.0
+"""A connection on which nothing came for so long is asked whether it is there, and closed where it
+does not answer."""
+NO_CALL_SECONDS = 900.0
+"""A connection without a call for so long is closed; clients open another by themselves."""
 
 
 class Server:
@@ -41,10 +49,10 @@ class Server:
         self._health = Health(services.catalog, services.readiness, services.guard)
         # What is under way is answered by its deadline.
         self._grace_seconds = settings.request_timeout_seconds + 1
-        threads = settings.grpc_threads + SPARE_THREADS
+        threads = settings.grpc_threads + OTHER_THREADS
         self._server = grpc.server(
-            ThreadPoolExecutor(threads + MAX_WATCHES, thread_name_prefix="ferry-call"),
-            maximum_concurrent_rpcs=threads + MAX_WATCHES + settings.max_waiting,
+            ThreadPoolExecutor(threads, thread_name_prefix="ferry-call"),
+            maximum_concurrent_rpcs=threads + settings.max_waiting,
             options=[
                 ("grpc.max_receive_message_length", settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -54,10 +62,18 @@ class Server:
                 # end a connection that is pinged every ten seconds, with the streams on it.
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.max_ping_strikes", 0),
+                ("grpc.keepalive_time_ms", int(1000 * PING_SECONDS)),
+                ("grpc.keepalive_timeout_ms", int(1000 * ANSWER_SECONDS)),
+                ("grpc.http2.max_pings_without_data", 0),  # else the library gives up after two
+                ("grpc.max_connection_idle_ms", int(1000 * NO_CALL_SECONDS)),
             ],
         )
-        add_GRPCInferenceServiceServicer_to_server(self._service, self._server)
-        self._server.add_generic_rpc_handlers((self._health.handler(),))
+        door = Door(services.guard, settings)
+        for name, handlers in (
+            (SERVICE.full_name, self._service.handlers(door)),
+            (f"{PACKAGE}.Health", self._health.handlers(door)),
+        ):
+            self._server.add_registered_method_handlers(name, handlers)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._listen(f"{host}:{settings.grpc_port}")
 

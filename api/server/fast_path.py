@@ -34,6 +34,7 @@ from api.server.compression import Coding, chosen, is_to_be_packed, packed
 from api.server.pace import Pace
 from api.services import Services
 from api.tracing import TRACEPARENT_VARIABLE, TRACESTATE_VARIABLE, note_failure
+from shared.access.api_key import ApiKey
 from shared.errors import FerryError
 from shared.logs import IN_HAND, REQUEST_ID_HEADER, REQUEST_ID_VARIABLE, AccessLog, RequestIds
 from shared.messages import LARGE_BYTES
@@ -193,11 +194,8 @@ class FastPath:
         coding = None if accept is None else chosen(accept)
         return PlainRequest(route[1], route[2], int(length), kept, coding, secret)
 
-    def _answer(
-        self, plain: PlainRequest, body: Any, client: socket.socket, known_as: str
-    ) -> HttpAnswer:
+    def _answer(self, plain: PlainRequest, body: Any, environ: WSGIEnvironment) -> HttpAnswer:
         """Return the answer to a plain request, errors included, and trace it where wanted."""
-        environ = {**plain.environ, "gunicorn.socket": client, REQUEST_ID_VARIABLE: known_as}
         if self._tracing is None:
             return self._answered(plain, body, environ)
         route = ROUTE_OF_VERSION if plain.version else ROUTE_OF_MODEL
@@ -232,15 +230,20 @@ class FastPath:
         """
         began, known_as = time.perf_counter(), self._ids.of(plain.environ.get(REQUEST_ID_VARIABLE))
         IN_HAND.set((known_as,))
+        environ = {**plain.environ, "gunicorn.socket": client, REQUEST_ID_VARIABLE: known_as}
         if is_read:
             with self._pace.reading(body, client):
-                answer = self._answer(plain, body, client, known_as)
+                answer = self._answer(plain, body, environ)
         else:
-            answer = self._answer(plain, body, client, known_as)
+            answer = self._answer(plain, body, environ)
         self._write(answer, client, plain.coding, known_as)
         if self._access.is_on:
-            asked = f"POST {plain.environ['PATH_INFO']}"
-            self._access.write(_peer(client), asked, answer.status, began)
+            key: ApiKey | None = environ.get(KEY)
+            asked = f"POST {environ['PATH_INFO']}"
+            self._access.write(
+                _peer(client), asked, answer.status, began,
+                key=key.name if key else None, model=plain.model, version=plain.version,
+            )  # fmt: skip
 
     def _write(
         self, answer: HttpAnswer, client: socket.socket, coding: Coding | None, known_as: str

@@ -15,6 +15,7 @@ from waiting import wait_until
 from api.infer.options import RequestOptions
 from api.infer.question import Question
 from api.rpc.inference import InferCalls
+from api.rpc.reading import InferMessage
 from shared.errors import (
     BadModel,
     BadModelOutput,
@@ -116,10 +117,13 @@ def test_the_clients_time_out_reaches_the_steps_of_a_grpc_call_with_a_deadline()
     asked = proto.ModelInferRequest(model_name=served.name, raw_input_contents=[bytes(8)])
     asked.inputs.add(name="in", datatype="FP32", shape=[1, 2])
     asked.parameters["timeout"].int64_param = 500_000
-    queues = SimpleNamespace(timeout_seconds=lambda _: 30.0, push=pushed.append)
+    queues = SimpleNamespace(
+        timeout_seconds=lambda _: 30.0, push=lambda question, _: pushed.append(question)
+    )
     catalog = SimpleNamespace(serving=lambda *_: served, by_current=lambda do: do())
 
-    InferCalls(cast(Any, catalog), cast(Any, queues), cast(Any, None)).push(asked, 7.0)
+    calls = InferCalls(cast(Any, catalog), cast(Any, queues), cast(Any, None))
+    calls.push(InferMessage.of(asked), 7.0)
 
     request = pushed[0].request("id", 30.0)
     assert request.queue_timeout_seconds == 0.5

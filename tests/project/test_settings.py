@@ -28,6 +28,7 @@ BAD = [
     ("FERRY_PORT", "http"),
     ("FERRY_GRPC_PORT", "65536"),
     ("FERRY_GRPC_THREADS", "0"),
+    ("FERRY_GRPC_IDLE_SECONDS", "0"),
     ("FERRY_HOSTS", "http://ferry"),
     ("FERRY_HOSTS", "ferry:8000"),
     ("FERRY_HOSTS", "*,ferry"),

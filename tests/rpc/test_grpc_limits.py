@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from os import environ
 from pathlib import Path
-from queue import SimpleQueue
 
 import grpc
 import numpy as np
@@ -25,14 +24,15 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from waiting import wait_until
 
 from api.rpc.errors import MAX_DETAIL_BYTES, status_code
-from api.rpc.health import MAX_WATCHES
-from api.rpc.server import SPARE_THREADS
+from api.rpc.places import STREAMS_LEAVE
+from api.rpc.server import OTHER_THREADS, SPARE_THREADS
 from ferry.up.embedded_valkey import running
 from shared.errors import BadRequest, RequestExpired, all_errors
 from shared.settings import Settings
 
 LIMIT_BYTES = 100_000
 THREADS = 4
+MANY = 1000
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,14 @@ def model(settings: Settings, log_file: Path) -> Iterator[CountingModel]:
 def stubbed(settings: Settings) -> Iterator[GRPCInferenceServiceStub]:
     with grpc.insecure_channel(address(settings)) as channel:
         yield GRPCInferenceServiceStub(channel)
+
+
+def asked_for(value: float) -> service_pb2.ModelInferRequest:
+    return service_pb2.ModelInferRequest(
+        model_name="fake",
+        inputs=[{"name": "x", "datatype": "FP32", "shape": [1, 2]}],
+        raw_input_contents=[np.float32([value, 0]).tobytes()],
+    )
 
 
 # Bytes.
@@ -111,7 +119,8 @@ def test_bytes_that_are_no_message_are_refused(settings: Settings, model: Counti
         with pytest.raises(grpc.RpcError) as raised:
             ask(b"\xff\xff\xff", timeout=10)
 
-    assert raised.value.code() == grpc.StatusCode.INTERNAL
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert raised.value.details() == "the message is no ModelInferRequest"
 
 
 # Calls.
@@ -129,46 +138,35 @@ def test_calls_above_the_limit_are_refused_and_health_still_answered(
             stub.ModelInfer(service_pb2.ModelInferRequest(model_name="fake"))
 
         assert client.is_server_live() and client.is_model_ready("fake")
-        with pytest.raises(grpc.RpcError) as stream:
-            list(stub.ModelStreamInfer(iter([])))
+        streamed = stub.ModelStreamInfer(iter([asked_for(5)]), timeout=30)
         model.gate.set()
         answers = [each.result().as_numpy("y")[0, 0] for each in asked]
+        assert [each.error_message for each in streamed] == [""], "a stream waits for a place"
 
-    for error in (raised.value, stream.value):
-        assert error.code() == grpc.StatusCode.UNAVAILABLE
-        assert error.details() == f"{THREADS} infer calls are under way, which is the limit"
-        assert ("retry-after", "1") in error.trailing_metadata()
+    assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert raised.value.details() == f"{THREADS} infer calls are under way, which is the limit"
+    assert ("retry-after", "1") in raised.value.trailing_metadata()
     assert answers == [2.0 * n for n in range(THREADS)]
 
 
-def test_streams_that_stay_open_take_places_and_give_them_back(
+def test_streams_take_a_place_for_each_request_and_leave_some_to_single_calls(
     settings: Settings, model: CountingModel
 ) -> None:
-    """What opens takes a place, and so does what asks for one: each stream answers before."""
-    asked = [SimpleQueue[service_pb2.ModelInferRequest]() for _ in range(THREADS)]
-    empty = service_pb2.ModelInferRequest(model_name="fake")
+    model.gate.clear()
+    for_streams = THREADS - THREADS // STREAMS_LEAVE
+    with grpc_client(settings) as client, stubbed(settings) as stub, ThreadPoolExecutor(1) as pool:
+        streamed = stub.ModelStreamInfer(iter([asked_for(n) for n in range(2 * THREADS)]))
+        wait_until(lambda: model.depth() == for_streams - 1 and model.busy(), 10, "as many as may")
 
-    def code() -> grpc.StatusCode:
+        single = pool.submit(client.infer, "fake", [row(9, 0)])
+        wait_until(lambda: model.depth() == for_streams, 10, "a single call has the last place")
         with pytest.raises(grpc.RpcError) as raised:
-            stub.ModelInfer(empty)
-        found: grpc.StatusCode = raised.value.code()
-        return found
+            stub.ModelInfer(asked_for(1))
+        model.gate.set()
 
-    with grpc_client(settings) as client, stubbed(settings) as stub:
-        streams = []
-        for each in asked:
-            each.put(empty)
-            streams.append(stub.ModelStreamInfer(iter(each.get, None), timeout=60))
-            assert next(streams[-1]).error_message, "the stream has a place"
-        assert code() is grpc.StatusCode.UNAVAILABLE
-        assert client.is_server_live()
-
-        for stream in streams:
-            stream.cancel()
-
-        wait_until(lambda: code() is grpc.StatusCode.INVALID_ARGUMENT, 10, "they are free again")
-        for each in asked:
-            each.put(empty)  # the library's threads that read it end with it
+        assert single.result().as_numpy("y")[0, 0] == 18.0
+        assert [each.error_message for each in streamed] == [""] * 2 * THREADS
+    assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_more_calls_than_there_are_threads_are_refused_at_once(
@@ -177,11 +175,7 @@ def test_more_calls_than_there_are_threads_are_refused_at_once(
     assert THREADS + SPARE_THREADS < 100
     model.gate.clear()
     with stubbed(settings) as stub:
-        request = service_pb2.ModelInferRequest(
-            model_name="fake",
-            inputs=[{"name": "x", "datatype": "FP32", "shape": [1, 2]}],
-            raw_input_contents=[bytes(8)],
-        )
+        request = asked_for(0)
         calls = [stub.ModelInfer.future(request, timeout=30) for _ in range(100)]
         wait_until(lambda: sum(call.done() for call in calls) == 100 - THREADS, 10, "refusals")
         model.gate.set()
@@ -200,10 +194,10 @@ def test_when_redis_hangs_no_more_calls_wait_than_may(tmp_path: Path) -> None:
         with running_grpc(hung), stubbed(hung) as stub:
             valkey.process.send_signal(signal.SIGSTOP)
             try:
-                request = service_pb2.ServerReadyRequest()
-                calls = [stub.ServerReady.future(request, timeout=30) for _ in range(400)]
-                held = THREADS + SPARE_THREADS + MAX_WATCHES + 1
-                wait_until(lambda: sum(call.done() for call in calls) >= 400 - held, 4, "refusals")
+                request = service_pb2.ModelStatisticsRequest()
+                calls = [stub.ModelStatistics.future(request, timeout=30) for _ in range(MANY)]
+                held = THREADS + OTHER_THREADS + 1
+                wait_until(lambda: sum(call.done() for call in calls) >= MANY - held, 4, "refusals")
                 codes = {call.code() for call in calls if call.done()}
             finally:
                 valkey.process.send_signal(signal.SIGCONT)
@@ -221,14 +215,8 @@ def test_a_full_queue_is_unavailable_with_a_time_to_come_back(redis_url: str) ->
             wait_until(model.busy, 10, "one runs")
             second = pool.submit(client.infer, "fake", [row(1, 2)])
             wait_until(lambda: model.depth() == 1, 10, "one waits")
-            request = service_pb2.ModelInferRequest(
-                model_name="fake",
-                inputs=[{"name": "x", "datatype": "FP32", "shape": [1, 2]}],
-                raw_input_contents=[bytes(8)],
-            )
-
             with pytest.raises(grpc.RpcError) as raised:
-                stub.ModelInfer(request)
+                stub.ModelInfer(asked_for(0))
 
             model.gate.set()
             first.result(), second.result()

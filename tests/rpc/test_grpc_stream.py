@@ -23,6 +23,8 @@ from waiting import wait_until
 from api.rpc.stream import FINAL, MAX_STREAM_REQUESTS
 from shared.settings import Settings
 
+FEW, FOR_STREAMS = 4, 3
+"""Places of requests, and those that streams may have of them."""
 Request = service_pb2.ModelInferRequest
 
 
@@ -162,6 +164,21 @@ def test_every_answer_is_marked_as_its_request_s_last(
     assert result.get_response().parameters[FINAL].bool_param is True
 
 
+def test_a_message_that_is_none_is_answered_and_the_stream_goes_on(
+    settings: Settings, model: CountingModel
+) -> None:
+    asked = [b"\xff\xff\xff", request(1, "a").SerializeToString()]
+    with grpc.insecure_channel(address(settings)) as channel:
+        ask = channel.stream_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+        )
+        bad, good = ask(iter(asked), timeout=30)
+
+    assert bad.error_message == "the message is no ModelInferRequest"
+    assert numbers(good) == [2.0, 2.0]
+
+
 def test_an_open_stream_answers_before_more_is_asked(stub: GRPCInferenceServiceStub) -> None:
     asked: SimpleQueue[Request | None] = SimpleQueue()
     answers = stub.ModelStreamInfer(iter(asked.get, None))
@@ -220,7 +237,7 @@ def test_a_stream_gives_its_place_and_its_threads_back(
         redis_url=settings.redis_url,
         key_prefix=settings.key_prefix,
         grpc_port=free_port(),
-        grpc_threads=1,
+        grpc_threads=FEW,
         request_timeout_seconds=120,
     )
     with running_grpc(few) as server:
@@ -241,7 +258,7 @@ def leave_a_stream(settings: Settings, model: CountingModel) -> None:
     with streaming(settings) as (client, _):
         for number in range(2 * MAX_STREAM_REQUESTS):
             client.async_stream_infer("fake", [row(number, 0)])
-        wait_until(lambda: model.depth() == MAX_STREAM_REQUESTS - 1, 10, "as many wait as may")
+        wait_until(lambda: model.depth() == FOR_STREAMS - 1, 10, "as many wait as have places")
         client.stop_stream(cancel_requests=True)
     wait_until(lambda: model.depth() == 0, 10, "they are off the queue")
     model.gate.set()

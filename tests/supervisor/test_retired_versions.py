@@ -16,6 +16,7 @@ from werkzeug.test import TestResponse
 
 from api.app import create_app
 from api.rpc.inference import InferCalls
+from api.rpc.reading import InferMessage
 from shared.errors import VersionRetired
 from shared.model_spec import ModelSpec
 from shared.registry.catalog import FRESH_SECONDS, MAX_TRIES, Catalog
@@ -98,7 +99,7 @@ def test_its_successor_answers_a_grpc_call(app: Flask) -> None:
     request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
     request.raw_input_contents.append(np.float32([1, 10]).tobytes())
 
-    calls.respond(calls.push(request, 30.0), response)
+    calls.respond(calls.push(InferMessage.of(request), 30.0), response)
 
     assert response.model_version == "2"
     assert np.frombuffer(response.raw_output_contents[0], np.float32).tolist() == [2, 20]

@@ -1,0 +1,196 @@
+"""The door of every call: an id, a key that may do this, a message of bounded cost, a status.
+
+A method that stands in no table here is for admins, as a route of HTTP's (`api.routes.door`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, NamedTuple, NoReturn, Self
+from urllib.parse import unquote
+
+import grpc
+
+from api.access.guard import Guard
+from api.infer.public_errors import public_error
+from api.rpc.errors import refuse, status_code
+from shared.access.api_key import ApiKey, Role
+from shared.errors import BadRequest
+from shared.logs import IN_HAND, REQUEST_ID_HEADER, AccessLog, RequestIds
+from shared.settings import Settings
+
+OPEN_METHODS = frozenset({"ServerLive", "ServerReady", "Check", "Watch"})
+"""Probes have no keys; of single models the health service asks for one itself."""
+SHARED_MEMORY_METHODS = tuple(
+    f"{kind}SharedMemory{verb}"
+    for kind in ("System", "Cuda")
+    for verb in ("Status", "Register", "Unregister")
+)
+FOR_INFER = frozenset(
+    {
+        "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics",
+        "RepositoryIndex", "ModelInfer", "ModelStreamInfer", "List", *SHARED_MEMORY_METHODS,
+    }
+)  # fmt: skip
+MOST_ARRIVING = 64
+"""Calls whose message has not come yet, each of which has a thread."""
+REQUEST_ID_KEY = REQUEST_ID_HEADER.lower()
+Answer = Callable[[Any, "Call"], Any]
+
+
+class Caller(NamedTuple):
+    """Who asks: the API key, None where there are none, and what log lines call the request."""
+
+    key: ApiKey | None = None
+    known_as: str = ""
+
+
+NOBODY = Caller()
+
+
+def role_of(method: str) -> Role | None:
+    """Return who may ask a method; None is everybody."""
+    if method in OPEN_METHODS:
+        return None
+    return "infer" if method in FOR_INFER else "admin"
+
+
+class Door:
+    """One process's door.
+
+    subtle: every method is one of a stream of messages to the library, whatever it is to clients,
+    who see no difference. So it parses none of them, in its only thread, and a call whose message
+    never comes can be ended.
+    """
+
+    def __init__(self, guard: Guard, settings: Settings) -> None:
+        """Let in whom `guard` does."""
+        self.guard = guard
+        self.ids = RequestIds()
+        self.access = AccessLog(is_on=settings.access_log)
+        self._arriving: dict[grpc.ServicerContext, None] = {}
+
+    def one(
+        self, name: str, answer: Answer, read: Callable[[bytes], Any], reply: Any
+    ) -> grpc.RpcMethodHandler:
+        """Return a method of one message and one `reply`, as a server takes it."""
+
+        def respond(requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            with Call(self, context, name) as call:
+                return answer(call.read(requests, read), call)
+
+        return grpc.stream_unary_rpc_method_handler(respond, None, reply.SerializeToString)
+
+    def many(
+        self, name: str, answer: Answer, read: Callable[[bytes], Any] | None, reply: Any
+    ) -> grpc.RpcMethodHandler:
+        """Return a method of many replies; without `read` it gets its messages as they came."""
+
+        def respond(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+            with Call(self, context, name) as call:
+                yield from answer(call.read(requests, read) if read else requests, call)
+
+        return grpc.stream_stream_rpc_method_handler(respond, None, reply.SerializeToString)
+
+    def first(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """Return a call's message once it is there; raises BadRequest when none comes.
+
+        When as many wait for theirs as may, that one is cancelled which waits longest on the
+        connection on which most do.
+        """
+        self._arriving[context] = None
+        if len(self._arriving) > MOST_ARRIVING:
+            self._make_room()
+        try:
+            return next(requests)
+        except StopIteration:
+            raise BadRequest("the call has no message") from None
+        finally:
+            self._arriving.pop(context, None)
+
+    def _make_room(self) -> None:
+        waiting = [(each.peer(), each) for each in list(self._arriving)]
+        counts = Counter(connection for connection, _ in waiting)
+        _, oldest = max(waiting, key=lambda each: counts[each[0]])
+        self._arriving.pop(oldest, None)
+        oldest.cancel()
+
+
+class Call:
+    """One call, from its beginning to its status: what its block raises becomes that."""
+
+    def __init__(self, door: Door, context: grpc.ServicerContext, method: str) -> None:
+        """Begin; `method` is one of the tables' names."""
+        self._began = time.perf_counter()
+        self._door = door
+        self._role = role_of(method)
+        self._metadata = context.invocation_metadata()
+        self._model = self._version = ""
+        self.context = context
+        self.method = method
+        self.key: ApiKey | None = None
+        given = next((value for name, value in self._metadata if name == REQUEST_ID_KEY), None)
+        self.known_as = door.ids.of(given)
+
+    @property
+    def caller(self) -> Caller:
+        """Return who asks."""
+        return Caller(self.key, self.known_as)
+
+    def __enter__(self) -> Self:
+        """Tell the client its id, and let it in."""
+        IN_HAND.set((self.known_as,))
+        self.context.send_initial_metadata(((REQUEST_ID_KEY, self.known_as),))
+        try:
+            if self._role is not None:
+                self.key = self._door.guard.enter_call(self._metadata, self._role)
+        except Exception as error:  # a border: what the block would raise
+            self._end(error)
+        return self
+
+    def read(self, requests: Iterator[bytes], read: Callable[[bytes], Any]) -> Any:
+        """Return the call's message, read by `read`, if the key may ask the model that it names."""
+        request = read(self._door.first(requests, self.context))
+        named = getattr(request, "message", request)
+        self._model = getattr(named, "model_name", "") or getattr(named, "name", "")
+        self._version = getattr(named, "model_version", "") or getattr(named, "version", "")
+        if self.key is not None and self._model:
+            self._door.guard.check(self.key, self._role, self._model)
+        return request
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """End the call as a status, unless its client has left."""
+        if isinstance(error, Exception) and not isinstance(error, grpc.RpcError):
+            self._end(error)
+        self.tell("OK" if error is None else "CANCELLED", self._began, self._model, self._version)
+
+    def _end(self, error: Exception) -> NoReturn:
+        """End the call as an error's status; a border, as Flask's own error handlers are."""
+        ours = public_error(error, self.method, self.key)
+        self.tell(status_code(ours).name, self._began, self._model, self._version)
+        refuse(self.context, ours)
+
+    def tell(self, status: str, began: float, model: str, version: str) -> None:
+        """Write a line in the access log, of the call or of one request of its stream."""
+        access = self._door.access
+        if access.is_on:
+            key = self.key.name if self.key else ""
+            access.write(
+                _host(self.context.peer()), self.method, status, began,
+                key=key, model=model, version=version,
+            )  # fmt: skip
+
+
+def _host(peer: str) -> str:
+    """Return the address in the library's name of a client, as `ipv4:127.0.0.1:40000`."""
+    kind, _, rest = peer.partition(":")
+    host = rest.rpartition(":")[0] if kind in ("ipv4", "ipv6") else rest
+    return unquote(host).strip("[]") or "-"
