@@ -29,6 +29,9 @@ REFUSING_SECONDS = 0.5
 PING_SECONDS, ANSWER_SECONDS = 60.0, 20.0
 """A connection on which nothing came for so long is asked whether it is there, and closed where it
 does not answer."""
+MOST_PENDING = 16_384
+"""Calls that the library has read and not yet handed to us: beyond half of them it resets some by
+chance, by itself beyond a thousand, and says CANCELLED, after which nobody tries again."""
 NO_CALL_SECONDS = 900.0
 """A connection without a call for so long is closed; clients open another by themselves."""
 
@@ -65,6 +68,8 @@ class Server:
                 ("grpc.keepalive_time_ms", int(1000 * PING_SECONDS)),
                 ("grpc.keepalive_timeout_ms", int(1000 * ANSWER_SECONDS)),
                 ("grpc.http2.max_pings_without_data", 0),  # else the library gives up after two
+                ("grpc.server.max_pending_requests", MOST_PENDING // 2),
+                ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
                 ("grpc.max_connection_idle_ms", int(1000 * NO_CALL_SECONDS)),
             ],
         )

@@ -47,7 +47,7 @@ def settings(redis_url: str) -> Settings:
     """Settings of this file's server: few places."""
     return Settings(
         redis_url=redis_url, key_prefix="open-streams", grpc_port=free_port(),
-        grpc_threads=THREADS, request_timeout_seconds=120,
+        grpc_threads=THREADS, request_timeout_seconds=120, max_waiting=MANY,
     )  # fmt: skip
 
 

