@@ -54,6 +54,10 @@ class RequestTrace:
         self._span.set_attributes(about)
         self._span.end()
 
+    def end_rpc(self, status: str) -> None:
+        """End the first span of a gRPC request."""
+        self.end({"rpc.grpc.status": status})
+
     def end_http(self, status: int) -> None:
         """End the first span of an HTTP request."""
         self.end({"http.response.status_code": status})

@@ -14,13 +14,19 @@ from urllib.parse import unquote
 
 import grpc
 
-from api.access.guard import Guard
 from api.infer.public_errors import public_error
 from api.rpc.errors import refuse, status_code
+from api.services import Services
+from api.tracing import TRACEPARENT_VARIABLE, TRACESTATE_VARIABLE, RequestTrace
 from shared.access.api_key import ApiKey, Role
 from shared.errors import BadRequest
-from shared.logs import IN_HAND, REQUEST_ID_HEADER, AccessLog, RequestIds
-from shared.settings import Settings
+from shared.logs import (
+    IN_HAND,
+    REQUEST_ID_HEADER,
+    REQUEST_ID_VARIABLE,
+    AccessLog,
+    RequestIds,
+)  # fmt: skip
 
 OPEN_METHODS = frozenset({"ServerLive", "ServerReady", "Check", "Watch"})
 """Probes have no keys; of single models the health service asks for one itself."""
@@ -38,14 +44,21 @@ FOR_INFER = frozenset(
 MOST_ARRIVING = 64
 """Calls whose message has not come yet, each of which has a thread."""
 REQUEST_ID_KEY = REQUEST_ID_HEADER.lower()
+TRACE_KEYS = {"traceparent": TRACEPARENT_VARIABLE, "tracestate": TRACESTATE_VARIABLE}
+SERVICE_NAME = "inference.GRPCInferenceService"
+TRACED_METHODS = ("ModelInfer", "ModelStreamInfer")
 Answer = Callable[[Any, "Call"], Any]
 
 
 class Caller(NamedTuple):
-    """Who asks: the API key, None where there are none, and what log lines call the request."""
+    """Who asks: the API key, None where there are none, and what log lines call the request.
+
+    `trace` is the request's, None where it is not traced.
+    """
 
     key: ApiKey | None = None
     known_as: str = ""
+    trace: RequestTrace | None = None
 
 
 NOBODY = Caller()
@@ -66,9 +79,12 @@ class Door:
     never comes can be ended.
     """
 
-    def __init__(self, guard: Guard, settings: Settings) -> None:
-        """Let in whom `guard` does."""
-        self.guard = guard
+    def __init__(self, services: Services) -> None:
+        """Let in whom the services' guard does."""
+        settings = services.settings
+        self.guard = services.guard
+        self.tracing = services.tracing
+        self.refusals = services.refusals
         self.ids = RequestIds()
         self.access = AccessLog(is_on=settings.access_log)
         self._arriving: dict[grpc.ServicerContext, None] = {}
@@ -132,13 +148,14 @@ class Call:
         self.context = context
         self.method = method
         self.key: ApiKey | None = None
+        self._trace: RequestTrace | None = None
         given = next((value for name, value in self._metadata if name == REQUEST_ID_KEY), None)
         self.known_as = door.ids.of(given)
 
     @property
     def caller(self) -> Caller:
         """Return who asks."""
-        return Caller(self.key, self.known_as)
+        return Caller(self.key, self.known_as, self._trace)
 
     def __enter__(self) -> Self:
         """Tell the client its id, and let it in."""
@@ -157,6 +174,8 @@ class Call:
         named = getattr(request, "message", request)
         self._model = getattr(named, "model_name", "") or getattr(named, "name", "")
         self._version = getattr(named, "model_version", "") or getattr(named, "version", "")
+        if self.method == "ModelInfer":
+            self._trace = self.begin_trace(self._model)
         if self.key is not None and self._model:
             self._door.guard.check(self.key, self._role, self._model)
         return request
@@ -170,13 +189,33 @@ class Call:
         """End the call as a status, unless its client has left."""
         if isinstance(error, Exception) and not isinstance(error, grpc.RpcError):
             self._end(error)
+        if self._trace is not None:
+            self._trace.end_rpc("OK" if error is None else "CANCELLED")
         self.tell("OK" if error is None else "CANCELLED", self._began, self._model, self._version)
 
     def _end(self, error: Exception) -> NoReturn:
         """End the call as an error's status; a border, as Flask's own error handlers are."""
         ours = public_error(error, self.method, self.key)
+        self.refuse_one(error, status_code(ours).name, self._trace or self.begin_trace(self._model))
         self.tell(status_code(ours).name, self._began, self._model, self._version)
         refuse(self.context, ours)
+
+    def begin_trace(self, model: str) -> RequestTrace | None:
+        """Return the trace of one request of the call, None where there is to be none."""
+        tracing = self._door.tracing
+        if tracing is None or self.method not in TRACED_METHODS:
+            return None
+        headers = {TRACE_KEYS[name]: value for name, value in self._metadata if name in TRACE_KEYS}
+        headers[REQUEST_ID_VARIABLE] = self.known_as
+        about = {"rpc.system": "grpc", "rpc.service": SERVICE_NAME, "rpc.method": self.method}
+        return tracing.begin(f"{SERVICE_NAME}/{self.method}", model, headers, about)
+
+    def refuse_one(self, error: Exception, status: str, trace: RequestTrace | None) -> None:
+        """Count a request that ends with an error, and end its trace so."""
+        self._door.refusals.note(error)
+        if trace is not None:
+            trace.fail(error)
+            trace.end_rpc(status)
 
     def tell(self, status: str, began: float, model: str, version: str) -> None:
         """Write a line in the access log, of the call or of one request of its stream."""

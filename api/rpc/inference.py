@@ -16,6 +16,7 @@ from api.infer.queues import Queues
 from api.rpc.door import NOBODY, Caller
 from api.rpc.reading import InferMessage
 from api.rpc.requests import read_request
+from api.tracing import TRACE
 from shared.access.admission import Admission
 from shared.errors import RequestExpired, VersionRetired
 from shared.logs import REQUEST_ID_VARIABLE
@@ -113,7 +114,8 @@ class InferCalls:
         remaining_seconds = until - time.monotonic()
         if remaining_seconds <= 0:
             raise RequestExpired("Request timeout expired")
-        options = options_of({REQUEST_ID_VARIABLE: caller.known_as}, body.parameters)
+        told = {REQUEST_ID_VARIABLE: caller.known_as, TRACE: caller.trace}
+        options = options_of(told, body.parameters)
         form = AnswerForm("infer", body.id, outputs=body.outputs, binary=True)
         named = bool(request.model_version)
         question = self._bounded(

@@ -48,6 +48,7 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         """Listen at the settings' host and gRPC port; raises BadSetting when that cannot be."""
         services = Services.of(settings, service="ferry-grpc")
+        self._tracing = services.tracing
         self._service = GRPCInferenceService(services)
         self._health = Health(services.catalog, services.readiness, services.guard)
         # What is under way is answered by its deadline.
@@ -73,7 +74,7 @@ class Server:
                 ("grpc.max_connection_idle_ms", int(1000 * NO_CALL_SECONDS)),
             ],
         )
-        door = Door(services.guard, settings)
+        door = Door(services)
         for name, handlers in (
             (SERVICE.full_name, self._service.handlers(door)),
             (f"{PACKAGE}.Health", self._health.handlers(door)),
@@ -97,6 +98,8 @@ class Server:
         self._health.stop()
         time.sleep(REFUSING_SECONDS)
         self._server.stop(self._grace_seconds).wait()
+        if self._tracing is not None:
+            self._tracing.close()
 
     def _listen(self, address: str) -> None:
         try:

@@ -18,6 +18,7 @@ from api.rpc.errors import status_code
 from api.rpc.inference import Asked, InferCalls
 from api.rpc.places import Places
 from api.rpc.reading import InferMessage, read_infer
+from api.tracing import RequestTrace
 from shared.errors import FerryError, QueueFull
 from shared.logs import IN_HAND
 
@@ -34,6 +35,7 @@ class Entry(NamedTuple):
     request: proto.ModelInferRequest
     pushed: Asked | Exception
     began: float
+    trace: RequestTrace | None = None
 
 
 class Stream:
@@ -157,15 +159,18 @@ class Stream:
             if self._is_over:
                 self._places.give_back()
                 return False
-            self._entries.put(Entry(request.message, self._push(request), began))
+            trace = self._call.begin_trace(request.message.model_name)
+            pushed = self._push(request, trace)
+            self._entries.put(Entry(request.message, pushed, began, trace))
         return True
 
     @property
     def _is_over(self) -> bool:
         return self._ended or self._finishing or bool(self._reason)
 
-    def _push(self, request: InferMessage) -> Asked | Exception:
-        remaining_seconds, caller = self._context.time_remaining(), self._call.caller
+    def _push(self, request: InferMessage, trace: RequestTrace | None) -> Asked | Exception:
+        remaining_seconds = self._context.time_remaining()
+        caller = self._call.caller._replace(trace=trace)
         try:
             asked = self._calls.push(request, remaining_seconds, caller, self._places.give_back)
         except Exception as error:  # a border: the request is answered with it, the stream goes on
@@ -182,11 +187,14 @@ class Stream:
             if isinstance(pushed, Exception):
                 raise pushed
             self._calls.respond(pushed, response.infer_response)
+            if entry.trace is not None:
+                entry.trace.end_rpc(status)
         except Exception as error:  # a border, as above
             ours = public_error(error, self._call.method, self._call.key)
             response.Clear()
             response.error_message, status = ours.message, status_code(ours).name
             response.infer_response.id = entry.request.id
+            self._call.refuse_one(error, status, entry.trace)
         if isinstance(pushed, Asked):
             self._under_way.popleft()
         response.infer_response.parameters[FINAL].bool_param = True

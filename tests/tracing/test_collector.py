@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from secrets import token_hex
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
 from ensemble_models import PlusOne, Twice, add_ensemble, add_small, x_to_y
 from ferry_processes import free_port, running_gunicorn, running_worker
+from grpc_process import grpc_client, running_grpc, tensor
 from otlp_receiver import ReceivedSpan, Receiver, receiving
+from tritonclient.utils import InferenceServerException
 from waiting import wait_until
 
 from shared.settings import Settings
@@ -30,6 +36,7 @@ class System:
     def __init__(self, settings: Settings, receiver: Receiver, directory: Path) -> None:
         self.receiver = receiver
         self.directory = directory
+        self.settings = settings
         self._url = f"http://127.0.0.1:{settings.port}"
 
     def ask(
@@ -53,6 +60,13 @@ class System:
             with error:
                 return error.code
 
+    def refused(self, code: str) -> float:
+        """Return how many requests were refused with this code, by whatever process."""
+        with urlopen(f"{self._url}/metrics", timeout=60) as answer:
+            found = re.search(rf'_refused_total{{reason="{code}"}} (\S+)', answer.read().decode())
+        assert found
+        return float(found[1])
+
     def set_traces(self, **settings: object) -> None:
         body = json.dumps(settings).encode()
         assert self.send("/v2/trace/setting", body, {}) == 200
@@ -70,11 +84,12 @@ def system(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
         settings = Settings(
             redis_url=redis_url, key_prefix="traced", port=free_port(), api_processes=2,
-            models=str(models), otel_exporter_otlp_endpoint=receiver.url,
+            grpc_port=free_port(), models=str(models), otel_exporter_otlp_endpoint=receiver.url,
         )  # fmt: skip
         with (
             running_worker(settings, log_file=directory / "worker"),
             running_gunicorn(settings, directory / "api"),
+            running_grpc(settings, directory / "grpc"),
         ):
             yield System(settings, receiver, directory)
 
@@ -109,6 +124,48 @@ def test_one_trace_leads_from_http_through_queue_and_batch(system: System, path:
     assert batch.began <= forward.began <= forward.ended == publish.began <= publish.ended
     assert not any(span.failed for span in spans)
     assert not system.receiver.faults
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+def test_one_trace_leads_from_grpc_through_queue_and_batch(system: System, method: str) -> None:
+    trace, sent_by = token_hex(16), token_hex(8)
+    told = {"traceparent": f"00-{trace}-{sent_by}-01", "x-request-id": "me"}
+    answers: SimpleQueue[Any] = SimpleQueue()
+    given = [tensor(np.ones((1, 2), np.float32))]
+
+    with grpc_client(system.settings) as client:
+        if method == "ModelInfer":
+            client.infer("plus", given, headers=told)
+        else:
+            client.start_stream(lambda result, error: answers.put(error or result), headers=told)
+            client.async_stream_infer("plus", given)
+            assert answers.get(timeout=30).as_numpy("y").tolist() == [[2.0, 2.0]]
+            client.stop_stream()
+
+    root_name = f"inference.GRPCInferenceService/{method}"
+    spans = system.receiver.trace(trace, root_name, "push", *SERVED)
+    root, batch = named(spans, root_name), named(spans, "batch")
+    assert (root.parent, batch.parent, batch.links) == (sent_by, root.id, {root.id})
+    assert {span.service for span in spans} == {"ferry-grpc", "ferry-worker"}
+    assert (root.about["rpc.grpc.status"], root.about["ferry.request_id"]) == ("OK", "me")
+
+
+@pytest.mark.parametrize("model", ["plus", "nobody"])
+def test_a_grpc_call_that_fails_has_an_error_span_and_is_counted(
+    system: System, model: str
+) -> None:
+    trace = token_hex(16)
+    told = {"traceparent": f"00-{trace}-{token_hex(8)}-01"}
+    code = {"plus": "bad_request", "nobody": "unknown_model"}[model]
+    before = system.refused(code)
+
+    with grpc_client(system.settings) as client, pytest.raises(InferenceServerException):
+        client.infer(model, [tensor(np.ones((1, 3), np.float32))], headers=told)
+
+    (span,) = system.receiver.trace(trace, "inference.GRPCInferenceService/ModelInfer")
+    assert (span.failed, span.about["error.type"]) == (True, code)
+    assert span.about["rpc.grpc.status"] in ("INVALID_ARGUMENT", "NOT_FOUND")
+    wait_until(lambda: system.refused(code) == before + 1, 10, "it is counted")
 
 
 def test_a_batch_is_linked_to_all_its_requests(system: System) -> None:
