@@ -8,7 +8,7 @@ import pytest
 from cached_queue import PROCESS, CachedQueue
 from redis import Redis
 
-from shared.errors import ModelCrashed, ModelFailed
+from shared.errors import ModelCrashed, ModelFailed, RequestExpired
 from shared.request_queue.async_requests import AsyncRequests, new_id
 from shared.request_queue.limits import Limits
 from shared.settings import Settings
@@ -115,7 +115,8 @@ def test_an_expired_leader_is_dropped_by_claim_and_the_next_one_leads(queue: Cac
     assert queue.queued() == [follower]
     assert queue.client.llen(queue.keys.bell) == 1
     answered_by_next_claim(queue, follower)
-    assert queue.result(late) is None
+    result = queue.result(late)
+    assert result is not None and isinstance(result.error, RequestExpired)
 
 
 def test_a_leader_whose_body_expired_by_itself_strands_nobody(queue: CachedQueue) -> None:

@@ -126,7 +126,8 @@ def test_the_first_row_that_differs_is_kept_of_as_many_as_may_be() -> None:
     for answer in (served, differs, *[served] * 9):  # the first fails, the second is the same
         copying.copy(two, "1", answer)
 
-    wait_until(lambda: counted.total()["request_count"] == 11, 10, "all are compared")
+    wait_until(lambda: counted.total()["request_count"] == 11, 30, "all are compared")
+    wait_until(lambda: len(counted.kept) == 3, 30, "as many are kept as may be")
     failed, *rest = counted.kept
     assert (failed.error, failed.shadow) == ("no", ())
     assert len(rest) == 2

@@ -56,7 +56,8 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     settings = Settings(
         redis_url=redis_url, key_prefix="statuses", max_body_bytes=LIMIT,
         request_timeout_seconds=10, model_control_mode="explicit", job_inputs=str(inputs),
-        job_files=str(inputs), job_upload_bytes=LIMIT, job_modules="posixpath",
+        job_outputs=str(inputs), job_files=str(inputs), job_upload_bytes=LIMIT,
+        job_modules="posixpath",
     )  # fmt: skip
     loading = replace(settings, key_prefix="statuses-loading")
     register(loading, spec("fake", TensorSpec(name="x", datatype="FP32", dims=(2,))), ready=False)

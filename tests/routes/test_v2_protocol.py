@@ -224,7 +224,7 @@ def test_the_server_says_who_it_is(client: FlaskClient, path: str) -> None:
     assert set(body) == {"name", "version", "extensions"}
     assert body["name"] == "ferry"
     assert {"model_repository", "model_configuration", "logging"} <= set(body["extensions"])
-    assert "trace" not in body["extensions"]
+    assert "trace" in body["extensions"]
 
 
 @pytest.mark.parametrize("path", ["/v2/models/arithmetic", "/v2/models/arithmetic/versions/1"])

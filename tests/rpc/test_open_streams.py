@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from waiting import wait_until
 
-from api.rpc.door import MOST_ARRIVING
+from api.rpc.door import MOST_ARRIVING, Caller
 from api.rpc.places import MAX_STREAMS, PUSHED_OUT, OpenStreams, Places
 from api.rpc.stream import Stream
 from shared.errors import QueueFull
@@ -146,7 +146,7 @@ class Calls:
     def __init__(self, while_pushing: Any = lambda: None) -> None:
         self._while_pushing = while_pushing
 
-    def push(self, request: Any, _seconds: float, _caller: Any, then: Any) -> Any:
+    def push(self, _request: Any, _seconds: float, _caller: Any, then: Any, *_: Any) -> Any:
         self._while_pushing()
         then()
         return None
@@ -159,7 +159,13 @@ def stream_of(requests: Iterator[bytes], calls: Any, seconds: float = 30.0) -> S
     context = SimpleNamespace(
         add_callback=lambda _: True, time_remaining=lambda: 30.0, peer=lambda: "a"
     )
-    call = SimpleNamespace(context=context, known_as="", caller=None, tell=lambda *_: None)
+    call = SimpleNamespace(
+        context=context,
+        known_as="",
+        caller=Caller(),
+        tell=lambda *_: None,
+        begin_trace=lambda _: None,
+    )
     return Stream(calls, Places(8), requests, cast(Any, call), seconds)
 
 

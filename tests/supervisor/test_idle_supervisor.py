@@ -78,6 +78,7 @@ def deployments(
             spec=fake_spec().model_copy(update={"name": f"m{index}"}),
             file=Path("model.pt"), asset=None,
             config=SimpleNamespace(backend="torchscript", warmup=()), report=lambda: None,
+            reference=lambda: None,
         )  # fmt: skip
         slot = InstanceSlot(cast(Any, model), Placement("cpu", 1), index, host)
         slot.start()

@@ -41,7 +41,7 @@ OPERATIONS = {**PROTOCOL_VIEWS, **EXTENSION_VIEWS, **JOB_VIEWS}
 UNKNOWN = Operation("other", "Not described yet", {200: {JSON: (dict,)}})
 PAGES = {
     "static", "swagger_ui.show", "pages.static", "pages.model", "pages.tokens", "pages.burst",
-    "ops.operations", "ops.stream", "ops.dead", "ops.action",
+    "ops.operations", "ops.stream", "ops.dead", "ops.action", "ops.disagreements",
 }  # fmt: skip
 """Endpoints for people, not for programs."""
 SECURITY = {
