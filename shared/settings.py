@@ -195,6 +195,13 @@ class Settings(JobSettings):
         "bytes of request bodies waiting per model before 503",
         check.whole(1024),
     )
+    max_kept_bytes: int = _setting(
+        256 * 2**20,
+        "FERRY_MAX_KEPT_BYTES",
+        "bytes per model that are kept for who asks later (asynchronous answers, their records, "
+        "Idempotency-Keys) before 503",
+        check.whole(1024),
+    )
     max_waiting: int = _setting(
         800,
         "FERRY_MAX_WAITING",

@@ -33,9 +33,9 @@ from shared.errors import (
 )
 from shared.messages import AnswerForm
 from shared.model_spec import ModelSpec
-from shared.request_queue.async_records import AsyncRecords, FirstUse
+from shared.request_queue.async_records import KEPT_BESIDES_BYTES, AsyncRecords, FirstUse
 from shared.request_queue.async_requests import AsyncRequests, State, new_id
-from shared.request_queue.limits import IDEMPOTENT_RESULT_SECONDS, grace_seconds
+from shared.request_queue.limits import IDEMPOTENT_RESULT_SECONDS, Kept, grace_seconds
 from shared.settings import Settings
 
 LONGEST_KEY = 255
@@ -85,15 +85,26 @@ class AsyncAnswers:
             raise RequestExpired("Request timeout expired")
         return _answered(request_id, spec, question.form, state, question.owner)
 
-    def check_key(self, model: str, key: str, *asked: bytes, owner: ApiKey | None = None) -> None:
+    def check_key(
+        self, spec: ModelSpec, key: str, *asked: bytes, owner: ApiKey | None = None
+    ) -> None:
         """Raise IdempotencyConflict where a key of a model's came with another request before.
 
-        For requests whose answers are not kept, as they are made anew at no harm.
+        For requests whose answers are not kept, as they are made anew at no harm. Raises QueueFull
+        when as many keys are kept as may be.
         """
         digest = sha256(msgpack.packb(asked)).digest()
         _check_length(key)
         key = f"{owner.id}\0{key}" if owner else key
-        self._first_use(model, key, FirstUse(new_id(idempotent=True), digest))
+        ours = FirstUse(new_id(idempotent=True), digest)
+        if self._first_use(spec.name, key, ours) != ours:
+            return
+        kept = Kept(KEPT_BESIDES_BYTES, IDEMPOTENT_RESULT_SECONDS, 0.0, owner.id if owner else "")
+        try:
+            self._queues.async_requests(spec).keep(ours.request_id, kept)
+        except FerryError:
+            self._records.forget_key(spec.name, key)
+            raise
 
     def _first_use(self, model: str, key: str, ours: FirstUse) -> FirstUse:
         first = self._records.first(model, key, ours)
@@ -137,18 +148,30 @@ class AsyncAnswers:
 
     def _submit(self, request_id: str, question: Question, keep_seconds: float) -> ModelSpec:
         """Push, then save the record: a refused request leaves none. Returns the version asked."""
-        self._queues.submit(request_id, question)
         spec, life_seconds = question.spec, self._queues.timeout_seconds(question) + keep_seconds
-        durable = self._settings.durable
+        durable, requests = self._settings.durable, self._queues.async_requests(question.spec)
+        kept = self._kept(question, life_seconds)
+        requests.keep(request_id, kept)
+        try:
+            self._queues.submit(request_id, question, kept.bytes)
+        except FerryError:
+            requests.keep(request_id, None)
+            raise
         try:
             self._records.save(
                 request_id, spec, question.form, life_seconds,
                 durable=durable, owner=owner_of(question),
             )  # fmt: skip
         except RedisUnavailable:  # without a record nobody could ask for the answer
-            self._queues.async_requests(spec).cancel(request_id)
+            requests.cancel(request_id)
             raise
         return spec
+
+    def _kept(self, question: Question, life_seconds: float) -> Kept:
+        owner, records = owner_of(question), self._records
+        open_seconds = self._queues.timeout_seconds(question) + grace_seconds(self._settings)
+        size = records.record_bytes(question.form, owner)
+        return Kept(size, records.record_seconds(life_seconds), open_seconds, owner)
 
     def _submit_first(self, request_id: str, key: str, question: Question) -> ModelSpec:
         """Submit under a new key; one that is refused frees the key, unless it came again since."""

@@ -97,7 +97,7 @@ class Embeddings:
             output = embedding_output(spec)
             check_dimensions(body.dimensions, output.dims[-1])
             if key is not None:
-                self._async_answers.check_key(name, key, path, raw, owner=api_key)
+                self._async_answers.check_key(spec, key, path, raw, owner=api_key)
             named = version is not None
             blank = Question(spec, (), (output.name,), options, named=named)
             blank = blank if api_key is None else blank.of_key(api_key)

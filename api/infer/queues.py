@@ -20,12 +20,11 @@ from shared.model_spec import ModelSpec
 from shared.operations.shadow_comparison import Comparisons
 from shared.registry.catalog import Catalog
 from shared.request_queue.api_end import PendingRequest, RequestQueue
-from shared.request_queue.async_requests import AsyncRequests
+from shared.request_queue.async_requests import LONGEST_RETRY_AFTER_SECONDS, AsyncRequests
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
 from shared.settings import Settings
 
-LONGEST_RETRY_AFTER_SECONDS = 60
 SHARE = 4
 """See `Queues._check_share`."""
 
@@ -136,14 +135,14 @@ class Queues:
             )
         return result
 
-    def submit(self, request_id: str, question: Question) -> None:
+    def submit(self, request_id: str, question: Question, record_bytes: int) -> None:
         """Store a request for whose answer nobody waits.
 
         Raises QueueFull and RedisUnavailable.
         """
         request = self._request(request_id, question)
         try:
-            self.async_requests(question.spec).submit(request)
+            self.async_requests(question.spec).submit(request, record_bytes)
         except QueueFull as error:
             raise self._with_retry_after([question.spec.key], error) from None
 

@@ -25,6 +25,9 @@ from shared.wire.client import asking, milliseconds
 MEMORY_SECONDS = 600.0
 """The time for which a request is known after its answer has expired."""
 FLUSH_MS = 2000
+KEPT_BESIDES_BYTES = 1000
+"""What Redis needs for a request beside its record and its answer: the names of its keys, its
+places in sets and hashes, its Idempotency-Key (2026-11-30)."""
 
 
 class Record(BaseModel):
@@ -75,6 +78,16 @@ class AsyncRecords:
         self._spec_ms = milliseconds(longest_life_seconds + self._grace_seconds)
         self._known_specs: dict[str, ModelSpec] = {}
 
+    def record_bytes(self, how: AnswerForm, owner: str) -> int:
+        """Return how much a request's record takes."""
+        digest = sha256().hexdigest()
+        record = Record(spec=digest, how=how, owner=owner).model_dump_json()
+        return len(record.encode()) + KEPT_BESIDES_BYTES
+
+    def record_seconds(self, life_seconds: float) -> float:
+        """Return how long the record is kept of a request that with its answer lives so long."""
+        return life_seconds + self._grace_seconds
+
     def save(
         self,
         request_id: str,
@@ -99,7 +112,7 @@ class AsyncRecords:
         record = Record(spec=digest, how=how, owner=owner).model_dump_json().encode()
         key, ttl_ms = (
             self._keys.request + request_id,
-            milliseconds(life_seconds + self._grace_seconds),
+            milliseconds(self.record_seconds(life_seconds)),
         )
         with self._client.pipeline(transaction=False) as opened:
             pipeline: Any = opened  # its execute_command has no types

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from secrets import token_hex
 from typing import Any, Literal, NamedTuple
 
@@ -10,14 +11,15 @@ from redis.exceptions import NoScriptError
 
 from shared.errors import QueueFull, VersionRetired
 from shared.messages import InferRequest, InferResult
-from shared.request_queue.commands import as_push, cancel_command, push_command
+from shared.request_queue.commands import as_push, cancel_command, keep_command, push_command
 from shared.request_queue.keys import QueueKeys
-from shared.request_queue.limits import Limits
+from shared.request_queue.limits import Kept, Limits
 from shared.ticket import ASYNCHRONOUS, IDEMPOTENT
 from shared.wire.client import asking
 from shared.wire.scripts import script_digest, script_text
 
 What = Literal["done", "waiting", "running", "gone"]
+LONGEST_RETRY_AFTER_SECONDS = 60
 
 
 class State(NamedTuple):
@@ -42,9 +44,25 @@ class AsyncRequests:
         self._keys = keys
         self._limits = limits
 
-    def submit(self, request: InferRequest) -> None:
+    def keep(self, request_id: str, kept: Kept | None) -> None:
+        """Count what will be kept of a request, None for nothing any more.
+
+        Raises QueueFull when that is too much.
+        """
+        what, wait_ms = self._run("keep", keep_command(self._keys, self._limits, request_id, kept))
+        if what != b"kept":
+            whose = "this model" if what == b"all" else "this model and API key"
+            error = QueueFull(
+                "as many bytes of answers, records and Idempotency-Keys as may be are kept for "
+                f"{whose} (FERRY_MAX_KEPT_BYTES)"
+            )
+            seconds = math.ceil(wait_ms / 1000)
+            error.retry_after_seconds = min(max(1, seconds), LONGEST_RETRY_AFTER_SECONDS)
+            raise error
+
+    def submit(self, request: InferRequest, record_bytes: int = 0) -> None:
         """Return once Redis has stored the request; raises QueueFull or VersionRetired."""
-        push = as_push(request, self._keys, self._limits)
+        push = as_push(request, self._keys, self._limits, record_bytes=record_bytes)
         command = push_command(self._keys, self._limits, [push])
         status = self._run("push", command)[0]
         if status.startswith(b"full"):

@@ -18,6 +18,7 @@ from shared.request_queue.limits import (
     IDEMPOTENT_RESULT_SECONDS,
     NO_LOSS,
     InstanceEnd,
+    Kept,
     Limits,
     Loss,
 )
@@ -39,20 +40,29 @@ _LOST = (
 _CRASHED = InferResult(
     error=ModelCrashed(f"the worker process died {MAX_ATTEMPTS} times while running this request")
 ).encode()
-_TERMS = struct.Struct("<BdII")
+_TERMS = struct.Struct("<BdIII")
 _TOO_LATE = InferResult(error=RequestExpired("Request timeout expired")).encode()
 
 
 def as_push(
-    request: InferRequest, keys: QueueKeys, limits: Limits, *, in_buffers: bool = False
+    request: InferRequest,
+    keys: QueueKeys,
+    limits: Limits,
+    *,
+    in_buffers: bool = False,
+    record_bytes: int = 0,
 ) -> PushArguments:
-    """Return the arguments of a request's push; large ones `in_buffers` are for wires only."""
+    """Return the arguments of a request's push; large ones `in_buffers` are for wires only.
+
+    Its `record_bytes` count among those that wait, beside its body's.
+    """
     body = request.encode_large() if in_buffers else request.encode()
     policy = limits.policy(request.priority)
     return PushArguments(
         request.id, request.rows, request.priority, request.signature, request.timeout_seconds,
         milliseconds(request.timeout_seconds + limits.grace_seconds), body,
-        _terms(policy, request, limits) if policy or request.owner else b"",
+        _terms(policy, request, limits, record_bytes)
+        if policy or request.owner or record_bytes else b"",
         request.digest() if keys.cache else "", int(request.named),
     )  # fmt: skip
 
@@ -76,12 +86,15 @@ def rejected_after(policy: QueuePolicy, request: InferRequest) -> float:
     return seconds or math.inf
 
 
-def _terms(policy: QueuePolicy | None, request: InferRequest, limits: Limits) -> bytes:
+def _terms(
+    policy: QueuePolicy | None, request: InferRequest, limits: Limits, record_bytes: int
+) -> bytes:
     action, seconds, max_queue_size = 0, 0.0, 0
     if policy is not None:
         seconds, max_queue_size = queue_timeout(policy, request), policy.max_queue_size
         action = REJECT if policy.timeout_action == "REJECT" else DELAY
-    head = _TERMS.pack(action if seconds else 0, seconds, max_queue_size, limits.turn_rows)
+    action = action if seconds else 0
+    head = _TERMS.pack(action, seconds, max_queue_size, record_bytes, limits.turn_rows)
     return head + request.owner.encode()
 
 
@@ -106,6 +119,21 @@ def _push_prefix(keys: QueueKeys, limits: Limits) -> tuple[Any, ...]:
         keys.body, keys.result, limits.requests, limits.bytes,
         keys.cache, milliseconds(limits.result_ttl_seconds), _IDEMPOTENT_MS, keys.levels,
     )  # fmt: skip
+
+
+def keep_command(
+    keys: QueueKeys, limits: Limits, request_id: str, kept: Kept | None
+) -> tuple[Any, ...]:
+    """Return the command that counts what will be kept of a request, None for nothing any more.
+
+    It replies as `keep.lua` says.
+    """
+    head = ("EVALSHA", script_digest("keep"), 2, keys.kept, keys.kept_bytes, keys.tag, request_id)
+    if kept is None:
+        return head
+    open_ms = milliseconds(kept.open_seconds) if kept.open_seconds else 0
+    life_ms = milliseconds(kept.seconds)
+    return (*head, limits.kept_bytes, kept.owner, kept.bytes, life_ms, open_ms)
 
 
 def collect_command(keys: QueueKeys, process: str, ids: Iterable[str] = ()) -> tuple[Any, ...]:

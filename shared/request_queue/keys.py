@@ -23,6 +23,8 @@ cluster. `ferry` is FERRY_KEY_PREFIX.
     ferry:{m/v}:cache               hash    digest -> answer; `bytes` of all of them      yes
     ferry:{m/v}:cache:expiry        zset    digests by when their answers expire          yes
     ferry:{m/v}:cache:used          zset    digests by when they were last asked for      yes
+    ferry:{m/v}:kept                zset    what is kept, by when it is forgotten, _kept.lua  yes
+    ferry:{m/v}:kept:bytes          hash    its bytes, and sums of them                   yes
     ferry:{m/v}:counts              hash    requests by how they ended, model_statistics  no (see 4)
     ferry:{m/v}:stats               hash    what its requests cost, see model_statistics  no (see 4)
     ferry:{m/v}:dead                list    the last 1000 requests given up, newest first no (see 4)
@@ -89,6 +91,8 @@ class QueueKeys:
         self.result = f"{tag}:result:"
         self.answered = f"{tag}:answered:"
         self.order = f"{tag}:order"
+        self.kept = f"{tag}:kept"
+        self.kept_bytes = f"{tag}:kept:bytes"
         self.counts = f"{tag}:counts"
         self.stats = f"{tag}:stats"
         self.dead = f"{tag}:dead"

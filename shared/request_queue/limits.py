@@ -22,11 +22,25 @@ class CacheLimits(NamedTuple):
     seconds: float = 300.0
 
 
+class Kept(NamedTuple):
+    """What is kept of a request for whose answer nobody waits, by which API key.
+
+    Its record has `bytes` and is kept for `seconds`. Its answer comes within `open_seconds`, 0 when
+    none is kept.
+    """
+
+    bytes: int
+    seconds: float
+    open_seconds: float
+    owner: str
+
+
 class Limits(NamedTuple):
     """The limits of one model version's queue: requests, and bytes of their bodies.
 
     `policies` are those of its levels, level 1 first, or none. API keys take turns of `turn_rows`,
-    a batch's. An answer that was in the cache is kept for `result_ttl_seconds`, until it is read.
+    a batch's. For who asks later `kept_bytes` are kept. An answer that was in the cache is kept for
+    `result_ttl_seconds`, until it is read.
     A body outlives its request's deadline by `grace_seconds`: a batch that was claimed just before
     it may run so long, and without its body a request's answer is thrown away.
     """
@@ -36,6 +50,7 @@ class Limits(NamedTuple):
     grace_seconds: float = 60.0 + BATCH_MARGIN_SECONDS
     policies: tuple[QueuePolicy, ...] = ()
     turn_rows: int = 1
+    kept_bytes: int = 256 * 2**20
     result_ttl_seconds: float = 60.0
     cache: CacheLimits = CacheLimits()
 
@@ -53,6 +68,7 @@ class Limits(NamedTuple):
             grace_seconds(settings),
             result_ttl_seconds=settings.result_ttl_seconds,
             cache=CacheLimits(settings.cache_bytes, settings.cache_seconds),
+            kept_bytes=settings.max_kept_bytes,
         )
 
     def of_model(self, spec: ModelSpec) -> Limits:

@@ -5,6 +5,7 @@
 -- or in flight as well. The others follow, they wait for its answer. Whoever ends a leader without an answer has the
 -- next one lead, so `digest:<id>` of a leader lives as long as its list.
 local function response_cache(tag, ttl, idempotent_ttl)
+-- include kept
   local cache = {hits = 0, hit_seconds = 0, hit_lookup_seconds = 0, misses = 0, miss_lookup_seconds = 0}
   local answers, expiry, used, followed = tag .. 'cache', tag .. 'cache:expiry', tag .. 'cache:used', tag .. 'followed'
   local entry_bytes = 300 -- what an entry takes in the hash and both sorted sets beside its answer
@@ -64,8 +65,10 @@ local function response_cache(tag, ttl, idempotent_ttl)
   end
 
   local function give(id, result)
-    local long = string.sub(id, 1, 8) == '@IDEMPOTENT@'
-    redis.call('SET', tag .. 'result:' .. id, result, 'PX', long and idempotent_ttl or ttl)
+    local process = string.sub(id, 1, 8)
+    local life = process == '@IDEMPOTENT@' and idempotent_ttl or ttl
+    if not waits(process) then result = kept_answers(tag).answer(id, result, life) end
+    redis.call('SET', tag .. 'result:' .. id, result, 'PX', life)
     tell(tag .. 'answered:', id, ttl)
   end
 

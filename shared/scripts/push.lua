@@ -4,7 +4,7 @@
 --       levels, then id, rows, level, signature, timeout_seconds, body_ttl_ms, body, terms, digest,
 --       1 if it names this version, of each request
 -- terms is empty, or of the level's queue policy B on time-out, d its time-out in seconds, I4 max_queue_size, then I4
--- rows of a turn and the owner with whom others take turns (see _turns.lua), or none.
+-- bytes besides its body that count, I4 rows of a turn and the owner with whom others take turns (see _turns.lua), or none.
 -- Returns for each: 'queued', 'known' (this id is stored or answered already: a push sent again after a
 -- lost connection changes nothing), 'full <waiting>' (refused) or 'closed' (refused: this version is leaving, or
 -- such requests go to another one by now); of a model with a cache also 'hit' (answered already) or 'followed' (it waits for another's answer).
@@ -36,10 +36,11 @@ for i = 1, (#ARGV - 8) / 10 do
     unpack(ARGV, 10 * i - 1, 10 * i + 8)
   local body, result, place = body_prefix .. id, result_prefix .. id, 6 + (level - 1) * lists_of_level
   local queue = KEYS[place]
-  local on_timeout, queue_timeout, max_level, turn_rows, owner = 0, 0, 0, 0, ''
+  local on_timeout, queue_timeout, max_level, size, turn_rows, owner = 0, 0, 0, #payload, 0, ''
   if #terms > 0 then
-    on_timeout, queue_timeout, max_level, turn_rows = struct.unpack('<BdI4I4', terms)
-    owner = string.sub(terms, 18)
+    local besides
+    on_timeout, queue_timeout, max_level, besides, turn_rows = struct.unpack('<BdI4I4I4', terms)
+    size, owner = #payload + besides, string.sub(terms, 22)
   end
   local on_level = 0
   if max_level > 0 then
@@ -53,7 +54,7 @@ for i = 1, (#ARGV - 8) / 10 do
     turn = fair.next(queue, level, owner)
   end
   local ticket = struct.pack('@TICKET@', @TICKET_VERSION@, 0, level, on_timeout, rows,
-    now, now + timeout, now + queue_timeout, signature, turn, #payload) .. id
+    now, now + timeout, now + queue_timeout, signature, turn, size) .. id
   -- fast: nearly always there is none of them, and one question is enough.
   local unusual = redis.call('EXISTS', KEYS[3], KEYS[4], body, result) > 0
   local closed = unusual and (redis.call('EXISTS', KEYS[3]) == 1 or goes_elsewhere(named))
@@ -68,7 +69,7 @@ for i = 1, (#ARGV - 8) / 10 do
     statuses[i] = joined
   elseif max_level > 0 and on_level >= max_level then
     statuses[i], refused = 'full ' .. on_level, refused + 1
-  elseif waiting >= max_requests or (waiting > 0 and bytes + added + #payload > max_bytes) then
+  elseif waiting >= max_requests or (waiting > 0 and bytes + added + size > max_bytes) then
     statuses[i], refused = 'full ' .. waiting, refused + 1
   else
     redis.call('SET', body, payload, 'PX', ttl)
@@ -79,7 +80,7 @@ for i = 1, (#ARGV - 8) / 10 do
       table.insert(tickets[queue], ticket)
     end
     if asks then cache.lead(digest, ticket, ttl) end
-    waiting, added = waiting + 1, added + #payload
+    waiting, added = waiting + 1, added + size
     statuses[i] = 'queued'
   end
 end

@@ -68,7 +68,7 @@ class QueueModel:
     ) -> PushArguments:
         """Make a request with a body of its own, perhaps of an API key; a turn has 2 rows."""
         if owner or terms:
-            terms = (terms or NO_POLICY) + struct.pack("<I", 2) + owner.encode()
+            terms = (terms or NO_POLICY) + struct.pack("<II", 0, 2) + owner.encode()
         request_id = f"{ASYNCHRONOUS if asynchronous else PROCESS}{next(self.numbers):024x}"
         body = request_id.encode().ljust(size, b".")
         return PushArguments(
