@@ -67,7 +67,7 @@ local function response_cache(tag, ttl, idempotent_ttl)
   local function give(id, result)
     local process = string.sub(id, 1, 8)
     local life = process == '@IDEMPOTENT@' and idempotent_ttl or ttl
-    if not waits(process) then result = kept_answers(tag).answer(id, result, life) end
+    if not waits(process) then kept_answers(tag).answer(id, #result, life) end
     redis.call('SET', tag .. 'result:' .. id, result, 'PX', life)
     tell(tag .. 'answered:', id, ttl)
   end

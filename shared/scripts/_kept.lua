@@ -2,7 +2,7 @@
 -- API key. Included by the scripts that store such answers.
 -- `kept` has members by when they are forgotten: `<id>` is a request's record, `open:<id>` the place of its answer until
 -- that is there, `answer:<id>` the answer. `kept:bytes` has of each member its bytes and its key, the sums `all` and
--- `of:<key>`, the answers' mean size as `mean`, and the limit as `max`.
+-- `of:<key>`, and the answers' mean size as `mean`.
 local function kept_answers(tag)
   local kept, members, bytes_of = {}, tag .. 'kept', tag .. 'kept:bytes'
   local clock = redis.call('TIME')
@@ -48,18 +48,13 @@ local function kept_answers(tag)
     return math.ceil(math.max(0, (tonumber(first) or now) - now) * 1000)
   end
 
-  -- Counts an answer; returns it, or the error that is stored instead because there is no room.
-  function kept.answer(id, result, ttl_ms)
+  -- Counts an answer. It is stored however large: what was accepted is answered, the limit is for what comes next.
+  function kept.answer(id, size, ttl_ms)
     local owner = kept.drop('open:' .. id)
-    if not owner then return result end -- nobody counts it
-    local mean, all = number('mean', #result), number('all', 0)
-    redis.call('HSET', bytes_of, 'mean', mean + (#result - mean) / 8)
-    if all > 0 and all + #result > number('max', math.huge) then
-      local text = 'the answer was computed, but as much is kept for this model as may be (FERRY_MAX_KEPT_BYTES)'
-      result = cmsgpack.pack({{}, {0, 0, 0, 0, 1, '', false}, {'queue_full', text}})
-    end
-    kept.add('answer:' .. id, #result, owner, ttl_ms)
-    return result
+    if not owner then return end -- nobody counts it
+    local mean = number('mean', size)
+    redis.call('HSET', bytes_of, 'mean', mean + (size - mean) / 8)
+    kept.add('answer:' .. id, size, owner, ttl_ms)
   end
 
   return kept

@@ -18,5 +18,4 @@ if all > 0 and free < 0 then return {'all', kept.wait()} end
 if owner ~= '' and own > 0 and own + wanted > 4 * free then return {'own', kept.wait()} end
 kept.add(id, bytes, owner, record_ms)
 if open_ms ~= '0' then kept.add('open:' .. id, mean, owner, open_ms) end
-redis.call('HSET', KEYS[2], 'max', max_bytes)
 return {'kept', 0}

@@ -21,13 +21,13 @@ local said, first, closed, latencies = {}, 0, {}, {}
 local asked = (#ARGV + 1 - first_id) / 2
 
 local function store(i, keeps_order)
-  local process, result = string.sub(ARGV[i], 1, 8), ARGV[i + 1]
+  local process = string.sub(ARGV[i], 1, 8)
   local life = (keeps_order or process == '@IDEMPOTENT@') and idempotent_ttl or ttl
   if not waits(process) then
 -- include kept
-    result = kept_answers((string.gsub(body_prefix, 'body:$', ''))).answer(ARGV[i], result, life)
+    kept_answers((string.gsub(body_prefix, 'body:$', ''))).answer(ARGV[i], #ARGV[i + 1], life)
   end
-  redis.call('SET', result_prefix .. ARGV[i], result, 'PX', life)
+  redis.call('SET', result_prefix .. ARGV[i], ARGV[i + 1], 'PX', life)
   if not keeps_order then tell(answered_prefix, ARGV[i], ttl) end
 end
 
