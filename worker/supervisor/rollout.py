@@ -149,7 +149,7 @@ class Rollout:
 
     def _follow(self, changes: int) -> None:
         """Act upon the desired, reported and served state, whose counter stands at `changes`."""
-        state = self._store.read()
+        state = self._read()
         if not self._has_kept_loaded:
             state = self._keep_loaded(state)
         self._planner.follow(state.desired, filter(self._wanted_keys.get, self._wanted_keys))
@@ -157,16 +157,28 @@ class Rollout:
         self._seen_changes, self._must_look_again = changes, False
         self._apply_plans(state)
         self._report()
-        state = self._store.read()  # with our own report, by which traffic goes
+        state = self._read()  # with our own report, by which traffic goes
         if self._supervisor not in state.reports:
             self._last_report = None  # others took us for dead; said again at the next look
         if self._traffic.leads(state):
             self._must_look_again |= not self._traffic.promote(state)
-            state = self._store.read()  # what no request goes to any more is about to retire
+            state = self._read()  # what no request goes to any more is about to retire
             self._first_answers.look(state)
-        self._last_state = state
         self._others_files.look(state, self.deployments.keys())
         self._retire(state)
+
+    def _read(self) -> ControlState:
+        """Return all that is known, and keep it: a Redis that lost it is told, at every read.
+
+        What an operator asked for is kept here before a report says so, thus before the operator
+        hears that it is done.
+        """
+        state = self._store.read()
+        if state.changes < self._last_state.changes:
+            self._restore()
+            state = self._store.read()
+        self._last_state = state
+        return state
 
     def _keep_loaded(self, state: ControlState) -> ControlState:
         """In mode explicit, want what served when the last worker stopped, before anything else."""
@@ -179,12 +191,13 @@ class Rollout:
                 if state.desired.get(name, Desired()).loaded is None:
                     self._store.change(name, lambda now, _: now.model_copy(update={"loaded": True}))
         self._has_kept_loaded = True
-        return self._store.read()
+        return self._read()
 
     def _restore(self) -> None:
         """Write desired, served and running versions into a Redis that came back empty."""
         log.warning("Redis forgot where requests go, telling it")
         self._store.restore(self._last_state)
+        self._last_state = replace(self._last_state, changes=0)
         self._traffic.write_again()
         for deployment in self.deployments.values():
             revision = deployment.model.spec.revision
