@@ -1,0 +1,113 @@
+"""One instance on a simulated device that takes its input over and computes nothing.
+
+A child of `bench.engine.pipeline` (`python -m bench.children.copying_device REDIS_URL`): answers
+each line `BATCH_SECONDS BATCHES` with a JSON line, once so many batches are answered. It ends with
+its standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+
+from shared.datatypes import Array
+from shared.model_spec import ModelSpec, TensorSpec
+from shared.request_queue.claimed import Claimed, EncodedResults
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.worker_end import WorkQueue
+from shared.wire.client import connect
+from shared.wire.wire import open_wire
+from worker.instance.batch import answer_batch
+from worker.instance.loop import run
+from worker.meter import Meter
+
+PREFIX = "pipeline"
+ROWS = 32
+PICTURE = (224, 224, 3)
+CLASSES = 10
+INSTANCE = "copying"
+
+
+class CopyingDevice:
+    """Copies its input into memory of its own, then is busy for a while; both are its time."""
+
+    def __init__(self) -> None:
+        """Have taken nothing yet."""
+        self._memory = np.zeros((ROWS, *PICTURE), np.uint8)
+        self.batch_seconds = 0.0
+        self.began_at = self.ended_at = self.busy_seconds = self.copy_seconds = 0.0
+
+    def forward(self, inputs: Mapping[str, Array], pixels: frozenset[str]) -> dict[str, Array]:
+        """See `Backend.forward`; `pixels` is always empty."""
+        began = time.monotonic()
+        rows = len(inputs["pixels"])
+        np.copyto(self._memory[:rows], inputs["pixels"])
+        copied = time.monotonic()
+        time.sleep(self.batch_seconds)
+        self.ended_at = time.monotonic()
+        self.began_at = self.began_at or began
+        self.copy_seconds += copied - began
+        self.busy_seconds += self.ended_at - began
+        return {"scores": np.zeros((rows, CLASSES), np.float32)}
+
+
+def copying_spec() -> ModelSpec:
+    """Return the spec of a model of batches of up to 32 pictures of 150,528 bytes."""
+    return ModelSpec(
+        name="copying",
+        version="1",
+        platform="simulated",
+        max_batch_size=ROWS,
+        inputs=(TensorSpec(name="pixels", datatype="UINT8", dims=PICTURE),),
+        outputs=(TensorSpec(name="scores", datatype="FP32", dims=(CLASSES,)),),
+    )
+
+
+def measure(redis_url: str, batch_seconds: float, batches: int) -> dict[str, float]:
+    """Answer so many batches, which wait on the queue; return how the device spent the time."""
+    spec, device, meter = copying_spec(), CopyingDevice(), Meter()
+    device.batch_seconds = batch_seconds
+    queue = WorkQueue(
+        open_wire(connect(redis_url)), QueueKeys(PREFIX, spec.key), INSTANCE,
+        result_ttl_seconds=1.0,
+    )  # fmt: skip
+    answer_seconds, cpu_began = 0.0, time.process_time()
+    answer = partial(answer_batch, spec=spec, backend=device, instance=INSTANCE)
+
+    def timed(claimed: list[Claimed]) -> EncodedResults:
+        nonlocal answer_seconds
+        began = time.monotonic()
+        found = answer(claimed)
+        answer_seconds += time.monotonic() - began
+        return found
+
+    run(
+        queue, timed, lambda: meter.batch_count >= batches, meter,
+        max_rows=ROWS, max_delay_seconds=0.0,
+    )  # fmt: skip
+    count = meter.batch_count
+    return {
+        "seconds": (device.ended_at - device.began_at) / count,
+        "busy": device.busy_seconds / count,
+        "copy": device.copy_seconds / count,
+        "answer": answer_seconds / count,
+        "cpu": (time.process_time() - cpu_began) / count,
+        "rows": meter.row_count / count,
+    }
+
+
+def main() -> None:
+    """Measure as told until standard input ends."""
+    print("ready", flush=True)
+    for line in sys.stdin:
+        batch_seconds, batches = line.split()
+        print(json.dumps(measure(sys.argv[1], float(batch_seconds), int(batches))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""A device kept busy: the share of time that one instance has it work, and what takes the rest.
+
+    python -m bench.engine.pipeline [--milliseconds 20 10 5 3.2] [--rounds COUNT] [--batches COUNT]
+
+The device copies its input, 32 pictures of 150 KB, and then sleeps; it computes nothing. What it
+answers was put on the queue before, so that two cores need not feed it at the same time: the
+instance and Redis are all that runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bench.children.copying_device import PICTURE, PREFIX, ROWS, copying_spec
+from bench.processes import Child, running
+from ferry.up import embedded_valkey
+from shared.messages import InferRequest, Tensor
+from shared.request_queue.commands import as_push, push_command
+from shared.request_queue.keys import QueueKeys
+from shared.request_queue.limits import Limits
+from shared.wire.client import connect
+from shared.wire.wire import open_wire
+
+TIMEOUT_SECONDS = 120.0
+PUSHED_AT_ONCE = 8
+MILLISECONDS = (20.0, 10.0, 5.0, 3.2)
+
+
+class Run(NamedTuple):
+    """One measurement, in seconds a batch; `redis` is the time of its one thread."""
+
+    seconds: float
+    busy: float
+    copy: float
+    answer: float
+    cpu: float
+    rows: float
+    redis: float
+
+    @property
+    def share(self) -> float:
+        """Return the share of the time that the device was busy."""
+        return self.busy / self.seconds
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure all in turn, and print."""
+    parser = argparse.ArgumentParser(prog="pipeline", description=__doc__.partition("\n")[0])
+    parser.add_argument("--milliseconds", type=float, nargs="+", default=MILLISECONDS)
+    parser.add_argument("--rounds", type=int, default=3, help="of each, whose medians count [3]")
+    parser.add_argument("--batches", type=int, default=40, help="of each measurement [40]")
+    options = parser.parse_args(arguments)
+    found: dict[float, list[Run]] = {each: [] for each in options.milliseconds}
+    with TemporaryDirectory(prefix="ferry-bench-") as directory, bench(Path(directory)) as feed:
+        feed.run(MILLISECONDS[-1], 4)  # the first ones make connections and load scripts
+        for _ in range(options.rounds):
+            for milliseconds, runs in found.items():
+                runs.append(feed.run(milliseconds, options.batches))
+    print(f"load {os.getloadavg()[0]:.1f}; milliseconds a batch of {ROWS} x {np.prod(PICTURE)} B")
+    print("device   busy  (rounds)      batch  waits  answer  copy  its CPU  Redis' CPU")
+    for milliseconds, runs in found.items():
+        print(line(milliseconds, runs))
+    return 0
+
+
+def line(milliseconds: float, runs: Sequence[Run]) -> str:
+    """Return one length of batch's row of the table: medians of its rounds."""
+    shares = [run.share for run in runs]
+    figures = [
+        1000 * median(each)
+        for each in zip(
+            *[
+                (run.seconds, run.seconds - run.answer, run.answer - run.busy, run.copy,
+                 run.cpu, run.redis)
+                for run in runs
+            ], strict=True,
+        )
+    ]  # fmt: skip
+    batch, waits, answer, copy, cpu, redis = figures
+    return (
+        f"{milliseconds:6.1f}  {median(shares):5.2f}  ({min(shares):.2f}-{max(shares):.2f})  "
+        f"{batch:7.1f}  {waits:5.1f}  {answer:6.1f}  {copy:4.1f}  {cpu:7.1f}  {redis:10.1f}"
+    )
+
+
+class Feed:
+    """A queue that is filled before each measurement, and the instance that answers it."""
+
+    def __init__(self, redis_url: str, instance: Child) -> None:
+        """Bind to a Redis that is nobody else's."""
+        self._client = connect(redis_url)
+        self._wire = open_wire(self._client)
+        self._instance = instance
+        self._keys = QueueKeys(PREFIX, copying_spec().key)
+        self._limits = Limits(requests=10**6, bytes=2**40)
+        self._number = 0
+        picture = np.random.default_rng(1).integers(0, 256, (1, *PICTURE), np.uint8)
+        self._inputs = (Tensor.of("pixels", picture),)
+
+    def run(self, milliseconds: float, batches: int) -> Run:
+        """Fill the queue, have it answered and return what that took."""
+        for _ in range(batches * ROWS // PUSHED_AT_ONCE):
+            self._wire.send(push_command(self._keys, self._limits, self._pushes()))
+            self._wire.reply()
+        before = self._thread_seconds()
+        self._instance.tell(f"{milliseconds / 1000} {batches}")
+        said: dict[str, Any] = json.loads(self._instance.answer(TIMEOUT_SECONDS))
+        return Run(**said, redis=(self._thread_seconds() - before) / batches)
+
+    def _pushes(self) -> Iterator[Any]:
+        for _ in range(PUSHED_AT_ONCE):
+            self._number += 1
+            request = InferRequest(f"{self._number:032x}", 1, self._inputs, (), TIMEOUT_SECONDS)
+            yield as_push(request, self._keys, self._limits)
+
+    def _thread_seconds(self) -> float:
+        """Return what Redis' one thread has run."""
+        info = self._client.info("cpu")
+        return float(info["used_cpu_user_main_thread"]) + float(info["used_cpu_sys_main_thread"])
+
+
+@contextmanager
+def bench(directory: Path) -> Iterator[Feed]:
+    """Yield a queue and its instance, each in a process that ends with the block."""
+    with embedded_valkey.running(directory) as redis:
+        command = [sys.executable, "-m", "bench.children.copying_device", redis.url]
+        log_file = directory / "instance.log"
+        with running(command, os.environ, log_file, piped=True) as process:
+            child = Child(process, log_file)
+            child.answer(TIMEOUT_SECONDS)
+            yield Feed(redis.url, child)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
