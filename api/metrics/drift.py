@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from redis import Redis
-
-from shared.drift.counts import Counted, DriftCounts
-from shared.drift.findings import findings, low_confidence
-from shared.drift.reference import Reference, reference_of
+from shared.drift.findings import LatestDrift, VersionDrift, low_confidence
 from shared.exposition.families import BY_VERSION, Family, Figures, Filled
 from shared.model_spec import ModelSpec
-from shared.registry.registry import Registry
 
 BY_SIGNAL = (*BY_VERSION, "signal")
 PSI = Family(
@@ -51,35 +46,21 @@ class DriftFigures(Figures):
 
     families = (PSI, PSI_LIMIT, JENSEN_SHANNON, KOLMOGOROV_SMIRNOV, DRIFT_ROWS, LOW_CONFIDENCE)
 
-    def __init__(
-        self,
-        client: Redis,
-        prefix: str,
-        registry: Registry,
-        versions: Callable[[], Iterable[ModelSpec]],
-    ) -> None:
-        """Ask `client` at each scrape, of all `versions` that there are then."""
-        self._counts = DriftCounts(client, prefix)
-        self._registry = registry
+    def __init__(self, latest: LatestDrift, versions: Callable[[], Iterable[ModelSpec]]) -> None:
+        """Ask for the `latest` at each scrape, of all `versions` that there are then."""
+        self._latest = latest
         self._versions = versions
 
     def fill(self, families: Filled) -> None:
         """Add the figures of versions with a reference; raises RedisUnavailable."""
-        references = self._registry.references()
-        known = [
-            (spec, reference)
-            for spec in self._versions()
-            if (reference := reference_of(references.get(spec.key))) is not None
-        ]
-        counted = self._counts.latest([(spec.key, reference) for spec, reference in known])
-        for (spec, reference), counts in zip(known, counted, strict=True):
-            _add(families, [spec.name, spec.version], reference, counts)
+        for version in self._latest.of(self._versions()):
+            _add(families, [version.spec.name, version.spec.version], version)
 
 
-def _add(families: Filled, row: list[str], reference: Reference, counted: Counted) -> None:
-    found = findings(reference, counted)
-    families[DRIFT_ROWS.name].add_metric(row, float(max([each.rows for each in found], default=0)))
-    for each in found:
+def _add(families: Filled, row: list[str], version: VersionDrift) -> None:
+    rows = max([each.rows for each in version.signals], default=0)
+    families[DRIFT_ROWS.name].add_metric(row, float(rows))
+    for each in version.signals:
         if each.is_enough:
             for family, value in (
                 (PSI, each.psi), (PSI_LIMIT, each.limit), (JENSEN_SHANNON, each.jensen_shannon),
@@ -87,6 +68,6 @@ def _add(families: Filled, row: list[str], reference: Reference, counted: Counte
             ):  # fmt: skip
                 if value is not None:
                     families[family.name].add_metric([*row, each.signal], value)
-    low = low_confidence(reference, counted)
+    low = low_confidence(version.reference, version.counted)
     if low is not None:
         families[LOW_CONFIDENCE.name].add_metric(row, low[0])

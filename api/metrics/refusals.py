@@ -49,8 +49,12 @@ class Refusals(Figures):
         if isinstance(error, FerryError) and error.code in REFUSAL_CODES and not error.is_of_queue:
             self._counts.add(error.code)
 
+    def counted(self) -> Counter[str]:
+        """Return the counts of all processes by code; raises RedisUnavailable."""
+        return Counter({code: number for (code, *_), number in self._counts.all().items()})
+
     def fill(self, families: Filled) -> None:
         """Add the counts of all processes; raises RedisUnavailable."""
-        found = Counter({code: number for (code, *_), number in self._counts.all().items()})
+        found = self.counted()
         for code in sorted(REFUSAL_CODES):
             families[REFUSED_REQUESTS.name].add_metric([code], float(found[code]))

@@ -11,6 +11,7 @@ from typing import Any
 
 from api.pages.disagreements import shown_disagreement
 from api.services import Services
+from shared.drift.findings import FEWEST_ROWS, LatestDrift, VersionDrift
 from shared.errors import (
     ClientLeft,
     FerryError,
@@ -19,6 +20,7 @@ from shared.errors import (
     QueueFull,
     RequestExpired,
     UnknownModel,
+    all_errors,
 )
 from shared.history.figures import HistoryPoint, Moment, VersionCounts
 from shared.inputs.texts import TokenizerCache
@@ -34,6 +36,7 @@ ENDED_BY: Mapping[str, type[FerryError]] = {
     "rejected": RequestExpired, "cancelled": ClientLeft, "full": QueueFull,
 }  # fmt: skip
 """The errors by which requests are answered that a version did not answer, as they are counted."""
+STATUSES = {error.code: error.status for error in all_errors()}
 LISTED_LETTERS = 50
 LISTED_JOBS = 20
 SELDOM_SECONDS = 5.0
@@ -50,6 +53,7 @@ class Operations:
         self._comparisons = Comparisons(services.client, services.settings.key_prefix)
         self.letters = DeadLetters(services.client, services.settings)
         self._jobs = JobStore(services.client, services.settings)
+        self._drift = LatestDrift(services.client, services.settings.key_prefix, services.registry)
         self._seldom: Sections = {}
         self._looked_at = float("-inf")
         self._dead_count = -1
@@ -97,6 +101,9 @@ class Operations:
             self._dead_count = dead_count
         if self._services.settings.jobs:
             self._seldom["jobs"] = self._jobs.all(LISTED_JOBS)
+        specs = [spec for versions in snapshot.models.values() for spec in versions.values()]
+        self._seldom["drift"] = [shown_drift(each) for each in self._drift.of(specs)]
+        self._seldom["refused"] = shown_refusals(self._services.refusals.counted())
         self._seldom["devices"] = [
             {"host": report.host, **device.model_dump(mode="json"), "place": device.place}
             for report in self._services.registry.devices().values()
@@ -181,6 +188,29 @@ def shown_errors(ended: Mapping[str, int]) -> dict[str, int]:
             name = f"{error.status} {error.code}"
             found[name] = found.get(name, 0) + count
     return dict(sorted(found.items()))
+
+
+def shown_refusals(counted: Mapping[str, int]) -> dict[str, int]:
+    """Return how many requests never reached a queue, by the error that answered them."""
+    known = sorted(counted.keys() & STATUSES.keys())
+    return {f"{STATUSES[code]} {code}": counted[code] for code in known}
+
+
+def shown_drift(version: VersionDrift) -> dict[str, Any]:
+    """Return a version's row: the signals that drift, and what changed in them."""
+    rows = max([each.rows for each in version.signals], default=0)
+    drifting = [each for each in version.signals if each.drifts]
+    return {
+        "model": version.spec.name,
+        "version": version.spec.version,
+        "rows": rows,
+        "missing": max(0, FEWEST_ROWS - rows),
+        "signals": [
+            {"signal": each.signal, "psi": round(each.psi, 3), "limit": round(each.limit, 3),
+             "change": each.change}
+            for each in drifting
+        ],
+    }  # fmt: skip
 
 
 def shown_letter(letter: DeadLetter) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from api.metrics.queues import QueueStates
 from api.metrics.redis_server import RedisFigures
 from api.metrics.versions import VersionFigures
 from api.services import Services
+from shared.drift.findings import LatestDrift
 from shared.exposition.devices import DeviceFigures
 from shared.model_spec import ModelSpec
 
@@ -50,7 +51,7 @@ def make_exporter(services: Services) -> PrometheusMetrics:
     collectors.register(PredictionFigures(client, prefix, versions))
     collectors.register(RedisFigures(client))
     collectors.register(DeviceFigures(lambda: registry.devices().values()))
-    collectors.register(DriftFigures(client, prefix, registry, versions))
+    collectors.register(DriftFigures(LatestDrift(client, prefix, registry), versions))
     collectors.register(KeyFigures(services.guard))
     collectors.register(services.refusals)
     return PrometheusMetrics.for_app_factory(path=None, export_defaults=False, registry=collectors)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from redis import Redis
 
 from shared.datatypes import Array
-from shared.drift.counts import Counted
+from shared.drift.counts import Counted, DriftCounts
 from shared.drift.distances import jensen_shannon, kolmogorov_smirnov, noise_floor, psi
-from shared.drift.reference import Bins, Reference
+from shared.drift.reference import Bins, Reference, reference_of
 from shared.drift.signals import PREDICTION
+from shared.model_spec import ModelSpec
+from shared.registry.registry import Registry
 
 FEWEST_ROWS = 200
 """Of fewer answers nothing is said."""
@@ -46,6 +50,38 @@ class SignalDrift(NamedTuple):
     def drifts(self) -> bool:
         """Tell whether it does."""
         return self.is_enough and self.psi > self.limit
+
+
+class VersionDrift(NamedTuple):
+    """What is found of a version that has a reference, by its latest answers."""
+
+    spec: ModelSpec
+    reference: Reference
+    counted: Counted
+    signals: list[SignalDrift]
+
+
+class LatestDrift:
+    """Compares the latest answers of versions with their references, whenever it is asked."""
+
+    def __init__(self, client: Redis, prefix: str, registry: Registry) -> None:
+        """Read nothing yet."""
+        self._counts = DriftCounts(client, prefix)
+        self._registry = registry
+
+    def of(self, versions: Iterable[ModelSpec]) -> list[VersionDrift]:
+        """Return what is found of those with a reference; raises RedisUnavailable."""
+        references = self._registry.references()
+        known = [
+            (spec, reference)
+            for spec in versions
+            if (reference := reference_of(references.get(spec.key))) is not None
+        ]
+        latest = self._counts.latest([(spec.key, reference) for spec, reference in known])
+        return [
+            VersionDrift(spec, reference, counted, findings(reference, counted))
+            for (spec, reference), counted in zip(known, latest, strict=True)
+        ]
 
 
 def findings(reference: Reference, counted: Counted) -> list[SignalDrift]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 from browser import LONG_MS, chromium, opened, wait_for
 from ferry_processes import free_port, running_gunicorn
 from own_valkey import OwnValkey
-from registered import register, report_failure, spec
+from registered import register, register_drift, register_shadow, report_failure, spec
 from waiting import wait_until
 
 from shared.history.recorder import Recorder
+from shared.messages import Tensor
 from shared.model_spec import TensorSpec
+from shared.operations.disagreements import Disagreement
+from shared.operations.shadow_comparison import Comparisons
 from shared.registry.catalog import Catalog
 from shared.registry.registry import Registry
 from shared.request_queue.keys import QueueKeys
@@ -109,6 +114,28 @@ def test_an_action_is_confirmed_by_its_name_and_done(browser: Any, address: str)
         page.click("button[aria-label='Load halves']")
         page.click("#sure-yes")
         page.wait_for_selector("#models tr:has-text('halves'):has-text('ready')")
+
+
+def test_examples_drift_and_refusals_are_shown(
+    browser: Any, redis_url: str, settings: Settings
+) -> None:
+    chromium()
+    settings = replace(settings, port=free_port())
+    served = spec("seen", NUMBERS)
+    shadow = register_shadow(settings, served)
+    register_drift(settings, served, 300)
+    one, other = ((Tensor.of("out", np.float32([row])),) for row in ([0, 9, 0], [9, 0, 0]))
+    example = Disagreement(1.0, (Tensor.of("x", np.float32([[1, 2, 3, 4]])),), one, other)
+    Comparisons(connect(redis_url), settings.key_prefix).keep(shadow.key, "1", [example], 2)
+    with running_gunicorn(settings):
+        address = f"http://127.0.0.1:{settings.port}"
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{address}/v2/models/nobody", timeout=60)
+        with opened(browser, f"{address}/ops") as page:
+            page.wait_for_selector("#drift tr:has-text('seen'):has-text('1: 33% -> 100%')")
+            page.wait_for_selector("#panel dt:has-text('404 unknown_model')")
+            page.click("button:has-text('Show')")
+            page.wait_for_selector("#examples :text('1, 2, 3, 4')")
 
 
 @pytest.fixture(scope="module")

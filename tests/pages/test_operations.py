@@ -16,7 +16,7 @@ from answers import answer, refusal
 from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
-from registered import SUPERVISOR, register, spec
+from registered import SUPERVISOR, register, register_drift, register_shadow, spec
 from waiting import wait_until
 
 from api.app import create_app
@@ -211,18 +211,37 @@ def test_every_end_that_is_counted_has_an_error() -> None:
     assert set(ENDED_BY) == {"failed", *COUNTED_ENDS} - set(NOT_ERRORS)
 
 
+def test_refusals_before_a_queue_are_shown_by_status_and_code(client: FlaskClient) -> None:
+    for path in ("nobody", "nothing"):
+        refusal(client.post(f"/v2/models/{path}/infer", json={"inputs": []}), 404, "unknown_model")
+
+    first = next(events(client))
+
+    assert first["sections"]["refused"] == {"404 unknown_model": 2}
+
+
+@pytest.mark.parametrize(("rows", "drifting"), [(150, []), (300, ["prediction"])])
+def test_a_version_that_drifts_is_shown_with_what_changed(
+    client: FlaskClient, settings: Settings, rows: int, drifting: list[str]
+) -> None:
+    register_drift(settings, spec("numbers", NUMBERS), rows)
+
+    (row,) = next(events(client))["sections"]["drift"]
+
+    assert (row["model"], row["version"], row["rows"]) == ("numbers", "1", rows)
+    assert row["missing"] == max(0, 200 - rows)
+    assert [each["signal"] for each in row["signals"]] == drifting
+    assert all(each["change"] == "1: 33% -> 100%" for each in row["signals"])
+
+
 def test_what_a_shadow_answered_otherwise_is_shown_as_its_model_answers(
     client: FlaskClient, settings: Settings
 ) -> None:
     refusal(client.get("/ops/disagreements/numbers"), 404, "unknown_model")
     picture = ImageInput(input="x", channels="BGR", width=2, height=1)
     served = spec("seen", TensorSpec(name="x", datatype="FP32", dims=(3, 1, 2)), image=picture)
-    shadow = served.model_copy(update={"version": "2"})
-    register(settings, served, shadow)
+    shadow = register_shadow(settings, served)
     redis, keys = connect(settings.redis_url), RegistryKeys(settings.key_prefix)
-    route = Serving(versions={"1": served.key, "2": shadow.key}, default="1", shadow="2")
-    redis.hset(keys.served, "seen", route.model_dump_json())
-    redis.incr(keys.changes)
     pixels = np.uint8([[[[255, 0, 0], [0, 0, 7]]]])
     answers_ = [(Tensor.of("out", np.float32([each])),) for each in ([0, 9, 0], [9, 0, 0])]
     kept = Comparisons(redis, settings.key_prefix)

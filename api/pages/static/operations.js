@@ -12,7 +12,7 @@ const STATES = { READY: "good", ready: "good", finished: "good", LOADING: "", st
 const state = { sections: {}, versions: {}, seconds: [], minutes: [], gone: new Map(), start: 0, dead: null };
 const charts = makeCharts(find("charts"));
 const body = (id) => find(id).querySelector("tbody");
-const showModels = table(body("models")), showInstances = table(body("instances")), showDead = table(body("dead")), showShadows = table(body("shadows")), showJobs = table(body("jobs"));
+const showModels = table(body("models")), showInstances = table(body("instances")), showDead = table(body("dead")), showShadows = table(body("shadows")), showDrift = table(body("drift")), showJobs = table(body("jobs"));
 
 connect();
 find("chosen").addEventListener("change", draw);
@@ -81,6 +81,7 @@ function draw() {
   drawInstances();
   drawPanel();
   drawShadows();
+  drawDrift();
   drawDead();
   drawJobs();
 }
@@ -139,13 +140,15 @@ function drawInstances() {
   fill(find("devices"), devices.map((device) => h("p", {}, h("strong", {}, `${device.host} ${device.place || device.uuid}`), ` ${device.name}`, device.used_bytes !== null ? `, ${bytes(device.used_bytes)} of ${bytes(device.memory_bytes)} taken` : "", device.utilisation_percent !== null ? `, busy ${Math.round(device.utilisation_percent)} %` : "", device.fault && h("span", { class: "bad" }, ` ${device.fault}`))));
 }
 
-/** The chosen version's batches and ends, since its Redis was filled; of all versions, the errors by code. */
+/** The chosen version's batches and ends, since its Redis was filled; of all versions, the errors by code and what was refused before it reached one. */
 function drawPanel() {
-  const key = find("chosen").value, counts = state.versions[key], errors = errorsOf(counts ? [counts] : Object.values(state.versions)), mark = JSON.stringify(counts || errors);
+  const key = find("chosen").value, counts = state.versions[key], errors = errorsOf(counts ? [counts] : Object.values(state.versions)), refused = key ? [] : errorsOf([{ errors: state.sections.refused || {} }]);
+  const mark = JSON.stringify([counts || errors, refused]);
   if (find("panel").dataset.mark === key + mark) return;
   find("panel").dataset.mark = key + mark;
   const byCode = errors.length > 0 && h("div", {}, h("h3", {}, "Errors by code"), facts(errors));
-  if (!counts) return void fill(find("panel"), byCode);
+  const atDoor = refused.length > 0 && h("div", {}, h("h3", {}, "Refused before a queue"), facts(refused));
+  if (!counts) return void fill(find("panel"), h("div", { class: "two" }, byCode, atDoor));
   fill(find("panel"), h("div", { class: "two" },
     histogram("Batches by rows", Object.entries(counts.sizes)), histogram("Why batches left the queue", Object.entries(counts.left)),
     h("div", {}, h("h3", {}, "Requests"), facts([["answered", amount(counts.requests)], ["rows", amount(counts.rows)], ["batches", amount(counts.batches)], ["in flight", amount(counts.in_flight)], ["dead letters", amount(counts.dead_count)], ["retried", amount(counts.ended.retried || 0)]])), byCode));
@@ -164,6 +167,20 @@ function drawShadows() {
     key: each.model, mark: JSON.stringify(each),
     cells: () => [cell(`${each.model}/${each.shadow}`), cell(`version ${each.version}`), number(`${amount(each.request_count)}${each.failed_count ? `, ${amount(each.failed_count)} failed` : ""}`), number(amount(each.row_count)), number(each.row_count ? `${shortened((100 * each.agreed_count) / each.row_count)} %` : "–"), number(each.max_abs_difference === null ? "other shape" : shortened(each.max_abs_difference)), number(each.request_count ? `${seconds(each.shadow_seconds / each.request_count)} beside ${seconds(each.served_seconds / each.request_count)}` : "–"), cell(h("button", { type: "button", class: "small", "aria-label": `Show what version ${each.shadow} of ${each.model} answered otherwise`, on: { click: () => showExamples(find("examples"), each.model) } }, "Show"))],
   })));
+}
+
+function drawDrift() {
+  const drift = state.sections.drift || [];
+  find("drift").hidden = !drift.length;
+  showDrift(drift.map((each) => ({
+    key: `${each.model}/${each.version}`, mark: JSON.stringify(each),
+    cells: () => [cell(each.model), cell(each.version), driftState(each), number(amount(each.rows)), cell(each.signals.map((found) => h("div", {}, `${found.signal}: ${found.change} (PSI ${found.psi}, limit ${found.limit})`)))],
+  })));
+}
+
+function driftState({ signals, missing }) {
+  if (missing) return cell(h("span", { class: "quiet" }, `${amount(missing)} more answers are needed`));
+  return cell(h("span", { class: `state ${signals.length ? "bad" : "good"}` }, signals.length ? "drift" : "steady"));
 }
 
 function drawJobs() {

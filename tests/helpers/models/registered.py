@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from shared.drift.counts import DriftCounts
+from shared.drift.reference import Reference, class_histogram
 from shared.model_spec import ImageInput, ModelSpec, TensorSpec
-from shared.registry.desired_state import ModelReport, SupervisorReport
+from shared.registry.desired_state import ModelReport, Serving, SupervisorReport
 from shared.registry.desired_store import DesiredStore
+from shared.registry.keys import RegistryKeys
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 from shared.settings import Settings
@@ -50,3 +55,25 @@ def report_failure(settings: Settings, name: str, reason: str) -> None:
     with connect(settings.redis_url) as redis:
         report = SupervisorReport(models={name: ModelReport(reason=reason)})
         DesiredStore(redis, settings.key_prefix).put_report(SUPERVISOR, report)
+
+
+def register_shadow(settings: Settings, served: ModelSpec) -> ModelSpec:
+    """Have version 2 of a model be version 1's shadow, and return it."""
+    shadow = served.model_copy(update={"version": "2"})
+    register(settings, served, shadow)
+    route = Serving(versions={"1": served.key, "2": shadow.key}, default="1", shadow="2")
+    with connect(settings.redis_url) as redis:
+        keys = RegistryKeys(settings.key_prefix)
+        redis.hset(keys.served, served.name, route.model_dump_json())
+        redis.incr(keys.changes)
+    return shadow
+
+
+def register_drift(settings: Settings, model: ModelSpec, rows: int) -> None:
+    """Have a model whose reference holds three classes alike answer `rows` of class 1 alone."""
+    reference = Reference.of({"prediction": class_histogram(np.arange(600) % 3, 3)})
+    counted = reference.signals["prediction"].counted(np.ones(rows, np.int64))
+    with connect(settings.redis_url) as redis:
+        Registry(redis, settings.key_prefix).keep_reference(model.key, reference.encode())
+        counts = DriftCounts(redis, settings.key_prefix)
+        counts.add(model.key, reference, rows, {"prediction": counted})
