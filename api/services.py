@@ -61,19 +61,20 @@ class Services:
         log_level = LogLevel(settings.log_level, *loggers)
         catalog = Catalog(registry, log_level)
         tracer = tracer_of(settings.traces_url, service)
+        guard = Guard(client, settings)
         return cls(
             settings,
             client,
             registry,
             catalog,
-            Queues(client, settings, catalog),
+            Queues(client, settings, catalog, guard.keyring),
             partial(model_statistics, client, prefix),
             LogSettings(registry, log_level),
             TraceSettings(registry, catalog, settings),
             ModelControl(client, prefix, settings.model_control_mode),
             Recorder(client, prefix, catalog, registry),
             Readiness(catalog, Pulse(registry.ping), settings.readiness),
-            Guard(client, settings),
+            guard,
             Tracing(tracer, TraceSampler(registry, catalog, settings)) if tracer else None,
             Refusals(client, prefix),
         )

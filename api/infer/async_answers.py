@@ -13,6 +13,7 @@ from typing import Any
 import msgpack
 import redis
 
+from api.access.shares import KeyPlaces
 from api.infer.answer import HttpAnswer, json_answer
 from api.infer.question import Question, shown_to
 from api.infer.queues import Queues
@@ -49,7 +50,7 @@ class AsyncAnswers:
         """Open nothing yet."""
         self._settings = settings
         self._queues = queues
-        self._waiting = 0
+        self._places = KeyPlaces(settings.max_waiting, queues.keyring)
         longest_kept = max(IDEMPOTENT_RESULT_SECONDS, settings.result_ttl_seconds)
         self._records = AsyncRecords(
             client,
@@ -80,7 +81,7 @@ class AsyncAnswers:
         else:
             spec = self._joined(request_id, question)
         seconds = self._queues.timeout_seconds(question) if wait else 0.0
-        state = self._wait(request_id, spec, seconds, question.options.client)
+        state = self._wait(request_id, spec, seconds, question.options.client, question.owner)
         if state.result is None and wait:
             raise RequestExpired("Request timeout expired")
         return _answered(request_id, spec, question.form, state, question.owner)
@@ -124,7 +125,7 @@ class AsyncAnswers:
         Raises UnknownRequest, RequestGone, and the error that the request was answered with.
         """
         spec, form = self._find(request_id, key)
-        state = self._wait(request_id, spec, wait_seconds, client)
+        state = self._wait(request_id, spec, wait_seconds, client, key)
         return _answered(request_id, spec, form, state, key)
 
     def _find(self, request_id: str, key: ApiKey | None) -> tuple[ModelSpec, AnswerForm]:
@@ -198,22 +199,26 @@ class AsyncAnswers:
         return self._submit(request_id, question, IDEMPOTENT_RESULT_SECONDS)
 
     def _wait(
-        self, request_id: str, spec: ModelSpec, seconds: float, client: socket.socket | None
+        self,
+        request_id: str,
+        spec: ModelSpec,
+        seconds: float,
+        client: socket.socket | None,
+        key: ApiKey | None,
     ) -> State:
         """Return a request's state as soon as it is closed, or after some seconds.
 
         Raises ClientLeft when the client hangs up, which the request outlives, and
-        QueueFull when too many wait in this process.
+        QueueFull when too many wait in this process, or too many of the API key's.
         """
         requests = self._queues.async_requests(spec)
         if seconds > 0 and requests.is_open(request_id):
-            if self._waiting >= self._settings.max_waiting:
-                raise QueueFull.with_waiting(self._waiting)
-            self._waiting += 1
+            if not self._places.try_take(key):
+                raise QueueFull.with_waiting(self._places.taken)
             try:
                 _wait_until_closed(requests, request_id, seconds, client)
             finally:
-                self._waiting -= 1
+                self._places.give_back(key)
         # subtle: where it stands on the queue costs a walk over the queue, so that is asked last.
         return requests.state(request_id)
 

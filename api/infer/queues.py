@@ -9,10 +9,13 @@ from typing import NamedTuple
 
 import redis
 
+from api.access.shares import SHARE, has_its_share, is_lone
 from api.infer.options import RequestOptions
 from api.infer.outputs import timings_json
 from api.infer.question import NoRows, Pending, Question
 from api.infer.shadowing import Shadowing
+from shared.access.api_key import ApiKey
+from shared.access.keyring import Keyring
 from shared.errors import QueueFull
 from shared.logs import SERVED
 from shared.messages import InferRequest, InferResult
@@ -25,8 +28,8 @@ from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
 from shared.settings import Settings
 
-SHARE = 4
-"""See `Queues._check_share`."""
+MOST_NAMES = 4096
+"""Of keys, on levels of models, of which is known when they are to be counted again."""
 
 
 class Answered(NamedTuple):
@@ -39,11 +42,20 @@ class Answered(NamedTuple):
 class Queues:
     """One RequestQueue per model version, made at its first request; one more for its bulk."""
 
-    def __init__(self, client: redis.Redis, settings: Settings, catalog: Catalog) -> None:
-        """Open connections like `client`'s, at a model's first request."""
+    def __init__(
+        self,
+        client: redis.Redis,
+        settings: Settings,
+        catalog: Catalog,
+        keyring: Keyring | None = None,
+    ) -> None:
+        """Open connections like `client`'s, at a model's first request; keys are a `keyring`'s."""
         self._client = client
         self._settings = settings
         self._catalog = catalog
+        self.keyring = keyring
+        self._asked = 0
+        self._not_before: dict[tuple[str, int, str], int] = {}
         self._queues: dict[tuple[str, int, bool, bool], RequestQueue] = {}
         self._making = Lock()
         self._shadowing = Shadowing(
@@ -100,24 +112,52 @@ class Queues:
         if waiting >= self._settings.max_waiting:
             busy = [key for (key, *_), other in list(self._queues.items()) if other.waiting]
             raise self._with_retry_after(busy, QueueFull.with_waiting(waiting))
-        share = SHARE * (self._settings.max_waiting - waiting)
-        if queue.waiting > share:
-            self._check_share(question, queue, share)
+        free = self._settings.max_waiting - waiting
+        self._asked += 1
+        if question.owner is not None and not is_lone(self.keyring):
+            # fast: while as many are free as are taken, no key has its share.
+            if waiting > free:
+                self._check_key(question, question.owner, queue, free)
+        elif has_its_share(queue.waiting, free):
+            self._check_model(question, queue, free)
 
-    def _check_share(self, question: Question, queue: RequestQueue, share: int) -> None:
+    def _check_model(self, question: Question, queue: RequestQueue, free: int) -> None:
         """Raise QueueFull when the model, on this level, has its share of what may wait.
 
-        That is SHARE times the places that are free, however many models there are: one that is
-        asked too much leaves a fifth of them, two a ninth. A lone model without levels has all.
+        A lone model without levels has all.
         """
-        spec = question.spec
-        waiting = queue.waiting
+        spec, waiting = question.spec, queue.waiting
         if spec.levels > 1:
             waiting = queue.waiting_on(question.options.level(spec))
-        elif len(self._catalog.snapshot().models) == 1:
+        elif self._has_one_model:
             return
-        if waiting > share:
+        if has_its_share(waiting, free):
             raise self._with_retry_after([spec.key], QueueFull.with_waiting(waiting))
+
+    def _check_key(self, question: Question, key: ApiKey, queue: RequestQueue, free: int) -> None:
+        """Raise QueueFull when the key has its share, or the model, on this level, has the key's.
+
+        fast: as each request takes one place, it is known how many may come before either can be;
+        until then nobody counts.
+        """
+        spec = question.spec
+        level = question.options.level(spec)
+        name = (key.id, level, spec.key)
+        if self._asked < self._not_before.get(name, 0):
+            return
+        waiting = sum(each.waiting_of(key.id) for each in list(self._queues.values()))
+        spare: float = SHARE * free - waiting
+        if spec.levels > 1 or not self._has_one_model:
+            spare = min(spare, SHARE * spare / (SHARE + 1) - queue.waiting_of(key.id, level))
+        if spare < 0:
+            raise self._with_retry_after([spec.key], QueueFull.with_waiting(waiting))
+        if len(self._not_before) >= MOST_NAMES:
+            self._not_before.clear()
+        self._not_before[name] = self._asked + int(spare / (SHARE + 1))
+
+    @property
+    def _has_one_model(self) -> bool:
+        return len(self._catalog.snapshot().models) == 1
 
     def _request(self, request_id: str, question: Question) -> InferRequest:
         question.options.check_timeout(self._settings.longest_timeout_seconds)

@@ -11,47 +11,63 @@ from contextlib import contextmanager
 from threading import BoundedSemaphore, Lock
 from typing import Protocol
 
+from api.access.shares import KeyPlaces
+from shared.access.api_key import ApiKey
+from shared.access.keyring import Keyring
 from shared.errors import QueueFull
 
 LOOK_AGAIN_SECONDS = 0.2
 """A stream that waits for a place looks so often whether it still wants one."""
 STREAMS_LEAVE = 4
 """One place in so many is for single calls alone."""
+TOO_MANY = "{} infer calls are under way: {} may be, and of these each API key has its share"
 MAX_STREAMS = 256
 """Each has two threads."""
 PUSHED_OUT = f"{MAX_STREAMS} streams are open, which is the limit, and this one was idle longest"
 
 
 class Places:
-    """The places of requests under way: single calls are refused without one, streams wait."""
+    """The places of requests under way: single calls are refused without one, streams wait.
 
-    def __init__(self, most: int) -> None:
+    Of an API key that has its share single calls are refused as well. Its streams are not: a
+    quarter of all places is never theirs.
+    """
+
+    def __init__(self, most: int, keyring: Keyring | None = None) -> None:
         """Have `most` of them."""
+        self._of_keys = KeyPlaces(most, keyring)
         self._most = most
         self._all = BoundedSemaphore(most)
         self._for_streams = BoundedSemaphore(max(1, most - most // STREAMS_LEAVE))
 
     @contextmanager
-    def single(self) -> Iterator[None]:
+    def single(self, key: ApiKey | None) -> Iterator[None]:
         """Have one for a single call; raises QueueFull."""
-        if not self._all.acquire(blocking=False):
-            raise QueueFull(f"{self._most} infer calls are under way, which is the limit")
+        if not self._of_keys.try_take(key):
+            raise QueueFull(TOO_MANY.format(self._of_keys.taken, self._most))
         try:
-            yield
+            if not self._all.acquire(blocking=False):
+                raise QueueFull(TOO_MANY.format(self._most, self._most))
+            try:
+                yield
+            finally:
+                self._all.release()
         finally:
-            self._all.release()
+            self._of_keys.give_back(key)
 
-    def take(self, is_unwanted: Callable[[], bool]) -> bool:
+    def take(self, key: ApiKey | None, is_unwanted: Callable[[], bool]) -> bool:
         """Wait for one for a request of a stream; return whether there is one, and it is wanted."""
         if not _acquired(self._for_streams, is_unwanted):
             return False
         if not _acquired(self._all, is_unwanted):
             self._for_streams.release()
             return False
+        self._of_keys.take(key)
         return True
 
-    def give_back(self) -> None:
+    def give_back(self, key: ApiKey | None) -> None:
         """Give back what was taken for a request of a stream. For any thread; does not block."""
+        self._of_keys.give_back(key)
         self._all.release()
         self._for_streams.release()
 

@@ -40,7 +40,7 @@ class GRPCInferenceService:
         self._services = services
         self._catalog = services.catalog
         self._calls = InferCalls(services.catalog, services.queues, services.guard.admission)
-        self._places = Places(services.settings.grpc_threads)
+        self._places = Places(services.settings.grpc_threads, services.guard.keyring)
         self._streams = OpenStreams()
         self._stopping = False
 
@@ -137,7 +137,7 @@ class GRPCInferenceService:
     def ModelInfer(self, request: InferMessage, call: Call) -> Any:
         """Answer one request. A client that leaves takes it off the queue."""
         self._check_stopping()
-        with self._places.single():
+        with self._places.single(call.key):
             asked = self._calls.push(request, call.context.time_remaining(), call.caller)
             if not call.context.add_callback(asked.cancel):
                 asked.cancel()

@@ -153,11 +153,11 @@ class Stream:
         except FerryError as error:
             self._entries.put(Entry(proto.ModelInferRequest(), error, began))
             return True
-        if not self._places.take(lambda: self._is_over):
+        if not self._places.take(self._call.key, lambda: self._is_over):
             return False
         with self._taking:
             if self._is_over:
-                self._places.give_back()
+                self._give_back()
                 return False
             trace = self._call.begin_trace(request.message.model_name)
             pushed = self._push(request, trace)
@@ -172,14 +172,17 @@ class Stream:
         remaining_seconds = self._context.time_remaining()
         caller = self._call.caller._replace(trace=trace)
         try:
-            asked = self._calls.push(request, remaining_seconds, caller, self._places.give_back)
+            asked = self._calls.push(request, remaining_seconds, caller, self._give_back)
         except Exception as error:  # a border: the request is answered with it, the stream goes on
-            self._places.give_back()
+            self._give_back()
             return error
         self._under_way.append(asked)
         if self._ended:
             asked.cancel()
         return asked
+
+    def _give_back(self) -> None:
+        self._places.give_back(self._call.key)
 
     def _answer(self, entry: Entry) -> proto.ModelStreamInferResponse:
         response, pushed, status = proto.ModelStreamInferResponse(), entry.pushed, "OK"

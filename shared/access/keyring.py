@@ -30,6 +30,7 @@ class Keyring:
         # Both at once, or a key that was just revoked could get into the new table.
         self._keys_and_known: tuple[Keys, dict[str, ApiKey]] | None = None
         self._is_on = True
+        self._is_of_one = False
         self._is_lost = False
 
     def find(self, secret: str | None) -> ApiKey | None:
@@ -58,6 +59,11 @@ class Keyring:
         if time.monotonic() - self._read_at > KEYS_SECONDS:
             self._refresh()
         return self._keys_and_known[0] if self._keys_and_known else {}
+
+    @property
+    def is_of_one(self) -> bool:
+        """Tell whether all but one of the keys were revoked, if there were others."""
+        return self._is_of_one
 
     def _refresh(self) -> None:
         """Read the keys anew; where that fails, go on by those of before and have a thread try."""
@@ -90,6 +96,7 @@ class Keyring:
             # A Redis that lost its keys opens nothing, as long as this process knows of them.
             self._required = self._required or bool(keys)
             self._is_on = self._required
+            self._is_of_one = sum(not key.revoked for key in keys.values()) == 1
         self._read_at = time.monotonic()
 
 

@@ -83,9 +83,9 @@ class Courier:
         """The number of requests under way."""
         return len(self._waiting)
 
-    def waiting_on(self, level: int) -> int:
-        """Return how many of them are of a level of priority; looks at each."""
-        return sum(request.push.priority == level for request in list(self._waiting.values()))
+    def waiting_as(self, is_wanted: Callable[[PushArguments], bool]) -> int:
+        """Return how many of them are wanted; looks at each."""
+        return sum(is_wanted(request.push) for request in list(self._waiting.values()))
 
     def carry(self, request: PendingRequest, *, held: bool = False) -> None:
         """Push the request, now or soon; one that is `held` at `release`.

