@@ -1,4 +1,4 @@
-"""What one request costs each component: the figures that docs/scaling.md reckons with.
+"""What one request costs each component, in processor time, commands and bytes.
 
     python -m bench.engine.components [--clients N] [--seconds N] [--rounds N]
 

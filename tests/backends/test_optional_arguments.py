@@ -154,11 +154,11 @@ def test_with_its_provider_a_gpu_is_used_first(monkeypatch: pytest.MonkeyPatch) 
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime.onnxruntime, "get_available_providers", lambda: both)
 
-    assert onnxruntime._providers("cuda:1") == [
-        ("CUDAExecutionProvider", {"device_id": 1}),
+    assert onnxruntime._providers("cuda:1", {"gpu_mem_limit": "9"}) == [
+        ("CUDAExecutionProvider", {"device_id": "1", "gpu_mem_limit": "9"}),
         "CPUExecutionProvider",
     ]
-    assert onnxruntime._providers("cpu") == ["CPUExecutionProvider"]
+    assert onnxruntime._providers("cpu", {}) == ["CPUExecutionProvider"]
 
 
 def test_bf16_is_refused_with_its_reason(onnx_file: Path) -> None:

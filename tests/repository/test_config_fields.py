@@ -21,7 +21,12 @@ from worker.devices import Placement
 from worker.instance.process import load_backend
 from worker.job import InstanceJob
 from worker.repository.config.fields import CONFIG_FIELDS, check_fields, row_of
-from worker.repository.config.parameters import TRITON_PARAMETERS, own_threads, parameter_notes
+from worker.repository.config.parameters import (
+    TRITON_PARAMETERS,
+    cuda_options,
+    own_threads,
+    parameter_notes,
+)
 from worker.repository.model_config import read_config
 from worker.repository.models import read_model
 
@@ -189,6 +194,36 @@ def test_the_page_shows_the_parameters_of_triton_s_backends_as_they_are() -> Non
                        DOCS.read_text(), re.MULTILINE)  # fmt: skip
 
     assert shown == [tuple(each)[:4] for each in TRITON_PARAMETERS]
+
+
+def test_the_options_of_cuda_s_provider_go_by_tritons_numbers() -> None:
+    asked = {
+        "cudnn_conv_algo_search": "1", "arena_extend_strategy": "1",
+        "do_copy_in_default_stream": "0", "gpu_mem_limit": "5",
+    }  # fmt: skip
+
+    assert cuda_options(asked) == {
+        "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested",
+        "do_copy_in_default_stream": "0", "gpu_mem_limit": "5",
+    }  # fmt: skip
+    assert cuda_options({"gpu_mem_limit": "5", "max_gpu_memory_bytes": "7"}) == {
+        "gpu_mem_limit": "7"
+    }
+    assert cuda_options({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("cudnn_conv_algo_search", "3", "cudnn_conv_algo_search 3: expected a number from 0 to 2"),
+        ("arena_extend_strategy", "-1", "arena_extend_strategy -1: expected a number from 0 to 1"),
+        ("do_copy_in_default_stream", "yes", "do_copy_in_default_stream 'yes': expected ints"),
+        ("gpu_mem_limit", "-2", "gpu_mem_limit -2: expected a number of bytes, or 0"),
+    ],
+)
+def test_other_options_of_cuda_s_provider_are_refused(key: str, value: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        parameter_notes("onnxruntime", {key: value})
 
 
 def parameter(key: str, value: str) -> str:

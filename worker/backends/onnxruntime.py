@@ -18,7 +18,7 @@ from worker.backends.preprocessing import PixelArrays
 from worker.devices import NO_PROVIDER, Placement
 from worker.repository.config.description import onnx_tensor
 from worker.repository.config.fitting import check_described
-from worker.repository.config.parameters import MAX_GPU_MEMORY, number
+from worker.repository.config.parameters import cuda_options
 from worker.repository.file_kinds import ORT
 from worker.repository.sniffer import what_is
 
@@ -44,8 +44,7 @@ class OnnxRuntimeBackend:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if what_is(file) == ORT:  # which the runtime knows by the ending alone
             options.add_session_config_entry("session.load_model_format", "ORT")
-        limit = number(spec.parameters, MAX_GPU_MEMORY, "0", int)
-        providers = _providers(placement.device, limit)
+        providers = _providers(placement.device, cuda_options(spec.parameters))
         self._session = open_session(file, options, providers)
         self.on_cpu_since = _why_not_there(placement.device, self._session.get_providers())
         if self.on_cpu_since and wants_gpu(spec):
@@ -157,13 +156,11 @@ def _graph_optimisation(spec: ModelSpec) -> Any:
     return by_level[level]
 
 
-def _providers(device: str, limit_bytes: int = 0) -> list[str | tuple[str, dict[str, int]]]:
+def _providers(device: str, of_cuda: Mapping[str, str]) -> list[str | tuple[str, dict[str, str]]]:
     """Return the providers for `device`, as far as this runtime has them."""
     if not device.startswith("cuda") or CUDA not in onnxruntime.get_available_providers():
         return [CPU]
-    options = {"device_id": int(device.partition(":")[2] or 0)}
-    options |= {"gpu_mem_limit": limit_bytes} if limit_bytes else {}
-    return [(CUDA, options), CPU]
+    return [(CUDA, {"device_id": device.partition(":")[2] or "0", **of_cuda}), CPU]
 
 
 def _why_not_there(device: str, providers: Sequence[str]) -> str:

@@ -34,6 +34,8 @@ class Normaliser:
         self._device = device
         self._dtype = dtype
         self._shape = shape
+        self.channels_last = False
+        """Whether planes first keep the memory of channels last, as the pixels come."""
 
     @classmethod
     def of(cls, spec: ModelSpec, device: torch.device) -> Normaliser | None:
@@ -50,7 +52,8 @@ class Normaliser:
         batch = to_torch(pixels).to(self._device, non_blocking=True)
         batch = batch.to(torch.float32) * self._factor + self._offset
         if self._planes_first:
-            batch = batch.permute(0, 3, 1, 2).contiguous()
+            batch = batch.permute(0, 3, 1, 2)
+            batch = batch if self.channels_last else batch.contiguous()
         if not self._dtype.is_floating_point:
             batch = batch.round()
         batch = batch.to(self._dtype)

@@ -68,7 +68,7 @@ class TorchScriptBackend(TorchBackend):
             )
             for each in module.forward.schema.arguments[1:]
         ]
-        super().__init__(spec, module.forward, arguments, target)
+        super().__init__(spec, module.forward, arguments, target, module)
 
 
 def bring_constants(module: Any, target: torch.device) -> None:

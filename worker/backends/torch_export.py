@@ -46,7 +46,7 @@ class TorchExportBackend(TorchBackend):
             return module(*positional, **keywords)
 
         arguments = [Argument(name, is_tensor=True) for name in names if name]
-        super().__init__(spec, call, arguments, target)
+        super().__init__(spec, call, arguments, target, module)
         self._check_tensors(spec, program)
 
     def _check_tensors(self, spec: ModelSpec, program: Any) -> None:

@@ -17,9 +17,12 @@ from shared.errors import BadModel
 from shared.model_spec import ModelSpec, TensorSpec
 from worker.backends.base import named_outputs, not_an_output
 from worker.backends.preprocessing import Normaliser
-from worker.backends.torch_arrays import output_array, to_torch
+from worker.backends.torch_arrays import output_array, to_torch, torch_type
+from worker.repository.execution import ExecutionPolicy
 
 INDEXED = re.compile(r"__(\d+)$")
+HALVES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PICTURES_DIMS = 4
 
 
 class Argument(NamedTuple):
@@ -50,12 +53,17 @@ class TorchBackend:
         call: Callable[..., Any],
         arguments: Sequence[Argument] | None,
         device: torch.device,
+        module: torch.nn.Module | None = None,
     ) -> None:
         """Match the declared tensors to `arguments`, None when they cannot be known.
 
-        Raises BadModel for an input without an argument, or an argument without an input.
+        `call` is the `module`'s, unless what it calls is none that could be changed. Raises
+        BadModel for an input without an argument, or an argument without an input.
         """
         self._call = call
+        self._module = module
+        self._dtype: torch.dtype | None = None
+        self._channels_last = False
         self._device = device
         self._on_cpu = device.type == "cpu"
         names = [tensor.name for tensor in spec.inputs]
@@ -89,6 +97,26 @@ class TorchBackend:
                 return self._forward(inputs, pixels)
         return self._forward(inputs, pixels)
 
+    def execute_by(self, policy: ExecutionPolicy) -> None:
+        """Compute in another precision or memory layout from now on, outputs as declared.
+
+        Raises BadModel where that cannot be, and whatever the module raises when it is changed.
+        """
+        if self._module is None:
+            raise BadModel(f"{policy}: machine code computes as it was compiled")
+        if policy.precision:
+            has_tf32 = policy.precision == "tf32"
+            torch.set_float32_matmul_precision("high" if has_tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = has_tf32
+        if dtype := HALVES.get(policy.precision):
+            self._module.to(dtype)
+            self._dtype = dtype
+        if policy.layout == "channels_last":
+            self._module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._channels_last = True
+            if self._normaliser is not None:
+                self._normaliser.channels_last = True
+
     def watch(self, see: Callable[[Any], None]) -> None:
         """Show `see` each answer of the model as it comes, before its outputs are named."""
         call = self._call
@@ -115,7 +143,10 @@ class TorchBackend:
             found: dict[str, Any] = {self._outputs[0]: answer}
         else:
             found = named_outputs(answer, self._outputs)
-        return {name: _array(value, self._declared[name]) for name, value in found.items()}
+        return {name: self._output(value, self._declared[name]) for name, value in found.items()}
+
+    def _output(self, value: Any, declared: TensorSpec) -> Array:
+        return _array(value if self._dtype is None else _as_declared(value, declared), declared)
 
     def _keywords(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments by name: of absent inputs None, unless there is a default."""
@@ -129,11 +160,27 @@ class TorchBackend:
         """Return an input as a tensor on the model's device, pictures normalised, texts as str."""
         if is_pixels:
             assert self._normaliser is not None, "pixels are made for image models only"
-            return self._normaliser(array)
+            return self._changed(self._normaliser(array))
         if array.dtype.hasobject:
             return [text.decode() for text in array.ravel()]
         tensor = to_torch(array)
-        return tensor if self._on_cpu else tensor.to(self._device, non_blocking=True)
+        return self._changed(tensor if self._on_cpu else tensor.to(self._device, non_blocking=True))
+
+    def _changed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return an input as the module takes it by its policy."""
+        if self._dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(self._dtype)
+        if self._channels_last and tensor.dim() == PICTURES_DIMS:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return tensor
+
+
+def _as_declared(value: Any, declared: TensorSpec) -> Any:
+    """Return floating point numbers in the declared datatype, whatever they were computed in."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return value
+    wanted = torch_type(declared.datatype) if declared.datatype != "BYTES" else value.dtype
+    return value.to(wanted) if wanted.is_floating_point else value
 
 
 def _array(value: Any, declared: TensorSpec) -> Array:

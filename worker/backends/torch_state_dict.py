@@ -40,7 +40,7 @@ class StateDictBackend(TorchBackend):
         """Make the module and load `file` into it; raises BadModel or the module's own errors."""
         target = torch.device(device)
         module = filled_module(spec, file).to(target)
-        super().__init__(spec, module, arguments_of(module), target)
+        super().__init__(spec, module, arguments_of(module), target, module)
 
 
 class TorchPickleBackend(TorchBackend):
@@ -50,7 +50,7 @@ class TorchPickleBackend(TorchBackend):
         """Load `file`, which runs the code in it; raises BadModel or any error of that code."""
         target = torch.device(device)
         module = load_module(file).eval().to(target)
-        super().__init__(spec, module, arguments_of(module), target)
+        super().__init__(spec, module, arguments_of(module), target, module)
 
 
 def load_module(file: Path) -> torch.nn.Module:

@@ -37,6 +37,7 @@ from worker.ensembles.process import run_ensemble
 from worker.instance.batch import answer_batch
 from worker.instance.determinism import CHECKED, Make, padding_effect, unsteadiness
 from worker.instance.each import answers_each
+from worker.instance.execution.policy import Execution
 from worker.instance.health.device_probe import (
     DeviceLost,
     Probe,
@@ -54,7 +55,7 @@ from worker.instance.other_models import OtherModels
 from worker.instance.out_of_memory import PiecewiseBackend
 from worker.instance.outputs import fitted_outputs
 from worker.instance.passes.costs import PassCosts, Sharing
-from worker.instance.tensor_adapter import adapted, backend_spec
+from worker.instance.tensor_adapter import backend_spec
 from worker.instance.warmup import MadeUpPasses, run_samples, run_sizes, sample_rows, warm_up
 from worker.job import DEVICE_IS_LOST, LOST, MAX_SUSPECTS, InstanceJob
 from worker.logs import configure_logging, follow_level
@@ -242,14 +243,15 @@ def warm_backend(
     with sound(probe):
         own = _own_backend(job)
         probe = no_device if why_on_cpu(own) else probe_of(own, probe)
-    backend = adapted(own, job.spec)
+    execution = Execution.of(job.backend, job.spec, own)
+    backend = execution.backend
     if job.spec.batched and not answers_each(backend):
         backend = PiecewiseBackend(backend, job.spec, meter)
     # subtle: as it will serve. A script that a Python model ran with gradients refuses to without.
     with sound(probe), torch.inference_mode():
         run_samples(job.spec, backend, job.warmup)
         loaded()
-        warm = _warmed(job, backend, meter, probe)
+        warm = _warmed(job, backend, meter, probe, execution)
     meter.memory_bytes = memory.taken(free_bytes)
     return _placed(warm, job, why_on_cpu(own))
 
@@ -263,18 +265,22 @@ def _placed(warm: WarmBackend, job: InstanceJob, on_cpu: str) -> WarmBackend:
     return warm._replace(note=note, device="cpu" if on_cpu else "")
 
 
-def _warmed(job: InstanceJob, backend: Backend, meter: Meter, probe: Probe) -> WarmBackend:
+def _warmed(
+    job: InstanceJob, backend: Backend, meter: Meter, probe: Probe, execution: Execution
+) -> WarmBackend:
     """Return a loaded model once it is warmed up with what is made up, and looked at."""
     pixels = frozenset({job.spec.image.input} if job.spec.image and not job.warmup else ())
     if job.cold:
+        notes = [f"served cold: {job.cold}", execution.begin_unchecked()]
         health = _self_check(job, backend, pixels, probe, meter)
-        return WarmBackend(backend, health, _noted(job, f"served cold: {job.cold}"))
+        return WarmBackend(backend, health, _noted(job, *filter(None, notes)))
     passes = MadeUpPasses(job.spec, backend, pixels, meter, probe)
     cold, makes = _warm(job, passes, meter)
     unsteady = unsteadiness(job.spec, job.backend, passes, makes)
     padded = "" if answers_each(backend) else padding_effect(job.spec, passes, makes)
+    unchecked = execution.begin(passes, makes)
     passes.end()
-    notes = [cold and f"served cold: {cold}", unsteady, padded]
+    notes = [cold and f"served cold: {cold}", unsteady, padded, unchecked]
     health = _self_check(job, backend, pixels, probe, meter, makes)
     note = _noted(job, *filter(None, notes))
     return WarmBackend(backend, health, note, one_length=bool(padded))
@@ -332,7 +338,9 @@ def _noted(job: InstanceJob, *notes: str) -> str:
 
 def load_backend(job: InstanceJob) -> Backend:
     """Load the model's file with its backend; raises the framework's own errors."""
-    return adapted(_own_backend(job), job.spec)
+    execution = Execution.of(job.backend, job.spec, _own_backend(job))
+    execution.begin_unchecked()
+    return execution.backend
 
 
 def _own_backend(job: InstanceJob) -> Backend:

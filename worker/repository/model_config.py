@@ -32,6 +32,7 @@ from worker.repository.config.tensors import check_tensors, read_tensor, take_ma
 from worker.repository.config.text import vocabulary_sizes
 from worker.repository.config.versions import VersionPolicy, read_version_policy
 from worker.repository.config.warmup import WarmupSample, read_warmup
+from worker.repository.execution import execution_policy
 from worker.repository.file_kinds import MISSING, RUN_CODE
 from worker.repository.overrides import check_same_file, overridden
 from worker.repository.text_file import read_text
@@ -150,6 +151,7 @@ def _config(message: Any, directory: Path, version: str, trusted: Collection[str
     _check_activation(spec)
     vocabulary_sizes(spec)  # raises for what cannot be
     notes += parameter_notes(found.triton_backend, parameters)
+    execution_policy(found.triton_backend, parameters, message.max_batch_size)  # raises likewise
     if message.optimization.HasField("graph") and found.backend != "onnxruntime":
         notes.append("optimization.graph has no effect: only ONNX graphs are optimised on loading")
     return ModelConfig(

@@ -33,6 +33,7 @@ class TritonParameter(NamedTuple):
 
 ON, OFF = ("true", "1", "yes"), ("false", "0", "no")
 SPEED_OR_MEMORY = "speed or memory is the framework's own, answers are the same"
+ON_CUDA = "an option of ONNX Runtime's CUDA provider"
 SESSION = "the session has one thread between operators, and ONNX Runtime's own memory"
 TRITON_PARAMETERS = (
     TritonParameter(
@@ -75,10 +76,10 @@ TRITON_PARAMETERS = (
     TritonParameter("onnxruntime", "execution_mode", NO_EFFECT, SESSION, OFF),
     TritonParameter("onnxruntime", "enable_mem_arena", NO_EFFECT, SESSION, ON),
     TritonParameter("onnxruntime", "enable_mem_pattern", NO_EFFECT, SESSION, ON),
-    TritonParameter("onnxruntime", "cudnn_conv_algo_search", NO_EFFECT, SPEED_OR_MEMORY),
-    TritonParameter("onnxruntime", "gpu_mem_limit", NO_EFFECT, SPEED_OR_MEMORY),
-    TritonParameter("onnxruntime", "arena_extend_strategy", NO_EFFECT, SPEED_OR_MEMORY),
-    TritonParameter("onnxruntime", "do_copy_in_default_stream", NO_EFFECT, SPEED_OR_MEMORY),
+    TritonParameter("onnxruntime", "cudnn_conv_algo_search", HONOURED, ON_CUDA),
+    TritonParameter("onnxruntime", "gpu_mem_limit", HONOURED, ON_CUDA),
+    TritonParameter("onnxruntime", "arena_extend_strategy", HONOURED, ON_CUDA),
+    TritonParameter("onnxruntime", "do_copy_in_default_stream", HONOURED, ON_CUDA),
 )  # fmt: skip
 """A model's own code may read any parameter besides."""
 _TABLE = {(each.backend, each.key): each for each in TRITON_PARAMETERS}
@@ -92,6 +93,14 @@ DRIFT, DRIFTS = "drift", ("on", "off")
 """Ferry's own: whether rows and answers are counted, where there is a reference for them."""
 SAMPLE_BYTES, SAMPLE_CLEAR, SAMPLE_REDACT = "sample_bytes", "sample_clear", "sample_redact"
 """Ferry's own: how much of what is asked is kept on disk, and what of it is written as it is."""
+CUDA_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
+    "arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
+    "do_copy_in_default_stream": ("0", "1"),
+}
+"""What Triton's numbers from 0 on are called in ONNX Runtime. Source: the README of Triton's
+onnxruntime_backend, and https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+"""
 THREADS = ("INTRA_OP_THREAD_COUNT", "NUM_THREADS", "intra_op_thread_count")
 
 
@@ -111,6 +120,8 @@ def parameter_notes(backend: str, parameters: Mapping[str, str]) -> list[str]:
         elif row.treatment == NO_EFFECT and value.strip().lower() not in row.usual:
             notes.append(f"parameters[{key}] {value!r} has no effect: {row.said}")
     own_threads(backend, parameters)
+    if backend == "onnxruntime":
+        cuda_options(parameters)
     if number(parameters, MAX_GPU_MEMORY, "0", int) < 0:
         raise ValueError(f"{MAX_GPU_MEMORY}: expected a number of bytes, or 0")
     if number(parameters, ELEMENTS_PARAMETER, "1", int) < 1:
@@ -158,6 +169,23 @@ def sample_wish(parameters: Mapping[str, str]) -> SampleWish:
         for key in (SAMPLE_CLEAR, SAMPLE_REDACT)
     )
     return SampleWish(max_bytes, clear, redacted)
+
+
+def cuda_options(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the options of ONNX Runtime's CUDA provider in a config; raises ValueError."""
+    found = {}
+    for key, words in CUDA_OPTIONS.items():
+        if key in parameters:
+            at = number(parameters, key, "0", int)
+            if not 0 <= at < len(words):
+                raise ValueError(f"{key} {at}: expected a number from 0 to {len(words) - 1}")
+            found[key] = words[at]
+    limits = [number(parameters, key, "0", int) for key in (MAX_GPU_MEMORY, "gpu_mem_limit")]
+    if min(limits) < 0:
+        raise ValueError(f"gpu_mem_limit {min(limits)}: expected a number of bytes, or 0")
+    if limit := limits[0] or limits[1]:
+        found["gpu_mem_limit"] = str(limit)
+    return found
 
 
 def own_threads(backend: str, parameters: Mapping[str, str]) -> int:
