@@ -21,10 +21,13 @@ from shared.jobs.places import files_fault
 from shared.jobs.rq_job import TableJob
 from shared.settings import NO_TELEMETRY, Settings, start
 from shared.wire.client import connect
+from shared.wire.outage import Outage
+from shared.wire.server_check import check_server
 
 log = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 1.0
+RQ_SAYS_AGAIN = "Worker %s: could not connect to Redis instance"
 BACK_SECONDS = 600.0
 """How long a job that is done waits for a Redis that is away, to say so."""
 
@@ -33,39 +36,57 @@ class JobFailed(Exception):
     """A job failed; the reason is written down already."""
 
 
+class _Once(logging.Filter):
+    """Tells of an outage once for each cause, where rq does at each try."""
+
+    def __init__(self, outage: Outage) -> None:
+        super().__init__()
+        self._outage = outage
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.msg.startswith(RQ_SAYS_AGAIN):
+            return True
+        assert isinstance(record.args, tuple)
+        error = record.args[1]
+        assert isinstance(error, RedisError)
+        self._outage.note(error, "the jobs worker tries again")
+        return False
+
+
 def main() -> int:
-    """Run jobs until told to stop; 2 for a bad setting."""
+    """Run jobs until told to stop; 2 for a bad setting or server."""
     try:
         settings = start(os.environ)
+        if not settings.jobs:
+            raise BadSetting("FERRY_JOBS is 0")
+        if fault := files_fault(settings):
+            raise BadSetting(fault)
+        check_server(settings)
     except BadSetting as error:
         print(f"jobs: {error}", file=sys.stderr)
         return 2
-    if not settings.jobs:
-        print("jobs: FERRY_JOBS is 0", file=sys.stderr)
-        return 2
-    if fault := files_fault(settings):
-        print(f"jobs: {fault}", file=sys.stderr)
-        return 2
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault(*NO_TELEMETRY)
+    outage = Outage(log)
     logging.getLogger("rq.worker").setLevel(logging.WARNING)
-    while not _worked(settings):
+    logging.getLogger("rq.worker").addFilter(_Once(outage))
+    while not _worked(settings, outage):
         time.sleep(AGAIN_SECONDS)
     return 0
 
 
-def _worked(settings: Settings) -> bool:
+def _worked(settings: Settings, outage: Outage) -> bool:
     """Work until told to stop, or until Redis goes; tell whether it was told to."""
     try:
         client = connect(settings.redis_url, settings.key_prefix)
-        worker = JobsWorker(client, settings, partial(perform, settings, dict(os.environ)))
+        worker = JobsWorker(client, settings, partial(perform, settings, dict(os.environ)), outage)
         log.info("jobs worker %s waits for jobs", worker.name)
         worker.work(logging_level="WARNING")
         return worker.asked_to_stop
     except StopRequested:
         return True
     except (RedisError, RedisUnavailable) as error:
-        log.warning("jobs worker: %s; it tries again", error)
+        outage.note(error, "the jobs worker tries again")
         return False
 
 

@@ -26,6 +26,7 @@ from api.access.guard import Guard
 from shared.errors import BadSetting, FerryError, MethodNotAllowed, Unauthorized
 from shared.settings import Settings, start
 from shared.wire.client import connect, public_url
+from shared.wire.server_check import check_server
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
@@ -39,12 +40,13 @@ CHANGED_BY_GET = "/requeue/"
 
 
 def main() -> int:
-    """Serve the dashboard until told to stop; 2 for a bad setting."""
+    """Serve the dashboard until told to stop; 2 for a bad setting or server."""
     parser = argparse.ArgumentParser(prog="jobs.dashboard")
     parser.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="[127.0.0.1]")
     options = parser.parse_args()
     try:
         settings = start(os.environ)
+        check_server(settings)
     except BadSetting as error:
         print(f"dashboard: {error}", file=sys.stderr)
         return 2

@@ -38,6 +38,7 @@ from shared.jobs.rq_job import JobsQueue, TableJob
 from shared.jobs.store import KILLED, JobStore, mark_cancelled
 from shared.parent_death import die_with_parent_process
 from shared.settings import Settings
+from shared.wire.outage import Outage
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,9 @@ class JobsWorker(Worker):  # type: ignore[misc]
     max_connection_wait_time = 2.0
     log_job_description = False
 
-    def __init__(self, client: Redis, settings: Settings, perform: Perform) -> None:
-        """Work on the queue under the settings' key prefix."""
+    def __init__(self, client: Redis, settings: Settings, perform: Perform, outage: Outage) -> None:
+        """Work on the queue under the settings' key prefix; an `outage` ends when Redis is seen."""
+        self._outage = outage
         self._settings, self._perform, self._keys = settings, perform, JobKeys(settings.key_prefix)
         self._keep_seconds = int(settings.job_keep_seconds)
         self._cancel_seen: float | None = None
@@ -113,6 +115,7 @@ class JobsWorker(Worker):  # type: ignore[misc]
             self._swept = time.monotonic()
             JobStore(self.connection, self._settings).sweep()
         self.last_cleaned_at = now()
+        self._outage.end()
 
     def _put_back(self, queue: JobsQueue) -> None:
         """Put ids back that a worker took off the queue and died before it said so.

@@ -12,6 +12,7 @@ import redis
 
 from shared.errors import FerryError, RedisUnavailable
 from shared.wire.client import asking
+from shared.wire.outage import Outage
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Counts:
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._counting = Lock()
         self._is_writing = False
+        self._outage = Outage(log)
 
     def add(self, *words: str) -> None:
         """Count one more of these words, none of which but the last has a colon."""
@@ -59,7 +61,9 @@ class Counts:
         try:
             self._write()
         except FerryError as error:
-            log.warning("%s is written later: %s", self._key, error)
+            self._outage.note(error, f"{self._key} is written later")
+        else:
+            self._outage.end()
 
     def _write(self) -> None:
         with self._counting:

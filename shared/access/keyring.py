@@ -76,7 +76,7 @@ class Keyring:
             except (BadSetting, FerryError) as error:
                 if self._keys_and_known is None:
                     raise
-                log.error("the keys as last read go on counting: %s", error)
+                log.error("the keys as last read go on counting: %s", error.__cause__ or error)
                 self._is_lost = True
                 Thread(target=self._seek, name="ferry-keys", daemon=True).start()
 

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 from shared.courier.pending import PendingRequest, PushArguments
 from shared.errors import FerryError, QueueFull, VersionRetired
 from shared.wire.client import NotTheMaster, unavailable
+from shared.wire.outage import Outage
 from shared.wire.packing import Command
 from shared.wire.wire import Wire
 
@@ -67,6 +68,7 @@ class Sender:
         self._sending_token = deque([None])
         self._more = Event()
         self._generation = 0
+        self._outage = Outage(log)
 
     @property
     def is_idle(self) -> bool:
@@ -210,6 +212,7 @@ class Sender:
                 self._refuse(request, unavailable(error))
 
     def _note(self, requests: list[PendingRequest], statuses: list[bytes]) -> None:
+        self._outage.end()
         for request, status in zip(requests, statuses, strict=True):
             if status.startswith(b"full") and request.accepted:  # it was, and came again
                 self.to_retry.append(request)
@@ -225,6 +228,6 @@ class Sender:
         # What was sent may be stored: it is pushed again until Redis says something of it.
         self.to_retry += [request for request in requests if request.sent]
         if refused:
-            log.warning("%d requests cannot be pushed, Redis fails: %s", len(refused), error)
+            self._outage.note(error, "requests are refused, each next one is tried")
         for request in refused:
             self._refuse(request, unavailable(error))

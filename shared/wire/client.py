@@ -17,7 +17,7 @@ from redis.connection import (
     SSLConnection,
     UnixDomainSocketConnection,
 )
-from redis.exceptions import BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
@@ -25,6 +25,7 @@ from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedS
 from shared.errors import RedisUnavailable
 from shared.redis_urls import RedisUrl
 from shared.wire.cluster import MOVED, SlotMaster
+from shared.wire.tls import TlsFailed, explaining
 
 CONNECT_TIMEOUT_SECONDS = 0.4
 COMMAND_TIMEOUT_SECONDS = 3.0
@@ -70,7 +71,7 @@ def connect(redis_url: str, key_prefix: str = "") -> redis.Redis:
         options |= {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
         if url.service:
             return _watched(url, options)
-        kind = SSLConnection if url.tls else Connection
+        kind = explaining(SSLConnection) if url.tls else Connection
         if url.cluster:
             asked = {name: value for name, value in options.items() if name != "max_connections"}
             asked["socket_timeout"] = DISCOVERY_TIMEOUT_SECONDS
@@ -83,7 +84,9 @@ def connect(redis_url: str, key_prefix: str = "") -> redis.Redis:
 
 def _watched(url: RedisUrl, options: dict[str, Any]) -> redis.Redis:
     """Return a client of the master that Sentinels name."""
-    kind: Any = SentinelManagedSSLConnection if url.tls else SentinelManagedConnection
+    kind: Any = SentinelManagedConnection
+    if url.tls:
+        kind = explaining(SentinelManagedSSLConnection)
     asked: dict[str, Any] = {
         "socket_timeout": DISCOVERY_TIMEOUT_SECONDS,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -188,7 +191,9 @@ def unavailable(error: RedisError) -> RedisUnavailable:
     """Return the error for a client when Redis fails: why, and nothing about our network."""
     if isinstance(error, BusyLoadingError):
         return RedisUnavailable("Redis is loading its data")
-    if isinstance(error, ResponseError | NotTheMaster):
+    if isinstance(error, TlsFailed):
+        return RedisUnavailable("cannot reach Redis: TLS fails")
+    if isinstance(error, ResponseError | NotTheMaster | AuthenticationError):
         # redis-py takes the code off some replies.
         reason = re.sub("^[A-Z]+ ", "", without_place(str(error)))
         return RedisUnavailable(f"Redis refuses the request: {reason}")

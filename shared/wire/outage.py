@@ -10,6 +10,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from shared.errors import RedisUnavailable
 from shared.wire.client import without_place
+from shared.wire.tls import TlsFailed
 
 RETRY_SECONDS = 0.1
 """The time until a Redis that failed is tried again."""
@@ -27,12 +28,13 @@ PASSING = frozenset(
 def lasts(error: Exception) -> bool:
     """Tell whether a failure stays until somebody mends something: Redis answers, and refuses.
 
-    So it is with an unknown command, an error in a script, a missing permission, a wrong password.
+    So it is with an unknown command, an error in a script, a missing permission, a wrong password,
+    a certificate that is not trusted.
     """
     if isinstance(error, RedisUnavailable):
         cause = error.__cause__
         return isinstance(cause, RedisError) and lasts(cause)
-    if isinstance(error, AuthenticationError):
+    if isinstance(error, AuthenticationError | TlsFailed):
         return True
     return isinstance(error, ResponseError) and _code(error) not in PASSING
 
@@ -72,8 +74,8 @@ class Outage:
             self._told.add(cause)
             if lasts(error):
                 self._log.error(
-                    "Redis refuses what is asked, and waiting will not help: %s; %s every %.0f s",
-                    cause, goes_on, pause,
+                    "Redis refuses what is asked, and waiting will not help: %s; %s",
+                    cause.rstrip("."), goes_on,
                 )  # fmt: skip
             else:
                 self._log.warning("Redis fails, %s: %s", goes_on, cause)

@@ -16,6 +16,7 @@ from shared.wire.cluster import NoCluster
 from shared.wire.outage import lasts
 from shared.wire.packing import Command
 from shared.wire.scripts import script_digest, script_text
+from shared.wire.tls import TlsFailed, speaks_plainly, speaks_tls
 from shared.wire.wire import NO_REPLY, Wire, open_wire
 
 OLDEST = (6, 2)
@@ -38,14 +39,32 @@ def check_server(settings: Settings) -> list[str]:
         _probe(server, open_wire(client), settings)
     except (AuthenticationError, NoCluster) as error:
         raise BadSetting(f"REDIS_URL: {public_url(settings.redis_url)} says: {error}") from error
+    except TlsFailed as error:
+        _check_tls(settings.redis_url)
+        raise BadSetting(f"REDIS_URL: {public_url(settings.redis_url)}: {error}") from error
     except InvalidResponse as error:
         where = public_url(settings.redis_url)
         raise BadSetting(f"REDIS_URL: what answers at {where} is no Redis: {error}") from error
     except RedisError:
+        _check_tls(settings.redis_url)
         return []
     finally:
         client.close()
     return warnings
+
+
+def _check_tls(redis_url: str) -> None:
+    """Raise BadSetting where TLS is asked of a server without, or a server with TLS is not."""
+    url = RedisUrl.of(redis_url)
+    if len(url.hosts) != 1 or url.service or url.cluster:
+        return
+    if url.tls and speaks_plainly(*url.hosts[0]):
+        advice = "speaks no TLS: name its port for TLS, or begin with redis://"
+    elif not url.tls and speaks_tls(*url.hosts[0]):
+        advice = "speaks TLS: begin with rediss://"
+    else:
+        return
+    raise BadSetting(f"REDIS_URL: what listens at {public_url(redis_url)} {advice}")
 
 
 def _introduction(client: redis.Redis) -> dict[str, Any]:

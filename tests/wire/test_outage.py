@@ -114,7 +114,7 @@ def test_each_cause_is_told_once_and_the_end_once(caplog: pytest.LogCaptureFixtu
         (
             "ERROR",
             "Redis refuses what is asked, and waiting will not help: ERR unknown command 'LPOS'; "
-            "trying again every 5 s",
+            "trying again",
         ),
         ("INFO", "Redis is back"),
         ("WARNING", "Redis fails, trying again: it is away"),

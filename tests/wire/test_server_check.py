@@ -29,6 +29,8 @@ ENTRIES = {
     "worker": [sys.executable, "-m", "worker"],
     "grpc": [sys.executable, "-m", "api.rpc"],
     "api": [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "api.wsgi:app"],
+    "jobs": [sys.executable, "-m", "jobs"],
+    "dashboard": [sys.executable, "-m", "jobs.dashboard"],
     "ferry up": [sys.executable, "-m", "ferry", "up"],
 }
 
