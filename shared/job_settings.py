@@ -59,6 +59,7 @@ class JobSettings:
     job_nice: int = setting(
         10,
         "FERRY_JOB_NICE",
-        "how far jobs stand back behind the models' instances: 0 not at all, 19 most",
+        "how far jobs and `ferry predict` stand back behind the models' instances: 0 not at all, "
+        "19 most",
         check.whole(0, 19),
     )

@@ -63,6 +63,7 @@ def predict(environ: Mapping[str, str], bulk: Bulk) -> int:
     predict_all = import_module("jobs.bulk.bulk").predict
     redis_to_inspect = import_module("ferry.commands.inspect_redis").redis_to_inspect
     with redis_to_inspect(environ) as (settings, client), _bar(bulk.name) as told:
+        os.nice(settings.job_nice)  # on a full machine the model's instances go first
         try:
             done: Progress = predict_all(bulk, client, settings, told)
         except OSError as error:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from shared.messages import InferRequest, Timings
 from shared.ticket import TICKET
 
+BATCHES_BETWEEN_BULK = 19
+"""So many batches of an instance without a row of bulk, and bulk goes first, if any waits."""
 MAX_RESULT_BYTES = 256 * 2**20
 """Of one encoded result: Redis hangs up on an argument above half a gigabyte."""
 

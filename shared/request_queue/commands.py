@@ -158,11 +158,19 @@ def cancel_command(
     )  # fmt: skip
 
 
-def claim_command(end: InstanceEnd, max_rows: int, max_delay_seconds: float) -> tuple[Any, ...]:
-    """Return the command that claims a batch; it replies as `claim.lua` says."""
+def claim_command(
+    end: InstanceEnd, max_rows: int, max_delay_seconds: float, bulk_first: bool
+) -> tuple[Any, ...]:
+    """Return the command that claims a batch; it replies as `claim.lua` says.
+
+    Bulk is served behind all levels, or with `bulk_first` before them.
+    """
     keys, batching = end.keys, end.batching
     waiting = keys.with_bulk
     lists = waiting.lists if batching.has_policies else waiting.queues
+    if bulk_first:
+        bulk = len(lists) - len(lists) // waiting.levels
+        lists = lists[bulk:] + lists[:bulk]
     # Sizes are preferred while a batch may wait for company. Without a delay it does not, and the
     # largest of them is the most that leaves together.
     preferred = batching.preferred_sizes if max_delay_seconds else ()

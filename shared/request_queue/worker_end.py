@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from redis.exceptions import RedisError, ResponseError
 
-from shared.request_queue.claimed import Claimed, EncodedResults
+from shared.request_queue.claimed import BATCHES_BETWEEN_BULK, Claimed, EncodedResults
 from shared.request_queue.commands import claim_command, publisher, recover_command
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import NO_LOSS, Batching, CacheLimits, InstanceEnd, Loss
@@ -62,7 +62,8 @@ class WorkQueue:
         self._is_idle = False
         self._client_id = self._connection = 0
         self._publish = publisher(self._end)
-        self._claims: dict[tuple[int, float], PackedCommand] = {}  # fast: each packed once
+        self._claims: dict[tuple[int, float, bool], PackedCommand] = {}  # fast: each packed once
+        self._batches_since_bulk = 0
         self._stale = keys.answers if keys.cache else []
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
@@ -160,10 +161,10 @@ class WorkQueue:
             log.debug("a lost wait ends by itself, Redis does not end it: %s", error)
 
     def _claim(self, max_rows: int, max_delay_seconds: float) -> PackedCommand:
-        found = self._claims.get((max_rows, max_delay_seconds))
+        claim = max_rows, max_delay_seconds, self._batches_since_bulk >= BATCHES_BETWEEN_BULK
+        found = self._claims.get(claim)
         if found is None:
-            found = PackedCommand.of(*claim_command(self._end, max_rows, max_delay_seconds))
-            self._claims[max_rows, max_delay_seconds] = found
+            found = self._claims[claim] = PackedCommand.of(*claim_command(self._end, *claim))
         return found
 
     def _wait_and_claim(
@@ -215,6 +216,9 @@ class WorkQueue:
         self._is_idle = not batch and wait < 0
         if not self._is_idle:
             self._busy_at = time.monotonic()
+        if batch:
+            has_bulk = max(batch[0].level, batch[-1].level) > self._keys.levels
+            self._batches_since_bulk = 0 if has_bulk else self._batches_since_bulk + 1
         return batch, wait / 1e6, now < 0
 
 
