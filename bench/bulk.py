@@ -1,12 +1,12 @@
 """Bulk prediction beside the bare model's speed, and what a single request waits for meanwhile.
 
-    python -m bench.bulk [MODEL] [--rows N] [--rounds N]
+    python -m bench.bulk [MODEL | --device SECONDS] [--rows N] [--rounds N]
     python -m bench.bulk --embeddings [--device SECONDS] [--rounds N]
 
-Each round measures the bare batched forward pass in a process of its own, then `ferry predict`'s
-function over a file of rows, then single requests alone and beside such a job. With `--embeddings`
-a round is single texts alone, and beside requests for 2,048 embeddings, one after the other. With
-a `--device` every batch takes so long, whatever else the machine does.
+Each round measures the bare batched forward pass and what `ferry predict` does over a file of rows,
+in turn and each in a process of its own, then single requests alone and beside such a job. With
+`--embeddings` a round is single texts alone, and beside requests for 2,048 embeddings, one after
+the other. With a `--device` every batch takes so long, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
@@ -26,13 +27,11 @@ from threading import Event, Thread, Timer
 from typing import NamedTuple
 
 from bench.limits import bare_limits
-from bench.measurements import Measurement
-from bench.scenarios import SCENARIOS, SENTENCE
+from bench.processes import Child, running
+from bench.scenarios import SCENARIOS, SENTENCE, Scenario
 from bench.servers import whole
 from bench.single_requests import Request, ask
-from jobs.bulk.bulk import Bulk, Progress, predict
 from shared.settings import Settings
-from shared.wire.client import connect
 
 EMBEDDER = "sentences"
 BATCH_ROWS = 32
@@ -58,29 +57,30 @@ MOST_BATCHES, MOST_BATCHES_BESIDE_MANY = 1.0, 2.0
 MANY_TEXTS = 2048
 MANY_SECONDS = 30.0
 """So long requests for many embeddings follow each other, and the last of them is waited for."""
-FORWARD_SECONDS = 6.0
-ASKED_ALONE_SECONDS = 8.0
-
-Limits = Mapping[str, Callable[[float], Measurement]]
+FORWARD_SECONDS = 4.0
+TURNS = 3
+"""So often a round measures the bare model and a job in turn: the machine's speed varies."""
+ASKED_SECONDS = 15.0
+JOB_SECONDS = 600.0
 
 
 class Round(NamedTuple):
-    """Rows a second, and milliseconds of single requests: median and 99th percentile."""
+    """Rows a second, and milliseconds of each single request."""
 
     bare: float
     bulk: float
-    alone_ms: tuple[float, float]
-    beside_ms: tuple[float, float]
+    alone_ms: list[float]
+    beside_ms: list[float]
 
     @property
     def batches_longer(self) -> float:
         """Return by how many bare batches the 99th percentile is longer beside a job."""
         batch_ms = 1000 * BATCH_ROWS / self.bare
-        return (self.beside_ms[1] - self.alone_ms[1]) / batch_ms
+        return (percentiles(self.beside_ms)[1] - percentiles(self.alone_ms)[1]) / batch_ms
 
 
 class EmbeddingRound(NamedTuple):
-    """Texts a second, milliseconds of a full batch's forward pass, and single texts as in Round."""
+    """Texts a second, milliseconds of a full batch's pass, and of single texts: median and p99."""
 
     per_second: float
     batch_ms: float
@@ -109,23 +109,59 @@ def main(arguments: Sequence[str]) -> int:
     settings = Settings.from_env(os.environ)
     with TemporaryDirectory(prefix="ferry-bench-") as name:
         directory = Path(name)
+        model = EMBEDDER if options.embeddings or options.device else options.model
+        if options.device:
+            settings = replace(settings, models=write_device(directory, options.device))
         if options.embeddings:
-            if options.device:
-                settings = replace(settings, models=write_device(directory, options.device))
-            with whole(EMBEDDER, settings, directory) as served:
-                rounds = [measure_embeddings(served.port) for _ in range(options.rounds)]
-            return show_embeddings(rounds)
-        rows = write_rows(options.model, directory, options.rows)
-        pictures = SCENARIOS[options.model].pictures
+            with whole(model, settings, directory) as served:
+                embedded = [measure_embeddings(served.port) for _ in range(options.rounds)]
+            return show_embeddings(embedded)
+        scenario = SCENARIOS.get(model) or replace(SCENARIOS["sentiment"], path=f"/predict/{model}")
+        rows = write_rows(scenario, directory, options.rows)
         with (
-            whole(options.model, settings, directory) as served,
-            bare_limits(options.model, served.models, directory, pictures=pictures) as limits,
+            whole(model, settings, directory) as served,
+            bare_speed(model, served, directory, options.device) as bare,
+            running_jobs(model, served, rows, directory) as run_job,
         ):
-            measured = [
-                measure(options.model, served, rows, directory, limits)
-                for _ in range(options.rounds)
-            ]
+            request = Request(
+                served.port, scenario.path, "POST", scenario.content_type, scenario.body()
+            )
+            measured = [measure(request, bare, run_job) for _ in range(options.rounds)]
     return show(measured)
+
+
+@contextmanager
+def bare_speed(
+    model: str, served: Settings, directory: Path, device_seconds: float | None
+) -> Iterator[Callable[[], float]]:
+    """Yield what returns the bare model's rows a second: of several limits the highest."""
+    if device_seconds:
+        yield lambda: BATCH_ROWS / device_seconds
+        return
+    pictures = SCENARIOS[model].pictures
+    with bare_limits(model, served.models, directory, pictures=pictures) as limits:
+        yield lambda: max(limit(FORWARD_SECONDS).per_second for limit in limits.values())
+
+
+@contextmanager
+def running_jobs(
+    model: str, served: Settings, rows: Path, directory: Path
+) -> Iterator[Callable[[], float]]:
+    """Yield what runs one job, and returns its rows a second."""
+    log_file = directory / "job.log"
+    command = [
+        sys.executable, "-m", "bench.children.bulk_job", served.redis_url, model, str(rows),
+        str(directory / "answers.ndjson"),
+    ]  # fmt: skip
+    with running(command, os.environ, log_file, piped=True) as process:
+        child = Child(process, log_file)
+        child.answer(JOB_SECONDS)
+
+        def run_job() -> float:
+            child.tell("job")
+            return float(child.answer(JOB_SECONDS))
+
+        yield run_job
 
 
 def write_device(directory: Path, seconds: float) -> str:
@@ -137,9 +173,8 @@ def write_device(directory: Path, seconds: float) -> str:
     return str(model.parent)
 
 
-def write_rows(model: str, directory: Path, count: int) -> Path:
-    """Write what the model's scenario sends, so many times; return the file or folder."""
-    scenario = SCENARIOS[model]
+def write_rows(scenario: Scenario, directory: Path, count: int) -> Path:
+    """Write what a scenario sends, so many times; return the file or folder."""
     if scenario.pictures:
         folder = directory / "pictures"
         folder.mkdir()
@@ -147,22 +182,25 @@ def write_rows(model: str, directory: Path, count: int) -> Path:
             (folder / f"{number:06}.jpg").write_bytes(scenario.body())
         return folder
     file = directory / "rows.ndjson"
-    row = SENTENCE if model == "sentiment" else json.loads(scenario.body())["inputs"][0]["data"]
+    sent = json.loads(scenario.body())
+    row = sent["text"] if "text" in sent else sent["inputs"][0]["data"]
     file.write_text(f"{json.dumps(row)}\n" * count)
     return file
 
 
-def measure(model: str, settings: Settings, rows: Path, directory: Path, limits: Limits) -> Round:
-    """Run one round; of the bare limits the highest counts."""
-    scenario = SCENARIOS[model]
-    request = Request(settings.port, scenario.path, "POST", scenario.content_type, scenario.body())
-    bare = max(limit(FORWARD_SECONDS).per_second for limit in limits.values())
-    bulk = _bulk(model, settings, rows, directory)
+def measure(
+    request: Request, bare_speed: Callable[[], float], run_job: Callable[[], float]
+) -> Round:
+    """Run one round."""
+    turns = [(bare_speed(), run_job()) for _ in range(TURNS)]
+    bare, bulk = [statistics.median(each) for each in zip(*turns, strict=True)]
     over = Event()
     alone = _asked_alone(over, request)
 
     def work() -> None:
-        _bulk(model, settings, rows, directory)
+        ends_at = time.monotonic() + ASKED_SECONDS
+        while time.monotonic() < ends_at:
+            run_job()
         over.set()
 
     job = Thread(target=work)
@@ -181,7 +219,7 @@ def measure_embeddings(port: int) -> EmbeddingRound:
     patient = (("X-Request-Timeout", "600"),)
     many = Request(port, "/v1/embeddings", "POST", "application/json", asked, patient)
     over = Event()
-    alone, before = _asked_alone(over, single), _full_batches(port)
+    alone, before = percentiles(_asked_alone(over, single)), _full_batches(port)
     counts: list[float] = []
 
     def work() -> None:
@@ -196,7 +234,7 @@ def measure_embeddings(port: int) -> EmbeddingRound:
 
     job = Thread(target=work)
     job.start()
-    beside = _asked_until(over, single)
+    beside = percentiles(_asked_until(over, single))
     job.join()
     count, ns = [now - then for now, then in zip(_full_batches(port), before, strict=True)]
     return EmbeddingRound(counts[0], ns / 1e6 / count, alone, beside)
@@ -212,36 +250,31 @@ def _full_batches(port: int) -> tuple[int, int]:
     return (full[0]["count"], full[0]["ns"]) if full else (0, 0)
 
 
-def _bulk(model: str, settings: Settings, rows: Path, directory: Path) -> float:
-    """Return the rows a second of one job."""
-    output, done = directory / "answers.ndjson", list[Progress]()
-    began = time.monotonic()
-    with connect(settings.redis_url) as client:
-        job = Bulk(model, rows, output, restart=True)
-        finished = predict(job, client, settings, done.append)
-    assert finished.errors == 0, "the scenario's own body is a good one"
-    return finished.done / (time.monotonic() - began)
-
-
-def _asked_alone(over: Event, request: Request) -> tuple[float, float]:
+def _asked_alone(over: Event, request: Request) -> list[float]:
     """Ask as `_asked_until`, for a while; `over` is as it was."""
-    timer = Timer(ASKED_ALONE_SECONDS, over.set)
+    timer = Timer(ASKED_SECONDS, over.set)
     timer.start()
     found = _asked_until(over, request)
     over.clear()
     return found
 
 
-def _asked_until(over: Event, request: Request) -> tuple[float, float]:
-    """Ask one request after the other; return median and 99th percentile in milliseconds."""
+def _asked_until(over: Event, request: Request) -> list[float]:
+    """Ask one request after the other; return the milliseconds of each but the first."""
     taken = []
     connection = HTTPConnection("127.0.0.1", request.port, timeout=60)
+    ask(connection, request)
     while not over.is_set():
         began = time.monotonic()
         ask(connection, request)
         taken.append(1000 * (time.monotonic() - began))
     connection.close()
-    cuts = statistics.quantiles(taken, n=100)
+    return taken
+
+
+def percentiles(samples: list[float]) -> tuple[float, float]:
+    """Return the median and the 99th percentile."""
+    cuts = statistics.quantiles(samples, n=100, method="inclusive")
     return cuts[49], cuts[98]
 
 
@@ -260,17 +293,24 @@ def show_embeddings(rounds: list[EmbeddingRound]) -> int:
 
 
 def show(rounds: list[Round]) -> int:
-    """Print each round and the medians of their ratios."""
-    for each in rounds:
+    """Print each round, the median of their ratios, and what all single requests waited."""
+    whole = Round(
+        statistics.median(each.bare for each in rounds),
+        statistics.median(each.bulk for each in rounds),
+        [sample for each in rounds for sample in each.alone_ms],
+        [sample for each in rounds for sample in each.beside_ms],
+    )
+    for each in [*rounds, whole]:
+        alone, beside = percentiles(each.alone_ms), percentiles(each.beside_ms)
         print(
-            f"bare {each.bare:.0f} rows/s, bulk {each.bulk:.0f} ({each.bulk / each.bare:.2f}); "
-            f"single alone p50 {each.alone_ms[0]:.1f} p99 {each.alone_ms[1]:.1f} ms, "
-            f"beside it p50 {each.beside_ms[0]:.1f} p99 {each.beside_ms[1]:.1f} ms: "
+            f"{'together' if each is whole else 'round'}: bare {each.bare:.0f} rows/s, "
+            f"bulk {each.bulk:.0f} ({each.bulk / each.bare:.2f}); "
+            f"{len(each.alone_ms)} single alone p50 {alone[0]:.1f} p99 {alone[1]:.1f} ms, "
+            f"{len(each.beside_ms)} beside it p50 {beside[0]:.1f} p99 {beside[1]:.1f} ms: "
             f"{each.batches_longer:.2f} batches longer"
         )
     share = statistics.median(each.bulk / each.bare for each in rounds)
-    longer = statistics.median(each.batches_longer for each in rounds)
-    print(f"bulk / bare: {share:.2f}, p99 {longer:.2f} batches longer")
+    longer = whole.batches_longer
     return max(
         _verdict(share >= LEAST_BULK, f"bulk / bare {share:.2f}, at least {LEAST_BULK}"),
         _verdict(longer <= MOST_BATCHES, f"p99 {longer:.2f} of 1 batch longer at most"),
