@@ -26,10 +26,19 @@ from shared.errors import (
     JobNotEnded,
     QueueFull,
     RedisUnavailable,
+    UnknownModel,
     Unsupported,
 )
 from shared.jobs import places
-from shared.jobs.orders import EdgeJob, PredictJob, checked_id, read_order
+from shared.jobs.orders import (
+    EdgeJob,
+    ExportJob,
+    OptimiseJob,
+    PredictJob,
+    VerifyJob,
+    checked_id,
+    read_order,
+)
 from shared.jobs.store import ENDED, JobStore, checked_limit
 
 blueprint = Blueprint("jobs", __name__)
@@ -91,6 +100,8 @@ def _submit(kind: str) -> Response:
     ending = "" if file is None else _ending(file.filename or "")
     if isinstance(order, PredictJob):
         _check_predict(order, job_id, has_upload=file is not None)
+    elif not isinstance(order, ExportJob):
+        _check_model(order)
     _check_paths(order)
     if file is None:
         store.submit(job_id, kind, order)
@@ -196,6 +207,25 @@ def _check_predict(order: PredictJob, job_id: str, *, has_upload: bool) -> None:
         raise BadRequest(
             f"field 'output': {order.output!r} is there already, \"restart\": true writes it anew"
         )
+
+
+def _check_model(order: VerifyJob | OptimiseJob | EdgeJob) -> None:
+    """Raise UnknownModel for what the repository has not, as far as this process can know.
+
+    It does by its own FERRY_MODELS, and where that is on other machines by what supervisors there
+    report. They tell of all models, but not of all versions.
+    """
+    repository, name = Path(services().settings.models), order.model
+    if (repository / name).is_dir():
+        wanted = {order.version, order.against if isinstance(order, VerifyJob) else ""}
+        for version in sorted(filter(str.isdigit, wanted)):
+            if not (repository / name / version).is_dir():
+                raise UnknownModel(f"model '{name}' has no version {version} in FERRY_MODELS")
+        return
+    found = services().catalog.snapshot()
+    can_know = repository.is_dir() or (found.supervised and found.is_complete)
+    if can_know and name not in found.models.keys() | found.known | found.failures.keys():
+        raise UnknownModel(f"no model '{name}' in FERRY_MODELS, and no worker reports one")
 
 
 def _check_paths(order: Any) -> None:

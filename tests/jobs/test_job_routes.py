@@ -13,11 +13,12 @@ import pytest
 from answers import refusal
 from flask import Flask
 from flask.testing import FlaskClient
-from registered import register, spec
+from registered import register, report_failure, spec
 from werkzeug.datastructures import FileStorage
 
 from api.app import create_app
 from api.pages import stream
+from api.routes.flask_side import EXTENSION
 from api.routes.operations import STREAMS
 from api.server.body import MAX_ORDER_BYTES
 from shared.errors import QueueFull
@@ -89,6 +90,56 @@ def test_a_name_or_number_too_large_is_refused_at_once(
     refused = client.post(f"/jobs/{kind}", json={"model": "tiny", **fields})
 
     assert says in refusal(refused, 400, "bad_request")
+
+
+OF_A_MODEL = [("verify", {}), ("optimise", {}), ("edge", {"to": "ort"})]
+
+
+@pytest.mark.parametrize(("kind", "fields"), OF_A_MODEL)
+def test_a_job_of_a_model_that_is_not_there_is_refused_at_once(
+    app: Flask, settings: Settings, tmp_path: Path, kind: str, fields: dict[str, Any]
+) -> None:
+    def ask(models: Path, **more: Any) -> Any:
+        known = app.extensions[EXTENSION].settings
+        here = create_app(replace(known, models=str(models))).test_client()
+        return here.post(f"/jobs/{kind}", json={**fields, **more})
+
+    (tmp_path / "models" / "added" / "2").mkdir(parents=True)
+    (tmp_path / "models" / "notes.txt").touch()
+    report_failure(settings, "broken", "no config.pbtxt")
+    for name in ("absent", "notes.txt"):
+        for seen in (tmp_path / "models", tmp_path / "elsewhere"):  # workers report all they have
+            assert f"'{name}'" in refusal(ask(seen, model=name), 404, "unknown_model")
+    refused = ask(tmp_path / "models", model="added", version="1")
+    assert "version 1" in refusal(refused, 404, "unknown_model")
+
+    assert ask(tmp_path / "models", model="added", version="2").status_code == 202
+    assert ask(tmp_path / "elsewhere", model="tiny", version="7").status_code == 202
+    assert ask(tmp_path / "elsewhere", model="broken").status_code == 202
+
+
+def test_a_version_to_compare_with_that_is_not_there_is_refused_at_once(
+    app: Flask, tmp_path: Path
+) -> None:
+    (tmp_path / "models" / "added" / "2").mkdir(parents=True)
+    here = replace(app.extensions[EXTENSION].settings, models=str(tmp_path / "models"))
+    client = create_app(here).test_client()
+
+    refused = client.post("/jobs/verify", json={"model": "added", "against": "3"})
+
+    assert "version 3" in refusal(refused, 404, "unknown_model")
+
+
+@pytest.mark.parametrize(("kind", "fields"), OF_A_MODEL)
+def test_where_nobody_can_know_the_job_finds_out(
+    settings: Settings, tmp_path: Path, kind: str, fields: dict[str, Any]
+) -> None:
+    places = {"job_inputs": str(tmp_path), "job_outputs": str(tmp_path)}
+    nobody = replace(settings, models=str(tmp_path / "elsewhere"), **places)
+
+    taken = create_app(nobody).test_client().post(f"/jobs/{kind}", json={"model": "a", **fields})
+
+    assert taken.status_code == 202
 
 
 @pytest.mark.parametrize("fields", [{}, {"output": "bundle"}, {"version": "1"}])
