@@ -15,7 +15,7 @@ from typing import Any
 
 from redis import Redis
 
-from jobs.bulk.bulk import Bulk, Progress, finished
+from jobs.bulk.bulk import Bulk, finished
 from jobs.bulk.bulk import predict as predict_all
 from jobs.reporter import Reporter
 from shared.errors import BadModel, BadRequest
@@ -73,13 +73,10 @@ def predict(order: PredictJob, run: Run) -> dict[str, Any]:
             order.model, source, output, order.version or None, order.top_k, order.restart,
             order.follow, record, within,
         )  # fmt: skip
-        done = predict_all(bulk, run.client, run.settings, lambda now: _told(run.reporter, now))
+        done = predict_all(
+            bulk, run.client, run.settings, lambda now: run.reporter.progress(now.share, now.step)
+        )
     return {"output": order.output or output.name, "rows": done.done, "errors": done.errors}
-
-
-def _told(reporter: Reporter, now: Progress) -> None:
-    of = f" of {now.total}" if now.total > now.done else ""
-    reporter.progress(now.share, f"row {now.done}{of}, {now.errors} errors")
 
 
 def export(order: ExportJob, run: Run) -> dict[str, Any]:
@@ -132,23 +129,18 @@ def optimise(order: OptimiseJob, run: Run) -> dict[str, Any]:
     """Make a faster version."""
     tuning = importlib.import_module("worker.optimise.tuning.optimise")
     began = time.monotonic()
+    original = _original(order.original, order, run) if order.original else None
+    wanted = tuning.OptimiseOrder(
+        order.model, order.version, run.data(order.data), order.label, order.max_accuracy_drop,
+        order.objective, order.budget_seconds, tuple(order.only), order.seed, original,
+    )  # fmt: skip
 
     def say(line: str) -> None:
         run.reporter.say(line)
-        # What remains behind the budget is the last tenth: loading and adding the chosen one.
-        spent = (time.monotonic() - began) / order.budget_seconds
-        run.reporter.progress(min(0.9 * spent, 0.9), "optimising")
+        run.reporter.progress(wanted.share_after(time.monotonic() - began), "optimising")
 
     say(f"optimising {order.model} within {order.budget_seconds:.0f} s")
-    original = _original(order.original, order, run) if order.original else None
-    done = tuning.optimise(
-        tuning.OptimiseOrder(
-            order.model, order.version, run.data(order.data), order.label,
-            order.max_accuracy_drop, order.objective, order.budget_seconds, tuple(order.only),
-            order.seed, original,
-        ),
-        run.repository, run.environ, say,
-    )  # fmt: skip
+    done = tuning.optimise(wanted, run.repository, run.environ, say)
     added = None if done.directory is None else done.directory.name
     return {"model": order.model, "version": added, "report_of": done.report_directory.name}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ferry.commands.add import Given, told, wishes_of
+from ferry.commands.progress_bar import progress_bar
 from ferry.errors import CannotStart
 from shared.settings import Settings
 from worker.optimise.export import Export, ExportOrder, export
@@ -44,10 +45,12 @@ def run_export(environ: Mapping[str, str], options: Exported, given: Given) -> i
     )  # fmt: skip
     formats = ", ".join(options.formats) or "onnx"
     print(f"{order.name}: exporting {options.original} to {formats}", flush=True)
-    if is_pipeline(options.original):
-        made = export_pipeline(order, Path(settings.models), settings)
-    else:
-        made = export(order, Path(settings.models), environ)
+    with progress_bar(order.name) as tell:
+        tell(None, "exporting")
+        if is_pipeline(options.original):
+            made = export_pipeline(order, Path(settings.models), settings)
+        else:
+            made = export(order, Path(settings.models), environ)
     _say(order.name, made)
     return told(environ, [order.name])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import signal
+import time
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from ferry.commands.optimise_options import (
     environment,
     tolerance,
 )
+from ferry.commands.progress_bar import Tell, progress_bar
 from ferry.errors import NoRedis
 from shared.errors import BadModel
 from shared.settings import Settings
@@ -89,9 +92,11 @@ def _run(options: argparse.Namespace) -> int:
         swapping.serving_version(environ, options.name)  # else it would be known after the work
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # keeps what is finished, as Ctrl-C
     try:
-        done = tuning.optimise(
-            order, repository, environ, _say, before_adding=pin.hold if options.serve else _nothing
-        )
+        with progress_bar(options.name) as tell:
+            done = tuning.optimise(
+                order, repository, environ, partial(_say, tell, order, time.monotonic()),
+                before_adding=pin.hold if options.serve else _nothing,
+            )  # fmt: skip
     except BaseException:
         pin.undo()
         raise
@@ -137,8 +142,9 @@ def _show_report(environ: dict[str, str], repository: Path, name: str, version: 
         return
 
 
-def _say(line: str) -> None:
+def _say(tell: Tell, order: Any, began: float, line: str) -> None:
     print(line, flush=True)
+    tell(order.share_after(time.monotonic() - began), line.partition(":")[0])
 
 
 def _tell(done: Any) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ferry.commands.progress_bar import Tell, progress_bar
 from ferry.errors import CannotStart
 from shared.errors import BadSetting
 
@@ -62,10 +63,10 @@ def predict(environ: Mapping[str, str], bulk: Bulk) -> int:
         raise BadSetting(f"OUTPUT {bulk.output}: expected a name that ends in {endings}")
     predict_all = import_module("jobs.bulk.bulk").predict
     redis_to_inspect = import_module("ferry.commands.inspect_redis").redis_to_inspect
-    with redis_to_inspect(environ) as (settings, client), _bar(bulk.name) as told:
+    with redis_to_inspect(environ) as (settings, client), progress_bar(bulk.name) as tell:
         os.nice(settings.job_nice)  # on a full machine the model's instances go first
         try:
-            done: Progress = predict_all(bulk, client, settings, told)
+            done: Progress = predict_all(bulk, client, settings, partial(_progress, tell))
         except OSError as error:
             where, why = error.filename or bulk.output, error.strerror or error
             raise CannotStart(
@@ -75,18 +76,5 @@ def predict(environ: Mapping[str, str], bulk: Bulk) -> int:
     return int(done.errors == done.done > 0)
 
 
-@contextmanager
-def _bar(name: str) -> Iterator[Callable[[Progress], None]]:
-    """Yield what shows progress on a terminal, and nothing elsewhere."""
-    bars, console = import_module("rich.progress"), import_module("rich.console").Console
-    columns = (
-        bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[errors]} errors"), bars.TimeRemainingColumn(),
-    )  # fmt: skip
-    with bars.Progress(
-        *columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ) as bar:
-        task = bar.add_task(name, total=None, errors=0)
-        yield lambda progress: bar.update(
-            task, completed=progress.done, total=progress.total or None, errors=progress.errors
-        )
+def _progress(tell: Tell, now: Progress) -> None:
+    tell(now.share, now.step)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ferry.commands.progress_bar import progress_bar
 from ferry.errors import EXIT_FAILED
 from shared.settings import Settings
 from worker.optimise.edge.bundle import EdgeOrder, make_bundle
@@ -17,7 +18,9 @@ from worker.repository.verified import PASSED
 def run_verify(environ: Mapping[str, str], order: VerifyOrder, *, as_json: bool) -> int:
     """Verify, print what was found; return 1 when the verdict is not `pass`. Raises BadModel."""
     settings = Settings.from_env(environ)
-    record = verify(order, Path(settings.models), settings)
+    with progress_bar(order.name) as tell:
+        tell(None, "verifying")
+        record = verify(order, Path(settings.models), settings)
     subject = f"{record['model']}/{record['version']}"
     as_text = _of_reference if order.only_reference else _as_text
     print(json.dumps(record) if as_json else as_text(record, subject), flush=True)
@@ -39,7 +42,9 @@ def run_edge(environ: Mapping[str, str], order: EdgeOrder) -> int:
     def say(line: str) -> None:
         print(line, flush=True)
 
-    made = make_bundle(order, Path(Settings.from_env(environ).models), environ, say)
+    with progress_bar(order.name) as tell:
+        tell(None, "making files")
+        made = make_bundle(order, Path(Settings.from_env(environ).models), environ, say)
     for name, record in made.parity.items():
         say(_as_text(record, name))
     for note in made.notes:

@@ -89,6 +89,12 @@ class Progress(NamedTuple):
         """Return the part that is done, from 0 to 1."""
         return self.done / self.total if self.total else 0.0
 
+    @property
+    def step(self) -> str:
+        """Return the numbers in words."""
+        of = f" of {self.total}" if self.total > self.done else ""
+        return f"row {self.done}{of}, {self.errors} errors"
+
 
 class Cancelled(KeyboardInterrupt):
     """A job is to end where it is, keep what it has done, and say so."""

@@ -43,6 +43,13 @@ class OptimiseOrder:
     seed: int = 0
     original: Original | None = None
 
+    def share_after(self, seconds: float) -> float:
+        """Return the part that is done by then, from 0 to 1.
+
+        Behind the budget remains the last tenth: loading and adding the chosen one.
+        """
+        return 0.9 * min(seconds / self.budget_seconds, 1.0)
+
 
 @dataclass
 class Run:
