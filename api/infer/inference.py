@@ -58,7 +58,8 @@ class Inference:
         options = options_of(environ, body.parameters)
         form = AnswerForm("infer", body.id, outputs=body.outputs, binary=body.binary)
         named = version is not None
-        question = Question(spec, body.inputs, body.output_names, options, form, named)
+        key = environ.get(KEY)
+        question = Question(spec, body.inputs, body.output_names, options, form, named, (), key)
         return self.respond(question, environ)
 
     def respond(self, question: Question, environ: Mapping[str, Any]) -> HttpAnswer:

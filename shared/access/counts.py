@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
+from contextlib import suppress
 from threading import Lock, Thread
 from typing import Any
 
@@ -31,6 +32,8 @@ class Counts:
         """Add to the hash of this name; opens nothing before the first count."""
         self._client = client
         self._key = key
+        # fast: a request costs one append, which no lock has to guard.
+        self._new: deque[tuple[str, ...]] = deque()
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._counting = Lock()
         self._is_writing = False
@@ -38,8 +41,10 @@ class Counts:
 
     def add(self, *words: str) -> None:
         """Count one more of these words, none of which but the last has a colon."""
+        self._new.append(words)  # first: who is about to write takes it along
+        if self._is_writing:
+            return
         with self._counting:
-            self._counts[words] += 1
             if self._is_writing:
                 return
             self._is_writing = True
@@ -56,8 +61,7 @@ class Counts:
 
     def _write_soon(self) -> None:
         time.sleep(COUNT_SECONDS)
-        with self._counting:
-            self._is_writing = False
+        self._is_writing = False  # first: who finds it true is written below
         try:
             self._write()
         except FerryError as error:
@@ -67,6 +71,8 @@ class Counts:
 
     def _write(self) -> None:
         with self._counting:
+            with suppress(IndexError):  # which ends it
+                self._counts.update(iter(self._new.popleft, None))
             counts, self._counts = self._counts, Counter()
         if not counts:
             return

@@ -5,10 +5,26 @@
 -- `turns` has in turns what each owner was given on a level, `<level>:<owner>`; the most that any was, `<level>:most`,
 -- and the turn at the head as last seen, `<level>:now`. They begin anew when nothing was waiting (`is_new`). `tickets`
 -- has by queue what is still to be appended to it; `first_queue` is level 1's.
-local function fair_turns(turns, tickets, is_new, first_queue)
+-- fast: as long as all are of one owner on one level, `turns` has but the field `lone`: d given, `<level>:<owner>`. Nobody
+-- was given more, so the next one stands at the end, and most of what is below is not even made.
+
+-- Returns the only owner so far and what it was given, `name` if none was before, false if several were.
+local function lone_owner(turns, is_new, name)
+  if is_new then redis.call('DEL', turns) end
+  local stored = not is_new and redis.call('HGET', turns, 'lone')
+  if stored then return string.sub(stored, 9), (struct.unpack('<d', stored)) end
+  if not is_new and redis.call('EXISTS', turns) == 1 then return false end
+  return name, 1
+end
+
+-- Returns whether so little is free of the `most` that may wait when `taken` do that owners are bound to their shares.
+local function is_scarce(taken, most) return taken > 4 * (most - taken) end
+
+-- `lone` is the owner that was alone until now, if one was.
+local function fair_turns(turns, tickets, is_new, first_queue, lone, lone_given)
   local fair, levels, given, heads, totals = {}, {}, {}, {}, nil
   local on, name, seen, turn, is_last
-  if is_new then redis.call('DEL', turns) end
+  if lone then given[lone], levels[string.match(lone, '%d+')] = lone_given, {now = 1, most = lone_given} end
 
   local function turn_of(ticket)
     return string.byte(ticket) == @TICKET_VERSION@ and struct.unpack('<d', ticket, @TURN@) or 0
@@ -35,9 +51,9 @@ local function fair_turns(turns, tickets, is_new, first_queue)
     if behind then redis.call('LINSERT', queue, 'BEFORE', behind, ticket) else redis.call('RPUSH', queue, ticket) end
   end
 
-  -- Returns the turn of an owner's next request on a level.
-  function fair.next(queue, level, owner)
-    on, name = level, level .. ':' .. owner
+  -- Returns the turn of an owner's next request on a level; `level_and_owner` is `<level>:<owner>`.
+  function fair.next(queue, level, level_and_owner)
+    on, name = level, level_and_owner
     if not given[name] then
       local found = is_new and {} or redis.call('HMGET', turns, level .. ':now', level .. ':most', name)
       levels[level] = levels[level] or {now = tonumber(found[1] or 1), most = tonumber(found[2] or 1)}
@@ -86,8 +102,7 @@ local function fair_turns(turns, tickets, is_new, first_queue)
   -- free. Of these it has the part that its turns are of all turns that wait, on one level or on all.
   -- fast: where there is room nobody counts.
   function fair.has_its_share(taken, most, level)
-    local free = most - taken
-    if taken <= 4 * free then return false end
+    if not is_scarce(taken, most) then return false end
     if not totals then
       for queue in pairs(tickets) do flush(queue) end
       heads, totals = {}, {all = 0}
@@ -103,12 +118,13 @@ local function fair_turns(turns, tickets, is_new, first_queue)
       end
     end
     local mine = waiting_of(on, given[name])
-    return mine > 0 and mine / totals[level or 'all'] * taken > 4 * free
+    return mine > 0 and mine / totals[level or 'all'] * taken > 4 * (most - taken)
   end
 
   -- Writes down what was given.
   function fair.keep()
     local fields = {}
+    if lone then redis.call('HDEL', turns, 'lone') end
     for level, of in pairs(levels) do
       for field, value in pairs(of) do
         fields[#fields + 1], fields[#fields + 2] = level .. ':' .. field, value

@@ -31,19 +31,23 @@ local function goes_elsewhere(named)
   return who == 'all' or (who == 'unnamed' and named ~= '1')
 end
 
-local statuses, tickets, refused, fair = {}, {}, 0, nil
+local statuses, tickets, refused = {}, {}, 0
+local fair, lone, lone_given -- of the turns of keys, see _turns.lua
+-- fast: requests of one key have the same terms, which are read once.
+local read_terms, on_timeout, queue_timeout, max_level, besides, turn_rows, owner = '', 0, 0, 0, 0, 0, ''
 for i = 1, (#ARGV - 8) / 10 do
   local id, rows, level, signature, timeout, ttl, payload, terms, digest, named =
     unpack(ARGV, 10 * i - 1, 10 * i + 8)
   local body, result, place = body_prefix .. id, result_prefix .. id, 6 + (level - 1) * lists_of_level
   local queue = KEYS[place]
-  local on_timeout, queue_timeout, max_level, size, turn_rows, owner = 0, 0, 0, #payload, 0, ''
-  if #terms > 0 then
-    local besides
-    on_timeout, queue_timeout, max_level, besides, turn_rows = struct.unpack('<BdI4I4I4', terms)
-    size, owner = #payload + besides, string.sub(terms, 22)
+  if terms ~= read_terms then
+    read_terms, on_timeout, queue_timeout, max_level, besides, turn_rows, owner = terms, 0, 0, 0, 0, 0, ''
+    if #terms > 0 then
+      on_timeout, queue_timeout, max_level, besides, turn_rows = struct.unpack('<BdI4I4I4', terms)
+      owner = string.sub(terms, 22)
+    end
   end
-  local on_level = 0
+  local size, on_level = #payload + besides, 0
   if max_level > 0 then
     on_level = redis.call('LLEN', queue) + redis.call('LLEN', KEYS[place + 1]) + #(tickets[queue] or {})
   end
@@ -51,8 +55,15 @@ for i = 1, (#ARGV - 8) / 10 do
   if owner ~= '' and is_alone then
     redis.call('DEL', KEYS[5])
   elseif owner ~= '' then
-    fair = fair or fair_turns(KEYS[5], tickets, is_new, KEYS[6])
-    turn = fair.next(queue, level, owner)
+    local name = level .. ':' .. owner
+    if lone == nil then lone, lone_given = lone_owner(KEYS[5], is_new, name) end
+    if name == lone and not (is_scarce(waiting, max_requests) or is_scarce(bytes + added, max_bytes - size)
+        or (max_level > 0 and is_scarce(on_level, max_level))) then
+      turn = math.floor(lone_given)
+    else
+      fair, lone = fair or fair_turns(KEYS[5], tickets, is_new, KEYS[6], lone, lone_given), false
+      turn = fair.next(queue, level, name)
+    end
   end
   local ticket = struct.pack('@TICKET@', @TICKET_VERSION@, 0, level, on_timeout, rows,
     now, now + timeout, now + queue_timeout, signature, turn, size) .. id
@@ -83,6 +94,9 @@ for i = 1, (#ARGV - 8) / 10 do
     else
       tickets[queue] = tickets[queue] or {}
       table.insert(tickets[queue], ticket)
+      if lone and owner ~= '' then
+        lone_given = lone_given + math.max(rows / turn_rows, size / turn_bytes)
+      end
     end
     if asks then cache.lead(digest, ticket, ttl) end
     waiting, added = waiting + 1, added + size
@@ -92,6 +106,7 @@ end
 if added > 0 then
   for queue, new in pairs(tickets) do redis.call('RPUSH', queue, unpack(new)) end
   if fair then fair.keep() end
+  if lone then redis.call('HSET', KEYS[5], 'lone', struct.pack('<d', lone_given) .. lone) end
   redis.call('INCRBY', bytes_key, added)
   if redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
 end

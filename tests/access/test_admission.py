@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -13,7 +14,7 @@ from waiting import wait_until
 
 from shared.access.admission import Admission
 from shared.access.keys import AccessKeys
-from shared.errors import RateLimited
+from shared.errors import RateLimited, RedisUnavailable
 from shared.settings import Settings
 from shared.wire.client import connect
 
@@ -97,6 +98,31 @@ def test_counts_are_written_by_themselves(settings: Settings) -> None:
         pass
 
     wait_until(lambda: second.counts() == {(key.id, "admitted"): 1}, 30, "the count is in Redis")
+
+
+def test_counts_of_many_threads_come_in_full_while_they_are_read(settings: Settings) -> None:
+    key, _ = made()
+    (one,) = processes(settings, 1)
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(8):
+            threads.submit(lambda: [one.count(key, "admitted") for _ in range(2000)])
+        for _ in range(50):
+            one.counts()
+
+    assert one.counts() == {(key.id, "admitted"): 16_000}
+
+
+def test_counts_wait_for_a_redis_that_is_away(settings: Settings) -> None:
+    key, _ = made()
+    (one,) = processes(settings, 1)
+    client, one._counts._client = one._counts._client, connect("redis://127.0.0.1:1")
+    one.count(key, "admitted")
+    with pytest.raises(RedisUnavailable):
+        one.counts()
+    one._counts._client = client
+    one.count(key, "admitted")
+
+    assert one.counts() == {(key.id, "admitted"): 2}
 
 
 @hypothesis_settings(max_examples=40, deadline=None)

@@ -12,9 +12,12 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from registered import spec
 from waiting import wait_until
 
 from api.access.guard import secret_of
+from api.infer.options import RequestOptions
+from api.infer.question import Question
 from ferry.cli import main
 from shared.access import keyring as keyrings
 from shared.access.api_key import SECRET, ApiKey, digest, new_secret
@@ -198,6 +201,17 @@ def test_the_commands_make_show_and_revoke_keys(
         ["--expires", "2001-01-01"],
     ):
         assert main(["keys", "add", "other", *wrong]) == 1
+
+
+@pytest.mark.parametrize(("asked", "level"), [(0, 3), (1, 3), (4, 4)])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_no_request_is_more_urgent_than_its_key(asked: int, level: int, is_known: bool) -> None:
+    key, _ = made(priority=3)
+    model = spec("levels").with_changes(priority_levels=5, default_priority_level=1)
+    options = RequestOptions(priority=asked)
+    question = Question(model, (), options=options, owner=key if is_known else None).of_key(key)
+
+    assert (question.options.priority, question.owner) == (level, key)
 
 
 def test_a_key_allows_its_roles_and_models_alone() -> None:

@@ -145,6 +145,17 @@ def test_who_was_served_while_nobody_else_was_there_owes_nothing(keys: Keys) -> 
     assert [keys.take() for _ in range(4)] == [8 * "b", 8 * "a", 8 * "b", 8 * "a"]
 
 
+def test_who_is_alone_costs_one_field_until_another_comes(keys: Keys, redis: Redis) -> None:
+    turns = keys.queue.keys.turns
+    for _ in range(2):
+        keys.push(*9 * "a")
+        assert redis.hkeys(turns) == [b"lone"]
+
+    keys.push("b")
+    assert keys.waiting() == 8 * "a" + "b" + 10 * "a"
+    assert b"lone" not in redis.hkeys(turns)
+
+
 def test_two_keys_in_one_script_take_turns_as_well(keys: Keys) -> None:
     keys.push(*24 * "a", *3 * "b", *2 * "a")
 
@@ -219,14 +230,14 @@ class Reference:
         return math.floor(given)
 
 
-def random_steps(keys: Keys, reference: Reference, chance: Random) -> None:
+def random_steps(keys: Keys, reference: Reference, chance: Random, owners: str) -> None:
     """Push, claim, crash and cancel in any order; the queue stays the list's at each step."""
     crashes = Counter[str]()
     for _ in range(60):
         what = chance.choices(["push", "take", "crash", "cancel"], [5, 4, 1, 1])[0]
         if what == "push":
             count = chance.randint(1, 9)
-            asked = [(chance.choice("aaabbc"), chance.choice([1, 1, 2, 7])) for _ in range(count)]
+            asked = [(chance.choice(owners), chance.choice([1, 1, 2, 7])) for _ in range(count)]
             reference.push(asked, keys.push_all(asked))
         elif reference.queue and what == "cancel":
             gone = chance.choice(reference.queue)
@@ -246,11 +257,12 @@ def random_steps(keys: Keys, reference: Reference, chance: Random) -> None:
         assert keys.ids() == [request_id for _, request_id in reference.queue]
 
 
+@pytest.mark.parametrize("owners", ["aaabbc", 30 * "a" + "b"], ids=["mixed", "mostly one's"])
 def test_the_order_is_that_of_a_list_searched_from_its_beginning(
-    settings: Settings, redis: Redis
+    settings: Settings, redis: Redis, owners: str
 ) -> None:
     for seed in range(25):
         keys = Keys(settings, redis)
         redis.delete(*redis.keys(f"{settings.key_prefix}*") or ["none"])
-        random_steps(keys, Reference(), Random(seed))
+        random_steps(keys, Reference(), Random(seed), owners)
         keys.queue.close()
