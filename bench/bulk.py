@@ -65,18 +65,19 @@ JOB_SECONDS = 600.0
 
 
 class Round(NamedTuple):
-    """Rows a second, and milliseconds of each single request."""
+    """Rows a second, milliseconds of a full batch's pass beside single requests, and of these."""
 
     bare: float
     bulk: float
+    batch_ms: float
     alone_ms: list[float]
     beside_ms: list[float]
 
     @property
     def batches_longer(self) -> float:
-        """Return by how many bare batches the 99th percentile is longer beside a job."""
-        batch_ms = 1000 * BATCH_ROWS / self.bare
-        return (percentiles(self.beside_ms)[1] - percentiles(self.alone_ms)[1]) / batch_ms
+        """Return by how many batches the 99th percentile is longer beside a job."""
+        longer_ms = percentiles(self.beside_ms)[1] - percentiles(self.alone_ms)[1]
+        return longer_ms / self.batch_ms
 
 
 class EmbeddingRound(NamedTuple):
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str]) -> int:
             request = Request(
                 served.port, scenario.path, "POST", scenario.content_type, scenario.body()
             )
-            measured = [measure(request, bare, run_job) for _ in range(options.rounds)]
+            measured = [measure(model, request, bare, run_job) for _ in range(options.rounds)]
     return show(measured)
 
 
@@ -189,13 +190,13 @@ def write_rows(scenario: Scenario, directory: Path, count: int) -> Path:
 
 
 def measure(
-    request: Request, bare_speed: Callable[[], float], run_job: Callable[[], float]
+    model: str, request: Request, bare_speed: Callable[[], float], run_job: Callable[[], float]
 ) -> Round:
     """Run one round."""
     turns = [(bare_speed(), run_job()) for _ in range(TURNS)]
     bare, bulk = [statistics.median(each) for each in zip(*turns, strict=True)]
     over = Event()
-    alone = _asked_alone(over, request)
+    alone, before = _asked_alone(over, request), _full_batches(request.port, model)
 
     def work() -> None:
         ends_at = time.monotonic() + ASKED_SECONDS
@@ -207,7 +208,7 @@ def measure(
     job.start()
     beside = _asked_until(over, request)
     job.join()
-    return Round(bare, bulk, alone, beside)
+    return Round(bare, bulk, _full_batch_ms(request.port, model, before), alone, beside)
 
 
 def measure_embeddings(port: int) -> EmbeddingRound:
@@ -219,7 +220,7 @@ def measure_embeddings(port: int) -> EmbeddingRound:
     patient = (("X-Request-Timeout", "600"),)
     many = Request(port, "/v1/embeddings", "POST", "application/json", asked, patient)
     over = Event()
-    alone, before = percentiles(_asked_alone(over, single)), _full_batches(port)
+    alone, before = percentiles(_asked_alone(over, single)), _full_batches(port, EMBEDDER)
     counts: list[float] = []
 
     def work() -> None:
@@ -236,14 +237,19 @@ def measure_embeddings(port: int) -> EmbeddingRound:
     job.start()
     beside = percentiles(_asked_until(over, single))
     job.join()
-    count, ns = [now - then for now, then in zip(_full_batches(port), before, strict=True)]
-    return EmbeddingRound(counts[0], ns / 1e6 / count, alone, beside)
+    return EmbeddingRound(counts[0], _full_batch_ms(port, EMBEDDER, before), alone, beside)
 
 
-def _full_batches(port: int) -> tuple[int, int]:
-    """Return how many of the largest batches were run, and the nanoseconds of their passes."""
+def _full_batch_ms(port: int, model: str, before: tuple[int, int]) -> float:
+    """Return the mean of a full batch's pass since then, in milliseconds."""
+    now = _full_batches(port, model)
+    return (now[1] - before[1]) / 1e6 / (now[0] - before[0])
+
+
+def _full_batches(port: int, model: str) -> tuple[int, int]:
+    """Return how many batches of BATCH_ROWS were run, and the nanoseconds of their passes."""
     connection = HTTPConnection("127.0.0.1", port, timeout=60)
-    found = json.loads(ask(connection, Request(port, f"/v2/models/{EMBEDDER}/stats")))
+    found = json.loads(ask(connection, Request(port, f"/v2/models/{model}/stats")))
     connection.close()
     sizes = found["model_stats"][0]["batch_stats"]
     full = [each["compute_infer"] for each in sizes if each["batch_size"] == BATCH_ROWS]
@@ -297,6 +303,7 @@ def show(rounds: list[Round]) -> int:
     whole = Round(
         statistics.median(each.bare for each in rounds),
         statistics.median(each.bulk for each in rounds),
+        statistics.median(each.batch_ms for each in rounds),
         [sample for each in rounds for sample in each.alone_ms],
         [sample for each in rounds for sample in each.beside_ms],
     )
@@ -304,7 +311,7 @@ def show(rounds: list[Round]) -> int:
         alone, beside = percentiles(each.alone_ms), percentiles(each.beside_ms)
         print(
             f"{'together' if each is whole else 'round'}: bare {each.bare:.0f} rows/s, "
-            f"bulk {each.bulk:.0f} ({each.bulk / each.bare:.2f}); "
+            f"bulk {each.bulk:.0f} ({each.bulk / each.bare:.2f}); a batch {each.batch_ms:.1f} ms; "
             f"{len(each.alone_ms)} single alone p50 {alone[0]:.1f} p99 {alone[1]:.1f} ms, "
             f"{len(each.beside_ms)} beside it p50 {beside[0]:.1f} p99 {beside[1]:.1f} ms: "
             f"{each.batches_longer:.2f} batches longer"
