@@ -2,9 +2,11 @@
 
     python -m bench.pages [MODEL] [--pages N] [--clients N] [--seconds N] [--rounds N]
 
-A round is four runs of wrk: without pages, twice with them, without. What the pages take is the
-median of the rounds. The processor's time per request tells the same with less noise, where the
-machine has no more to give. The history is written in all runs, so its cost is measured apart.
+A round is four short runs of wrk: without pages, twice with them, without. What the pages take is
+the median of the rounds. The servers' processor time per request tells the same with less noise,
+where the machine has no more to give; what our own readers of the events take, in the browsers'
+place, is none of it and told apart. The history is written in all runs, so its cost is measured
+apart.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Event, Thread
 from typing import NamedTuple
 
 from bench import wrk
@@ -40,6 +42,7 @@ from shared.wire.client import connect
 MOST_SHARE = 0.01
 """Streams and history together take less than so much of the requests a second."""
 HISTORY_POINTS = 50
+PAGE_TIMEOUT_SECONDS = 30.0
 
 
 class Run(NamedTuple):
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("model", nargs="?", default="tiny", help="[tiny]")
     parser.add_argument("--pages", type=int, default=10, help="[10]")
     parser.add_argument("--clients", type=int, default=64, help="[64]")
-    parser.add_argument("--seconds", type=int, default=4, help="of each run [4]")
+    parser.add_argument("--seconds", type=int, default=2, help="of each run [2]")
     parser.add_argument("--rounds", type=int, default=8, help="[8]")
     options = parser.parse_args(arguments)
     scenario = SCENARIOS[options.model]
@@ -84,7 +87,11 @@ def main(arguments: Sequence[str]) -> int:
             )
             load = partial(_run, request, options.clients, options.seconds, directory)
             load()  # what is compiled, connected or cached at first is so in all rounds
+            before = time.process_time()
             rounds = [_round(load, settings.port, options.pages) for _ in range(options.rounds)]
+            beside = 2 * options.rounds * options.seconds
+            print(f"this process, readers too, took {(time.process_time() - before) / beside:.2%} "
+                  "of a core while pages were open")  # fmt: skip
             history = _history_share(settings)
     return show(rounds, history, options.pages)
 
@@ -105,8 +112,17 @@ def _run(request: Request, clients: int, seconds: int, directory: Path) -> Run:
 
 
 def _servers_seconds() -> float:
-    family = family_of(os.getpid())
-    return sum(seconds for pid, seconds in family.items() if pid != os.getpid())
+    """Return the processor time of all threads of the servers, to the nanosecond."""
+    servers = [pid for pid in family_of(os.getpid()) if pid != os.getpid()]
+    tasks = [task for pid in servers for task in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    return sum(map(_ran_seconds, tasks))
+
+
+def _ran_seconds(schedstat: Path) -> float:
+    try:
+        return int(schedstat.read_text().split()[0]) / 1e9
+    except OSError:  # it ended
+        return 0.0
 
 
 def _summed(one: Run, other: Run) -> Run:
@@ -122,7 +138,10 @@ def _opened(port: int, count: int) -> Iterator[None]:
         answer = page.getresponse()
         if answer.status != 200:  # noqa: PLR2004
             raise BenchError(f"/ops/stream: {answer.status} {answer.read(300)!r}")
-        Thread(target=_read, args=(answer,), daemon=True).start()
+        has_all = Event()
+        Thread(target=_read, args=(answer, has_all), daemon=True).start()
+        if not has_all.wait(PAGE_TIMEOUT_SECONDS):
+            raise BenchError("/ops/stream: no event came")
     try:
         yield
     finally:
@@ -130,11 +149,12 @@ def _opened(port: int, count: int) -> Iterator[None]:
             page.close()
 
 
-def _read(answer: HTTPResponse) -> None:
-    """Read events as long as there are any."""
+def _read(answer: HTTPResponse, has_all: Event) -> None:
+    """Read events as long as there are any, and tell when the first is there."""
     with suppress(OSError, HTTPException, ValueError, AttributeError):  # its page was closed
-        while answer.read1(1 << 16):
-            pass
+        while part := answer.read1(1 << 16):
+            if b"data: " in part:
+                has_all.set()
 
 
 def _history_share(settings: Settings) -> float:
