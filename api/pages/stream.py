@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 from typing import Any
 
 import orjson
@@ -42,6 +42,8 @@ class Streams:
         self._sections: Sections = {}
         self._versions: dict[str, Any] = {}
         self._news = b""
+        self._whole = (0, b"")
+        self._making_whole = Lock()
         self._point_at = 0.0
 
     def open(self) -> Iterator[bytes]:
@@ -102,10 +104,17 @@ class Streams:
             elif seen and number == seen + 1:
                 yield news
             else:
-                yield self._everything()
+                yield self._everything(number)
             seen = number
 
-    def _everything(self) -> bytes:
+    def _everything(self, number: int) -> bytes:
+        """Return everything as of a look, made once for all pages that want it then."""
+        with self._making_whole:
+            if self._whole[0] != number:
+                self._whole = (number, self._made_whole())
+            return self._whole[1]
+
+    def _made_whole(self) -> bytes:
         recorder = self._services.recorder
         try:
             history = {
@@ -136,7 +145,7 @@ class Streams:
         with self._changed:
             if self._count and not self._closed:
                 return False
-            self._looks = False
+            self._looks, self._whole = False, (0, b"")
             return True
 
     def _look(self) -> None:

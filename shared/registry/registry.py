@@ -20,6 +20,8 @@ from shared.wire.client import asking
 
 # fast: what is idle writes the same row again and again.
 _record = lru_cache(1024)(InstanceRecord.model_validate_json)
+# fast: every process reads them three times a second while it is asked, and they hardly change.
+_spec = lru_cache(1024)(ModelSpec.model_validate_json)
 
 
 class Look(NamedTuple):
@@ -265,7 +267,7 @@ class Registry:
         }
         alive = self._living({record.supervisor for record in records} | reported.keys())
         found = snapshot_of(
-            [ModelSpec.model_validate_json(row) for row in specs],
+            [_spec(row) for row in specs],
             [record for record in records if record.supervisor in alive],
             {name.decode(): Serving.model_validate_json(row) for name, row in served.items()},
             [report for name, report in reported.items() if name in alive],

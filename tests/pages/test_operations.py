@@ -96,6 +96,24 @@ def test_a_page_gets_everything_first_and_then_what_changed(
     assert (row["restarts"], row["reason"]) == (2, "<b>broken</b>")
 
 
+def test_everything_is_made_once_for_pages_that_open_together(
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = app.extensions[STREAMS]
+    made: list[int] = []
+    whole = streams._made_whole
+    monkeypatch.setattr(streams, "_made_whole", lambda: made.append(streams._number) or whole())
+    pages = [events(client) for _ in range(3)]
+    first = [next(page) for page in pages]
+
+    assert all(each["whole"] and each["sections"]["models"] for each in first)
+    assert len(made) == len(set(made))  # the third may open when the next look is over
+
+    streams._publish({"points": []})
+    assert next(events(client))["whole"]
+    assert len(made) == len(set(made)) and made[-1] == streams._number
+
+
 def test_a_page_too_many_is_refused_and_one_that_leaves_makes_place(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
