@@ -57,7 +57,7 @@ def create_app(settings: Settings) -> Flask:
         app.register_blueprint(module.blueprint)
     app.register_blueprint(openapi.make_pages())
     register_error_handlers(app)
-    pace = Pace(settings)
+    pace = Pace(settings, services.guard.keyring)
     app.extensions["fast_path"] = FastPath(services.inference, services, browsers, pace)
     app.wsgi_app = BoundedReads(  # type: ignore[method-assign]
         Compressed(app.wsgi_app), pace

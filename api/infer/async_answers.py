@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 import redis
 
-from api.access.shares import KeyPlaces
+from api.access.shares import KeyShares
 from api.infer.answer import HttpAnswer, json_answer
 from api.infer.question import Question, shown_to
 from api.infer.queues import Queues
@@ -50,7 +50,7 @@ class AsyncAnswers:
         """Open nothing yet."""
         self._settings = settings
         self._queues = queues
-        self._places = KeyPlaces(settings.max_waiting, queues.keyring)
+        self._places = KeyShares(settings.max_waiting, queues.keyring)
         longest_kept = max(IDEMPOTENT_RESULT_SECONDS, settings.result_ttl_seconds)
         self._records = AsyncRecords(
             client,

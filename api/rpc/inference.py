@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from tritonclient.grpc import service_pb2 as proto
 
+from api.access.shares import HeldBody, KeyShares
 from api.infer.options import options_of
 from api.infer.outputs import shown_outputs, timings_json
 from api.infer.question import Pending, Question, shown_to
@@ -72,9 +73,15 @@ class Asked:
 class InferCalls:
     """One request of ModelInfer or ModelStreamInfer: checked and pushed, waited for, answered."""
 
-    def __init__(self, catalog: Catalog, queues: Queues, admission: Admission) -> None:
-        """Serve the catalog's models through the queues, to keys that have a place left."""
+    def __init__(
+        self, catalog: Catalog, queues: Queues, admission: Admission, bodies: KeyShares
+    ) -> None:
+        """Serve the catalog's models through the queues, to keys that have a place left.
+
+        The `bodies` of the process are counted in bytes.
+        """
         self._admission = admission
+        self._bodies = bodies
         self._catalog = catalog
         self._queues = queues
 
@@ -87,8 +94,8 @@ class InferCalls:
     ) -> Asked:
         """Check a request and push it, for no longer than the call has left; raises FerryError.
 
-        It has a place of its key's until what it `held` is given back. `then` is called once the
-        model has answered. Next stop: `RequestQueue.push`.
+        It has a place of its key's, and its bytes, until what it `held` is given back. `then` is
+        called once the model has answered. Next stop: `RequestQueue.push`.
         """
         until, key = time.monotonic() + remaining_seconds, caller.key
         with ExitStack() as held:
@@ -96,6 +103,10 @@ class InferCalls:
                 key.check("infer", request.message.model_name)
                 seconds = min(remaining_seconds, LONGEST_PLACE_SECONDS)
                 held.enter_context(self._admission.place(key, seconds))
+            if request.size:
+                body = HeldBody(self._bodies)
+                held.callback(body.release)
+                body.add(request.size, key)
             pushed = self._catalog.by_current(lambda: self._push(request, until, caller, then))
             asked = Asked(request, until, pushed, caller)
             asked.held.push(held.pop_all())

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from threading import BoundedSemaphore, Lock
 from typing import Protocol
 
-from api.access.shares import KeyPlaces
+from api.access.shares import KeyShares
 from shared.access.api_key import ApiKey
 from shared.access.keyring import Keyring
 from shared.errors import QueueFull
@@ -35,7 +35,7 @@ class Places:
 
     def __init__(self, most: int, keyring: Keyring | None = None) -> None:
         """Have `most` of them."""
-        self._of_keys = KeyPlaces(most, keyring)
+        self._of_keys = KeyShares(most, keyring)
         self._most = most
         self._all = BoundedSemaphore(most)
         self._for_streams = BoundedSemaphore(max(1, most - most // STREAMS_LEAVE))

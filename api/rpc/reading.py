@@ -52,12 +52,14 @@ Packed = Mapping[str, list[memoryview]]
 class InferMessage(NamedTuple):
     """A ModelInferRequest without its large tensors, and these, in the bytes that came.
 
-    `raw` are its raw contents, `packed` by an input's place its typed ones, as protobuf packs them.
+    `raw` are its raw contents, `packed` by an input's place its typed ones, as protobuf packs them;
+    all of it was `size` bytes.
     """
 
     message: Any
     raw: Sequence[Buffer]
     packed: Mapping[int, Packed] = {}
+    size: int = 0
 
     @classmethod
     def of(cls, message: Any) -> InferMessage:
@@ -70,7 +72,7 @@ def read_infer(data: bytes) -> InferMessage:
     if len(data) <= FEW_BYTES:
         return InferMessage.of(_parsed(Request, data))
     rest, raw, packed = _taken_apart(data)
-    return InferMessage(read_message(Request, rest), raw, packed)
+    return InferMessage(read_message(Request, rest), raw, packed, len(data))
 
 
 def read_message(kind: Any, data: bytes) -> Any:

@@ -15,6 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 from tritonclient.grpc import service_pb2 as proto
 
 from api.access.guard import may_know
+from api.access.shares import KeyShares
 from api.infer.descriptions import index_for, model_description, server_description
 from api.infer.model_control import load_by_request, unload_by_request
 from api.infer.triton_statistics import of_triton
@@ -39,8 +40,10 @@ class GRPCInferenceService:
         """Answer by `services`, at most `grpc_threads` infer requests at a time."""
         self._services = services
         self._catalog = services.catalog
-        self._calls = InferCalls(services.catalog, services.queues, services.guard.admission)
-        self._places = Places(services.settings.grpc_threads, services.guard.keyring)
+        settings, guard = services.settings, services.guard
+        bodies = KeyShares(settings.max_bodies_bytes, guard.keyring)
+        self._calls = InferCalls(services.catalog, services.queues, guard.admission, bodies)
+        self._places = Places(settings.grpc_threads, guard.keyring)
         self._streams = OpenStreams()
         self._stopping = False
 

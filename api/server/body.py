@@ -13,6 +13,7 @@ from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.unreader import SocketUnreader
 from werkzeug.datastructures import FileStorage, MultiDict
 
+from api.access.guard import KEY
 from api.payloads.binary_tensors import HEADER_VARIABLE
 from api.server.compression import decompress
 from api.server.pace import Pace
@@ -52,7 +53,7 @@ class BoundedReads:
         client = environ.get("gunicorn.socket")
         if client is None:
             return self._next_app(environ, start_response)
-        with self._pace.reading(environ["wsgi.input"], client) as held:
+        with self._pace.reading(environ["wsgi.input"], client, environ) as held:
             environ[HELD_BODY] = held
             return _pieces(self._next_app(environ, start_response))
 
@@ -107,7 +108,7 @@ def read_any(most_bytes: int | None = None) -> Buffer:
 def _opened(raw: bytes, encoding: str, limit: int) -> bytes:
     opened = decompress(raw, encoding, limit)
     if (held := request.environ.get(HELD_BODY)) is not None:
-        held.add(len(opened))
+        held.add(len(opened), request.environ.get(KEY))
     return opened
 
 

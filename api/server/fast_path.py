@@ -232,7 +232,7 @@ class FastPath:
         IN_HAND.set((known_as,))
         environ = {**plain.environ, "gunicorn.socket": client, REQUEST_ID_VARIABLE: known_as}
         if is_read:
-            with self._pace.reading(body, client):
+            with self._pace.reading(body, client, environ):
                 answer = self._answer(plain, body, environ)
         else:
             answer = self._answer(plain, body, environ)

@@ -10,11 +10,15 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shared.errors import QueueFull
-from shared.messages import LARGE_BYTES
+from api.access.guard import KEY
+from api.access.shares import HeldBody, KeyShares
+from shared.access.keyring import Keyring
 from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIEnvironment
 
 LEAST_RATE = 16 * 1024
 """Bytes per second, on the whole, of a body that takes longer than the longest silence."""
@@ -25,23 +29,23 @@ TURN_BYTES = 256 * 1024
 class Pace:
     """The rules of one process's bodies, and the bytes of the large ones that it holds."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Hold none yet."""
+    def __init__(self, settings: Settings, keyring: Keyring | None = None) -> None:
+        """Hold none yet; keys that share are a `keyring`'s."""
         self.silence_seconds = settings.request_timeout_seconds
         self.longest_seconds = settings.max_body_seconds
-        self._max_bytes = settings.max_bodies_bytes
-        self._held_bytes = 0
+        self._bodies = KeyShares(settings.max_bodies_bytes, keyring)
 
     @contextmanager
-    def reading(self, body: Any, client: Any) -> Iterator[HeldBody]:
+    def reading(self, body: Any, client: Any, environ: WSGIEnvironment) -> Iterator[HeldBody]:
         """Have what `body`, gunicorn's, reads from `client` keep the pace until the block ends.
 
+        `environ` has the request's API key by then.
         Reads raise TimeoutError behind a silence, a slow stretch, or too long a time.
         """
-        held, unreader = HeldBody(self), _unreader(body)
+        held, unreader = HeldBody(self._bodies), _unreader(body)
         timeout = client.gettimeout()
         if unreader is not None:
-            unreader.sock = PacedSocket(client, self, held)
+            unreader.sock = PacedSocket(client, self, held, environ)
         try:
             yield held
         finally:
@@ -49,16 +53,6 @@ class Pace:
                 unreader.sock = client
             client.settimeout(timeout)
             held.release()
-
-    def hold(self, count: int) -> None:
-        """Count bytes that a request holds; raises QueueFull where they are too many."""
-        if self._held_bytes + count > self._max_bytes:
-            raise QueueFull("the bodies under way in this process are as large as they may be")
-        self._held_bytes += count
-
-    def let_go(self, count: int) -> None:
-        """Count them no more."""
-        self._held_bytes -= count
 
 
 def _unreader(body: Any) -> Any:
@@ -68,32 +62,14 @@ def _unreader(body: Any) -> Any:
     return getattr(reader if request is None else request, "unreader", None)
 
 
-class HeldBody:
-    """The bytes of one request that its process holds; the first LARGE_BYTES count for nothing."""
-
-    def __init__(self, pace: Pace) -> None:
-        """Hold none yet."""
-        self._pace = pace
-        self._seen = self._held = 0
-
-    def add(self, count: int) -> None:
-        """Hold more; raises QueueFull."""
-        self._seen += count
-        wanted = max(0, self._seen - LARGE_BYTES)
-        self._pace.hold(wanted - self._held)
-        self._held = wanted
-
-    def release(self) -> None:
-        """Hold none any more."""
-        self._pace.let_go(self._held)
-        self._held = 0
-
-
 class PacedSocket:
     """A connection as gunicorn's reader of bodies wants it."""
 
-    def __init__(self, client: socket.socket, pace: Pace, held: HeldBody) -> None:
+    def __init__(
+        self, client: socket.socket, pace: Pace, held: HeldBody, environ: WSGIEnvironment
+    ) -> None:
         """Begin now."""
+        self._environ = environ
         self._client = client
         self._held = held
         self._silence_seconds = pace.silence_seconds
@@ -137,7 +113,7 @@ class PacedSocket:
     def _took(self, count: int) -> None:
         self._received += count
         self._turn += count
-        self._held.add(count)
+        self._held.add(count, self._environ.get(KEY))
         if self._turn >= TURN_BYTES:
             self._turn = 0
             time.sleep(0)  # under gevent others run meanwhile

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from http.client import HTTPConnection
 from itertools import count
 from os import urandom
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +23,12 @@ from grpc_process import grpc_client, row, running_grpc
 from redis import Redis
 from registered import register, spec
 from test_api_keys import made
+from tritonclient import grpc as triton_grpc
+from tritonclient import http as triton_http
 from tritonclient.utils import InferenceServerException
 from waiting import wait_until
 
-from api.access.shares import KeyPlaces
+from api.access.shares import KeyShares
 from api.infer.options import RequestOptions
 from api.infer.question import Question
 from api.rpc.places import Places
@@ -40,6 +44,8 @@ from shared.wire.client import connect
 
 PLACES = 100
 FEW = 20
+MANY_ROWS = 37_500
+"""Of 300 KB: a batch of their own."""
 BODY = json.dumps(
     {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [3, 4]}]}
 ).encode()
@@ -142,14 +148,14 @@ def test_keys_are_counted_again_as_soon_as_one_may_have_too_many(ours: Settings)
 
 
 def test_calls_and_waits_for_answers_have_places_of_the_same_rule() -> None:
-    places = KeyPlaces(20, None)
+    places = KeyShares(20, None)
     assert sum(places.try_take(A) for _ in range(20)) == 17
     assert places.try_take(B)
     for _ in range(17):
         places.give_back(A)
     assert places.taken == 1 and places.try_take(A)
 
-    lone = KeyPlaces(20, SimpleNamespace(is_of_one=True))  # type: ignore[arg-type]
+    lone = KeyShares(20, SimpleNamespace(is_of_one=True))  # type: ignore[arg-type]
     assert sum(lone.try_take(A) for _ in range(25)) == 20
 
 
@@ -260,14 +266,15 @@ def served(redis_url: str) -> Iterator[tuple[Settings, CountingModel, dict[str, 
     """Both servers, a model that answers when it may, and the texts of two keys."""
     settings = Settings(
         redis_url=redis_url, key_prefix="key-shares", port=free_port(), grpc_port=free_port(),
-        api_processes=1, max_waiting=FEW, grpc_threads=FEW,
+        api_processes=1, max_waiting=FEW, grpc_threads=FEW, max_bodies_bytes=1_000_000,
+        request_timeout_seconds=90.0,
     )  # fmt: skip
     store, secrets = KeysInRedis(connect(redis_url), settings.key_prefix), {}
     for name in ("greedy", "modest"):
         key, secrets[name] = made(name)
         add(store, key)
     with (
-        counting_model(settings, max_batch_size=4) as model,
+        counting_model(settings, max_batch_size=MANY_ROWS) as model,
         running_gunicorn(settings),
         running_grpc(settings),
     ):
@@ -319,3 +326,42 @@ def test_a_key_that_asks_too_much_does_not_have_another_refused(
 
     assert statuses == {200, 503}
     assert modest.result() == 200
+
+
+def large(client: Any, made_by: Any, settings: Settings, secret: str) -> int:
+    """Send a large body by one of the clients; return the status, as HTTP has it."""
+    port = settings.port if made_by is triton_http else settings.grpc_port
+    values = np.zeros((MANY_ROWS, 2), np.float32)
+    given = made_by.InferInput("x", list(values.shape), "FP32")
+    given.set_data_from_numpy(values)
+    with client(f"127.0.0.1:{port}") as opened:
+        try:
+            opened.infer("fake", [given], headers={"x-api-key": secret})
+        except InferenceServerException as error:
+            assert error.status() in ("503", "StatusCode.UNAVAILABLE"), error.message()
+            return 503
+    return 200
+
+
+@pytest.mark.parametrize("made_by", [triton_http, triton_grpc])
+def test_large_bodies_count_by_the_byte_and_are_shared_by_keys(
+    served: tuple[Settings, CountingModel, dict[str, str]], made_by: Any
+) -> None:
+    settings, model, secrets = served
+    send = partial(large, made_by.InferenceServerClient, made_by, settings)
+    asked: list[Future[int]] = []
+    model.gate.clear()
+    with ThreadPoolExecutor(4) as pool:
+        try:
+            for name in ("greedy", "greedy", "greedy", "modest"):
+                if name == "modest":
+                    refused = send(secrets["greedy"])
+                asked.append(pool.submit(send, secrets[name]))
+                wait_until(lambda: model.depth() + model.busy() == len(asked), 30, "it is held")
+            also_refused = send(secrets["modest"])
+        finally:
+            model.gate.set()
+
+    assert [each.result() for each in asked] == [200] * 4
+    assert (refused, also_refused) == (503, 503)
+    assert send(secrets["greedy"]) == 200, "its bytes are free again"

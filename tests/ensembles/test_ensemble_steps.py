@@ -122,7 +122,7 @@ def test_the_clients_time_out_reaches_the_steps_of_a_grpc_call_with_a_deadline()
     )
     catalog = SimpleNamespace(serving=lambda *_: served, by_current=lambda do: do())
 
-    calls = InferCalls(cast(Any, catalog), cast(Any, queues), cast(Any, None))
+    calls = InferCalls(cast(Any, catalog), cast(Any, queues), cast(Any, None), cast(Any, None))
     calls.push(InferMessage.of(asked), 7.0)
 
     request = pushed[0].request("id", 30.0)

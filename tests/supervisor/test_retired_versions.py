@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2 as proto
 from versioned_models import add_model
 from werkzeug.test import TestResponse
 
+from api.access.shares import KeyShares
 from api.app import create_app
 from api.rpc.inference import InferCalls
 from api.rpc.reading import InferMessage
@@ -94,7 +95,9 @@ def test_its_successor_answers_on_each_route(app: Flask, path: str, body: object
 @pytest.mark.usefixtures("left")
 def test_its_successor_answers_a_grpc_call(app: Flask) -> None:
     services = app.extensions["ferry"]
-    calls = InferCalls(services.catalog, services.queues, services.guard.admission)
+    calls = InferCalls(
+        services.catalog, services.queues, services.guard.admission, KeyShares(2**29, None)
+    )
     request, response = proto.ModelInferRequest(model_name="m"), proto.ModelInferResponse()
     request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
     request.raw_input_contents.append(np.float32([1, 10]).tobytes())
