@@ -29,8 +29,8 @@ from siege.run import MODELS, Row, attacked, besieged
 
 LONGEST_SECONDS = 600
 ALONE_SECONDS = 5.0
-HEADINGS = ("attack", "outcomes", "seconds", "asked", "failed", "p50_ms", "p99_ms", "api_mib",
-            "grown_mib", "readers_mib")  # fmt: skip
+HEADINGS = ("attack", "outcomes", "seconds", "load", "asked", "failed", "p50_ms", "p99_ms",
+            "api_mib", "grown_mib", "readers_mib")  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,12 +75,15 @@ def _siege(names: Sequence[str], seconds: float, settings: Settings) -> tuple[Se
         directory = Path(name)
         with (
             besieged(settings, directory) as system,
-            honest_client(system.settings.port, directory / "honest.log") as client,
+            honest_client(
+                system.settings.port, system.settings.grpc_port, directory / "honest.log"
+            ) as client,
         ):
             client.begin()
             time.sleep(min(seconds, ALONE_SECONDS))
             alone = client.end()
-            print(f"alone: p50 {alone.p50} ms, p99 {alone.p99} ms", flush=True)
+            load = os.getloadavg()[0]
+            print(f"alone: p50 {alone.p50} ms, p99 {alone.p99} ms, load {load:.1f}", flush=True)
             rows = []
             for each in names:
                 rows.append(attacked(system, known[each], client, seconds))
@@ -92,7 +95,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     outcomes = " ".join(f"{count} x {what}" for what, count in sorted(row.outcomes.items()))
     seen = row.seen
     return (
-        row.name, outcomes or "-", f"{row.seconds:.1f}", str(seen.asked), str(seen.failed),
+        row.name, outcomes or "-", f"{row.seconds:.1f}", f"{row.load:.1f}", str(seen.asked),
+        str(seen.failed),
         f"{seen.p50:.1f}", f"{seen.p99:.1f}", f"{row.api_mib:.0f}", f"{row.grown_mib:.0f}",
         f"{row.readers_mib:.0f}",
     )  # fmt: skip

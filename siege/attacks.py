@@ -12,11 +12,12 @@ from functools import partial
 from http.client import HTTPConnection, HTTPException
 from threading import Thread
 
-from siege import bodies
+from siege import bodies, rpc
 from siege.bodies import LARGEST, MIB, Body, packed
 
 INFER, DIGITS, WORDS = "/v2/models/tiny/infer", "/predict/digits", "/predict/sentiment"
 V1, IDS = "/v1/models/tiny:predict", "/v2/models/sentiment/infer"
+EMBEDDINGS, JOB = "/v1/embeddings", "/jobs/predict"
 PACKED_BYTES = 14 * MIB
 """Below FERRY_MAX_JSON_BYTES once opened."""
 TIMEOUT_SECONDS = 60.0
@@ -26,17 +27,31 @@ Strike = Callable[[int, float], Outcomes]
 
 @dataclass(frozen=True)
 class Attack:
-    """One row: `strike(port, seconds)` attacks for so long; a body opens to `opened_bytes`."""
+    """One row: what `make` returns attacks a port for some seconds, with bodies of so many bytes.
+
+    These are counted once they are opened; making them takes a while. The port is gRPC's, and so is
+    the honest client, where it is `over_grpc`.
+    """
 
     name: str
-    strike: Strike
-    opened_bytes: int = 0
+    make: Callable[[], tuple[Strike, int]]
+    over_grpc: bool = False
 
 
-def posted(name: str, path: str, body: Body | bytes, clients: int = 2) -> Attack:
+def posted(name: str, path: str, body: Callable[[], Body | bytes], clients: int = 2) -> Attack:
     """Return an attack that posts one body again and again."""
-    whole = body if isinstance(body, Body) else Body(body)
-    return Attack(name, partial(post, path, whole, clients), whole.size)
+
+    def make() -> tuple[Strike, int]:
+        made = body()
+        whole = made if isinstance(made, Body) else Body(made)
+        return partial(post, path, whole, clients), whole.size
+
+    return Attack(name, make)
+
+
+def without_body(name: str, strike: Strike, *, over_grpc: bool = False) -> Attack:
+    """Return an attack that needs none."""
+    return Attack(name, lambda: (strike, 0), over_grpc)
 
 
 def post(path: str, body: Body, clients: int, port: int, seconds: float) -> Outcomes:
@@ -101,55 +116,80 @@ def tiny_chunks(port: int, seconds: float) -> Outcomes:
     return outcomes
 
 
+def read_nothing(path: str, port: int, seconds: float) -> Outcomes:
+    """Ask again and again on many connections, and take none of the answers."""
+    outcomes, until = Outcomes(), time.monotonic() + seconds
+    many = f"GET {path} HTTP/1.1\r\nHost: ferry\r\n\r\n".encode() * 100
+    with ExitStack() as stack:
+        opened = []
+        for _ in range(100):
+            with suppress(OSError):
+                one = socket.create_connection(("127.0.0.1", port), timeout=5)
+                opened.append(stack.enter_context(one))
+                one.setblocking(False)
+        outcomes["opened"] = len(opened)
+        while time.monotonic() < until:
+            for one in opened:
+                with suppress(OSError):
+                    outcomes["sent"] += one.send(many)
+            time.sleep(0.1)
+    return outcomes
+
+
 def _head(path: str, length: int) -> bytes:
     return f"POST {path} HTTP/1.1\r\nHost: ferry\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 def attacks() -> list[Attack]:
-    """Make all attacks; their bodies take a while and some hundred megabytes."""
-    json_bytes = PACKED_BYTES
+    """Return all attacks."""
+    size = PACKED_BYTES
     shape = b'{"name":"INPUT__0","datatype":"FP32","data":[1],"shape":['
     data = b'{"name":"INPUT__0","datatype":"FP32","shape":[1,16],"data":['
     return [
-        posted("jpeg-fill", DIGITS, packed(bodies.stuffed("JPEG", 2, b"\xff"))),
-        posted("jpeg-fill-plain", DIGITS, bodies.stuffed("JPEG", 2, b"\xff")),
-        posted("jpeg-segments", DIGITS, bodies.stuffed("JPEG", 2, b"\xff\xfe\0\2")),
-        posted("jpeg-scans", DIGITS, bodies.many_scans()),
-        posted("png-chunks", DIGITS, bodies.stuffed("PNG", 33, bodies.png_chunk())),
-        posted("ppm-comments", DIGITS, bodies.stuffed("PPM", 3, b"#\n")),
-        posted("gif-junk", DIGITS, bodies.stuffed("GIF", 13, b"\x55")),
-        posted("tiff-tags", DIGITS, bodies.tiff_tags()),
-        posted("png-16-bit", DIGITS, bodies.picture("PNG", 7000, "I;16"), clients=1),
-        posted("lists-packed", INFER, packed(bodies.v2(bodies.repeated(b"[]", LARGEST)))),
-        posted("lists", INFER, bodies.v2(bodies.repeated(b"[]", json_bytes))),
-        posted("inputs", INFER, bodies.v2(bodies.repeated(b'{"name":"a"}', json_bytes))),
+        posted("jpeg-fill", DIGITS, lambda: packed(bodies.stuffed("JPEG", 2, b"\xff"))),
+        posted("jpeg-fill-plain", DIGITS, lambda: bodies.stuffed("JPEG", 2, b"\xff")),
+        posted("jpeg-segments", DIGITS, lambda: bodies.stuffed("JPEG", 2, b"\xff\xfe\0\2")),
+        posted("jpeg-scans", DIGITS, bodies.many_scans),
+        posted("png-chunks", DIGITS, lambda: bodies.stuffed("PNG", 33, bodies.png_chunk())),
+        posted("ppm-comments", DIGITS, lambda: bodies.stuffed("PPM", 3, b"#\n")),
+        posted("gif-junk", DIGITS, lambda: bodies.stuffed("GIF", 13, b"\x55")),
+        posted("tiff-tags", DIGITS, bodies.tiff_tags),
+        posted("png-16-bit", DIGITS, lambda: bodies.picture("PNG", 7000, "I;16"), clients=1),
+        posted("lists-packed", INFER, lambda: packed(bodies.v2(bodies.repeated(b"[]", LARGEST)))),
+        posted("lists", INFER, lambda: bodies.v2(bodies.repeated(b"[]", size))),
+        posted("inputs", INFER, lambda: bodies.v2(bodies.repeated(b'{"name":"a"}', size))),
         posted(
             "outputs", INFER,
-            bodies.tiny(b',"outputs":[' + bodies.repeated(b'{"name":"a"}', json_bytes) + b"]"),
+            lambda: bodies.tiny(b',"outputs":[' + bodies.repeated(b'{"name":"a"}', size) + b"]"),
         ),
         posted(
             "parameters", INFER,
-            bodies.tiny(b',"parameters":{' + bodies.numbered(json_bytes) + b"}"),
+            lambda: bodies.tiny(b',"parameters":{' + bodies.numbered(size) + b"}"),
         ),
-        posted("shape", INFER, bodies.v2(shape + bodies.repeated(b"1", json_bytes) + b"]}")),
-        posted("data", INFER, bodies.v2(data + bodies.repeated(b"0", json_bytes) + b"]}")),
-        posted("id", INFER, bodies.tiny(b',"id":"' + b"a" * json_bytes + b'"')),
-        posted("name", INFER, bodies.v2(b'{"name":"' + b"a" * json_bytes + b'"}')),
-        posted("v1-rows", V1, b'{"instances":[' + bodies.repeated(b"{}", json_bytes) + b"]}"),
-        posted("too-large", INFER, bodies.tiny(b',"id":"' + b"a" * LARGEST + b'"')),
-        posted("token-ids", IDS, bodies.token_ids(32, 100_000)),
-        posted("texts", WORDS, bodies.texts(32, 20_000)),
-        Attack("slow-bodies", partial(hold, 200, _head(INFER, 100_000) + b"{")),
-        Attack("idle", partial(hold, 1100, b"")),
-        Attack("tiny-chunks", tiny_chunks),
-        posted("slow-model", WORDS, bodies.texts(32, 400), clients=850),
+        posted("shape", INFER, lambda: bodies.v2(shape + bodies.repeated(b"1", size) + b"]}")),
+        posted("data", INFER, lambda: bodies.v2(data + bodies.repeated(b"0", size) + b"]}")),
+        posted("id", INFER, lambda: bodies.tiny(b',"id":"' + b"a" * size + b'"')),
+        posted("name", INFER, lambda: bodies.v2(b'{"name":"' + b"a" * size + b'"}')),
+        posted("v1-rows", V1, lambda: b'{"instances":[' + bodies.repeated(b"{}", size) + b"]}"),
+        posted("too-large", INFER, lambda: bodies.tiny(b',"id":"' + b"a" * LARGEST + b'"')),
+        posted("token-ids", IDS, lambda: bodies.token_ids(32, 100_000)),
+        posted("texts", WORDS, lambda: bodies.texts(32, 20_000)),
+        posted("embeddings", EMBEDDINGS, lambda: bodies.embeddings(2048, 1900)),
+        posted("embeddings-ids", EMBEDDINGS, lambda: bodies.embeddings_ids(2048, 600)),
+        posted("job-upload", JOB, lambda: bodies.upload(LARGEST), clients=2),
+        without_body("slow-bodies", partial(hold, 200, _head(INFER, 100_000) + b"{")),
+        without_body("idle", partial(hold, 1100, b"")),
+        without_body("tiny-chunks", tiny_chunks),
+        without_body("slow-readers", partial(read_nothing, "/openapi.json")),
+        posted("slow-model", WORDS, lambda: bodies.texts(32, 400), clients=850),
+        *(
+            Attack(name, partial(rpc.calling, message), over_grpc=True)
+            for name, message in rpc.MESSAGES.items()
+        ),
+        without_body("grpc-held", partial(rpc.hold, "ModelInfer", 2000), over_grpc=True),
+        without_body("grpc-streams", partial(rpc.hold, "ModelStreamInfer", 2000), over_grpc=True),
+        without_body("grpc-slow-readers", rpc.read_nothing, over_grpc=True),
     ]  # fmt: skip
 
 
-NAMES = (
-    "jpeg-fill", "jpeg-fill-plain", "jpeg-segments", "jpeg-scans", "png-chunks", "ppm-comments",
-    "gif-junk", "tiff-tags", "png-16-bit", "lists-packed", "lists", "inputs", "outputs",
-    "parameters", "shape", "data", "id", "name", "v1-rows", "too-large", "token-ids", "texts",
-    "slow-bodies", "idle", "tiny-chunks", "slow-model",
-)  # fmt: skip
-"""Their names, without the bodies."""
+NAMES = tuple(each.name for each in attacks())

@@ -111,3 +111,23 @@ def texts(rows: int, length: int) -> bytes:
     letters = "abcdefghijklmnopqrstuvwxyz "
     found = ["a" + "".join(random.choices(letters, k=length)) for _ in range(rows)]
     return json.dumps({"text": found}).encode()
+
+
+def embeddings(count: int, length: int) -> bytes:
+    """Return a request for the vectors of long texts, as OpenAI's clients ask."""
+    return json.dumps({"model": "sentiment", "input": ["a " * (length // 2)] * count}).encode()
+
+
+def embeddings_ids(count: int, length: int) -> bytes:
+    """Return a request for the vectors of lists of token ids."""
+    return json.dumps({"model": "sentiment", "input": [[7] * length] * count}).encode()
+
+
+def upload(size: int) -> Body:
+    """Return a form with the rows of a job, in a file without an end of a line."""
+    head = (
+        b'--xyz\r\nContent-Disposition: form-data; name="model"\r\n\r\ntiny\r\n'
+        b'--xyz\r\nContent-Disposition: form-data; name="input"; filename="a.csv"\r\n\r\n'
+    )
+    kind = (("Content-Type", "multipart/form-data; boundary=xyz"),)
+    return Body(head + b"1," * (size // 2) + b"\r\n--xyz--\r\n", kind)

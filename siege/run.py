@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +28,10 @@ MOST_TIMES = 4
 
 
 class Row(NamedTuple):
-    """What an attack came to: `outcomes` are the attacker's, memory is in MiB."""
+    """What an attack came to: `outcomes` are the attacker's, memory is in MiB.
+
+    `load` is the machine's of the last minute: where others work on it as well, times are longer.
+    """
 
     name: str
     seconds: float
@@ -37,6 +41,7 @@ class Row(NamedTuple):
     grown_mib: float
     readers_mib: float
     most_mib: float
+    load: float = 0.0
 
     def troubles(self, alone: Seen) -> list[str]:
         """Return what must not be; `alone` is what the client sees without an attack."""
@@ -75,28 +80,37 @@ def besieged(settings: Settings, directory: Path) -> Iterator[WholeSystem]:
 
 def attacked(system: WholeSystem, attack: Attack, client: HonestClient, seconds: float) -> Row:
     """Attack for some seconds beside the honest client."""
-    port, memory = system.settings.port, Memory(system.pid)
-    client.begin()
+    settings, memory = system.settings, Memory(system.pid)
+    port = settings.grpc_port if attack.over_grpc else settings.port
+    strike, opened_bytes = attack.make()
+    client.begin(over_grpc=attack.over_grpc)
     began = time.monotonic()
     with memory.watched():
-        outcomes = attack.strike(port, seconds)
+        outcomes = strike(port, seconds)
     took = time.monotonic() - began
     seen = client.end()
+    load = os.getloadavg()[0]
     time.sleep(REST_SECONDS)
-    most = FREE_MIB + MOST_TIMES * attack.opened_bytes / 2**20
-    grown = memory.api_peak - memory.api_before
-    return Row(attack.name, took, outcomes, seen, memory.api_peak, grown, memory.readers_peak, most)
+    most = FREE_MIB + MOST_TIMES * opened_bytes / 2**20
+    peak, grown = memory.api()
+    return Row(attack.name, took, outcomes, seen, peak, grown, memory.readers_peak, most, load)
 
 
 class Memory:
-    """The largest API process below `pid`, and the largest of its readers, in MiB."""
+    """The API processes below `pid`, gRPC's too, and the largest of their readers, in MiB."""
 
     def __init__(self, pid: int) -> None:
         """Look for the first time."""
         self._pid = pid
-        self.api_peak = self.readers_peak = 0.0
+        self.readers_peak = 0.0
+        self._peaks: dict[int, float] = {}
         self._look()
-        self.api_before = self.api_peak
+        self._before = dict(self._peaks)
+
+    def api(self) -> tuple[float, float]:
+        """Return the largest that one was, and the most that one grew."""
+        grown = [peak - self._before.get(pid, 0.0) for pid, peak in self._peaks.items()]
+        return max(self._peaks.values()), max(grown)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -120,8 +134,8 @@ class Memory:
             command, mib = _command(pid), _held_mib(pid)
             if b"api.readers.child" in command:
                 self.readers_peak = max(self.readers_peak, mib)
-            elif b"api.wsgi" in command:
-                self.api_peak = max(self.api_peak, mib)
+            elif b"api.wsgi" in command or b"api.rpc" in command:
+                self._peaks[pid] = max(self._peaks.get(pid, 0.0), mib)
 
 
 def _descendants(pid: int) -> list[int]:

@@ -165,7 +165,7 @@ def test_an_upload_that_finds_no_room_leaves_nothing_behind(
         raise OSError(ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(FileStorage, "save", save)
+        patch.setattr("api.routes.jobs._save", save)
         assert "No space left" in refusal(upload(), 503, "redis_unavailable")
     with monkeypatch.context() as patch:  # it was taken by others between two looks
         patch.setattr(JobStore, "submit", lambda *_: (_ for _ in ()).throw(QueueFull("full")))
