@@ -44,6 +44,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns a picture upright, by its orientation (EXIF 2.32, 4.6.4)."""
+ON_ITS_SIDE = 5
+"""The first of the orientations, up to the last, at which width and height change places."""
 RESOLUTION_TAGS = (282, 283, 296)
 SUBFILE, SAMPLE_BITS, PHOTOMETRIC, SAMPLE_FORMAT = 254, 258, 262, 339
 SUB_DIRECTORIES, DNG_VERSION = 330, 50706
@@ -212,6 +214,11 @@ def turned_upright(picture: Image.Image, opened: ImageFile) -> Image.Image:
     """
     method = UPRIGHT.get(_orientation(opened))
     return picture if method is None else picture.transpose(method)
+
+
+def lies_on_its_side(opened: ImageFile) -> bool:
+    """Tell whether a picture's rows become columns when it is turned upright."""
+    return _orientation(opened) >= ON_ITS_SIDE
 
 
 def _orientation(opened: ImageFile) -> int:

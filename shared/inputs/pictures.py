@@ -15,7 +15,12 @@ from PIL.ImageFile import ImageFile
 from shared.datatypes import Array
 from shared.errors import BadRequest
 from shared.inputs.colours import coloured, three_numbers
-from shared.inputs.picture_files import open_picture, readable, turned_upright
+from shared.inputs.picture_files import (
+    lies_on_its_side,
+    open_picture,
+    readable,
+    turned_upright,
+)
 from shared.messages import Buffer, Tensor
 from shared.model_spec import ImageInput, ModelSpec, check_row_count
 
@@ -64,7 +69,7 @@ def open_batch(pictures: Sequence[Buffer], spec: ModelSpec) -> Opened:
     opened, total, limit = [], 0, Image.MAX_IMAGE_PIXELS or math.inf
     for n, data in enumerate(pictures):
         picture = open_picture(data, where.format(n))
-        resized = _resized(picture, image, where.format(n))
+        resized = _resized(picture.size, image, where.format(n))
         total += max(math.prod(picture.size), math.prod(resized))
         if total > limit:
             raise BadRequest(f"the pictures have more than {limit} pixels together")
@@ -88,19 +93,24 @@ def _image(spec: ModelSpec) -> ImageInput:
     return spec.image
 
 
-def _resized(picture: Image.Image, image: ImageInput, where: str) -> tuple[int, int]:
-    """Return the size a picture is resized to, before it is cropped.
+def _resized(size: tuple[int, int], image: ImageInput, where: str) -> tuple[int, int]:
+    """Return the size to which an upright picture is resized, before it is cropped or padded.
 
     Raises BadRequest for a line so thin that its length, resized, would be above the pixel limit.
     """
-    if image.resize != "crop":
+    width, height = size
+    if image.resize == "stretch":
         return image.width, image.height
+    if image.resize == "pad":  # as ImageOps.contain has it
+        if width * image.height > height * image.width:
+            return image.width, round(height / width * image.width)
+        return round(width / height * image.height), image.height
     shorter = image.resize_size or min(image.width, image.height)
     # torchvision's arithmetic: the longer side is cut to a whole number, the crop is centred.
-    wide, high = (int(shorter * side / min(picture.size)) for side in picture.size)
+    wide, high = (int(shorter * side / min(size)) for side in size)
     if wide * high > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise BadRequest(
-            f"{where} is too long and thin: {picture.width} x {picture.height} pixels would become "
+            f"{where} is too long and thin: {width} x {height} pixels would become "
             f"{wide} x {high}, more than {Image.MAX_IMAGE_PIXELS}"
         )
     return wide, high
@@ -108,11 +118,33 @@ def _resized(picture: Image.Image, image: ImageInput, where: str) -> tuple[int, 
 
 def _decode(opened: ImageFile, image: ImageInput, where: str) -> Array:
     with readable(where, opened.format):
-        opened.load()
-        picture = turned_upright(coloured(opened, image), opened)
+        picture = _small(opened, image, where) if image.decode == "fast" else _whole(opened, image)
+        picture = turned_upright(picture, opened)
     fitted = _fit(picture, image, where)
     pixels = np.asarray(fitted).reshape(1, image.height, image.width, -1)
     return pixels[..., ::-1] if image.channels == "BGR" else pixels
+
+
+def _whole(opened: ImageFile, image: ImageInput) -> Image.Image:
+    opened.load()
+    return coloured(opened, image)
+
+
+def _small(opened: ImageFile, image: ImageInput, where: str) -> Image.Image:
+    """Return a picture resized already, of a file that can be decoded at a part of its size.
+
+    Any other is returned whole. At a part of its size the last row and column reach beyond the
+    picture: the box that `draft` returns is what belongs to it.
+    """
+    on_its_side = lies_on_its_side(opened)
+    size = opened.size
+    wanted = _resized(size[::-1] if on_its_side else size, image, where)
+    wanted = wanted[::-1] if on_its_side else wanted
+    reduced = opened.draft(None, wanted)
+    picture = _whole(opened, image)
+    if reduced is None or opened.size == size:
+        return picture
+    return picture.resize(wanted, RESAMPLING[image.interpolation], box=reduced[1])
 
 
 def _fit(picture: Image.Image, image: ImageInput, where: str) -> Image.Image:
@@ -125,6 +157,6 @@ def _fit(picture: Image.Image, image: ImageInput, where: str) -> Image.Image:
         ground = three_numbers(image.background)
         colour = ground[0] if picture.mode == "L" else ground
         return ImageOps.pad(picture, size, resampling, color=colour)
-    picture = picture.resize(_resized(picture, image, where), resampling)
+    picture = picture.resize(_resized(picture.size, image, where), resampling)
     left, top = round((picture.width - size[0]) / 2), round((picture.height - size[1]) / 2)
     return picture.crop((left, top, left + size[0], top + size[1]))

@@ -45,6 +45,7 @@ def _described(
             "resize": parameters.get("image_resize", "stretch"),
             "resize_size": number(parameters, "image_resize_size", "0", int),
             "interpolation": parameters.get("image_interpolation", "bilinear"),
+            "decode": parameters.get("image_decode", "exact"),
             "background": numbers(parameters, "image_background", "255,255,255", int),
             "scale": number(parameters, "image_scale", "1", float),
             "mean": _per_channel(parameters, "image_mean", "0", channels),
