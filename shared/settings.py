@@ -19,6 +19,8 @@ from shared.setting_checks import setting as _setting
 
 log = logging.getLogger(__name__)
 
+LARGEST_TRACE_RATE = 2**31 - 1
+"""What Triton's trace settings hold."""
 NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
 """ONNX Runtime reads it when it is imported, and else keeps a session for Microsoft in TMPDIR."""
 
@@ -364,8 +366,9 @@ class Settings(JobSettings):
 
     @property
     def trace_rate(self) -> int:
-        """Return of how many requests one is traced, 0 for none."""
-        return round(1 / self.otel_traces_sampler_arg) if self.otel_traces_sampler_arg else 0
+        """Return of about how many requests one is traced, 0 for none."""
+        share = self.otel_traces_sampler_arg
+        return round(min(1 / share, LARGEST_TRACE_RATE)) if share else 0
 
     @property
     def longest_timeout_seconds(self) -> float:

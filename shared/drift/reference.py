@@ -106,7 +106,7 @@ class Reference(NamedTuple):
 
     def encode(self) -> str:
         """Return its bins as the registry keeps them, for those who count nothing."""
-        kept = ("counts", "edges")
+        kept = ("counts", "edges", "others")
         return json.dumps(
             {name: {k: each[k] for k in kept if k in each} for name, each in self.record.items()}
         )

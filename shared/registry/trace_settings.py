@@ -16,7 +16,7 @@ from shared.errors import BadRequest, RedisUnavailable, UnknownModel, Unsupporte
 from shared.registry.catalog import Catalog
 from shared.registry.keys import TRACE_COUNT
 from shared.registry.registry import Registry
-from shared.settings import Settings
+from shared.settings import LARGEST_TRACE_RATE, Settings
 
 TRACE_LEVEL, TRACE_FILE, TRACE_MODE = "trace_level", "trace_file", "trace_mode"
 TRACE_RATE = "trace_rate"
@@ -32,7 +32,7 @@ TIMESTAMPS = "TIMESTAMPS"
 TRACE_LEVELS = (TIMESTAMPS, "TENSORS")
 SMALLEST_NUMBERS = {TRACE_RATE: 0, TRACE_COUNT: -1, "log_frequency": 0}
 """The settings that are numbers; Triton keeps them in 32 bits with a sign."""
-LARGEST_NUMBER = 2**31 - 1
+LARGEST_NUMBER = LARGEST_TRACE_RATE
 SPENT_SECONDS = 1.0
 """For so long a process does not ask again for what is left of a count that is used up."""
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
@@ -83,12 +83,20 @@ class TraceSettings:
 class _Rule:
     """How requests of a model are drawn; `owner` is whose trace_count they take of."""
 
-    def __init__(self, found: Mapping[str, list[str]], owner: str) -> None:
+    def __init__(self, found: Mapping[str, list[str]], owner: str, share: float | None) -> None:
         self.is_on = TIMESTAMPS in found[TRACE_LEVEL]
+        self._share = share
         self.rate, self.count = int(found[TRACE_RATE][0]), int(found[TRACE_COUNT][0])
         self.owner = owner
-        self.numbers = itertools.count(1)
+        self._numbers = itertools.count(1)
         self.spent_until = 0.0
+
+    def is_turn(self) -> bool:
+        """Tell whether the next request is one of every `rate`, or of the share that was given."""
+        number = next(self._numbers)
+        if self._share is None:
+            return bool(self.rate) and number % self.rate == 0
+        return int(number * self._share) > int((number - 1) * self._share)
 
 
 class TraceSampler:
@@ -102,6 +110,7 @@ class TraceSampler:
     def __init__(self, registry: Registry, catalog: Catalog, settings: Settings) -> None:
         """Go by the settings that `catalog` knows."""
         self._defaults = defaults(settings)
+        self._share = settings.otel_traces_sampler_arg if settings.traces_url else None
         self._registry = registry
         self._catalog = catalog
         self._changes: dict[str, dict[str, list[str]]] = {}
@@ -116,7 +125,7 @@ class TraceSampler:
         if is_recorded is not None:
             return is_recorded
         rule = self._rule(model)
-        if not rule.rate or next(rule.numbers) % rule.rate:
+        if not rule.is_turn():
             return False
         return rule.count < 0 or self._has_left(rule)
 
@@ -140,7 +149,9 @@ class TraceSampler:
         name = model if model in changes else ""  # a client may name models that are not there
         rule = self._rules.get(name)
         if rule is None:
-            rule = self._rules[name] = _Rule(*_effective(self._defaults, changes, name))
+            found, owner = _effective(self._defaults, changes, name)
+            unset = found[TRACE_RATE] is self._defaults[TRACE_RATE]
+            rule = self._rules[name] = _Rule(found, owner, self._share if unset else None)
         return rule
 
 

@@ -29,6 +29,7 @@ class SlotMaster:
         self, hosts: tuple[Address, ...], key_prefix: str, open_node: Callable[..., Any]
     ) -> None:
         """Ask `hosts` and the nodes that they name, by connections of `open_node`; not yet."""
+        self._hosts = list(hosts)
         self._nodes = list(hosts)
         self._slot = key_slot(key_prefix.encode())
         self._open_node = open_node
@@ -41,22 +42,29 @@ class SlotMaster:
         """
         self._turn += 1
         first = self._turn % len(self._nodes)
-        failure: RedisError | None = None
+        failures: list[RedisError] = []
         for node in self._nodes[first:] + self._nodes[:first]:
             try:
                 return self._said_by(node)
-            except (AuthenticationError, NoCluster):
-                raise
             except RedisError as error:
-                failure = error
-        raise RedisConnectionError(f"no node names the master of our keys: {failure}") from failure
+                failures.append(error)
+        for failure in failures:  # of a node that left, somebody else may have the address by now
+            if isinstance(failure, AuthenticationError | NoCluster):
+                raise failure
+        raise RedisConnectionError(
+            f"no node names the master of our keys: {failures[-1]}"
+        ) from failures[-1]
 
     def _said_by(self, node: Address) -> Address:
-        for first, last, master, *replicas in self._slots_of(node):
+        named, ours = list(self._hosts), None
+        for first, last, *nodes in self._slots_of(node):
+            found = [_address(each, node) for each in nodes]
+            named += found
             if first <= self._slot <= last:
-                found = [_address(each, node) for each in (master, *replicas)]
-                self._nodes += [each for each in found if each not in self._nodes]
-                return found[0]
+                ours = found[0]
+        if ours is not None:
+            self._nodes = list(dict.fromkeys(named))  # without those that left the cluster
+            return ours
         raise RedisConnectionError(f"CLUSTERDOWN nobody has slot {self._slot}")
 
     def _slots_of(self, node: Address) -> Any:

@@ -25,6 +25,13 @@ def settings(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     add_format(repository, "python", "broken").write_text(BROKEN)
     add_format(repository, "triton_python", "passes").write_text(BLS.replace("other", "double"))
     add_model(repository, "times", 1, 2, more="version_policy: { all {} }")
+    levels = (
+        "dynamic_batching { priority_levels: 1000 default_priority_level: 500 priority_queue_policy"
+        " { key: 900 value { max_queue_size: 9 } } }"
+    )
+    add_model(repository, "levelled", 1, more=levels)
+    passes = add_format(repository, "triton_python", "passes_levelled")
+    passes.write_text(BLS.replace("other", "levelled"))
     named = BLS.replace("inputs=", f"model_version={FIRST_VALUE}, inputs=")
     for name, code in (("names", named), ("names_none", BLS)):
         add_format(repository, "triton_python", name).write_text(code.replace("other", "times"))
@@ -45,6 +52,13 @@ def asks(settings: Settings) -> Iterator[Served]:
 def test_another_model_s_answer_is_its_own(settings: Settings) -> None:
     with seen(settings, "passes") as passes:
         assert numbers(passes.push(3.0).wait()).tolist() == [[6.0, 6.0]]
+
+
+def test_one_with_more_levels_than_queues_is_asked_on_its_default_level(
+    settings: Settings,
+) -> None:
+    with seen(settings, "passes_levelled") as passes:
+        assert numbers(passes.push(3.0).wait()).tolist() == [[3.0, 3.0]]
 
 
 @pytest.mark.parametrize(

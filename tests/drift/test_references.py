@@ -110,6 +110,18 @@ def test_what_is_no_reference_is_refused_and_skipped(record: object) -> None:
     assert reference_of(json.dumps(record).encode()) is None
 
 
+def test_classes_that_are_others_are_kept_with_the_rest() -> None:
+    """As of a model that answers -1 and 1: the digest under which rows are counted holds them."""
+    first = Reference.of({"prediction": class_histogram(np.array([1] * 300 + [-1] * 60), 2)})
+
+    again = reference_of(first.encode().encode())
+
+    assert again is not None and again.digest == first.digest and again.signals == first.signals
+    seen = again.signals["prediction"].counted(np.full(600, -1))
+    (found,) = findings(again, {"prediction": seen})
+    assert found.drifts
+
+
 def test_too_few_answers_say_nothing() -> None:
     reference = made("mean", np.random.default_rng(2).normal(size=1000))
     bins = reference.signals["mean"]

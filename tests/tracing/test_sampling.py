@@ -73,6 +73,21 @@ def test_a_share_is_every_so_manieth(settings: Settings, monkeypatch: pytest.Mon
     assert traced.ask(8) == 2
 
 
+@pytest.mark.parametrize(
+    ("share", "shown", "of_20"), [(0.4, "2", 8), (0.9, "1", 18), (1e-310, "2147483647", 0)]
+)
+def test_a_share_is_kept_exactly(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, share: float, shown: str, of_20: int
+) -> None:
+    named = {"otel_exporter_otlp_endpoint": "http://127.0.0.1:9", "otel_traces_sampler_arg": share}
+    traced = Traced(settings, monkeypatch, **named)
+
+    assert answer(traced.client.get(TRACE))["trace_rate"] == shown
+    assert traced.ask(20) == of_20
+    traced.set(TRACE, trace_rate="2")
+    assert traced.ask(4) == 2
+
+
 def test_off_is_off_even_for_what_clients_record(traced: Traced) -> None:
     traced.set(TRACE, trace_level=["OFF"])
     assert traced.ask(2) == traced.ask(2, flag=RECORDED) == 0

@@ -85,7 +85,7 @@ class OtherModels:
                 outputs,
                 request.timeout() / 1e6 or USUAL_TIMEOUT_SECONDS,
                 model.signature(inputs),
-                model.default_priority_level if model.priority_levels else 1,
+                model.queue_of(model.default_priority_level) if model.priority_levels else 1,
                 json.loads(request.parameters()),
                 named=version > 0,
             )

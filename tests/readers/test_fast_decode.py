@@ -21,7 +21,7 @@ from worker.repository.config.image import read_image
 
 X = TensorSpec(name="x", datatype="FP32", dims=(3, 224, 160))
 EXIF_ORIENTATION = 0x0112
-MOST_OFF_ON_AVERAGE, MOST_OFF = 2.0, 64
+MOST_OFF_ON_AVERAGE, MOST_OFF = 3.0, 64
 
 
 def photo(width: int, kind: str = "JPEG", orientation: int = 1) -> bytes:
