@@ -10,7 +10,7 @@ local calls = {
   {'RPUSH', list, 'b', 'c', 'd'}, {'LPUSH', list, 'a'}, {'LLEN', list}, {'LINDEX', list, 0}, {'LRANGE', list, 0, -1},
   {'LPOS', list, 'c'}, {'LINSERT', list, 'BEFORE', 'c', 'e'}, {'LREM', list, 1, 'c'}, {'LPOP', list}, {'LPOP', list, 1}, {'LTRIM', list, 1, -1},
   {'HSET', hash, 'a', '1', 'b', '2'}, {'HGET', hash, 'a'}, {'HMGET', hash, 'a', 'b'}, {'HSTRLEN', hash, 'a'}, {'HINCRBY', hash, 'a', 1},
-  {'HINCRBYFLOAT', hash, 'a', 1.5}, {'HDEL', hash, 'b'},
+  {'HINCRBYFLOAT', hash, 'a', 1.5}, {'HDEL', hash, 'b'}, {'HGETALL', hash},
   {'ZADD', zset, 1, 'a'}, {'ZADD', zset, 'XX', 2, 'a'}, {'ZSCORE', zset, 'a'}, {'ZRANGE', zset, 0, 0},
   {'ZRANGEBYSCORE', zset, '-inf', 3, 'LIMIT', 0, 100}, {'ZCARD', zset}, {'ZREMRANGEBYSCORE', zset, '-inf', 0}, {'ZREM', zset, 'a'},
   {'DEL', list, hash}, {'UNLINK', zset, text},

@@ -21,7 +21,7 @@ local now = clock[1] + clock[2] / 1e6
 local waiting = 0
 for list = 6, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[list]) end
 -- fast: at low load a request finds nobody to take turns with, then who had any is not written down.
-local is_new, is_alone = waiting == 0, waiting == 0 and #ARGV == 18
+local is_new, is_alone, is_sure = waiting == 0, waiting == 0 and #ARGV == 18, false
 -- An empty queue takes one request of any size, so only behind others the bytes count.
 local bytes, added = waiting > 0 and tonumber(redis.call('GET', bytes_key) or 0) or 0, 0
 local turn_bytes = max_bytes / 64
@@ -52,6 +52,11 @@ for i = 1, (#ARGV - 8) / 10 do
     on_level = redis.call('LLEN', queue) + redis.call('LLEN', KEYS[place + 1]) + #(tickets[queue] or {})
   end
   local turn = 0
+  -- subtle: small requests do not name the queue of large ones, whose turns stand in the same hash.
+  if owner ~= '' and is_new and not is_sure then
+    is_sure = true
+    if redis.call('EXISTS', (string.gsub(KEYS[6], '%d+$', ARGV[8] + 1))) == 1 then is_new, is_alone = false, false end
+  end
   if owner ~= '' and is_alone then
     redis.call('DEL', KEYS[5])
   elseif owner ~= '' then

@@ -185,6 +185,20 @@ def test_each_level_has_turns_of_its_own(settings: Settings, redis: Redis, level
     keys.queue.close()
 
 
+@pytest.mark.parametrize("small", ["a", "b", "ab", "-"])
+def test_small_requests_that_find_nothing_waiting_leave_the_turns_of_large_ones(
+    keys: Keys, small: str
+) -> None:
+    bulk = keys.queue.spec.levels + 1
+    keys.push(*40 * "a", level=bulk)
+
+    keys.push(*small)
+    keys.take()
+    keys.push("b", level=bulk)
+
+    assert keys.waiting(bulk).index("b") <= ROWS
+
+
 def test_asynchronous_requests_take_turns_with_the_others(keys: Keys) -> None:
     keys.push(*20 * "a", process=ASYNCHRONOUS)
     keys.push("b")
