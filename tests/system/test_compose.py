@@ -116,6 +116,15 @@ def test_every_setting_is_passed_on_but_what_is_another_inside(compose, name):
     assert with_settings(TEXT) == TEXT, "run make docs"
 
 
+def test_who_becomes_another_user_is_told_to_stop_without_an_init(compose):
+    for name, service in compose["services"].items():
+        assert service["init"] is not ("SETUID" in service.get("cap_add", [])), name
+
+
+def test_a_jobs_worker_is_not_asked_for_the_models_of_a_worker(compose):
+    assert compose["services"]["jobs"]["healthcheck"] == {"disable": True}
+
+
 def test_what_answers_is_stopped_after_what_asks(compose):
     services = compose["services"]
 

@@ -27,7 +27,7 @@ from shared.registry.log_settings import LogLevel
 from shared.registry.registry import Look, Registry
 from shared.settings import Settings
 from shared.wire.client import connect
-from shared.wire.outage import Outage
+from shared.wire.outage import RETRY_SECONDS, Outage
 from worker.repository.models import ServedModel, model_names
 from worker.supervisor.deployment import Deployment
 from worker.supervisor.devices.device_watch import DeviceRegister, DeviceWatch
@@ -43,6 +43,8 @@ from worker.supervisor.worker_metrics import serve_metrics
 log = logging.getLogger(__name__)
 
 DRAIN_TICK_SECONDS = 0.2
+LAST_TRY_SECONDS = 4.0
+"""So long after it has drained a supervisor begins to clean up anew, when Redis fails."""
 
 
 class Supervisor:
@@ -377,14 +379,27 @@ class Supervisor:
             self._registration.beat_alone()
             sentinels = [slot.process.sentinel for slot in running if slot.process]
             connection.wait(sentinels, timeout=DRAIN_TICK_SECONDS if sentinels else 0)
-        try:
-            self._recovery.recover_noted()
-            for slot in self._slots:
-                self._recovery.recover(slot.instance_id, slot.model.spec.key, crashed=overdue)
-            self._store.drop_report(self.id)
-            self._registry.stop_beating(self.id)
-        except (RedisUnavailable, RedisError) as error:
-            log.warning("Redis fails at the end, another supervisor will clean up: %s", error)
+        self._leave(crashed=overdue)
         log.info("stopped")
         if self._placer.ledger.has_stuck:
             os._exit(0)  # our own exit handlers would wait for it for ever
+
+    def _leave(self, *, crashed: bool) -> None:
+        """Put back what is left, and leave the registry; a connection may have been closed since.
+
+        Each step may be done twice, and a new connection is opened by the next try.
+        """
+        until = time.monotonic() + LAST_TRY_SECONDS
+        while True:
+            try:
+                self._recovery.recover_noted()
+                for slot in self._slots:
+                    self._recovery.recover(slot.instance_id, slot.model.spec.key, crashed=crashed)
+                self._store.drop_report(self.id)
+                self._registry.stop_beating(self.id)
+            except (RedisUnavailable, RedisError) as error:
+                if time.monotonic() < until:
+                    time.sleep(RETRY_SECONDS)
+                    continue
+                log.warning("Redis fails at the end, another supervisor will clean up: %s", error)
+            return
