@@ -33,6 +33,12 @@ DEAD_LETTERS = Family(
     "Requests that were given up and are kept, for `ferry dead`.",
     BY_VERSION,
 )
+BYTES_KEPT = Family(
+    "gauge",
+    "ferry_kept_bytes",
+    "Bytes that are kept for who asks later, of FERRY_MAX_KEPT_BYTES.",
+    BY_VERSION,
+)
 PENDING_REQUESTS = Family(
     "gauge",
     "nv_inference_pending_request_count",
@@ -45,6 +51,7 @@ OF_QUEUE: dict[Family, Callable[[QueueFigures], float]] = {
     QUEUE_OLDEST: lambda it: it.oldest_seconds,
     IN_FLIGHT: lambda it: it.in_flight,
     DEAD_LETTERS: lambda it: it.dead_count,
+    BYTES_KEPT: lambda it: it.kept_bytes,
     PENDING_REQUESTS: lambda it: it.depth,
 }
 INSTANCES = Family(

@@ -88,10 +88,13 @@ class Operations:
         served, shadow = (specs.get(version) for version in pair)
         if served is None or shadow is None:
             raise UnknownModel(f"'{name}' has no shadow now")
-        found = self._comparisons.kept(shadow.key, served.version)
+        examples = []
+        for found in self._comparisons.kept(shadow.key, served.version):
+            examples.append(shown_disagreement(found, served, shadow, tokenizers))
+            time.sleep(0)  # others' turn: a picture takes tens of milliseconds
         return {
             "model": name, "version": served.version, "shadow": shadow.version,
-            "examples": [shown_disagreement(each, served, shadow, tokenizers) for each in found],
+            "examples": examples,
         }  # fmt: skip
 
     def _look_at_the_rest(self, snapshot: Snapshot, moment: Moment) -> None:

@@ -14,13 +14,17 @@ from shared.wire.client import asking
 
 
 class QueueFigures(NamedTuple):
-    """One version's queue; `dead_count` are the requests that are kept after they were given up."""
+    """One version's queue; `dead_count` are the requests that are kept after they were given up.
+
+    `kept_bytes` are those of FERRY_MAX_KEPT_BYTES.
+    """
 
     depth: int
     bytes: int
     oldest_seconds: float
     in_flight: int
     dead_count: int
+    kept_bytes: int
 
 
 def queue_figures(
@@ -40,7 +44,7 @@ def queue_figures(
                 pipeline.llen(name).lindex(name, 0)
             for instance in instances.get(spec.key, ()):
                 pipeline.llen(keys.inflight + instance)
-            pipeline.get(keys.bytes).llen(keys.dead)
+            pipeline.get(keys.bytes).llen(keys.dead).hget(keys.kept_bytes, "all")
         replies = iter(asking(pipeline.execute))
     seconds, microseconds = next(replies)
     now = seconds + microseconds / 1e6
@@ -60,5 +64,6 @@ def _figures(replies: Any, now: float, lists: int, instances: int) -> QueueFigur
         in_flight=sum(next(replies) for _ in range(instances)),
         bytes=int(next(replies) or 0),
         dead_count=next(replies),
+        kept_bytes=int(next(replies) or 0),
         oldest_seconds=max(0.0, now - min(waiting, default=now)),
     )

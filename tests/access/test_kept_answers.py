@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -75,6 +76,9 @@ def test_so_much_is_kept_of_a_model(settings: Settings, headers: dict[str, str])
 
         assert 16_000 / 3_000 < count < 16_000 / KEPT_BESIDES_BYTES
         assert app.test_client().post(INFER, json=v2(1.0)).status_code == 200, "nothing is kept"
+        shown = app.test_client().get("/metrics").text
+        kept_now = re.search(r'ferry_kept_bytes\{model="fake",version="1"\} (\S+)', shown)
+        assert kept_now and 8_000 < float(kept_now[1]) < 20_000
 
 
 def test_a_refused_request_leaves_its_idempotency_key_free(settings: Settings) -> None:
