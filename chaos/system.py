@@ -116,7 +116,7 @@ class System:
     def holds_work(self, record: InstanceRecord) -> bool:
         """Tell whether an instance has claimed requests and not published their answers."""
         keys = QueueKeys(self.settings.key_prefix, record.model_key)
-        return bool(self._redis.llen(keys.inflight + record.id))
+        return bool(self._redis.exists(*keys.held_by(record.id)))
 
     def versions(self) -> list[int]:
         """Return the versions in the repository, the highest last."""

@@ -24,8 +24,10 @@ class Meter(ctypes.Structure):
     that is known, and whether its lines begin with times as ISO 8601 has them.
 
     `busy_since` is when the batch in hand began (monotonic seconds), 0 between batches: a batch
-    that runs too long is killed. `making_up_since` is the same for a pass of the warm-up over
-    inputs that are made up; `taken_guess` says which a process of this place took, empty for none.
+    that runs too long is killed. `untouched_lane` is the number of the lane whose batch no model
+    has seen, 0 for none (`worker.instance.passes.lanes`). `making_up_since` is the same for a pass
+    of the warm-up over inputs that are made up; `taken_guess` says which a process of this place
+    took, empty for none.
     `row_limit` is how many rows at once memory holds, 0 for no limit; `memory_bytes` is what the
     warm model takes of its GPU.
     `failing_batches` are those in a row of which every request failed, where nothing is known that
@@ -49,6 +51,7 @@ class Meter(ctypes.Structure):
     full_rows: int
     full_requests: float
     full_seconds: float
+    untouched_lane: int
 
     _fields_ = (
         ("busy_since", ctypes.c_double),
@@ -67,6 +70,7 @@ class Meter(ctypes.Structure):
         ("full_rows", ctypes.c_uint64),
         ("full_requests", ctypes.c_double),
         ("full_seconds", ctypes.c_double),
+        ("untouched_lane", ctypes.c_uint64),
     )
 
     def begin_batch(self) -> None:
@@ -75,8 +79,12 @@ class Meter(ctypes.Structure):
 
     def end_batch(self, requests: int, rows: int) -> None:
         """Count a batch and stop its clock."""
-        self.last_batch_seconds = time.monotonic() - self.busy_since
-        self.busy_since = 0.0
+        seconds, self.busy_since = time.monotonic() - self.busy_since, 0.0
+        self.count_batch(requests, rows, seconds)
+
+    def count_batch(self, requests: int, rows: int, seconds: float) -> None:
+        """Count a batch that took so long."""
+        self.last_batch_seconds = seconds
         self.answered_count += requests
         self.row_count += rows
         self.batch_count += 1

@@ -1,8 +1,8 @@
 """One instance on a simulated device that takes its input over and computes nothing.
 
 A child of `bench.engine.pipeline` (`python -m bench.children.copying_device REDIS_URL`): answers
-each line `BATCH_SECONDS BATCHES` with a JSON line, once so many batches are answered. It ends with
-its standard input.
+each line `BATCH_SECONDS BATCHES DEPTH` with a JSON line, once so many batches are answered. It ends
+with its standard input.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from functools import partial
+from multiprocessing import Pipe
+from pathlib import Path
 
 import numpy as np
 
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec, TensorSpec
-from shared.request_queue.claimed import Claimed, EncodedResults
-from shared.request_queue.keys import QueueKeys
-from shared.request_queue.worker_end import WorkQueue
-from shared.wire.client import connect
-from shared.wire.wire import open_wire
-from worker.instance.batch import answer_batch
-from worker.instance.loop import run
+from worker.devices import Placement
+from worker.instance.health.self_check import SelfCheck
+from worker.instance.passes.serving import WarmBackend, WarmInstance, run_lanes
+from worker.job import InstanceJob
 from worker.meter import Meter
+from worker.repository.config.parameters import PIPELINE_DEPTH
 
 PREFIX = "pipeline"
 ROWS = 32
@@ -56,7 +55,7 @@ class CopyingDevice:
         return {"scores": np.zeros((rows, CLASSES), np.float32)}
 
 
-def copying_spec() -> ModelSpec:
+def copying_spec(depth: int = 1) -> ModelSpec:
     """Return the spec of a model of batches of up to 32 pictures of 150,528 bytes."""
     return ModelSpec(
         name="copying",
@@ -65,37 +64,29 @@ def copying_spec() -> ModelSpec:
         max_batch_size=ROWS,
         inputs=(TensorSpec(name="pixels", datatype="UINT8", dims=PICTURE),),
         outputs=(TensorSpec(name="scores", datatype="FP32", dims=(CLASSES,)),),
+        parameters={PIPELINE_DEPTH: str(depth)},
     )
 
 
-def measure(redis_url: str, batch_seconds: float, batches: int) -> dict[str, float]:
+def measure(redis_url: str, batch_seconds: float, batches: int, depth: int) -> dict[str, float]:
     """Answer so many batches, which wait on the queue; return how the device spent the time."""
-    spec, device, meter = copying_spec(), CopyingDevice(), Meter()
+    spec, device, meter = copying_spec(depth), CopyingDevice(), Meter()
     device.batch_seconds = batch_seconds
-    queue = WorkQueue(
-        open_wire(connect(redis_url)), QueueKeys(PREFIX, spec.key), INSTANCE,
-        result_ttl_seconds=1.0,
-    )  # fmt: skip
-    answer_seconds, cpu_began = 0.0, time.process_time()
-    answer = partial(answer_batch, spec=spec, backend=device, instance=INSTANCE)
-
-    def timed(claimed: list[Claimed]) -> EncodedResults:
-        nonlocal answer_seconds
-        began = time.monotonic()
-        found = answer(claimed)
-        answer_seconds += time.monotonic() - began
-        return found
-
-    run(
-        queue, timed, lambda: meter.batch_count >= batches, meter,
-        max_rows=ROWS, max_delay_seconds=0.0,
-    )  # fmt: skip
+    job = InstanceJob(
+        INSTANCE, spec, "simulated", Path(), Placement("cpu"), redis_url, PREFIX, 1.0, "WARNING"
+    )
+    reader, writer = Pipe(duplex=False)
+    warm = WarmBackend(device, SelfCheck(learns=False))
+    cpu_began = time.process_time()
+    serving = WarmInstance(job, warm, meter, lambda: meter.row_count >= batches * ROWS, None, None)
+    run_lanes(serving, None, writer)
+    reader.close()
+    writer.close()
     count = meter.batch_count
     return {
         "seconds": (device.ended_at - device.began_at) / count,
         "busy": device.busy_seconds / count,
         "copy": device.copy_seconds / count,
-        "answer": answer_seconds / count,
         "cpu": (time.process_time() - cpu_began) / count,
         "rows": meter.row_count / count,
     }
@@ -105,8 +96,8 @@ def main() -> None:
     """Measure as told until standard input ends."""
     print("ready", flush=True)
     for line in sys.stdin:
-        batch_seconds, batches = line.split()
-        print(json.dumps(measure(sys.argv[1], float(batch_seconds), int(batches))), flush=True)
+        seconds, *whole = line.split()
+        print(json.dumps(measure(sys.argv[1], float(seconds), *map(int, whole))), flush=True)
 
 
 if __name__ == "__main__":

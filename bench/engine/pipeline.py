@@ -35,6 +35,7 @@ from shared.wire.wire import open_wire
 TIMEOUT_SECONDS = 120.0
 PUSHED_AT_ONCE = 8
 MILLISECONDS = (20.0, 10.0, 5.0, 3.2)
+DEPTHS = (1, 2)
 
 
 class Run(NamedTuple):
@@ -43,7 +44,6 @@ class Run(NamedTuple):
     seconds: float
     busy: float
     copy: float
-    answer: float
     cpu: float
     rows: float
     redis: float
@@ -61,36 +61,31 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of each, whose medians count [3]")
     parser.add_argument("--batches", type=int, default=40, help="of each measurement [40]")
     options = parser.parse_args(arguments)
-    found: dict[float, list[Run]] = {each: [] for each in options.milliseconds}
+    found: dict[tuple[float, int], list[Run]] = {
+        (each, depth): [] for each in options.milliseconds for depth in DEPTHS
+    }
     with TemporaryDirectory(prefix="ferry-bench-") as directory, bench(Path(directory)) as feed:
-        feed.run(MILLISECONDS[-1], 4)  # the first ones make connections and load scripts
+        feed.run(MILLISECONDS[-1], 4, 1)  # the first ones make connections and load scripts
         for _ in range(options.rounds):
-            for milliseconds, runs in found.items():
-                runs.append(feed.run(milliseconds, options.batches))
+            for (milliseconds, depth), runs in found.items():
+                runs.append(feed.run(milliseconds, options.batches, depth))
     print(f"load {os.getloadavg()[0]:.1f}; milliseconds a batch of {ROWS} x {np.prod(PICTURE)} B")
-    print("device   busy  (rounds)      batch  waits  answer  copy  its CPU  Redis' CPU")
-    for milliseconds, runs in found.items():
-        print(line(milliseconds, runs))
+    print("device  depth   busy  (rounds)      batch   rest  copy  its CPU  Redis' CPU   rows")
+    for (milliseconds, depth), runs in found.items():
+        print(line(milliseconds, depth, runs))
     return 0
 
 
-def line(milliseconds: float, runs: Sequence[Run]) -> str:
-    """Return one length of batch's row of the table: medians of its rounds."""
+def line(milliseconds: float, depth: int, runs: Sequence[Run]) -> str:
+    """Return one row of the table: medians of its rounds."""
     shares = [run.share for run in runs]
-    figures = [
-        1000 * median(each)
-        for each in zip(
-            *[
-                (run.seconds, run.seconds - run.answer, run.answer - run.busy, run.copy,
-                 run.cpu, run.redis)
-                for run in runs
-            ], strict=True,
-        )
-    ]  # fmt: skip
-    batch, waits, answer, copy, cpu, redis = figures
+    found = Run(*(median(each) for each in zip(*runs, strict=True)))
+    rest = median([run.seconds - run.busy for run in runs])
     return (
-        f"{milliseconds:6.1f}  {median(shares):5.2f}  ({min(shares):.2f}-{max(shares):.2f})  "
-        f"{batch:7.1f}  {waits:5.1f}  {answer:6.1f}  {copy:4.1f}  {cpu:7.1f}  {redis:10.1f}"
+        f"{milliseconds:6.1f}  {depth:5}  {median(shares):5.2f}  ({min(shares):.2f}-"
+        f"{max(shares):.2f})  {1000 * found.seconds:7.1f}  {1000 * rest:5.1f}  "
+        f"{1000 * found.copy:4.1f}  {1000 * found.cpu:7.1f}  {1000 * found.redis:10.1f}  "
+        f"{found.rows:5.1f}"
     )
 
 
@@ -108,13 +103,13 @@ class Feed:
         picture = np.random.default_rng(1).integers(0, 256, (1, *PICTURE), np.uint8)
         self._inputs = (Tensor.of("pixels", picture),)
 
-    def run(self, milliseconds: float, batches: int) -> Run:
+    def run(self, milliseconds: float, batches: int, depth: int) -> Run:
         """Fill the queue, have it answered and return what that took."""
         for _ in range(batches * ROWS // PUSHED_AT_ONCE):
             self._wire.send(push_command(self._keys, self._limits, self._pushes()))
             self._wire.reply()
         before = self._thread_seconds()
-        self._instance.tell(f"{milliseconds / 1000} {batches}")
+        self._instance.tell(f"{milliseconds / 1000} {batches} {depth}")
         said: dict[str, Any] = json.loads(self._instance.answer(TIMEOUT_SECONDS))
         return Run(**said, redis=(self._thread_seconds() - before) / batches)
 

@@ -43,25 +43,26 @@ def queue_figures(
             for name in keys.lists:
                 pipeline.llen(name).lindex(name, 0)
             for instance in instances.get(spec.key, ()):
-                pipeline.llen(keys.inflight + instance)
+                for held in keys.held_by(instance):
+                    pipeline.llen(held)
             pipeline.get(keys.bytes).llen(keys.dead).hget(keys.kept_bytes, "all")
         replies = iter(asking(pipeline.execute))
     seconds, microseconds = next(replies)
     now = seconds + microseconds / 1e6
     return [
         _figures(replies, now, len(QueueKeys.of(spec, prefix).with_bulk.lists),
-                 len(instances.get(spec.key, ())))
+                 2 * len(instances.get(spec.key, ())))
         for spec in specs
     ]  # fmt: skip
 
 
-def _figures(replies: Any, now: float, lists: int, instances: int) -> QueueFigures:
+def _figures(replies: Any, now: float, lists: int, held: int) -> QueueFigures:
     """Read one version's replies, in the order in which they were asked for."""
     heads = [(next(replies), next(replies)) for _ in range(lists)]
     waiting = [Ticket.read(ticket).enqueued for _, ticket in heads if ticket]
     return QueueFigures(
         sum(length for length, _ in heads),
-        in_flight=sum(next(replies) for _ in range(instances)),
+        in_flight=sum(next(replies) for _ in range(held)),
         bytes=int(next(replies) or 0),
         dead_count=next(replies),
         kept_bytes=int(next(replies) or 0),

@@ -258,7 +258,7 @@ class DesiredStore:
     def close(self, model_key: str, levels: int, instances: Iterable[str]) -> Closing:
         """Close a version's queue to new requests, unless it has work left or requests go to it."""
         keys = QueueKeys(self._prefix, model_key, levels).with_bulk
-        inflight = [keys.inflight + instance for instance in instances]
+        inflight = [key for instance in instances for key in keys.held_by(instance)]
         kept = [keys.stats, keys.counts, keys.dead, keys.turns]
         names = [self._keys.served, keys.closed, keys.elsewhere, *kept, *keys.lists, *inflight]
         client: Any = self._client

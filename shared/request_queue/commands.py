@@ -159,9 +159,9 @@ def cancel_command(
 
 
 def claim_command(
-    end: InstanceEnd, max_rows: int, max_delay_seconds: float, bulk_first: bool
+    end: InstanceEnd, max_rows: int, max_delay_seconds: float, bulk_first: bool, ahead: bool = False
 ) -> tuple[Any, ...]:
-    """Return the command that claims a batch; it replies as `claim.lua` says.
+    """Return the command that claims a batch, perhaps `ahead`; it replies as `claim.lua` says.
 
     Bulk is served behind all levels, or with `bulk_first` before them.
     """
@@ -181,7 +181,7 @@ def claim_command(
         keys.bytes, keys.counts, keys.stats, keys.order, *lists,
         max_rows, max_delay_seconds, keys.body, ",".join(map(str, preferred)),
         int(batching.preserve_ordering), keys.cache,
-        milliseconds(end.result_ttl_seconds), _IDEMPOTENT_MS, _TOO_LATE,
+        milliseconds(end.result_ttl_seconds), _IDEMPOTENT_MS, _TOO_LATE, int(ahead),
     )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ cluster. `ferry` is FERRY_KEY_PREFIX.
     ferry:{m/v}:closed              string  this version takes no requests any more       an hour
     ferry:{m/v}:elsewhere           string  `all` or `unnamed`: these requests go to      no (see 6)
                                             another version now
-    ferry:{m/v}:inflight:<instance> list    tickets claimed and not yet published         no (see 1)
+    ferry:{m/v}:inflight:<instance> list    tickets claimed and not yet published; those
+                                            of a second batch under <instance>+           no (see 1)
     ferry:{m/v}:body:<id>           string  a request's tensors; exists while it is open  yes
     ferry:{m/v}:result:<id>         string  one encoded result                            yes
     ferry:{m/v}:answered:<process>  list    ids of results stored for one API process     yes
@@ -64,6 +65,11 @@ RETIRED_COUNTS_SECONDS = 7 * 86_400.0
 """The life of a version's counts after it has left."""
 
 
+def lanes_of(instance: str) -> tuple[str, str]:
+    """Return the names by which an instance claims, the second for one batch beside another."""
+    return instance, f"{instance}+"
+
+
 class QueueKeys:
     """The names of one model version's keys."""
 
@@ -107,6 +113,10 @@ class QueueKeys:
     def answers(self) -> list[str]:
         """The keys of the answers that are kept."""
         return [f"{self.tag}cache", f"{self.tag}cache:expiry", f"{self.tag}cache:used"]
+
+    def held_by(self, instance: str) -> list[str]:
+        """Return the lists of what an instance holds, in flight in one batch and in another."""
+        return [self.inflight + lane for lane in lanes_of(instance)]
 
     @cached_property
     def with_bulk(self) -> QueueKeys:

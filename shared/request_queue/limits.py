@@ -102,10 +102,14 @@ class Batching(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """What an instance said before it ended: why, and the ids of what ran when it failed."""
+    """What an instance said before it ended: why, and the ids of what ran when it failed.
+
+    `untouched` is the name by which it held a batch that no model had seen, empty for none.
+    """
 
     reason: str = ""
     suspects: Collection[str] = ()
+    untouched: str = ""
 
 
 NO_LOSS = Loss()

@@ -10,9 +10,10 @@ from collections.abc import Collection
 from redis.exceptions import RedisError, ResponseError
 
 from shared.request_queue.claimed import BATCHES_BETWEEN_BULK, Claimed, EncodedResults
-from shared.request_queue.commands import claim_command, publisher, recover_command
+from shared.request_queue.commands import claim_command, publisher
 from shared.request_queue.keys import QueueKeys
-from shared.request_queue.limits import NO_LOSS, Batching, CacheLimits, InstanceEnd, Loss
+from shared.request_queue.limits import Batching, CacheLimits, InstanceEnd, Loss
+from shared.request_queue.recovery import recover_one
 from shared.wire.packing import PackedCommand
 from shared.wire.wire import LONGEST_BLOCK_SECONDS, NO_REPLY, READ_BYTES, Wire
 
@@ -62,8 +63,12 @@ class WorkQueue:
         self._is_idle = False
         self._client_id = self._connection = 0
         self._publish = publisher(self._end)
-        self._claims: dict[tuple[int, float, bool], PackedCommand] = {}  # fast: each packed once
+        self._claims: dict[
+            tuple[int, float, bool, bool], PackedCommand
+        ] = {}  # fast: each packed once
         self._batches_since_bulk = 0
+        self.left_behind = 0
+        """How many requests were waiting behind the last batch, as far as its claim tells."""
         self._stale = keys.answers if keys.cache else []
 
     def claim(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
@@ -90,6 +95,18 @@ class WorkQueue:
         self._wire.send(self._claim(max_rows, max_delay_seconds))
         batch, wait_seconds, _ = self._read_batch()
         return batch, wait_seconds
+
+    def claim_ahead(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
+        """Take a batch beside one that is computed, if it would not grow any more; never waits."""
+        self._wire.send(self._claim(max_rows, max_delay_seconds, ahead=True))
+        return self._read_batch()[0]
+
+    def has_idle_peer(self) -> bool:
+        """Tell whether another instance waits for the bell, which then looks at the queue."""
+        bell = self._keys.bell
+        self._wire.send(("RPUSH", bell, "1"), ("LTRIM", bell, 0, 0), ("EXISTS", bell))
+        *_, is_left = self._wire.reply(), self._wire.reply(), self._wire.reply()
+        return not is_left
 
     def publish_and_claim(
         self,
@@ -135,7 +152,7 @@ class WorkQueue:
     def put_back(self) -> tuple[int, int]:
         """Return this instance's requests to the queue, after a lost connection."""
         self._end_lost_wait()
-        return _recover(self._wire, self._end, crashed=False)
+        return recover_one(self._wire, self._end, crashed=False)
 
     def put_back_lost(self, suspects: Collection[str], reason: str) -> tuple[int, int]:
         """Return this instance's requests to the queue, since it is to end for `reason`.
@@ -143,7 +160,7 @@ class WorkQueue:
         An attempt counts for the `suspects` alone, which ran when it failed; the second is their
         last. Raises RedisError: then they are put back by who finds the instance dead.
         """
-        return _recover(self._wire, self._end, crashed=True, loss=Loss(reason, suspects))
+        return recover_one(self._wire, self._end, crashed=True, loss=Loss(reason, suspects))
 
     def _end_lost_wait(self) -> None:
         """End what a lost connection still waits for in a Redis that does not know of its loss.
@@ -160,8 +177,11 @@ class WorkQueue:
         except ResponseError as error:
             log.debug("a lost wait ends by itself, Redis does not end it: %s", error)
 
-    def _claim(self, max_rows: int, max_delay_seconds: float) -> PackedCommand:
-        claim = max_rows, max_delay_seconds, self._batches_since_bulk >= BATCHES_BETWEEN_BULK
+    def _claim(
+        self, max_rows: int, max_delay_seconds: float, *, ahead: bool = False
+    ) -> PackedCommand:
+        is_bulks_turn = self._batches_since_bulk >= BATCHES_BETWEEN_BULK
+        claim = max_rows, max_delay_seconds, is_bulks_turn, ahead
         found = self._claims.get(claim)
         if found is None:
             found = self._claims[claim] = PackedCommand.of(*claim_command(self._end, *claim))
@@ -219,31 +239,5 @@ class WorkQueue:
         if batch:
             has_bulk = max(batch[0].level, batch[-1].level) > self._keys.levels
             self._batches_since_bulk = 0 if has_bulk else self._batches_since_bulk + 1
+        self.left_behind = wait if batch else 0
         return batch, wait / 1e6, now < 0
-
-
-def recover(
-    wire: Wire,
-    keys: QueueKeys,
-    instance: str,
-    *,
-    crashed: bool,
-    result_ttl_seconds: float,
-    loss: Loss = NO_LOSS,
-) -> tuple[int, int]:
-    """Put an instance's in-flight work back to the head of the queue.
-
-    A crash counts as an attempt, for the suspects of a `loss` alone if it names some: after
-    MAX_ATTEMPTS a request is answered with ModelCrashed, and kept among the dead.
-    Returns how many requests went back and how many were given up. Raises RedisError.
-    """
-    end = InstanceEnd(keys, instance, result_ttl_seconds)
-    return _recover(wire, end, crashed=crashed, loss=loss)
-
-
-def _recover(
-    wire: Wire, end: InstanceEnd, *, crashed: bool, loss: Loss = NO_LOSS
-) -> tuple[int, int]:
-    wire.send(recover_command(end, crashed=crashed, loss=loss))
-    back, given_up = wire.reply()
-    return back, given_up

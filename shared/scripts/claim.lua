@@ -2,11 +2,13 @@
 -- instance's in-flight work. Run by WorkQueue.claim.
 -- KEYS: bell, inflight, bytes, counts, stats, order, then the lists of waiting requests as they are served
 -- ARGV: max_rows, max_delay_seconds, body key prefix, preferred sizes, 1 to keep the order of answers,
---       cache (see _cache.lua), result_ttl_ms, idempotent_ttl_ms, what who came too late is answered
+--       cache (see _cache.lua), result_ttl_ms, idempotent_ttl_ms, what who came too late is answered, and 1 for a
+--       batch that is claimed ahead, while another one is computed: none that might still grow, nor after a crash
 -- Who is rejected gets that answer, and so does who expired and is waited for: its API process, whose clock is not
 -- Redis's, may think that there is time.
 -- Returns {now, wait, ticket, body, ticket, body, ...}, times in microseconds; without tickets, wait says
--- how long the pending ones may still wait for company (-1: nothing is pending). `now` is negative when the instance
+-- how long the pending ones may still wait for company (-1: nothing is pending); with tickets, how many were left
+-- behind, as far as the batch could not grow. `now` is negative when the instance
 -- has something in flight besides what it claims.
 -- include tell
 -- include hand_out
@@ -112,6 +114,8 @@ elseif why or rows == 0 or not within_delay or rows >= largest then
   leaving = cut(seen[last_list], seen_bytes, why or within_delay and 'full' or max_delay > 0 and 'delay' or 'greedy')
 end
 
+if ARGV[10] == '1' and leaving and (leaving.why == 'greedy' or leaving.why == 'retry') then leaving = nil end
+
 -- What leaves the queue takes along the bytes that it came with, whatever became of its body.
 local gone_bytes, left = 0, 1
 if leaving then
@@ -191,4 +195,5 @@ end
 if redis.call('RPUSH', inflight, unpack(tickets, 1, leaving.count)) > leaving.count then reply[1] = -reply[1] end
 redis.call('HINCRBY', stats, 'left_' .. leaving.why, 1)
 if left > 0 and redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
+reply[2] = left
 return reply

@@ -20,7 +20,8 @@ from shared.request_queue.async_records import AsyncRecords
 from shared.request_queue.async_requests import AsyncRequests, new_id
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
-from shared.request_queue.worker_end import WorkQueue, recover
+from shared.request_queue.recovery import recover
+from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
 from shared.wire.client import connect
 from shared.wire.wire import Wire, open_wire

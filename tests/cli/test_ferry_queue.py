@@ -18,7 +18,8 @@ from shared.model_spec import TensorSpec
 from shared.request_queue.commands import cancel_command, push_command
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
-from shared.request_queue.worker_end import WorkQueue, recover
+from shared.request_queue.recovery import recover
+from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
 from shared.wire.client import connect
 from shared.wire.wire import Wire, open_wire

@@ -19,7 +19,7 @@ from shared.messages import InferResult
 from shared.model_spec import ModelSpec, TensorSpec
 from shared.request_queue.claimed import Claimed
 from worker.backends.base import RequestTensors
-from worker.instance import batch
+from worker.instance import batch_parts
 from worker.instance.batch import answer_batch
 from worker.instance.passes.costs import Sharing
 
@@ -206,7 +206,7 @@ def test_a_model_without_a_batch_dimension_gets_and_gives_whole_tensors() -> Non
 def test_an_answer_too_large_for_redis_is_refused_and_its_neighbours_get_theirs(
     culprit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "MAX_RESULT_BYTES", 1000)
+    monkeypatch.setattr(batch_parts, "MAX_RESULT_BYTES", 1000)
     rows = {each: 200 if each == culprit else 1 for each in "abc"}
     items = [claimed(each, np.ones((count, 2), np.float32)) for each, count in rows.items()]
 
@@ -221,7 +221,7 @@ def test_an_answer_too_large_for_redis_is_refused_and_its_neighbours_get_theirs(
 def test_the_answers_of_a_batch_together_are_no_more_than_one_command_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batch, "MAX_RESULTS_BYTES", 4000)
+    monkeypatch.setattr(batch_parts, "MAX_RESULTS_BYTES", 4000)
     items = [claimed(each, np.ones((200, 2), np.float32)) for each in "abc"]
 
     results = answer(items, FakeBackend())
@@ -232,7 +232,7 @@ def test_the_answers_of_a_batch_together_are_no_more_than_one_command_holds(
 
 
 def test_an_answer_that_is_refused_is_counted_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "MAX_RESULT_BYTES", 1000)
+    monkeypatch.setattr(batch_parts, "MAX_RESULT_BYTES", 1000)
     large = np.ones((200, 2), np.float32)
 
     for items, sizes in (

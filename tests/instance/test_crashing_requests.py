@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from ferry_processes import running_worker
-from scripted_models import Deadly, Slow, add_model
+from scripted_models import Deadly, Slow, add_model, write_model
 from waiting import wait_until
 from worker_processes import numbers, seen
 
@@ -20,6 +20,12 @@ from shared.settings import Settings
 DEADLY = 13.0
 ENDLESS = 10_000_000.0
 MAX_BATCH_SECONDS = 0.5
+PAIRS = """
+name: "pairs" platform: "pytorch_libtorch" max_batch_size: 2
+input [ { name: "x" data_type: TYPE_FP32 dims: [2] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [2] } ]
+parameters { key: "pipeline_depth" value { string_value: "2" } }
+"""
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = tmp_path_factory.mktemp("models")
     add_model(models, Deadly(), max_batch_size=8)
     add_model(models, Slow(), max_batch_size=8)
+    write_model(models, "pairs", PAIRS, Deadly())
     file = add_model(models, torch.nn.Identity())
     file.rename(file.with_suffix(".good"))
     file.write_bytes(b"no model at all")
@@ -84,3 +91,24 @@ def test_a_request_that_kills_its_instance_fails_alone_after_three_attempts(
         # They shared its first batch; from then on each of them travelled alone.
         assert {answer.timings.attempts for answer in answers[1:]} == {2}
         assert {answer.timings.batch_size for answer in answers} == {1}
+
+
+def test_a_request_that_kills_an_instance_with_two_batches_in_hand_fails_alone_as_well(
+    serving: Settings,
+) -> None:
+    values = [1.0, DEADLY, *(float(number) for number in range(2, 14) if number != DEADLY)]
+    with seen(serving, "pairs") as served:
+        (instance,) = served.wait_ready()
+        served.push(1.0).wait()  # from which it knows how long a batch takes
+        os.kill(instance.pid, signal.SIGSTOP)
+        asked = [served.push(number) for number in values]
+        wait_until(lambda: served.redis.llen(served.keys.queues[0]) >= 10, 10, "they wait")
+        os.kill(instance.pid, signal.SIGCONT)
+
+        with pytest.raises(ModelCrashed, match="died 3 times"):
+            asked.pop(1).wait()
+
+        values.remove(DEADLY)
+        answers = [numbers(waiting.wait())[0, 0] for waiting in asked]
+        assert answers == [2.0 * number for number in values]
+        wait_until(lambda: not served.holders(), 10, "nothing is left in flight")

@@ -21,7 +21,7 @@ from shared.request_queue.api_end import RequestQueue
 from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.limits import Limits
 from shared.request_queue.model_statistics import Pass, encode_costs
-from shared.request_queue.worker_end import recover
+from shared.request_queue.recovery import recover
 from shared.settings import Settings
 
 ANSWER = InferResult().encode()

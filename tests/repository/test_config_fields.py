@@ -26,6 +26,7 @@ from worker.repository.config.parameters import (
     cuda_options,
     own_threads,
     parameter_notes,
+    pipeline_depth,
 )
 from worker.repository.model_config import read_config
 from worker.repository.models import read_model
@@ -247,6 +248,13 @@ def test_a_parameter_that_cannot_be_honoured_is_refused(
 
     with pytest.raises(BadModel, match=rf"parameters\[{key}\] '{re.escape(value)}' is not supp"):
         read_config(path, "1")
+
+
+@pytest.mark.parametrize("depth", ["0", "3", "two"])
+def test_an_instance_has_one_batch_in_hand_or_two(depth: str) -> None:
+    assert [pipeline_depth(each) for each in ({}, {"pipeline_depth": "2"})] == [1, 2]
+    with pytest.raises(ValueError, match=f"pipeline_depth '?{depth}'?: expected"):
+        parameter_notes("pytorch", {"pipeline_depth": depth})
 
 
 @pytest.mark.parametrize(

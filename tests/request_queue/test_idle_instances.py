@@ -18,7 +18,8 @@ from shared.registry.registry import Registry
 from shared.request_queue import worker_end
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.keys import QueueKeys
-from shared.request_queue.worker_end import WorkQueue, recover
+from shared.request_queue.recovery import recover
+from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
 from shared.wire.client import connect
 from shared.wire.wire import open_wire

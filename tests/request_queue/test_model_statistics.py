@@ -21,7 +21,8 @@ from shared.request_queue.commands import cancel_command, push_command
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
 from shared.request_queue.model_statistics import REASONS, Pass, encode_costs
-from shared.request_queue.worker_end import WorkQueue, recover
+from shared.request_queue.recovery import recover
+from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
 from shared.ticket import ASYNCHRONOUS
 from shared.wire.client import connect

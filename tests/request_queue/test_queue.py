@@ -20,9 +20,10 @@ from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.commands import as_push, push_command
 from shared.request_queue.keys import QueueKeys
-from shared.request_queue.limits import Limits
+from shared.request_queue.limits import Limits, Loss
 from shared.request_queue.model_statistics import encode_costs
-from shared.request_queue.worker_end import AnswersNotTaken, WorkQueue, recover
+from shared.request_queue.recovery import recover
+from shared.request_queue.worker_end import AnswersNotTaken, WorkQueue
 from shared.settings import Settings
 from shared.wire.client import connect
 from shared.wire.wire import Wire, open_wire
@@ -536,3 +537,49 @@ def test_a_request_that_was_accepted_is_known_whoever_goes_elsewhere(
         redis.set(keys.elsewhere, "all")
 
     assert statuses == [b"queued", b"known"]
+
+
+def test_a_batch_is_claimed_ahead_only_when_it_cannot_grow(
+    queue: RequestQueue, work: WorkQueue, redis: Redis, keys: QueueKeys
+) -> None:
+    waiting = push_many(queue, 1)
+    assert work.claim_ahead(2, 0.0) == []
+    assert depth(redis, keys) == 1
+    waiting += push_many(queue, 1, 1)
+    assert ids(work.claim_ahead(2, 0.0)) == ids(waiting[:2])
+    assert work.left_behind == 1
+    waiting.append(push(queue, request(queue, signature=b"anothers")))
+    assert ids(work.claim_ahead(2, 0.0)) == ids(waiting[2:3])
+    assert work.claim_ahead(2, 60.0) == []
+    found: list[Claimed] = []
+    wait_until(lambda: found.extend(work.claim_ahead(2, 0.01)) or found, 10, "its delay is over")
+
+
+def test_an_instance_that_waits_for_the_bell_is_idle_and_one_that_is_busy_is_not(
+    redis: Redis, keys: QueueKeys, work: WorkQueue
+) -> None:
+    assert not work.has_idle_peer()
+    redis.delete(keys.bell)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(redis.blpop, keys.bell, 30)
+        wait_until(lambda: redis.info("clients")["blocked_clients"], 10, "it waits")
+
+        assert work.has_idle_peer()
+        assert waiting.result(30)
+
+
+def test_of_two_batches_that_an_instance_leaves_behind_an_attempt_counts_for_the_one_that_ran(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue, wire: Wire
+) -> None:
+    waiting = push_many(queue, 1, 1, 1, 1)
+    work.claim(2, 0.0)
+    worker_end(open_wire(redis), keys, "i+").claim_ahead(2, 0.0)
+
+    loss = Loss(untouched="i+")
+    assert recover(wire, keys, "i", crashed=True, result_ttl_seconds=60.0, loss=loss) == (4, 0)
+
+    back = [work.claim(32, 0.0) for _ in range(3)]  # who was in a crash travels alone
+    assert [item.attempts for batch in back for item in batch] == [2, 2, 1, 1]
+    assert [ids(batch) for batch in back] == [
+        [waiting[0].id], [waiting[1].id], ids(waiting[2:]),
+    ]  # fmt: skip

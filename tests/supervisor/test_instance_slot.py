@@ -36,10 +36,7 @@ class NoProcesses:
         return SimpleNamespace(start=start)
 
 
-def test_an_instance_that_cannot_start_is_tried_again_after_growing_pauses(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(slot_module.time, "monotonic", lambda: 1000.0)
+def make_slot() -> InstanceSlot:
     model = SimpleNamespace(
         spec=fake_spec(),
         file=Path("model.pt"),
@@ -47,7 +44,14 @@ def test_an_instance_that_cannot_start_is_tried_again_after_growing_pauses(
     )
     meters = MeterBoard(NoProcesses().RawArray)
     machine = SlotHost("host", Settings(), cast(Any, NoProcesses()), DeviceLedger(), meters)
-    slot = InstanceSlot(cast(Any, model), Placement("cpu", 1), 0, machine)
+    return InstanceSlot(cast(Any, model), Placement("cpu", 1), 0, machine)
+
+
+def test_an_instance_that_cannot_start_is_tried_again_after_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slot_module.time, "monotonic", lambda: 1000.0)
+    slot = make_slot()
     pauses = []
 
     for _ in range(8):
@@ -57,3 +61,17 @@ def test_an_instance_that_cannot_start_is_tried_again_after_growing_pauses(
     assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0, *[LONGEST_PAUSE_SECONDS] * 3]
     assert slot.record().state == "failed"
     assert slot.record().reason == "cannot start a process: Cannot allocate memory"
+
+
+@pytest.mark.parametrize(("lane", "untouched"), [(0, ""), (1, "host-0.0"), (2, "host-0.0+")])
+def test_of_an_instance_that_died_it_is_known_which_batch_no_model_had_seen(
+    lane: int, untouched: str
+) -> None:
+    slot = make_slot()
+    ended = SimpleNamespace(exitcode=-9, join=lambda _: None, close=lambda: None, kill=lambda: None)
+    slot.process = cast(Any, ended)
+    slot.meter.untouched_lane = lane
+
+    assert slot.reap(10.0, has_ended=True) == "host-0.0"
+
+    assert slot.loss.untouched == untouched

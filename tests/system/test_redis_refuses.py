@@ -28,7 +28,7 @@ from ferry.up.embedded_valkey import EmbeddedValkey, spawn, wait_until_answers
 from shared.datatypes import Array
 from shared.model_spec import TensorSpec
 from shared.registry import catalog
-from shared.request_queue.worker_end import recover
+from shared.request_queue.recovery import recover
 from shared.settings import Settings
 from shared.wire.wire import open_wire
 

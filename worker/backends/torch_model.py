@@ -90,8 +90,8 @@ class TorchBackend:
 
         Here the way turns: `worker.instance.batch` splits the outputs, the loop publishes them.
         """
-        # fast: an instance that serves is in `inference_mode` all along (`_run_batches` in
-        # `worker.instance.process`); a block for each pass is for those of its warming up.
+        # fast: an instance that serves is in `inference_mode` all along (`serve` in
+        # `worker.instance.passes.serving`); a block for each pass is for those of its warming up.
         if torch.is_grad_enabled():
             with torch.inference_mode():
                 return self._forward(inputs, pixels)

@@ -17,18 +17,23 @@ from shared.errors import (
 from shared.logs import IN_HAND
 from shared.messages import InferResult, Tensor
 from shared.model_spec import ModelSpec
-from shared.request_queue.claimed import MAX_RESULT_BYTES, Claimed, EncodedResults
-from shared.request_queue.model_statistics import Pass, encode_costs
+from shared.request_queue.claimed import Claimed, EncodedResults
+from shared.request_queue.model_statistics import encode_costs
 from worker.backends.base import Backend
 from worker.instance.batch_parts import (
+    ALONE,
     BatchContext,
     DecodedRequest,
+    DeviceTurn,
     Offer,
+    TurnLost,
+    refuse_oversized,
     split,
     stack,
-)  # fmt: skip
+    without,
+)
 from worker.instance.each import answer_alone, answers_each, run_each
-from worker.instance.health.self_check import SelfCheck
+from worker.instance.health.self_check import InstanceLost, SelfCheck
 from worker.instance.outputs import fitted_outputs
 from worker.instance.passes.by_length import padded_elements, passes_of
 from worker.instance.passes.costs import Sharing
@@ -37,8 +42,6 @@ from worker.tracing import BATCH_IN_HAND
 log = logging.getLogger(__name__)
 
 ALL_TOGETHER = Sharing()
-MAX_RESULTS_BYTES = 512 * 2**20
-"""Of a batch's results, which one command hands out: Redis hangs up above a gigabyte."""
 
 
 def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance calls it
@@ -50,6 +53,7 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     sharing: Sharing = ALL_TOGETHER,
     health: SelfCheck | None = None,
     offer: Offer | None = None,
+    turn: DeviceTurn = ALONE,
 ) -> EncodedResults:
     """Return one encoded `InferResult` per claimed request, in order (stop 7).
 
@@ -57,9 +61,10 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     request on which the model raises, is answered with its own error while its neighbours get
     their rows. So is one whose result is too large for Redis. Those that share a forward pass
     are told by `sharing`, which learns from each. Raises InstanceLost when it is not the requests
-    that failed, but the instance, by its `health`. What was answered is told to `offer`. Next
-    stop: the `forward` of its backend, through `PiecewiseBackend`: `worker.backends.torch_model`
-    for torch.
+    that failed, but the instance, by its `health`. What was answered is told to `offer`. The model
+    runs in the batch's `turn`, which raises TurnLost if the batch is to go back before it has run.
+    Next stop: the `forward` of its backend, through `PiecewiseBackend`:
+    `worker.backends.torch_model` for torch.
     """
     claimed_at, health = time.monotonic(), health or SelfCheck(learns=False)
     results: dict[str, bytes] = {}
@@ -82,28 +87,41 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     decode_seconds = time.monotonic() - claimed_at
     context = BatchContext(
         spec, backend, instance, claimed_at, decode_seconds, [], [], BATCH_IN_HAND.get(), offer,
-        sharing.costs,
+        sharing.costs, turn, len(requests),
     )  # fmt: skip
-    for together in passes_of(requests, spec, sharing):
-        results.update(_answer(together, context, health))
-    if context.failures:
-        _tell_apart(context, health)
-    if health.known_good is None:
-        if context.passes or context.failures:
-            health.count_failing(has_failed=not context.passes)
-        if health.learns and context.passes:
-            item = min(context.passes[-1].claimed, key=lambda each: len(each.body))
-            health.learn(partial(_run_again, item, spec, backend), [item.id])
+    try:
+        for together in passes_of(requests, spec, sharing):
+            results.update(_answer(together, context, health))
+        if context.failures:
+            _tell_apart(context, health)
+        if health.known_good is None:
+            _learn(context, health)
+    except InstanceLost:
+        turn.lose()
+        raise
+    finally:
+        turn.end()
     if empty:
         context.add_pass(empty, 0, claimed_at, claimed_at, claimed_at)
-    refused = _refuse_oversized(results, spec)
-    passes = _without(refused, context.passes) if refused else context.passes
+    refused = refuse_oversized(results, spec)
+    passes = without(refused, context.passes) if refused else context.passes
     figures = encode_costs(claimed, passes, time.monotonic() - claimed_at)
     return EncodedResults([results[item.id] for item in claimed], figures)
 
 
+def _learn(context: BatchContext, health: SelfCheck) -> None:
+    """Count a batch of a model of which nothing is known yet, and learn from it what can be."""
+    if context.passes or context.failures:
+        health.count_failing(has_failed=not context.passes)
+    if health.learns and context.passes:
+        item = min(context.passes[-1].claimed, key=lambda each: len(each.body))
+        context.turn.take()
+        health.learn(partial(_run_again, item, context.spec, context.backend), [item.id])
+
+
 def _tell_apart(context: BatchContext, health: SelfCheck) -> None:
     """Raise InstanceLost if it was not the requests that failed, before they are answered so."""
+    context.turn.take()
     health.look_at_device([one for _, failed in context.failures for one in failed])
     if unproven := context.unproven:
         health.look_at_model(unproven)
@@ -155,8 +173,11 @@ def _answer(
     IN_HAND.set(tuple([one.request.known_as for one in requests]))
     try:
         if answers_each(context.backend):
+            context.turn.take()
             return run_each(requests, context.backend, context)
         return _run(requests, context)
+    except TurnLost:
+        raise
     except BadModelOutput as error:  # the model's fault, no request's: halves are no help
         context.add_failure([one.claimed.id for one in requests])
         said, count = error.message, len(requests)
@@ -164,6 +185,7 @@ def _answer(
         result = InferResult(error=error).encode()
         return {one.claimed.id: result for one in requests}
     except BaseException as error:  # a border: whatever a model raises, only its request fails
+        context.turn.take()
         health.look_at_device([one.claimed.id for one in requests])
         said = described(error)
         log.warning(
@@ -187,6 +209,8 @@ def _run(requests: list[DecodedRequest], context: BatchContext) -> dict[str, byt
     spec, began = context.spec, time.monotonic()
     pixels = frozenset([item.name for item in requests[0].request.inputs if item.pixels])
     inputs = stack([one.arrays for one in requests], spec)
+    stacked = time.monotonic()
+    context.turn.take()
     started = time.monotonic()
     outputs = context.backend.forward(inputs, pixels)
     computed = time.monotonic()
@@ -199,42 +223,17 @@ def _run(requests: list[DecodedRequest], context: BatchContext) -> dict[str, byt
     waited, compute_seconds = started - context.claimed_at, computed - started
     if context.costs is not None:
         context.costs.learn(padded_elements(inputs, spec.ragged_names), compute_seconds)
+    if len(requests) == context.request_count:
+        # subtle: not before what the model returned is copied, it may be the model's own memory.
+        context.turn.end()
     results = {}
     for index, (item, request, _) in enumerate(requests):
         timings = item.timings(waited, compute_seconds, rows, context.instance)
         wanted = request.outputs or tensors
         answer = InferResult(tuple([tensors[name][index] for name in wanted]), timings)
         results[item.id] = answer.encode()
+    began += started - stacked  # waiting for the device is no work
     context.add_pass([one.claimed for one in requests], rows, began, started, computed)
     if context.offer is not None:
         context.offer(requests, tensors)
     return results
-
-
-def _refuse_oversized(results: dict[str, bytes], spec: ModelSpec) -> set[str]:
-    """Put errors in the place of results too large for Redis; returns the ids of their requests."""
-    refused, taken = set[str](), 0
-    # fast: nearly always they fit together, so each does
-    if sum(map(len, results.values())) <= min(MAX_RESULT_BYTES, MAX_RESULTS_BYTES):
-        return refused
-    for request_id, result in results.items():
-        size, limit = len(result), min(MAX_RESULT_BYTES, MAX_RESULTS_BYTES - taken)
-        if size <= limit:
-            taken += size
-            continue
-        said = f"the answer has {size} bytes, at most {MAX_RESULT_BYTES} can be handed out"
-        if size <= MAX_RESULT_BYTES:
-            said += f", and {MAX_RESULTS_BYTES} with its batch, whose others have {taken}"
-        log.error("%s: request %s: %s; it is answered so", spec.key, request_id, said)
-        results[request_id] = InferResult(error=BadModelOutput(said)).encode()
-        refused.add(request_id)
-    return refused
-
-
-def _without(refused: set[str], passes: list[Pass]) -> list[Pass]:
-    """Leave requests out of their passes, so that they are counted as failed."""
-    left = [
-        one._replace(claimed=[item for item in one.claimed if item.id not in refused])
-        for one in passes
-    ]
-    return [one for one in left if one.claimed]

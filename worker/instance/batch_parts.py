@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
@@ -10,13 +11,19 @@ from typing import NamedTuple
 import numpy as np
 
 from shared.datatypes import NUMPY_TYPES, Array, datatype_of, to_bytes
-from shared.messages import InferRequest, Tensor
+from shared.errors import BadModelOutput
+from shared.messages import InferRequest, InferResult, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
-from shared.request_queue.claimed import Claimed
+from shared.request_queue.claimed import MAX_RESULT_BYTES, Claimed
 from shared.request_queue.model_statistics import Pass
 from worker.backends.base import Backend
 from worker.instance.passes.costs import PassCosts
 from worker.tracing import BatchSpans
+
+log = logging.getLogger(__name__)
+
+MAX_RESULTS_BYTES = 512 * 2**20
+"""Of a batch's results, which one command hands out: Redis hangs up above a gigabyte."""
 
 
 class DecodedRequest(NamedTuple):
@@ -29,6 +36,29 @@ class DecodedRequest(NamedTuple):
 
 Offer = Callable[[Sequence[DecodedRequest], Mapping[str, Sequence[Tensor]]], None]
 """Who counts what is asked and answered: requests of a pass, and each one's rows by output."""
+
+
+class TurnLost(Exception):
+    """A batch is not to wait for the device any longer; no model has seen it."""
+
+
+class DeviceTurn:
+    """A batch's time on the device: at once and for as long as it likes, as this one has no other.
+
+    See `worker.instance.passes.lanes` for one that two batches in hand take by turns.
+    """
+
+    def take(self) -> None:
+        """Wait for the device, unless it is this batch's already; may raise TurnLost at first."""
+
+    def end(self) -> None:
+        """Leave the device to another batch."""
+
+    def lose(self) -> None:
+        """Have no other batch take the device: nothing works on it any more."""
+
+
+ALONE = DeviceTurn()
 
 
 class BatchContext(NamedTuple):
@@ -46,6 +76,9 @@ class BatchContext(NamedTuple):
     offer: Offer | None = None
     costs: PassCosts | None = None
     """What passes of different lengths cost, where that is worth knowing."""
+    turn: DeviceTurn = ALONE
+    request_count: int = 0
+    """Of the requests that could be decoded."""
 
     def add_failure(self, failed: list[str]) -> None:
         """Note requests that failed, whoever is at fault."""
@@ -171,3 +204,32 @@ def split(name: str, array: Array, counts: list[int], *, batched: bool) -> list[
         Tensor(name, datatype, (count, *shape), data[(end - count) * width : end * width])
         for end, count in zip(ends, counts, strict=True)
     ]
+
+
+def refuse_oversized(results: dict[str, bytes], spec: ModelSpec) -> set[str]:
+    """Put errors in the place of results too large for Redis; returns the ids of their requests."""
+    refused, taken = set[str](), 0
+    # fast: nearly always they fit together, so each does
+    if sum(map(len, results.values())) <= min(MAX_RESULT_BYTES, MAX_RESULTS_BYTES):
+        return refused
+    for request_id, result in results.items():
+        size, limit = len(result), min(MAX_RESULT_BYTES, MAX_RESULTS_BYTES - taken)
+        if size <= limit:
+            taken += size
+            continue
+        said = f"the answer has {size} bytes, at most {MAX_RESULT_BYTES} can be handed out"
+        if size <= MAX_RESULT_BYTES:
+            said += f", and {MAX_RESULTS_BYTES} with its batch, whose others have {taken}"
+        log.error("%s: request %s: %s; it is answered so", spec.key, request_id, said)
+        results[request_id] = InferResult(error=BadModelOutput(said)).encode()
+        refused.add(request_id)
+    return refused
+
+
+def without(refused: set[str], passes: list[Pass]) -> list[Pass]:
+    """Leave requests out of their passes, so that they are counted as failed."""
+    left = [
+        one._replace(claimed=[item for item in one.claimed if item.id not in refused])
+        for one in passes
+    ]
+    return [one for one in left if one.claimed]

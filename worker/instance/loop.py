@@ -11,6 +11,8 @@ from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.refusals import MAX_REFUSALS, is_state_of_redis, refusal_errors
 from shared.request_queue.worker_end import WorkQueue
 from shared.wire.outage import RETRY_SECONDS, Outage, rest
+from worker.instance.batch_parts import TurnLost
+from worker.instance.passes.lanes import Lane
 from worker.meter import Meter
 
 log = logging.getLogger(__name__)
@@ -20,7 +22,7 @@ def run(
     queue: WorkQueue,
     answer: Callable[[list[Claimed]], EncodedResults],
     stop: Callable[[], bool],
-    meter: Meter,
+    meter: Meter | Lane,
     *,
     max_rows: int,
     max_delay_seconds: float,
@@ -28,7 +30,8 @@ def run(
     """Serve until `stop` returns true; the batch in hand is finished and published first.
 
     Claims up to `max_rows` at once, or as many as `meter` says that memory holds. When Redis goes
-    away, waits for it, and puts back the requests that a lost reply may have claimed.
+    away, waits for it, and puts back the requests that a lost reply may have claimed. So it does
+    with a batch that was not to wait for the device.
     """
     claimed: list[Claimed] = []
     answers = EncodedResults([], (b"", b""))
@@ -53,11 +56,15 @@ def run(
         else:
             outage.end()
         if claimed:
-            answers = answer_claimed(claimed, answer, meter)
+            try:
+                answers = answer_claimed(claimed, answer, meter)
+            except TurnLost:
+                claimed = []
+                _publish_when_back(queue, claimed, answers, stop, outage)
 
 
 def answer_claimed(
-    claimed: list[Claimed], answer: Callable[[list[Claimed]], EncodedResults], meter: Meter
+    claimed: list[Claimed], answer: Callable[[list[Claimed]], EncodedResults], meter: Meter | Lane
 ) -> EncodedResults:
     """Answer one batch (stop 6), noted in `meter` from its beginning to its end.
 

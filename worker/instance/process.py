@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import io
 import logging
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
-from typing import NamedTuple, NoReturn
 
 import torch
-from redis.exceptions import RedisError
 
 from shared.datatypes import Array
 from shared.errors import BadModel, described, text_of
-from shared.model_spec import ModelSpec
 from shared.parent_death import die_with_parent_process
 from shared.registry.log_settings import LogLevel
-from shared.request_queue.claimed import Claimed, EncodedResults
-from shared.request_queue.keys import QueueKeys
-from shared.request_queue.limits import Batching
-from shared.request_queue.worker_end import WorkQueue
-from shared.wire.client import connect
-from shared.wire.wire import open_wire
-from worker.backends.base import Backend, close, why_on_cpu
+from worker.backends.base import Backend, why_on_cpu
 from worker.backends.loading import load_file
 from worker.backends.triton_requests import ask_others_by
 from worker.ensembles.process import run_ensemble
-from worker.instance.batch import answer_batch
 from worker.instance.determinism import CHECKED, Make, padding_effect, unsteadiness
 from worker.instance.each import answers_each
 from worker.instance.execution.policy import Execution
@@ -47,17 +35,15 @@ from worker.instance.health.device_probe import (
     sound,
 )  # fmt: skip
 from worker.instance.health.growth import Growth
-from worker.instance.health.self_check import InstanceLost, SelfCheck, self_check
-from worker.instance.loop import run
+from worker.instance.health.self_check import SelfCheck, self_check
 from worker.instance.made_up import Guess, made_up, noise
-from worker.instance.monitoring.monitor import monitored
 from worker.instance.other_models import OtherModels
 from worker.instance.out_of_memory import PiecewiseBackend
 from worker.instance.outputs import fitted_outputs
-from worker.instance.passes.costs import PassCosts, Sharing
+from worker.instance.passes.serving import WarmBackend, WarmInstance, end_soon, serve
 from worker.instance.tensor_adapter import backend_spec
 from worker.instance.warmup import MadeUpPasses, run_samples, run_sizes, sample_rows, warm_up
-from worker.job import DEVICE_IS_LOST, LOST, MAX_SUSPECTS, InstanceJob
+from worker.job import DEVICE_IS_LOST, LOST, InstanceJob
 from worker.logs import configure_logging, follow_level
 from worker.meter import MAX_GUESS_BYTES, Meter
 from worker.preflight import memory, own_device
@@ -69,8 +55,6 @@ from worker.tracing import WorkerTracing
 log = logging.getLogger(__name__)
 
 TORCHS = CHECKED - {"onnxruntime"}
-LEAVE_SECONDS = 1.0
-"""Given to threads and processes that a model left behind."""
 
 
 def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
@@ -95,14 +79,7 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
         ask_others_by(OtherModels(job).ask)
     tracing = WorkerTracing.of(job)
     warm = None if job.spec.steps else _loaded(job, reports, meter)
-    stopping: list[int] = []
-    # subtle: Python goes on waiting after a signal; what it writes here ends the wait. Plain
-    # numbers, which nobody closes: signals come until the process has ended.
-    wakeup, written = os.pipe()
-    os.set_blocking(written, False)
-    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the model may have set its own
+    stopping, wakeup = _stopped_by_signal()
     growth = Growth(job.max_growth_bytes)
     reports.send(("ready", warm.note if warm else "", warm.device if warm else ""))
 
@@ -117,86 +94,20 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     if warm is None:
         run_ensemble(job, stop, meter, wakeup, tracing)
         return
-    queue = _queue(job, wakeup, tracing)
-    try:
-        _run_batches(job, warm, queue, stop, meter, tracing)
-    except InstanceLost as lost:
-        _end_lost(job, queue, lost, reports)
+    serve(WarmInstance(job, warm, meter, stop, wakeup, tracing), reports)
 
 
-def _queue(job: InstanceJob, wakeup: int, tracing: WorkerTracing | None) -> WorkQueue:
-    client = connect(job.redis_url, job.key_prefix)
-    queue = WorkQueue(
-        tracing.wire(client) if tracing else open_wire(client),
-        QueueKeys.of(job.spec, job.key_prefix),
-        job.id,
-        result_ttl_seconds=job.result_ttl_seconds,
-        batching=Batching.of(job.spec),
-        cache=job.limits.cache,
-    )
-    queue.wakeup = wakeup
-    return queue
-
-
-def _run_batches(
-    job: InstanceJob, warm: WarmBackend, queue: WorkQueue, stop: Callable[[], bool], meter: Meter,
-    tracing: WorkerTracing | None,
-) -> None:  # fmt: skip
-    with monitored(job) as offer, torch.inference_mode():  # fast: once, not for every batch
-        answer: Callable[[list[Claimed]], EncodedResults] = partial(
-            answer_batch, spec=job.spec, backend=warm.backend, instance=job.id,
-            sharing=_sharing(job.spec, warm), health=warm.health, offer=offer,
-        )  # fmt: skip
-        run(
-            queue,
-            tracing.traced(answer) if tracing else answer,
-            stop,
-            meter,
-            max_rows=job.spec.batch_rows,
-            max_delay_seconds=job.spec.max_queue_delay_seconds,
-        )
-    try:
-        close(warm.backend)
-    except BaseException as error:  # a border: the model's own code; everything is answered by now
-        said = described(error)
-        log.error("%s raises when it is closed, the instance ends: %s", job.spec.key, said)
-    if tracing:
-        tracing.close()
-    _end_soon(0)
-
-
-def _sharing(spec: ModelSpec, warm: WarmBackend) -> Sharing:
-    """Return which requests of a batch share a pass; one that sees each by itself has them all."""
-    has_lengths = spec.ragged_names and not answers_each(warm.backend)
-    return Sharing(warm.one_length, PassCosts() if has_lengths else None)
-
-
-def _end_lost(
-    job: InstanceJob, queue: WorkQueue, lost: InstanceLost, reports: Connection
-) -> NoReturn:
-    """Put back what the instance holds, say why, and end at once: nothing here works any more."""
-    log.error("%s: %s; its requests go back, and %s ends", job.spec.key, lost.reason, job.id)
-    try:
-        queue.put_back_lost(lost.suspects, lost.reason)
-    except RedisError as error:
-        log.warning("Redis fails, the supervisor will put them back: %s", error)
-    suspects = sorted(lost.suspects) if len(lost.suspects) <= MAX_SUSPECTS else []
-    reports.send((LOST, lost.reason, suspects))
-    os._exit(lost.code)  # not by its exit handlers: they would ask the device, and may never end
-
-
-class WarmBackend(NamedTuple):
-    """A loaded model; `note` says what is wrong with it that does not keep it from being served.
-
-    With `one_length` its requests do not share a pass with longer ones. `device` is where it runs
-    though it was placed elsewhere, empty where it was not; `health` looks at it later.
-    """
-
-    backend: Backend
-    health: SelfCheck
-    note: str = ""
-    one_length: bool = False
-    device: str = ""
+def _stopped_by_signal() -> tuple[list[int], int]:
+    """Have SIGTERM leave something in the list, and in a descriptor that ends a wait for it."""
+    stopping: list[int] = []
+    # subtle: Python goes on waiting after a signal; what it writes here ends the wait. Plain
+    # numbers, which nobody closes: signals come until the process has ended.
+    wakeup, written = os.pipe()
+    os.set_blocking(written, False)
+    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the model may have set its own
+    return stopping, wakeup
 
 
 def _loaded(job: InstanceJob, reports: Connection, meter: Meter) -> WarmBackend:
@@ -208,25 +119,8 @@ def _loaded(job: InstanceJob, reports: Connection, meter: Meter) -> WarmBackend:
         log.error("%s failed to load, the supervisor will retry: %s", job.spec.key, said)
         reports.send(("failed", f"failed to load '{job.spec.name}', {job.file}: {said}"))
         code = DEVICE_IS_LOST if isinstance(error, DeviceLost) else 1
-        _end_soon(code)
+        end_soon(code)
         raise SystemExit(code) from error
-
-
-def _end_soon(code: int) -> None:
-    """End the process in a moment, should what the model left behind keep it from ending itself.
-
-    Python waits for all threads and processes that are no daemons.
-    """
-
-    def end() -> None:
-        log.warning("the model left threads or processes behind, they are ended")
-        for child in multiprocessing.active_children():
-            child.kill()
-        os._exit(code)
-
-    timer = threading.Timer(LEAVE_SECONDS, end)
-    timer.daemon = True
-    timer.start()
 
 
 def warm_backend(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from shared.registry.log_settings import LogLevel
 from shared.registry.snapshot import InstanceRecord, State
+from shared.request_queue.keys import lanes_of
 from shared.request_queue.limits import NO_LOSS, Limits, Loss
 from shared.settings import Settings
 from worker.devices import Placement
@@ -213,6 +214,9 @@ class InstanceSlot:
         else:
             return None
         self.recorded = None
+        if self.meter.untouched_lane:
+            lane = lanes_of(self.instance_id)[self.meter.untouched_lane - 1]
+            self.loss = self.loss._replace(untouched=lane)
         return self.instance_id
 
     def _note_end(self, ended: str) -> None:

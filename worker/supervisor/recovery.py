@@ -16,7 +16,7 @@ from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import NO_LOSS, Loss
-from shared.request_queue.worker_end import recover
+from shared.request_queue.recovery import recover
 from shared.settings import Settings
 from shared.wire.wire import open_wire
 

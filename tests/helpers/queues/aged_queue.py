@@ -15,7 +15,8 @@ from shared.request_queue.claimed import Claimed
 from shared.request_queue.commands import as_push, cancel_command, collect_command, push_command
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Batching, Limits
-from shared.request_queue.worker_end import WorkQueue, recover
+from shared.request_queue.recovery import recover
+from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
 from shared.ticket import ASYNCHRONOUS, ID_BYTES, IDEMPOTENT, TICKET
 from shared.wire.wire import open_wire

@@ -18,7 +18,8 @@ from shared.request_queue.commands import cancel_command, push_command
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import CacheLimits, Limits
 from shared.request_queue.model_statistics import Hits, Pass, encode_costs
-from shared.request_queue.worker_end import WorkQueue, recover
+from shared.request_queue.recovery import recover
+from shared.request_queue.worker_end import WorkQueue
 from shared.wire.wire import open_wire
 
 PROCESS = "beefbeef"

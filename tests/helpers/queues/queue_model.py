@@ -26,7 +26,8 @@ from shared.request_queue.commands import (
 )
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Batching, Limits
-from shared.request_queue.worker_end import WorkQueue, recover
+from shared.request_queue.recovery import recover
+from shared.request_queue.worker_end import WorkQueue
 from shared.ticket import ASYNCHRONOUS, DELAY, REJECT
 from shared.wire.wire import open_wire
 

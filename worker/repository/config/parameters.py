@@ -101,6 +101,8 @@ CUDA_OPTIONS: Mapping[str, tuple[str, ...]] = {
 """What Triton's numbers from 0 on are called in ONNX Runtime. Source: the README of Triton's
 onnxruntime_backend, and https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 """
+PIPELINE_DEPTH, DEEPEST = "pipeline_depth", 2
+"""Ferry's own: how many batches an instance has in hand, of which one is computed."""
 THREADS = ("INTRA_OP_THREAD_COUNT", "NUM_THREADS", "intra_op_thread_count")
 
 
@@ -128,6 +130,7 @@ def parameter_notes(backend: str, parameters: Mapping[str, str]) -> list[str]:
         raise ValueError(f"{ELEMENTS_PARAMETER}: expected a number of elements, from 1")
     stops_first(parameters)
     is_monitored(parameters)
+    pipeline_depth(parameters)
     sample_wish(parameters)
     return notes
 
@@ -146,6 +149,14 @@ def is_monitored(parameters: Mapping[str, str]) -> bool:
     if word not in DRIFTS:
         raise ValueError(f"{DRIFT} {word!r}: expected {' or '.join(DRIFTS)}")
     return word == DRIFTS[0]
+
+
+def pipeline_depth(parameters: Mapping[str, str]) -> int:
+    """Return how many batches an instance may have in hand; raises ValueError."""
+    depth = number(parameters, PIPELINE_DEPTH, "1", int)
+    if not 1 <= depth <= DEEPEST:
+        raise ValueError(f"{PIPELINE_DEPTH} {depth}: expected 1 or {DEEPEST}")
+    return depth
 
 
 class SampleWish(NamedTuple):

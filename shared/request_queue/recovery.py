@@ -1,0 +1,43 @@
+"""Puts what an instance holds back to the head of its queue."""
+
+from __future__ import annotations
+
+from shared.request_queue.commands import recover_command
+from shared.request_queue.keys import QueueKeys, lanes_of
+from shared.request_queue.limits import NO_LOSS, InstanceEnd, Loss
+from shared.wire.wire import Wire
+
+
+def recover(
+    wire: Wire,
+    keys: QueueKeys,
+    instance: str,
+    *,
+    crashed: bool,
+    result_ttl_seconds: float,
+    loss: Loss = NO_LOSS,
+) -> tuple[int, int]:
+    """Put an instance's in-flight work back to the head of the queue.
+
+    A crash counts as an attempt, for the suspects of a `loss` alone if it names some: after
+    MAX_ATTEMPTS a request is answered with ModelCrashed, and kept among the dead. What is
+    `untouched` counts none. Returns how many requests went back and how many were given up.
+    Raises RedisError.
+    """
+    back, given_up = 0, 0
+    # subtle: what goes back last stands at the head, and what nobody touched was claimed later.
+    for lane in sorted(lanes_of(instance), key=lambda name: (name != loss.untouched, -len(name))):
+        end = InstanceEnd(keys, lane, result_ttl_seconds)
+        counts = crashed and lane != loss.untouched
+        found = recover_one(wire, end, crashed=counts, loss=loss if counts else NO_LOSS)
+        back, given_up = back + found[0], given_up + found[1]
+    return back, given_up
+
+
+def recover_one(
+    wire: Wire, end: InstanceEnd, *, crashed: bool, loss: Loss = NO_LOSS
+) -> tuple[int, int]:
+    """Put back what was claimed by one name; see `recover`."""
+    wire.send(recover_command(end, crashed=crashed, loss=loss))
+    back, given_up = wire.reply()
+    return back, given_up
