@@ -12,8 +12,8 @@ cluster. `ferry` is FERRY_KEY_PREFIX.
     ferry:{m/v}:closed              string  this version takes no requests any more       an hour
     ferry:{m/v}:elsewhere           string  `all` or `unnamed`: these requests go to      no (see 6)
                                             another version now
-    ferry:{m/v}:inflight:<instance> list    tickets claimed and not yet published; those
-                                            of a second batch under <instance>+           no (see 1)
+    ferry:{m/v}:inflight:<instance> list    tickets claimed and not yet published; those  no (see 1)
+                                            of a second batch under <instance>+
     ferry:{m/v}:body:<id>           string  a request's tensors; exists while it is open  yes
     ferry:{m/v}:result:<id>         string  one encoded result                            yes
     ferry:{m/v}:answered:<process>  list    ids of results stored for one API process     yes
