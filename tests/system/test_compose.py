@@ -156,7 +156,6 @@ def test_only_the_loopback_of_the_host_is_listened_on(compose):
 
 def test_a_service_hears_signals_and_may_do_little_else(compose):
     for name, service in compose["services"].items():
-        assert service["init"], name
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
