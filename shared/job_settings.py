@@ -45,7 +45,7 @@ class JobSettings:
     )  # fmt: skip
     job_keep_seconds: float = setting(
         7 * 86400.0, "FERRY_JOB_KEEP_SECONDS", "how long an ended job and its files are kept",
-        check.seconds,
+        check.long_seconds,
     )  # fmt: skip
     job_keep_count: int = setting(
         10_000, "FERRY_JOB_KEEP_COUNT", "jobs that are kept; the oldest ended ones go first",

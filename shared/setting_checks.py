@@ -22,6 +22,14 @@ _SERVICE_LINK = re.compile(
 
 _HOST_NAME = re.compile(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|[0-9a-f:.]+")
 _GPU = re.compile(r"\d+|(?:GPU|MIG)-[0-9A-Za-z/-]+")
+MOST = 2**53
+"""What Redis's scripts, JSON and browsers still count in ones."""
+MOST_MESSAGE_BYTES = 2**31 - 1
+"""gRPC's library has 32 bits for it."""
+LEAST_SECONDS = 0.001
+LONGEST_WAIT_SECONDS = 2_000_000
+"""The system has 32 bits for the milliseconds of a wait."""
+LONGEST_KEPT_SECONDS = 10 * 365 * 86_400
 _MODULE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", re.ASCII)
 
 
@@ -65,29 +73,35 @@ def one_of(*words: str) -> Callable[[str], str]:
     return check
 
 
-def whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """Return a check for whole numbers from `low` to `high`, if there is one."""
+def whole(low: int, high: int = MOST) -> Callable[[str], int]:
+    """Return a check for whole numbers from `low` to `high`."""
 
     def check(value: str) -> int:
-        most = f" and at most {high}" if high else ""
-        wanted = f"must be a whole number, at least {low}{most}"
+        wanted = f"must be a whole number, at least {low} and at most {high}"
         try:
             number = int(value)
         except ValueError:
             raise ValueError(wanted) from None
-        if number < low or (high is not None and number > high):
+        if not low <= number <= high:
             raise ValueError(wanted)
         return number
 
     return check
 
 
-def seconds(value: str) -> float:
+def seconds(value: str, most: float = LONGEST_WAIT_SECONDS) -> float:
     """Return a duration above 0."""
     number = _float(value)
-    if not 0 < number < float("inf"):
-        raise ValueError("must be a positive number of seconds")
+    if not LEAST_SECONDS <= number <= most:
+        raise ValueError(
+            f"must be a number of seconds, at least {LEAST_SECONDS} and at most {most}"
+        )
     return number
+
+
+def long_seconds(value: str) -> float:
+    """Return a duration above 0 for which something is kept, and nobody waits."""
+    return seconds(value, LONGEST_KEPT_SECONDS)
 
 
 def _float(value: str) -> float:
@@ -107,7 +121,7 @@ def share(value: str) -> float:
 
 def seconds_or_none(value: str) -> float:
     """Return a duration, or 0 for none."""
-    return 0.0 if _float(value) == 0 else seconds(value)
+    return 0.0 if _float(value) == 0 else long_seconds(value)
 
 
 def host_names(value: str) -> str:

@@ -161,7 +161,10 @@ class Settings(JobSettings):
         check.whole(1, 100_000),
     )
     max_body_bytes: int = _setting(
-        64 * 2**20, "FERRY_MAX_BODY_BYTES", "larger bodies are refused with 413", check.whole(1024)
+        64 * 2**20,
+        "FERRY_MAX_BODY_BYTES",
+        "larger bodies are refused with 413",
+        check.whole(1024, check.MOST_MESSAGE_BYTES),
     )
     max_json_bytes: int = _setting(
         16 * 2**20,

@@ -47,6 +47,14 @@ class Guard:
         except FerryError:
             return False
 
+    def still_lets_in(self, environ: Mapping[str, Any], role: Role | None) -> bool:
+        """Tell whether who was let in would be now; an answer without an end asks it."""
+        try:
+            self.enter(environ, role, None)
+        except (Unauthorized, Forbidden):
+            return False
+        return True
+
     def enter_call(
         self,
         metadata: Iterable[tuple[str, str | bytes]],

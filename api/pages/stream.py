@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import Condition, Lock, Thread
 from typing import Any
 
@@ -46,22 +46,22 @@ class Streams:
         self._making_whole = Lock()
         self._point_at = 0.0
 
-    def open(self) -> Iterator[bytes]:
-        """Return a page's events, without an end; raises QueueFull for one page too many."""
+    def open(self, is_let_in: Callable[[], bool]) -> Iterator[bytes]:
+        """Return a page's events, while it is let in; raises QueueFull for one page too many."""
         with self._changed:
             self._check_place()
             self._count += 1
             if not self._looks:
                 self._looks = True
                 Thread(target=self._look_on, name="ferry-pages", daemon=True).start()
-        return _Stream(self._events(), self._leave)
+        return _Stream(self._events(), is_let_in, self._leave)
 
-    def share(self, events: Iterator[bytes]) -> Iterator[bytes]:
-        """Return events of another's under the same limit, which end when `pause` says so."""
+    def share(self, events: Iterator[bytes], is_let_in: Callable[[], bool]) -> Iterator[bytes]:
+        """Return events of another's under the same rules, which end when `pause` says so."""
         with self._changed:
             self._check_place()
             self._others += 1
-        return _Stream(events, self._leave_shared)
+        return _Stream(events, is_let_in, self._leave_shared)
 
     def pause(self, seconds: float) -> bool:
         """Wait; tell whether the process goes on."""
@@ -177,17 +177,24 @@ class Streams:
 
 
 class _Stream:
-    """One page's events; `close`, which WSGI calls in any case, gives its place to another."""
+    """One page's events; `close`, which WSGI calls in any case, gives its place to another.
 
-    def __init__(self, events: Iterator[bytes], leave: Any) -> None:
+    Each is for who may know it when it is told: keys are revoked meanwhile.
+    """
+
+    def __init__(self, events: Iterator[bytes], is_let_in: Callable[[], bool], leave: Any) -> None:
         self._events = events
+        self._is_let_in = is_let_in
         self._leave = leave
 
     def __iter__(self) -> Iterator[bytes]:
-        return self._events
+        return self
 
     def __next__(self) -> bytes:
-        return next(self._events)
+        event = next(self._events)
+        if not self._is_let_in():
+            raise StopIteration
+        return event
 
     def close(self) -> None:
         self._leave()

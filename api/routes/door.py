@@ -6,6 +6,8 @@ A route that stands in no table here is for admins.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 from flask import Flask, Response, g, request
 
@@ -96,6 +98,12 @@ def make_door(app: Flask, browsers: Browsers) -> None:
 
     app.before_request(enter)
     app.after_request(_with_headers)
+
+
+def still_let_in() -> Callable[[], bool]:
+    """Return whether who asks now would be let in later: for answers without an end."""
+    role = role_of(request.endpoint or "")
+    return partial(services().guard.still_lets_in, request.environ, role)
 
 
 def role_of(endpoint: str) -> Role:

@@ -17,6 +17,7 @@ from werkzeug.datastructures import FileStorage
 from api.infer.answer import OPTIONS
 from api.pages.stream import Streams
 from api.payloads.v2_json import load_object
+from api.routes.door import still_let_in
 from api.routes.flask_side import json_response, services
 from api.routes.operations import STREAMS
 from api.server.body import MAX_ORDER_BYTES, read_body, read_form
@@ -130,7 +131,7 @@ def show(job_id: str) -> Response:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         streams: Streams = current_app.extensions[STREAMS]
         events = _events(_store(), job_id, shown, streams.pause)
-        return Response(streams.share(events), content_type=EVENTS, headers=headers)
+        return Response(streams.share(events, still_let_in()), content_type=EVENTS, headers=headers)
     return json_response(shown)
 
 

@@ -8,6 +8,7 @@ from api.pages.actions import act
 from api.pages.operations import Operations
 from api.pages.stream import Streams
 from api.payloads.v2_json import load_object
+from api.routes.door import still_let_in
 from api.routes.flask_side import HttpServices, json_response, services
 from api.routes.page_guard import check_page
 from api.routes.pages import page
@@ -38,7 +39,7 @@ def operations() -> Response:
 def stream() -> Response:
     """Answer events without an end, see `api.pages.stream`; 503 for one page too many."""
     streams: Streams = current_app.extensions[STREAMS]
-    response = Response(streams.open(), mimetype="text/event-stream")
+    response = Response(streams.open(still_let_in()), mimetype="text/event-stream")
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Accel-Buffering"] = "no"  # nginx would hold the events back
     return response

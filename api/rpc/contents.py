@@ -114,7 +114,9 @@ def _unpacked(pieces: list[memoryview], field: str, tensor: Any, where: str, mos
         )
     _check_count(count, field, list(tensor.shape[: MAX_DIMENSIONS + 1]), where)
     if is_fixed:
-        return packed  # of another length it is refused later, by `checked_binary`
+        if len(packed) % size:
+            raise BadRequest(f"{where}: a packed number is cut short")
+        return packed
     found = np.empty(count, WIDE_TYPES.get(field, NUMPY_TYPES[datatype]))
     _read_varints(octets, found, where)
     narrow = np.ascontiguousarray(_narrowed(found, field, datatype, where))

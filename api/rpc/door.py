@@ -162,11 +162,18 @@ class Call:
         IN_HAND.set((self.known_as,))
         self.context.send_initial_metadata(((REQUEST_ID_KEY, self.known_as),))
         try:
-            if self._role is not None:
-                self.key = self._door.guard.enter_call(self._metadata, self._role)
+            self.let_in()
         except Exception as error:  # a border: what the block would raise
             self._end(error)
         return self
+
+    def let_in(self) -> None:
+        """Find the key and what it may do by now; raises as `Guard.enter`.
+
+        A call that stays open asks again for each request: keys change, expire and are revoked.
+        """
+        if self._role is not None:
+            self.key = self._door.guard.enter_call(self._metadata, self._role)
 
     def read(self, requests: Iterator[bytes], read: Callable[[bytes], Any]) -> Any:
         """Return the call's message, read by `read`, if the key may ask the model that it names."""

@@ -111,9 +111,9 @@ class Health:
         if not self._watches.acquire(blocking=False):
             raise Unsupported(f"{MAX_WATCHES} watches are open, ask by Check")
         try:
-            self._enter(request.service, call)
             last = None
             while call.context.is_active():
+                self._enter(request.service, call)  # each time: its key may be good no more
                 stopping = self._stopping.is_set()
                 status = self._status_or_unknown(request.service)
                 if status != last:

@@ -25,9 +25,6 @@ from shared.messages import AnswerForm, InferResult
 from shared.model_spec import ModelSpec
 from shared.registry.catalog import Catalog
 
-LONGEST_PLACE_SECONDS = 3600.0
-"""A call may have no deadline of its own; its key's place has."""
-
 
 class Push(NamedTuple):
     """A checked request, and what was made of it."""
@@ -97,28 +94,29 @@ class InferCalls:
         It has a place of its key's, and its bytes, until what it `held` is given back. `then` is
         called once the model has answered. Next stop: `RequestQueue.push`.
         """
-        until, key = time.monotonic() + remaining_seconds, caller.key
+        until = time.monotonic() + remaining_seconds
+        if caller.key is not None:
+            caller.key.check("infer", request.message.model_name)
+        return self._catalog.by_current(lambda: self._admit(request, until, caller, then))
+
+    def _admit(
+        self, request: InferMessage, until: float, caller: Caller, then: Callable[[], None] | None
+    ) -> Asked:
         with ExitStack() as held:
-            if key is not None:
-                key.check("infer", request.message.model_name)
-                seconds = min(remaining_seconds, LONGEST_PLACE_SECONDS)
-                held.enter_context(self._admission.place(key, seconds))
             if request.size:
                 body = HeldBody(self._bodies)
                 held.callback(body.release)
-                body.add(request.size, key)
-            pushed = self._catalog.by_current(lambda: self._push(request, until, caller, then))
+                body.add(request.size, caller.key)
+            question = self._question(request, until, caller)
+            if caller.key is not None:  # for as long as the request may take, and not its call
+                seconds = self._queues.timeout_seconds(question)
+                held.enter_context(self._admission.place(caller.key, seconds))
+            pushed = Push(question, self._queues.push(question, then))
             asked = Asked(request, until, pushed, caller)
             asked.held.push(held.pop_all())
         return asked
 
-    def _push(
-        self,
-        given: InferMessage,
-        until: float,
-        caller: Caller,
-        then: Callable[[], None] | None = None,
-    ) -> Push:
+    def _question(self, given: InferMessage, until: float, caller: Caller) -> Question:
         request = given.message
         spec = self._catalog.serving(request.model_name, request.model_version or None)
         body = read_request(given, spec)
@@ -132,9 +130,7 @@ class InferCalls:
         question = self._bounded(
             Question(spec, body.inputs, body.output_names, options, form, named), remaining_seconds
         )
-        if caller.key is not None:
-            question = question.of_key(caller.key)
-        return Push(question, self._queues.push(question, then))
+        return question if caller.key is None else question.of_key(caller.key)
 
     def respond(self, asked: Asked, response: proto.ModelInferResponse) -> None:
         """Wait for the answer and write it into `response`; raises FerryError."""
@@ -147,13 +143,15 @@ class InferCalls:
         except VersionRetired:  # such requests go to another version by now
             self._catalog.refresh()
             result = self._catalog.by_current(
-                lambda: self._wait(
-                    asked.ask_anew(self._push(asked.request, asked.until, asked.caller))
-                )
+                lambda: self._wait(asked.ask_anew(self._again(asked)))
             )
         question = asked.pushed.question
         self._queues.copy_to_shadow(question, result)
         _fill(response, question.spec, shown_to(question.owner, result), question.form)
+
+    def _again(self, asked: Asked) -> Push:
+        question = self._question(asked.request, asked.until, asked.caller)
+        return Push(question, self._queues.push(question))
 
     def _wait(self, pushed: Push) -> InferResult:
         return self._queues.wait(pushed.question.spec, pushed.pending)

@@ -221,7 +221,8 @@ def _input(
         kept: list[Buffer] = []
         for field, form, first, inside, last in _fields(data, start, stop, cost):
             if form == DELIMITED and field in PACKED:
-                packed.setdefault(PACKED[field], []).append(view[inside:last])
+                if inside < last:  # an empty one is none to protobuf
+                    packed.setdefault(PACKED[field], []).append(view[inside:last])
             else:
                 kept.append(view[first:last])
         rest += _delimited(CONTENTS, kept)

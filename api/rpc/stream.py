@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Lock, Semaphore, Thread
 from typing import NamedTuple
@@ -70,6 +71,7 @@ class Stream:
         self._finishing = False
         self._is_sending = False
         self._reason = ""
+        self._refusal: FerryError | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -87,7 +89,8 @@ class Stream:
     def answers(self) -> Iterator[proto.ModelStreamInferResponse]:
         """Yield one answer, or error, for each request, until the client has sent and got all.
 
-        Raises QueueFull when the stream is ended from our side.
+        Raises QueueFull when the stream is ended from our side, Unauthorized and Forbidden when its
+        key is good no more.
         """
         if not self._context.add_callback(self._leave):
             return
@@ -101,8 +104,10 @@ class Stream:
             self._is_sending = False
             self.moved_at = time.monotonic()
             self._unread.release()
-        if self._reason or self._is_cut:
-            raise QueueFull(self._reason or STOPPING)
+        if self._reason or self._is_cut:  # no request is refused by that
+            raise QueueFull(self._reason or STOPPING).of_queue()
+        if self._refusal is not None:
+            raise self._refusal
 
     def finish(self) -> None:
         """Read no more, and end once that is answered which was read. For any thread.
@@ -147,42 +152,53 @@ class Stream:
 
     def _take(self, data: bytes) -> bool:
         """Read and push one request; return False when the stream is over, and drop it."""
+        if not self._is_let_in():
+            return False
         began = time.perf_counter()
         try:
             request = read_infer(data)
         except FerryError as error:
             self._entries.put(Entry(proto.ModelInferRequest(), error, began))
             return True
-        if not self._places.take(self._call.key, lambda: self._is_over):
+        key = self._call.key
+        if not self._places.take(key, lambda: self._is_over):
             return False
+        give_back = partial(self._places.give_back, key)
         with self._taking:
-            if self._is_over:
-                self._give_back()
+            if self._is_over or not self._is_let_in():  # it may have waited long
+                give_back()
                 return False
             trace = self._call.begin_trace(request.message.model_name)
-            pushed = self._push(request, trace)
+            pushed = self._push(request, trace, give_back)
             self._entries.put(Entry(request.message, pushed, began, trace))
         return True
+
+    def _is_let_in(self) -> bool:
+        """Ask again whether the call may go on: its key may be another by now, or none."""
+        try:
+            self._call.let_in()
+        except FerryError as error:
+            self._refusal = error
+        return self._refusal is None
 
     @property
     def _is_over(self) -> bool:
         return self._ended or self._finishing or bool(self._reason)
 
-    def _push(self, request: InferMessage, trace: RequestTrace | None) -> Asked | Exception:
+    def _push(
+        self, request: InferMessage, trace: RequestTrace | None, give_back: Callable[[], None]
+    ) -> Asked | Exception:
         remaining_seconds = self._context.time_remaining()
         caller = self._call.caller._replace(trace=trace)
         try:
-            asked = self._calls.push(request, remaining_seconds, caller, self._give_back)
+            asked = self._calls.push(request, remaining_seconds, caller, give_back)
         except Exception as error:  # a border: the request is answered with it, the stream goes on
-            self._give_back()
+            give_back()
             return error
         self._under_way.append(asked)
         if self._ended:
             asked.cancel()
         return asked
-
-    def _give_back(self) -> None:
-        self._places.give_back(self._call.key)
 
     def _answer(self, entry: Entry) -> proto.ModelStreamInferResponse:
         response, pushed, status = proto.ModelStreamInferResponse(), entry.pushed, "OK"

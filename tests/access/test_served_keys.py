@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,9 @@ from test_api_keys import made
 from tritonclient import http as triton_http
 from waiting import wait_until
 
+from shared.access.admission import LEASE_MARGIN_SECONDS
 from shared.access.key_store import KeysInRedis, add, revoke
+from shared.access.keys import AccessKeys
 from shared.settings import Settings
 from shared.wire.client import connect
 
@@ -304,11 +307,37 @@ def test_grpc_wants_keys_where_http_does(served: Served) -> None:
         wait_until(lambda: _code(client, once) == "RESOURCE_EXHAUSTED", 30, "used up")
 
 
+def test_a_grpc_call_without_a_deadline_keeps_its_key_s_place_no_longer_than_its_request(
+    served: Served,
+) -> None:
+    headers = {"x-api-key": served.add("narrow", concurrency=1)}
+    key = next(key for key in served.store.read().values() if key.name == "narrow")
+    places = AccessKeys(served.settings.key_prefix).active(key.id)
+    served.model.gate.clear()
+    with grpc_client(served.settings) as client, ThreadPoolExecutor(1) as threads:
+        wait_until(
+            lambda: not _code_of(client.is_model_ready, "fake", headers=headers), 30, "it counts"
+        )
+        asked = threads.submit(client.infer, "fake", [row(3, 4)], headers=headers)
+        wait_until(lambda: served.model.redis.zcard(places) == 1, 30, "it has its place")
+        ((_, until_ms),) = served.model.redis.zrange(places, 0, -1, withscores=True)
+        left_seconds = until_ms / 1000 - time.time()
+        served.model.gate.set()
+        asked.result(60)
+
+    longest = served.settings.request_timeout_seconds + LEASE_MARGIN_SECONDS
+    assert LEASE_MARGIN_SECONDS < left_seconds < longest + 5
+
+
 def _code(client: Any, headers: dict[str, str]) -> str:
+    return _code_of(client.infer, "fake", [row(3, 4)], headers=headers)
+
+
+def _code_of(ask: Any, *arguments: Any, **named: Any) -> str:
     from tritonclient.utils import InferenceServerException  # noqa: PLC0415
 
     try:
-        client.infer("fake", [row(3, 4)], headers=headers)
+        ask(*arguments, **named)
     except InferenceServerException as error:
         return str(error.status()).removeprefix("StatusCode.")
     return ""

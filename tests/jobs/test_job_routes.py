@@ -14,6 +14,7 @@ from answers import refusal
 from flask import Flask
 from flask.testing import FlaskClient
 from registered import register, report_failure, spec
+from waiting import wait_until
 from werkzeug.datastructures import FileStorage
 
 from api.app import create_app
@@ -21,11 +22,14 @@ from api.pages import stream
 from api.routes.flask_side import EXTENSION
 from api.routes.operations import STREAMS
 from api.server.body import MAX_ORDER_BYTES
+from shared.access.api_key import ApiKey
+from shared.access.key_store import KeysInRedis, add
 from shared.errors import QueueFull
 from shared.jobs.orders import LONGEST_ORDER
 from shared.jobs.store import JobStore
 from shared.model_spec import MAX_TOP_K, TensorSpec
 from shared.settings import Settings
+from shared.wire.client import connect
 
 EDGE = {"model": "tiny", "to": "ort"}
 EVENTS = {"Accept": "text/event-stream"}
@@ -191,4 +195,22 @@ def test_streams_of_jobs_share_the_pages_places_and_end_with_the_process(
     app.extensions[STREAMS].close()
 
     assert list(events) == [], "it waits for no more events"
+    opened.close()
+
+
+def test_events_end_once_who_asked_may_ask_no_more(client: FlaskClient, app: Flask) -> None:
+    settings = app.extensions[EXTENSION].settings
+    job = client.post("/jobs/edge", json=EDGE).headers["Location"]
+    opened = client.get(job, headers=EVENTS, buffered=False)
+    events = iter(opened.response)
+    assert b"queued" in next(events)
+
+    add(
+        KeysInRedis(connect(settings.redis_url), settings.key_prefix),
+        ApiKey(id="a" * 10, name="first", sha256="0" * 64),
+    )
+    wait_until(lambda: client.get(job).status_code == 401, 30, "who has no key is refused")
+    JobStore(connect(settings.redis_url), settings).cancel(job.rpartition("/")[2])
+
+    assert list(events) == []
     opened.close()

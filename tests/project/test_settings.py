@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from ferry_processes import environment
+from ferry_processes import environment, free_port
 
+from api.app import create_app
+from api.routes.operations import STREAMS
+from api.rpc.server import Server
 from shared.errors import BadSetting
 from shared.settings import Settings
 
@@ -108,6 +111,34 @@ def test_a_bad_value_is_refused_naming_variable_and_value(variable: str, value: 
         Settings.from_env({variable: value})
 
     assert f"{variable}={value!r}: " in caught.value.message
+
+
+NUMBERS = {
+    each.metadata["variable"]: each.name
+    for each in fields(Settings)
+    if type(each.default) in (int, float)
+}
+EXTREMES = [
+    "inf", "-inf", "nan", "1e308", "1e-320", "1e-9", "-0", "-1", "0", "1", "1e6", "2e6", "3e8",
+    "1_000", " 5 ", "0x10", "9" * 5000, "\u0663", str(2**31 - 1), str(2**31), str(2**40),
+    str(2**53), str(2**63), str(2**64), "2000000", "315360000",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", EXTREMES)
+def test_any_number_is_refused_in_a_sentence_or_served(redis_url: str, value: str) -> None:
+    """Some were passed on to what holds them in fewer bits, and that raised at the start."""
+    found = {}
+    for variable, name in NUMBERS.items():
+        try:
+            found[name] = getattr(Settings.from_env({variable: value}), name)
+        except BadSetting as error:
+            assert f"{variable}=" in str(error) and "must be" in str(error)
+    ports = {name: free_port() for name in ("port", "grpc_port", "dashboard_port")}
+    settings = replace(Settings(redis_url=redis_url, key_prefix="extremes", **found), **ports)
+
+    Server(settings)
+    create_app(settings).extensions[STREAMS].close()
 
 
 def test_every_setting_has_a_bad_value_in_this_test() -> None:

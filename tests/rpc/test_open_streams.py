@@ -20,11 +20,13 @@ from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from waiting import wait_until
 
+from api.metrics.refusals import Refusals
 from api.rpc.door import MOST_ARRIVING, Caller
 from api.rpc.places import MAX_STREAMS, PUSHED_OUT, OpenStreams, Places
 from api.rpc.stream import Stream
-from shared.errors import QueueFull
+from shared.errors import QueueFull, UnknownModel
 from shared.settings import Settings
+from shared.wire.client import connect
 from siege.http2 import HeldCalls
 
 INFER, STREAM, HEALTH = (
@@ -137,6 +139,24 @@ def test_an_idle_stream_is_told_why_it_ends(settings: Settings, model: CountingM
     assert raised.value.details() == "the stream was idle for 0.5 s, which is the limit"
 
 
+def test_a_stream_that_ends_for_idleness_is_no_refusal(redis_url: str) -> None:
+    short = Settings(
+        redis_url=redis_url, key_prefix="idle-streams", grpc_port=free_port(), grpc_idle_seconds=0.1
+    )
+    asked: SimpleQueue[Any] = SimpleQueue()
+    refusals = Refusals(connect(redis_url), short.key_prefix)
+    with running_grpc(short), grpc.insecure_channel(address(short)) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError, match="idle"):
+            next(stub.ModelStreamInfer(iter(asked.get, None)))
+        asked.put(None)
+        with pytest.raises(grpc.RpcError):
+            stub.ModelInfer(REQUEST)
+        wait_until(lambda: bool(refusals.counted()), 30, "what came after it is counted")
+
+    assert refusals.counted() == {UnknownModel.code: 1}
+
+
 # One at a time.
 
 
@@ -164,6 +184,7 @@ def stream_of(requests: Iterator[bytes], calls: Any, seconds: float = 30.0) -> S
         key=None,
         known_as="",
         caller=Caller(),
+        let_in=lambda: None,
         tell=lambda *_: None,
         begin_trace=lambda _: None,
     )

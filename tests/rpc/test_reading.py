@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2 as proto
 
 from api.payloads.json_size import FEW_BYTES
 from api.rpc import reading
-from api.rpc.contents import FIELDS
+from api.rpc.contents import FIELDS, typed_data
 from api.rpc.reading import MOST_NAMES_BYTES, MOST_PIECES, read_infer, read_message
 from api.rpc.requests import read_request
 from shared.datatypes import NUMPY_TYPES, to_bytes
@@ -71,6 +71,41 @@ def test_large_packed_contents_are_what_protobuf_makes_of_them(datatype: str) ->
     assert not read.message.inputs[0].contents.ListFields(), "protobuf has not parsed them"
     (tensor,) = read_request(read, model(datatype, "x")).inputs
     assert bytes(tensor.data) == to_bytes(array)
+
+
+SHAPES = [[], [0], [0, 1], [1, 0], [1, 1], [2], [2, 2], [1, 4], [-1], [2**40, 2**40], [1] * 1100]
+
+
+@pytest.mark.parametrize("datatype", sorted(NUMPY_TYPES))
+@pytest.mark.parametrize("field_name", sorted({*FIELDS.values()}))
+def test_large_messages_have_the_contents_of_small_ones(datatype: str, field_name: str) -> None:
+    """Whether packed elements are read by protobuf or by us, whether or not they fit."""
+    number = proto.InferTensorContents.DESCRIPTOR.fields_by_name[field_name].number
+    given = {
+        "empty": field(number, b""),
+        "twice empty": field(number, b"") * 2,
+        "none": b"",
+        "some": field(number, bytes(8)),
+        "beyond": field(number, b"\xff" * 4 + b"\x0f" + b"\x01" * 3),
+        "cut": field(number, b"\x01" * 6 + b"\x80"),
+        "and another": field(number, b"") + field(8, b""),
+    }
+    for shape in SHAPES:
+        head = Input(name="x", datatype=datatype, shape=shape).SerializeToString()
+        for name, contents in given.items():
+            data = field(1, b"m") + field(5, head + field(5, contents))
+            small, large = (_contents(each) for each in (data, data + field(3, b"i" * FEW_BYTES)))
+            assert small == large, (shape, name)
+
+
+def _contents(data: bytes) -> bytes | None:
+    """Return the only input's elements as raw data, None when the request is refused."""
+    try:
+        read = read_infer(data)
+        packed = read.packed.get(0, {})
+        return bytes(typed_data(read.message.inputs[0], "input x", packed, 100))
+    except BadRequest:
+        return None
 
 
 def test_each_of_several_inputs_has_its_own_and_the_rest_is_as_it_was() -> None:
