@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from operator import itemgetter
+from threading import Lock
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self
 from urllib.parse import unquote
@@ -19,7 +21,7 @@ from api.rpc.errors import refuse, status_code
 from api.services import Services
 from api.tracing import TRACEPARENT_VARIABLE, TRACESTATE_VARIABLE, RequestTrace
 from shared.access.api_key import ApiKey, Role
-from shared.errors import BadRequest
+from shared.errors import BadRequest, QueueFull
 from shared.logs import (
     IN_HAND,
     REQUEST_ID_HEADER,
@@ -42,7 +44,9 @@ FOR_INFER = frozenset(
     }
 )  # fmt: skip
 MOST_ARRIVING = 64
-"""Calls whose message has not come yet, each of which has a thread."""
+"""Calls whose message has not come yet, beside FERRY_GRPC_THREADS; each has a thread."""
+MOST_FIRST = 64
+"""More such, each the only one of its connection: else one that holds many would shut out all."""
 REQUEST_ID_KEY = REQUEST_ID_HEADER.lower()
 TRACE_KEYS = {"traceparent": TRACEPARENT_VARIABLE, "tracestate": TRACESTATE_VARIABLE}
 SERVICE_NAME = "inference.GRPCInferenceService"
@@ -87,7 +91,10 @@ class Door:
         self.refusals = services.refusals
         self.ids = RequestIds()
         self.access = AccessLog(is_on=settings.access_log)
-        self._arriving: dict[grpc.ServicerContext, None] = {}
+        self._most_arriving = settings.grpc_threads + MOST_ARRIVING
+        self._patience_seconds = settings.request_timeout_seconds
+        self._changing = Lock()
+        self._arriving: dict[grpc.ServicerContext, tuple[str, float]] = {}
 
     def one(
         self, name: str, answer: Answer, read: Callable[[bytes], Any], reply: Any
@@ -114,24 +121,36 @@ class Door:
     def first(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """Return a call's message once it is there; raises BadRequest when none comes.
 
-        When as many wait for theirs as may, that one is cancelled which waits longest on the
-        connection on which most do.
+        When as many wait for theirs as may, one makes room that has waited for as long as a body
+        may be silent over HTTP, or QueueFull is raised: slow clients are no foes.
         """
-        self._arriving[context] = None
-        if len(self._arriving) > MOST_ARRIVING:
-            self._make_room()
+        connection, now = context.peer(), time.monotonic()
+        with self._changing:
+            if len(self._arriving) >= self._most_arriving:
+                self._make_room(connection, now)
+            self._arriving[context] = connection, now
         try:
             return next(requests)
         except StopIteration:
             raise BadRequest("the call has no message") from None
         finally:
-            self._arriving.pop(context, None)
+            with self._changing:
+                self._arriving.pop(context, None)
 
-    def _make_room(self) -> None:
-        waiting = [(each.peer(), each) for each in list(self._arriving)]
-        counts = Counter(connection for connection, _ in waiting)
-        _, oldest = max(waiting, key=lambda each: counts[each[0]])
-        self._arriving.pop(oldest, None)
+    def _make_room(self, newcomer: str, now: float) -> None:
+        """Cancel who waits longest, and too long, on the connection with most calls that do."""
+        counts = Counter(connection for connection, _ in self._arriving.values())
+        if newcomer not in counts and len(self._arriving) < self._most_arriving + MOST_FIRST:
+            return
+        late = [
+            (counts[connection], -since, context)
+            for context, (connection, since) in self._arriving.items()
+            if now - since >= self._patience_seconds
+        ]
+        if not late:
+            raise QueueFull(f"{len(self._arriving)} calls wait for their messages, no more may")
+        *_, oldest = max(late, key=itemgetter(0, 1))
+        self._arriving.pop(oldest)
         oldest.cancel()
 
 

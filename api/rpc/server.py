@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from api.rpc.door import MOST_ARRIVING, Door
+from api.rpc.door import MOST_ARRIVING, MOST_FIRST, Door
 from api.rpc.health import MAX_WATCHES, PACKAGE, Health
 from api.rpc.places import MAX_STREAMS
 from api.rpc.service import SERVICE, GRPCInferenceService
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 SPARE_THREADS = 16
 """For health checks, metadata and refusals while all infer calls that may be are under way."""
-OTHER_THREADS = SPARE_THREADS + MAX_WATCHES + MAX_STREAMS + MOST_ARRIVING
+OTHER_THREADS = SPARE_THREADS + MAX_WATCHES + MAX_STREAMS + MOST_ARRIVING + MOST_FIRST
 """Those that no infer call can have."""
 REFUSING_SECONDS = 0.5
 PING_SECONDS, ANSWER_SECONDS = 60.0, 20.0
@@ -53,7 +53,8 @@ class Server:
         self._health = Health(services.catalog, services.readiness, services.guard)
         # What is under way is answered by its deadline.
         self._grace_seconds = settings.request_timeout_seconds + 1
-        threads = settings.grpc_threads + OTHER_THREADS
+        # Infer calls under way, and as many that arrive.
+        threads = 2 * settings.grpc_threads + OTHER_THREADS
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="ferry-call"),
             maximum_concurrent_rpcs=threads + settings.max_waiting,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from waiting import wait_until
 
 from api.metrics.refusals import Refusals
-from api.rpc.door import MOST_ARRIVING, Caller
+from api.rpc.door import MOST_ARRIVING, MOST_FIRST, Caller, Door
 from api.rpc.places import MAX_STREAMS, PUSHED_OUT, OpenStreams, Places
 from api.rpc.stream import Stream
 from shared.errors import QueueFull, UnknownModel
@@ -105,7 +106,51 @@ def test_beside_thousands_of_calls_without_a_message_others_are_served(
     half = MESSAGE[: len(MESSAGE) // 2]
     with held(settings, path, MANY, half) as connections:
         check_served(settings)
-        wait_until(lambda: ended(connections) >= MANY - MOST_ARRIVING, 30, "the oldest end")
+        most = THREADS + MOST_ARRIVING + MOST_FIRST
+        wait_until(lambda: ended(connections) >= MANY - most, 30, "the others are refused")
+        check_served(settings)
+
+
+def test_slow_uploads_are_answered_or_told_to_come_again() -> None:
+    """The oldest were cancelled, which no client tries again."""
+    door = Door(cast(Any, SimpleNamespace(
+        settings=Settings(grpc_threads=THREADS, request_timeout_seconds=30.0),
+        guard=None, tracing=None, refusals=None,
+    )))  # fmt: skip
+    most, gate = THREADS + MOST_ARRIVING, Event()
+    slow = [Upload("a", gate) for _ in range(most)]
+    with ThreadPoolExecutor(most + 1) as threads:
+        begun = [threads.submit(door.first, iter(each), cast(Any, each)) for each in slow]
+        wait_until(lambda: all(each.is_asked.is_set() for each in slow), 30, "all wait")
+        with pytest.raises(QueueFull, match=f"{most} calls wait"):
+            door.first(iter([b"a"]), cast(Any, Upload("a", gate)))
+        assert door.first(iter([b"b"]), cast(Any, Upload("b", gate))) == b"b", "another connection"
+
+        door._patience_seconds = 0.0
+        assert door.first(iter([b"c"]), cast(Any, Upload("a", gate))) == b"c", "one was too late"
+        gate.set()
+        assert [each.result(30) for each in begun] == [b"slow"] * most
+    assert sum(each.is_cancelled for each in slow) == 1
+
+
+class Upload:
+    """In the place of a call's context and of its messages, of which the first comes late."""
+
+    def __init__(self, connection: str, gate: Event) -> None:
+        self._connection, self._gate = connection, gate
+        self.is_asked = Event()
+        self.is_cancelled = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.is_asked.set()
+        assert self._gate.wait(60)
+        yield b"slow"
+
+    def peer(self) -> str:
+        return self._connection
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
 
 
 def test_a_stream_that_waits_for_its_model_is_not_pushed_out(
