@@ -27,9 +27,9 @@ MOST = 2**53
 MOST_MESSAGE_BYTES = 2**31 - 1
 """gRPC's library has 32 bits for it."""
 LEAST_SECONDS = 0.001
-LONGEST_WAIT_SECONDS = 2_000_000
+MOST_WAIT_SECONDS = 2_000_000
 """The system has 32 bits for the milliseconds of a wait."""
-LONGEST_KEPT_SECONDS = 10 * 365 * 86_400
+MOST_KEPT_SECONDS = 10 * 365 * 86_400
 _MODULE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", re.ASCII)
 
 
@@ -89,7 +89,7 @@ def whole(low: int, high: int = MOST) -> Callable[[str], int]:
     return check
 
 
-def seconds(value: str, most: float = LONGEST_WAIT_SECONDS) -> float:
+def seconds(value: str, most: float = MOST_WAIT_SECONDS) -> float:
     """Return a duration above 0."""
     number = _float(value)
     if not LEAST_SECONDS <= number <= most:
@@ -101,7 +101,7 @@ def seconds(value: str, most: float = LONGEST_WAIT_SECONDS) -> float:
 
 def long_seconds(value: str) -> float:
     """Return a duration above 0 for which something is kept, and nobody waits."""
-    return seconds(value, LONGEST_KEPT_SECONDS)
+    return seconds(value, MOST_KEPT_SECONDS)
 
 
 def _float(value: str) -> float:
