@@ -274,6 +274,7 @@ AT_THE_DOOR = {
 }
 """What stands before every route."""
 KNOWN_MODEL = {200: plain(), 404: plain(name="nobody"), 503: plain("away")}
+NOBODYS_JOB = {404: plain(json={"model": "nobody"})}
 TAKES_JSON = {
     400: plain(data=b"{"),
     408: stalled,
@@ -318,9 +319,9 @@ ROUTES: dict[tuple[str, str], dict[int, Case]] = {
     ("POST", "/jobs/predict"): submitting({"model": "fake", "input": "rows.csv"})
     | {404: plain(json={"model": "nobody", "input": "rows.csv"})},
     ("POST", "/jobs/export"): submitting({"model": "x", "original": "posixpath:join"}),
-    ("POST", "/jobs/verify"): submitting({"model": "fake"}),
-    ("POST", "/jobs/optimise"): submitting({"model": "fake"}),
-    ("POST", "/jobs/edge"): submitting(EDGE),
+    ("POST", "/jobs/verify"): submitting({"model": "fake"}) | NOBODYS_JOB,
+    ("POST", "/jobs/optimise"): submitting({"model": "fake"}) | NOBODYS_JOB,
+    ("POST", "/jobs/edge"): submitting(EDGE) | {404: plain(json=EDGE | {"model": "nobody"})},
     ("GET", "/jobs"): {
         200: plain(),
         400: plain(query_string={"limit": "0"}),

@@ -33,7 +33,7 @@ from shared.settings import Settings
 from tools.openapi.bodies import JSON, Bodies
 from tools.openapi.examples import Example, examples
 from tools.openapi.extensions import EXTENSION_VIEWS
-from tools.openapi.jobs import JOB_VIEWS
+from tools.openapi.jobs import JOB_VIEWS, JOBS_OF_MODELS
 from tools.openapi.operations import PROTOCOL_VIEWS, Operation
 from tools.openapi.parameters import HEADERS, PARAMETERS, PATH_PARAMETERS
 
@@ -187,7 +187,8 @@ def _responses(
 
 def _can_have(rule: Rule, error: type[FerryError]) -> bool:
     """Tell whether a route can end with an error; one that names no model names no unknown one."""
-    return error is not UnknownModel or "name" in rule.arguments or rule.endpoint == "jobs.predict"
+    names_one = "name" in rule.arguments or rule.endpoint in JOBS_OF_MODELS
+    return error is not UnknownModel or names_one
 
 
 def _said(error: type[FerryError]) -> str:

@@ -52,11 +52,14 @@ class UploadForm(TypedDict):
 NO_JOB = (errors.UnknownJob, errors.UnknownRoute)
 SUBMITTED = {202: as_json(JobRecord)}
 SUBMITTING = (*BODY_ERRORS, errors.QueueFull, *OFFERED)
+OF_MODEL = (*SUBMITTING, errors.UnknownModel)
+JOBS_OF_MODELS = frozenset({"jobs.predict", "jobs.verify", "jobs.optimise", "jobs.edge"})
+"""The endpoints whose bodies name a model that has to be there."""
 
 JOB_VIEWS: Mapping[tuple[str, str], Operation] = {
     ("jobs.predict", "POST"): Operation(
         "jobs", "Has a model asked for every row of a file, behind everybody else's requests",
-        SUBMITTED, (*SUBMITTING, errors.UnknownModel, errors.ModelNotReady),
+        SUBMITTED, (*OF_MODEL, errors.ModelNotReady),
         {JSON: (orders.PredictJob,), FORM: (UploadForm,)},
     ),
     ("jobs.export", "POST"): Operation(
@@ -64,14 +67,14 @@ JOB_VIEWS: Mapping[tuple[str, str], Operation] = {
     ),
     ("jobs.verify", "POST"): Operation(
         "jobs", "Has a version compared with another, or with what it was made from", SUBMITTED,
-        SUBMITTING, as_json(orders.VerifyJob),
+        OF_MODEL, as_json(orders.VerifyJob),
     ),
     ("jobs.optimise", "POST"): Operation(
-        "jobs", "Has a faster version made, proved and measured", SUBMITTED, SUBMITTING,
+        "jobs", "Has a faster version made, proved and measured", SUBMITTED, OF_MODEL,
         as_json(orders.OptimiseJob),
     ),
     ("jobs.edge", "POST"): Operation(
-        "jobs", "Has a bundle made for phones and boards", SUBMITTED, SUBMITTING,
+        "jobs", "Has a bundle made for phones and boards", SUBMITTED, OF_MODEL,
         as_json(orders.EdgeJob),
     ),
     ("jobs.listing", "GET"): Operation(
