@@ -37,18 +37,18 @@ class JobFailed(Exception):
 
 
 class _Once(logging.Filter):
-    """Tells of an outage once for each cause, where rq does at each try."""
+    """Tells of an outage once for each cause, where rq does at each try, or with a traceback."""
 
     def __init__(self, outage: Outage) -> None:
         super().__init__()
         self._outage = outage
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not record.msg.startswith(RQ_SAYS_AGAIN):
+        error: object = record.exc_info[1] if record.exc_info else None
+        if record.msg.startswith(RQ_SAYS_AGAIN) and isinstance(record.args, tuple):
+            error = record.args[1]
+        if not isinstance(error, RedisError):
             return True
-        assert isinstance(record.args, tuple)
-        error = record.args[1]
-        assert isinstance(error, RedisError)
         self._outage.note(error, "the jobs worker tries again")
         return False
 

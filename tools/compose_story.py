@@ -83,6 +83,8 @@ class Load:
 
 def is_same(data: list[float], expected: list[float]) -> bool:
     """Tell whether both are the same answer, in batches of whatever size."""
+    if len(data) != len(expected):
+        return False
     return all(abs(a - b) < TOLERANCE for a, b in zip(data, expected, strict=True))
 
 

@@ -17,7 +17,7 @@ from ferry_processes import free_port
 
 from ferry.up.up import PROJECT_ROOT
 
-STOP_SECONDS = 10.0
+STOP_SECONDS = 30.0
 START_SECONDS = 30.0
 
 # One process of the Procfile: notes its start and its end, and whether Valkey was there still.
