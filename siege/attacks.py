@@ -142,15 +142,7 @@ def attacks() -> list[Attack]:
     shape = b'{"name":"INPUT__0","datatype":"FP32","data":[1],"shape":['
     data = b'{"name":"INPUT__0","datatype":"FP32","shape":[1,16],"data":['
     return [
-        posted("jpeg-fill", DIGITS, lambda: packed(bodies.stuffed("JPEG", 2, b"\xff"))),
-        posted("jpeg-fill-plain", DIGITS, lambda: bodies.stuffed("JPEG", 2, b"\xff")),
-        posted("jpeg-segments", DIGITS, lambda: bodies.stuffed("JPEG", 2, b"\xff\xfe\0\2")),
-        posted("jpeg-scans", DIGITS, bodies.many_scans),
-        posted("png-chunks", DIGITS, lambda: bodies.stuffed("PNG", 33, bodies.png_chunk())),
-        posted("ppm-comments", DIGITS, lambda: bodies.stuffed("PPM", 3, b"#\n")),
-        posted("gif-junk", DIGITS, lambda: bodies.stuffed("GIF", 13, b"\x55")),
-        posted("tiff-tags", DIGITS, bodies.tiff_tags),
-        posted("png-16-bit", DIGITS, lambda: bodies.picture("PNG", 7000, "I;16"), clients=1),
+        *_pictures(),
         posted("lists-packed", INFER, lambda: packed(bodies.v2(bodies.repeated(b"[]", LARGEST)))),
         posted("lists", INFER, lambda: bodies.v2(bodies.repeated(b"[]", size))),
         posted("inputs", INFER, lambda: bodies.v2(bodies.repeated(b'{"name":"a"}', size))),
@@ -185,6 +177,20 @@ def attacks() -> list[Attack]:
         without_body("grpc-held", partial(rpc.hold, "ModelInfer", 2000), over_grpc=True),
         without_body("grpc-streams", partial(rpc.hold, "ModelStreamInfer", 2000), over_grpc=True),
         without_body("grpc-slow-readers", rpc.read_nothing, over_grpc=True),
+    ]  # fmt: skip
+
+
+def _pictures() -> list[Attack]:
+    return [
+        posted("jpeg-fill", DIGITS, lambda: packed(bodies.stuffed("JPEG", 2, b"\xff"))),
+        posted("jpeg-fill-plain", DIGITS, lambda: bodies.stuffed("JPEG", 2, b"\xff")),
+        posted("jpeg-segments", DIGITS, lambda: bodies.stuffed("JPEG", 2, b"\xff\xfe\0\2")),
+        posted("jpeg-scans", DIGITS, bodies.many_scans),
+        posted("png-chunks", DIGITS, lambda: bodies.stuffed("PNG", 33, bodies.png_chunk())),
+        posted("ppm-comments", DIGITS, lambda: bodies.stuffed("PPM", 3, b"#\n")),
+        posted("gif-junk", DIGITS, lambda: bodies.stuffed("GIF", 13, b"\x55")),
+        posted("tiff-tags", DIGITS, bodies.tiff_tags),
+        posted("png-16-bit", DIGITS, lambda: bodies.picture("PNG", 7000, "I;16"), clients=1),
     ]  # fmt: skip
 
 

@@ -59,11 +59,10 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
 
     Never raises for anything a request or the model does: a body that cannot be decoded, or a
     request on which the model raises, is answered with its own error while its neighbours get
-    their rows. So is one whose result is too large for Redis. Those that share a forward pass
-    are told by `sharing`, which learns from each. Raises InstanceLost when it is not the requests
-    that failed, but the instance, by its `health`. What was answered is told to `offer`. The model
-    runs in the batch's `turn`, which raises TurnLost if the batch is to go back before it has run.
-    Next stop: the `forward` of its backend, through `PiecewiseBackend`:
+    their rows. So is one whose result is too large for Redis. `sharing` says who shares a forward
+    pass. Raises InstanceLost when it is the instance that failed, by its `health`. What was
+    answered is told to `offer`. The model runs in the batch's `turn`, which raises TurnLost if the
+    batch is to go back unrun. Next stop: the `forward` of its backend, through `PiecewiseBackend`:
     `worker.backends.torch_model` for torch.
     """
     claimed_at, health = time.monotonic(), health or SelfCheck(learns=False)
