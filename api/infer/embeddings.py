@@ -1,9 +1,10 @@
 """Embeds texts: one request of up to 2048 is cut into pieces that travel beside other clients'.
 
-A piece is a quarter of a batch, so that single texts of others still find room in a batch. All but
-one of them wait on the queue of bulk jobs, behind everybody else's requests; the one takes its turn
-among those, so that a model which is always busy answers in the end. A few batches are under way at
-a time: what is not needed yet is not in anybody's way, and nothing of it need be taken back.
+A piece is a quarter of a batch. All but one of them wait on the queue of bulk jobs, behind
+everybody else's requests, and travel with each other only; the one takes its turn among those, and
+leaves room in their batch, so that a model which is always busy answers in the end. A few batches
+are under way at a time: what is not needed yet is not in anybody's way, and nothing of it need be
+taken back.
 """
 
 from __future__ import annotations

@@ -96,13 +96,15 @@ class Queues:
     ) -> PendingRequest:
         """Push one request of some rows, and call `then` once it is done.
 
-        One `is_bulk` waits behind everybody else's, on the queue of bulk jobs. Raises as `push`.
+        One `is_bulk` waits behind everybody else's, on the queue of bulk jobs, and goes along with
+        such pieces only: who else went along would pay for a full batch. Raises as `push`.
         """
         queue = self._queue(question.spec, with_bulk=True)
         self._check_room(question, queue)
         request = self._request(queue.new_id(), question)
         if is_bulk:
-            request = request._replace(priority=question.spec.bulk_queue)
+            other = request.signature[::-1]  # than everybody's, and the same for all pieces
+            request = request._replace(priority=question.spec.bulk_queue, signature=other)
         return queue.push(request, question.options.client, then)
 
     def _check_room(self, question: Question, queue: RequestQueue) -> None:

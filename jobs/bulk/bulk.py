@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from redis import Redis
 
 from api.payloads.predictions import describe_rows
+from jobs.bulk.company import Company
 from jobs.bulk.output_file import OutputFile
 from jobs.bulk.questions import Question, Questions
 from jobs.bulk.sources import Item, Source, open_source
@@ -53,6 +56,7 @@ LOOK_SECONDS = 5.0
 """Between two looks at how many instances the model has."""
 LEAST_WINDOW = 3
 """Requests under way: one that runs, one that waits for it, one that is being answered."""
+SIGNATURE_BYTES = 8
 AGAIN = (QueueFull, RequestExpired, RedisUnavailable, ModelNotReady)
 """The errors that say nothing of the request itself."""
 
@@ -166,15 +170,18 @@ class _Job:
         self._spec = self._catalog.serving(bulk.name, version)
         folder = bulk.input if bulk.input.is_dir() else bulk.input.parent
         self._questions = Questions(self._spec, self._tokenizers, folder)
+        self._company = Company(self._client, self._settings.key_prefix, self._spec)
         keys = QueueKeys.of(self._spec, self._settings.key_prefix).with_bulk
         self._queue = RequestQueue(self._client, keys, Limits.of(self._spec, self._settings))
 
     def run(self, told: Callable[[Progress], None]) -> Progress:
-        for question in self._questions.of(self._source.behind(self._number)):
+        items = iter(self._source.behind(self._number))
+        while together := tuple(islice(items, self._company.rows())):
             self._look()
             while len(self._window) >= self._most_under_way:
                 self._settle(told)
-            self._window.append(self._ask(question))
+            # Behind that, for an answer may say that another content serves from now on.
+            self._window.extend(map(self._ask, self._questions.of(together)))
         while self._window:
             self._settle(told)
         done = Progress(self._number, self._errors, self._number)
@@ -214,9 +221,10 @@ class _Job:
         if question.error:
             return _UnderWay(question, None)
         spec = self._spec
+        # One of its own: who went along in the same batch would pay for all of its rows.
         request = InferRequest(
             self._queue.new_id(), len(question.items), question.inputs,
-            timeout_seconds=REQUEST_SECONDS, signature=spec.signature(question.inputs),
+            timeout_seconds=REQUEST_SECONDS, signature=os.urandom(SIGNATURE_BYTES),
             priority=spec.bulk_queue, named=True,
         )  # fmt: skip
         return _UnderWay(question, self._queue.push(request))
@@ -247,7 +255,7 @@ class _Job:
 
     def _lines_of(self, parts: Iterable[tuple[Item, ...]]) -> Iterator[dict[str, Any]]:
         for part in parts:
-            for question in self._questions.of_some(part):
+            for question in self._questions.of(part):
                 yield from self._lines(self._ask(question))
 
     def _answer(self, question: Question, pending: PendingRequest) -> InferResult:

@@ -1,10 +1,9 @@
-"""Items become requests of as many rows as a batch has, each row as the model's clients send it."""
+"""Items become requests of as many rows as wanted, each row as the model's clients send it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,13 +50,7 @@ class Questions:
         self._tokenizers = tokenizers
         self._folder = folder.resolve()
 
-    def of(self, items: Iterable[Item]) -> Iterator[Question]:
-        """Yield requests for all items, in their order."""
-        left = iter(items)
-        while together := tuple(islice(left, self._spec.batch_rows)):
-            yield from self.of_some(together)
-
-    def of_some(self, items: tuple[Item, ...]) -> Iterator[Question]:
+    def of(self, items: tuple[Item, ...]) -> Iterator[Question]:
         """Yield few requests for these items; an item that makes none is one with an error.
 
         Raises a FerryError that says nothing of an item, such as ModelNotReady.
@@ -72,7 +65,7 @@ class Questions:
                 yield Question(items, error=str(error) or type(error).__name__)
                 return
             for half in Question(items).halves:
-                yield from self.of_some(half)
+                yield from self.of(half)
         else:
             yield Question(items, inputs)
 

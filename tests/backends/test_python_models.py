@@ -269,9 +269,37 @@ def test_what_warmed_one_before_is_tried_first_however_slow_it_refuses_other_thi
     assert warm_backend(instance(tmp_path / "model.py"), meter).note == ""
     meter.reset()  # as before the next process
     monkeypatch.setattr(warmup, "SLOW_REFUSAL_SECONDS", 0.0)
+    monkeypatch.setattr(warmup, "SLOW_REFUSALS", 1)
 
     assert warm_backend(instance(tmp_path / "model.py"), meter).note == ""
     assert "ValueError: ones" in warm_backend(instance(tmp_path / "model.py"), Meter()).note
+
+
+SLOW_AT_FIRST = """
+import time
+
+
+class Model:
+    asked = 0
+
+    def forward(self, inputs):
+        self.asked += 1
+        if self.asked <= SLOW:
+            time.sleep(0.02)
+            raise ValueError(f"refused {self.asked}")
+        return {"y": inputs["x"]}
+"""
+
+
+@pytest.mark.parametrize(("slow", "note"), [(1, ""), (2, "fails: ValueError: refused 1")])
+def test_one_slow_refusal_is_a_first_pass_and_two_are_a_slow_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: int, note: str
+) -> None:
+    (tmp_path / "model.py").write_text(SLOW_AT_FIRST.replace("SLOW", str(slow)))
+    monkeypatch.setattr(warmup, "SLOW_REFUSAL_SECONDS", 0.01)
+
+    found = warm_backend(instance(tmp_path / "model.py"), Meter()).note
+    assert found.rpartition("what is made up to warm it ")[2] == note
 
 
 TOLD_AGAIN = """

@@ -32,6 +32,7 @@ from shared.model_spec import EnsembleStep, ModelSpec, QueuePolicy, TensorSpec
 from shared.settings import Settings
 
 FIRST, SECOND = model("first"), model("second")
+HELD_SECONDS = 3.0
 
 
 def error_of(driven: HandDriven, value: float = 1.0) -> FerryError:
@@ -43,17 +44,18 @@ def error_of(driven: HandDriven, value: float = 1.0) -> FerryError:
 
 def test_each_step_gets_what_is_left_of_the_deadline(settings: Settings) -> None:
     with hand_driven(settings, chain("first", "second"), FIRST, SECOND) as driven:
-        asked_at = time.monotonic()
-        waiting = driven.push(1.0, seconds=7.0)
+        waiting = driven.push(1.0, seconds=30.0)
         first = driven.claim("first")
+        held = time.monotonic() + HELD_SECONDS
+        wait_until(lambda: time.monotonic() > held, 10, "the first step takes long")
         driven.answer("first", first)
         second = driven.claim("second")
-        passed = time.monotonic() - asked_at
         driven.answer("second", second)
         waiting.wait()
 
-    assert first.deadline == pytest.approx(second.deadline, abs=0.2)
-    assert 6.5 - passed < second.deadline - second.claimed_at < 7.0
+    # Half of it is for what a machine with much to do takes to hand a step on.
+    assert first.deadline == pytest.approx(second.deadline, abs=HELD_SECONDS / 2)
+    assert second.deadline - second.claimed_at < 30.0 - HELD_SECONDS / 2
 
 
 def policy(action: str) -> QueuePolicy:

@@ -32,7 +32,7 @@ def spec_of(datatype: str, *dims: int) -> ModelSpec:
 
 def questions(spec: ModelSpec, *rows: dict[str, Any], folder: Path = Path()) -> list[Question]:
     items = [Item(f"row {number}", row) for number, row in enumerate(rows)]
-    return list(Questions(spec, TokenizerCache(NoAssets()), folder).of(items))
+    return list(Questions(spec, TokenizerCache(NoAssets()), folder).of(tuple(items)))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_row_that_does_not_fit_leaves_the_others_together() -> None:
     found = questions(spec_of("FP32", 2), *rows)
 
     assert [[item.source for item in each.items] for each in found] == [
-        ["row 0", "row 1"], ["row 2"], ["row 3"], ["row 4"],
+        ["row 0", "row 1"], ["row 2"], ["row 3", "row 4"],
     ]  # fmt: skip
     assert [bool(each.error) for each in found] == [False, True, False, False]
     assert np.array_equal(found[0].inputs[0].array(), [[1, 2], [3, 4]])
@@ -146,7 +146,7 @@ def texts_asked(encode: Callable[..., Any]) -> list[Question]:
     tokenizers = TokenizerCache(NoAssets())
     tokenizers.encode = encode  # type: ignore[method-assign]
     items = [Item("a", whole="one"), Item("b", whole="odd"), Item("c", whole="three")]
-    return list(Questions(spec_of("BYTES", 1), tokenizers, Path()).of(items))
+    return list(Questions(spec_of("BYTES", 1), tokenizers, Path()).of(tuple(items)))
 
 
 def test_rows_of_other_columns_are_asked_apart() -> None:

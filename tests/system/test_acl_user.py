@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from waiting import wait_until
 
 from ferry.cli import main
 from ferry.up.embedded_valkey import running
+from shared.access.api_key import SECRET
 from shared.settings import Settings
 from shared.wire.client import connect
 
@@ -148,10 +148,12 @@ def ask_with_a_key(ferry: Ferry, capsys: pytest.CaptureFixture[str]) -> None:
     """Make a key with limits, ask with it, and revoke it."""
     assert main(["keys", "add", "app", "--rate", "100/s", "--concurrency", "2"]) == 0
     said = capsys.readouterr().out
-    found = re.search(r"ferry_\w+", said)
+    found = SECRET.search(said)
     assert found is not None, said
     with closing(Client(ferry.settings.port)) as client:
-        wait_until(lambda: client.ask(X_API_Key=found[0]).status == 200, 30, "the key is good")
+        wait_until(lambda: client.ask().status == 401, 30, "keys are wanted")
+        answer = client.ask(X_API_Key=found[0])
+        assert answer.status == 200, answer.said
     assert main(["keys", "revoke", "app"]) == 0
 
 

@@ -34,7 +34,9 @@ SAMPLE_SEED = 5
 SEARCH_SECONDS = 10.0
 """Until no further inputs are made up for a model that refused all so far."""
 SLOW_REFUSAL_SECONDS = 1.0
-"""A refusal that took longer: larger inputs would take longer still."""
+SLOW_REFUSALS = 2
+"""So many refusals that took longer end the search: larger inputs would take longer still. One does
+not: a first pass readies the device and compiles, and a machine with much to do stalls one."""
 LONGEST_WARMUP_SECONDS = 60.0
 """Until batch sizes that were not run yet are left cold."""
 SAME_ANSWERS = 20
@@ -148,7 +150,7 @@ def _taken(
 ) -> tuple[Guess | None, list[BaseException]]:
     """Return the first guess of which the model takes a row, or None, and its refusals so far."""
     guesses, began = Guesses(spec), time.monotonic()
-    refusals = list[BaseException]()
+    refusals, slow = list[BaseException](), 0
     for guess in chain([before] if before else [], guesses):
         asked = time.monotonic()
         try:
@@ -161,7 +163,8 @@ def _taken(
         if _is_settled(refusals) or is_out_of_memory(refusals[-1]):
             break
         now, answered = time.monotonic(), isinstance(refusals[-1], BadModelOutput)
-        if (not answered and now - asked > SLOW_REFUSAL_SECONDS) or now - began > SEARCH_SECONDS:
+        slow += not answered and now - asked > SLOW_REFUSAL_SECONDS
+        if slow == SLOW_REFUSALS or now - began > SEARCH_SECONDS:
             break
     return None, refusals
 

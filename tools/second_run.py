@@ -1,0 +1,35 @@
+"""Runs what failed in a whole run once more, alone: `python -m tools.second_run`.
+
+Hundreds of processes run side by side on few cores in a whole run, and a wait can end there too
+early. What fails alone as well has failed, and what might lose a request is asked once only.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+FAILED = Path(".pytest_cache/v/cache/lastfailed")
+ASKED_ONCE = ("crash", "queue_model", "cache_model", "test_bulk", "test_mishaps", "failover")
+"""Parts of the names of files whose tests say that something was lost, or came twice."""
+MOST = 10
+"""More of them are no accident."""
+
+
+def main() -> int:
+    """Return 1 unless all that failed passes now, or what to say of what was not run again."""
+    failed = sorted(json.loads(FAILED.read_text())) if FAILED.exists() else []
+    grave = [test for test in failed if any(part in test for part in ASKED_ONCE)]
+    if grave or not 0 < len(failed) <= MOST:
+        why = f"{grave[0]} is asked once only" if grave else f"{len(failed)} failed"
+        print(f"second run: none, {why}", file=sys.stderr)
+        return 1
+    print(f"second run: {len(failed)} failed beside others, each is run alone now", flush=True)
+    command = [sys.executable, "-m", "pytest", "--last-failed", "-rA", "--tb=short"]
+    return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
