@@ -66,10 +66,6 @@ MAX_HEADS = 1024
 """The longest take 3 MB together. What stands in them (tokens, cookies) stays in memory as long."""
 
 
-class LastAnswer(StopIteration):
-    """A request was answered before its whole body was read: gunicorn ends the connection."""
-
-
 class PlainRequest(NamedTuple):
     """A plain infer request's head: a model, a body of `length` bytes, the answer's coding.
 
@@ -125,8 +121,8 @@ class FastPath:
         """Answer the request that `data` begins with, if its head is known or can be.
 
         `last` is the connection's last request that gunicorn parsed. What stands behind the request
-        goes back to the unreader. Returns False with nothing read or written. Raises LastAnswer,
-        and OSError when the client is gone.
+        goes back to the unreader; a body that was not read becomes that of `last`, for gunicorn to
+        skip. Returns False with nothing read or written. Raises OSError when the client is gone.
         """
         end = data.find(HEAD_END) + len(HEAD_END)
         head = data[:end]  # where there is no end, too short to be known
@@ -140,8 +136,8 @@ class FastPath:
         last.unreader.unread(body)
         rest = Body(LengthReader(last.unreader, plain.length))
         self._respond(plain, rest, client, is_read=True)
-        if rest.reader.length:
-            raise LastAnswer
+        if rest.reader.length:  # it was refused unread, or its end is unknown
+            last.body = rest
         return True
 
     def _learned(self, head: bytes, last: Any) -> PlainRequest | None:

@@ -153,6 +153,7 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
                 if not self._answered_by(fast_path.try_answer_next, data, req, sock):
                     req.unreader.unread(data)
                     break
+            self._skip(req, sock)
             return True
         except TimeoutError:  # its client reads no answer
             raise StopIteration from None

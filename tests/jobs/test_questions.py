@@ -96,7 +96,7 @@ def test_a_row_that_does_not_fit_leaves_the_others_together() -> None:
     assert [[item.source for item in each.items] for each in found] == [
         ["row 0", "row 1"], ["row 2"], ["row 3", "row 4"],
     ]  # fmt: skip
-    assert [bool(each.error) for each in found] == [False, True, False, False]
+    assert [bool(each.error) for each in found] == [False, True, False]
     assert np.array_equal(found[0].inputs[0].array(), [[1, 2], [3, 4]])
 
 
