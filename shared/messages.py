@@ -42,7 +42,7 @@ class Tensor(NamedTuple):
     """One named tensor: `data` is row-major little-endian, BYTES in the protocol's binary form.
 
     `pixels` marks a uint8 picture batch [rows, height, width, channels] that the worker still has
-    to normalise into the model's own input.
+    to normalise into the model's own input; with BYTES [rows], files that it has to decode first.
     """
 
     name: str

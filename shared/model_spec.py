@@ -64,9 +64,10 @@ class MaskInput(_Frozen):
 class ImageInput(_Frozen):
     """The way from a picture to the model's input.
 
-    The API decodes, resizes and crops to uint8 [height, width, channels]; the worker computes
-    (pixel * scale - mean) / std over the whole batch and lays it out as `layout` says. A JPEG is
-    decoded `fast` at an eighth, a quarter or half of its size where no smaller one is wanted.
+    Decoded, resized and cropped to uint8 [height, width, channels], at the API or, as `decode_in`
+    says, beside the instance. The worker computes (pixel * scale - mean) / std over the whole batch
+    and lays it out as `layout` says. A JPEG is decoded `fast` at an eighth, a quarter or half of
+    its size where no smaller one is wanted.
     """
 
     input: str
@@ -78,10 +79,20 @@ class ImageInput(_Frozen):
     resize_size: int = 0
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     decode: Literal["exact", "fast"] = "exact"
+    decode_in: Literal["api", "worker"] = "api"
     background: tuple[int, ...] = (255, 255, 255)
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Return the bytes of one picture's pixels."""
+        return self.height * self.width * len(self.channels)
+
+    def makes_the_same(self, other: ImageInput | None) -> bool:
+        """Tell whether another makes the same of a picture, wherever it is decoded."""
+        return other is not None and self == other.model_copy(update={"decode_in": self.decode_in})
 
 
 class TextInput(_Frozen):
@@ -261,8 +272,9 @@ class ModelSpec(_Frozen):
     def answers_as(self, other: ModelSpec) -> bool:
         """Tell whether a request that was checked against `other` can be put to this one."""
         return (
-            (self.inputs, self.image, self.text, self.levels, self.level_floors)
-            == (other.inputs, other.image, other.text, other.levels, other.level_floors)
+            (self.inputs, self.text, self.levels, self.level_floors)
+            == (other.inputs, other.text, other.levels, other.level_floors)
+            and (self.image.makes_the_same(other.image) if self.image else other.image is None)
             and self.max_batch_size >= other.max_batch_size
             and self.batched == other.batched
             and {each.name for each in self.outputs} >= {each.name for each in other.outputs}
@@ -299,14 +311,16 @@ class ModelSpec(_Frozen):
         """Return 8 bytes that are equal for requests that can share a batch.
 
         Of a ragged input only the number of dimensions counts, of all others the shape per row.
+        Pictures have their instance's size by then, whether or not they are decoded yet.
         """
         ragged = self.ragged_names
         return _digest(
             tuple(
-                (
+                (tensor.name, "pixels")
+                if tensor.pixels
+                else (
                     tensor.name,
                     tensor.datatype,
-                    tensor.pixels,
                     len(tensor.shape) if tensor.name in ragged else tensor.shape[1:],
                 )
                 for tensor in inputs

@@ -1,1 +1,1 @@
-"""The OpenAPI document of all routes, and the pages that show it."""
+"""The OpenAPI document."""

@@ -13,6 +13,7 @@ from PIL import Image
 
 from api.payloads.predictions import describe_rows
 from shared.errors import FerryError
+from shared.inputs.pictures import picture_batch
 from shared.inputs.texts import TokenizerCache
 from shared.messages import InferResult, Tensor
 from shared.model_spec import ModelSpec
@@ -56,6 +57,8 @@ def _text(tensors: tuple[Tensor, ...], spec: ModelSpec, tokenizers: TokenizerCac
 def _input(tensor: Tensor, spec: ModelSpec) -> dict[str, Any]:
     head = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
     if tensor.pixels and spec.image is not None:
+        if tensor.datatype == "BYTES":  # as it came, the worker decodes it
+            tensor = picture_batch(tensor.array().tolist(), spec)
         return head | {"kind": "picture", "value": _picture(tensor, spec.image.channels)}
     values = tensor.array().reshape(-1)
     if tensor.datatype == "BYTES":

@@ -18,7 +18,7 @@ from api.payloads.json_arrays import BINARY_ONLY, json_type, mixed, names_boolea
 from api.payloads.v2_json import load_object
 from shared.datatypes import Array, to_bytes
 from shared.errors import BadRequest, shown
-from shared.inputs.pictures import picture_batch
+from shared.inputs.pictures import picture_input
 from shared.messages import Buffer, InferResult, Tensor
 from shared.model_spec import ModelSpec, TensorSpec
 
@@ -40,7 +40,7 @@ class Encoder(Protocol):
 
 
 def parse_predict(
-    raw: bytes, spec: ModelSpec, tokenizers: Encoder, pictures: ReadPictures = picture_batch
+    raw: bytes, spec: ModelSpec, tokenizers: Encoder, pictures: ReadPictures = picture_input
 ) -> tuple[Form, tuple[Tensor, ...]]:
     """Check a body against the model; return the form of the answer and the model's inputs.
 

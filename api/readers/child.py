@@ -1,21 +1,13 @@
 """A reader's process (`python -m api.readers.child PIXELS`): bodies in, checked tensors out.
 
 It reads what its API process must not: hours of Python over a few clever kilobytes, gigabytes of
-lists. Each task has a limit of processor time, the process one of memory; the kernel ends what is
-beyond. It reads from its standard input, a socket, and ends with it, or when it is idle for long.
+lists. `shared.inputs.reader_process` bounds each task; it also ends when it is idle for long.
 """
 
 from __future__ import annotations
 
-import os
-import resource
-import select
-import signal
-import socket
-import struct
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgpack
@@ -26,19 +18,14 @@ from api.payloads.json_arrays import json_type
 from api.payloads.v1_json import parse_predict
 from api.payloads.v2_json import load_object, parse_infer
 from shared.errors import BadRequest, FerryError, PayloadTooLarge
-from shared.inputs.pictures import decode_batch, limit_pictures, open_batch
+from shared.inputs.pictures import decode_batch, limit_pictures, open_batch, picture_input
+from shared.inputs.reader_process import TOO_MUCH_MEMORY, allow, serve
 from shared.messages import Tensor
 from shared.model_spec import ModelSpec, check_text_count
 
-FRAME = struct.Struct("<IQ")
-"""In front of a task: the length of its head, msgpack, and of its body. A reply has no body."""
 READER_IDLE_SECONDS = 300.0
 HEADER_SECONDS, WHOLE_SECONDS = 2.0, 20.0
 """Processor time for the headers of a request's pictures, and for all that is read of a request."""
-MEMORY_BYTES = 2 * 2**30
-KEPT_BYTES = 256 * 2**20
-"""A reader that holds more behind a task ends: the next one starts anew."""
-TOO_MUCH_MEMORY = "the body needs more memory to be read than any sound one"
 Body = memoryview
 
 
@@ -88,7 +75,7 @@ def read_infer(body: Body, spec: ModelSpec, json_length: int | None) -> Any:
 def read_predict(body: Body, spec: ModelSpec) -> Any:
     """Return a version 1 body's form and inputs, or texts for the tokenizer."""
     texts = _Texts()
-    form, inputs = parse_predict(bytes(body), spec, texts)
+    form, inputs = parse_predict(bytes(body), spec, texts, picture_input)
     return form, inputs, texts.found
 
 
@@ -115,13 +102,13 @@ def read_object(body: Body, spec: ModelSpec | None, of_texts: str | None) -> Any
 
 def read_pictures(body: Body, spec: ModelSpec, sizes: list[int]) -> Any:
     """Return the tensor of the pictures, which lie in `body` one after the other."""
-    _allow(HEADER_SECONDS)
+    allow(HEADER_SECONDS)
     pictures, start = [], 0
     for size in sizes:
         pictures.append(body[start : start + size])
         start += size
     opened = open_batch(pictures, spec)
-    _allow(WHOLE_SECONDS)
+    allow(WHOLE_SECONDS)
     return decode_batch(opened, spec)
 
 
@@ -132,11 +119,6 @@ TASKS: dict[str, Callable[..., Any]] = {
     "embeddings": read_embeddings,
     "pictures": read_pictures,
 }
-
-
-def _allow(seconds: float) -> None:
-    """Have the kernel end this process after so much more processor time; 0 for never."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _answer(head: bytes, body: Body) -> bytes:
@@ -155,45 +137,10 @@ def _pack(reply: list[Any]) -> bytes:
     return packed
 
 
-def receive(line: socket.socket, size: int) -> memoryview | None:
-    """Return `size` bytes, None where the other end has closed."""
-    data, filled = bytearray(size), 0
-    view = memoryview(data)
-    while filled < size:
-        count = line.recv_into(view[filled:])
-        if not count:
-            return None
-        filled += count
-    return view
-
-
 def main() -> None:
     """Read one task after the other."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     limit_pictures(int(sys.argv[1]))
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    line = socket.socket(fileno=os.dup(0))
-    while select.select([line], [], [], READER_IDLE_SECONDS)[0]:
-        frame = receive(line, FRAME.size)
-        if frame is None:
-            return
-        head_bytes, body_bytes = FRAME.unpack(frame)
-        head, body = receive(line, head_bytes), receive(line, body_bytes)
-        if head is None or body is None:
-            return
-        _allow(WHOLE_SECONDS)
-        reply = _answer(bytes(head), body)
-        _allow(0)
-        line.sendall(FRAME.pack(len(reply), 0) + reply)
-        del head, body, reply
-        if _held_bytes() > KEPT_BYTES:
-            return
-
-
-def _held_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    serve(_answer, WHOLE_SECONDS, READER_IDLE_SECONDS)
 
 
 if __name__ == "__main__":

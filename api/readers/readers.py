@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from threading import BoundedSemaphore
@@ -19,11 +15,12 @@ from api.payloads.infer_request import InferBody
 from api.payloads.json_size import check_json, check_json_size, is_light_json
 from api.payloads.v1_json import Form, parse_predict
 from api.payloads.v2_json import load_object, parse_infer
-from api.readers.child import FRAME, PredictPart, predict_part, receive
+from api.readers.child import PredictPart, predict_part
 from shared.errors import BadRequest, FerryError, QueueFull, by_code
 from shared.inputs.loop import in_event_loop
 from shared.inputs.picture_weight import is_light
-from shared.inputs.pictures import MANY_PIXELS, decode_batch, open_batch
+from shared.inputs.pictures import MANY_PIXELS, as_wanted, open_batch
+from shared.inputs.reader_process import UNREADABLE, ReaderProcess
 from shared.inputs.texts import TokenizerCache
 from shared.messages import Buffer, RequestedOutput, Tensor
 from shared.model_spec import ModelSpec
@@ -33,9 +30,9 @@ log = logging.getLogger(__name__)
 
 TAKERS = {"text": "text", "input_tensor": "tensor"}
 """What takes a part of a /predict body."""
+READER = "api.readers.child"
 COUNT = 2
 """Readers of one API process: each may hold FERRY_MAX_IMAGE_PIXELS several times over."""
-UNREADABLE = "the body takes more time or memory to read than any sound one: it is refused"
 
 
 class Readers:
@@ -50,7 +47,7 @@ class Readers:
         self._max_json_bytes = settings.max_json_bytes
         self._seconds = settings.request_timeout_seconds
         self._places = BoundedSemaphore(COUNT)
-        self._idle: list[_Reader] = []
+        self._idle: list[ReaderProcess] = []
 
     def infer(self, raw: Buffer, spec: ModelSpec, json_length: int | None) -> InferBody:
         """Check a v2 body against its model; raises what `parse_infer` raises, or BadRequest."""
@@ -107,11 +104,11 @@ class Readers:
         return part
 
     def pictures(self, pictures: Sequence[Buffer], spec: ModelSpec) -> Tensor:
-        """Return the tensor of encoded pictures; raises BadRequest."""
+        """Return the tensor of encoded pictures, see `as_wanted`; raises BadRequest."""
         if not in_event_loop() or all(map(is_light, pictures)):
             opened = open_batch(pictures, spec)
             if opened.pixels <= MANY_PIXELS or not in_event_loop():
-                return decode_batch(opened, spec)
+                return as_wanted(pictures, opened, spec)
         sizes = [len(picture) for picture in pictures]
         return _tensors([self._ask("pictures", spec, pictures, [sizes])])[0]
 
@@ -135,49 +132,15 @@ class Readers:
 
     def _answer(self, head: bytes, parts: Sequence[Buffer], until: float) -> memoryview:
         while True:
-            reader = self._idle.pop() if self._idle else _Reader(self._max_pixels)
+            reader = (
+                self._idle.pop() if self._idle else ReaderProcess(READER, str(self._max_pixels))
+            )
             reply = reader.ask(head, parts, until)
             if reply is not None:
                 self._idle.append(reader)
                 return reply
-            if not reader.ended_in_peace():  # between two tasks: one that was idle, or had grown
+            if reader.end():  # between two tasks: one that was idle, or had grown
                 raise BadRequest(UNREADABLE)
-
-
-class _Reader:
-    """One process."""
-
-    def __init__(self, max_pixels: int) -> None:
-        self._line, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "api.readers.child", str(max_pixels)],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-            )
-
-    def ask(self, head: bytes, parts: Sequence[Buffer], until: float) -> memoryview | None:
-        """Return the reply, None when there is none by `until`, or no process any more."""
-        total = sum(map(len, parts))
-        try:
-            self._line.settimeout(max(0.001, until - time.monotonic()))
-            self._line.sendall(FRAME.pack(len(head), total) + head)
-            for part in parts:
-                self._line.sendall(part)
-            frame = receive(self._line, FRAME.size)
-            return None if frame is None else receive(self._line, FRAME.unpack(frame)[0])
-        except OSError:
-            return None
-
-    def ended_in_peace(self) -> bool:
-        """Make an end of it; tell whether it had come to one by itself, unharmed."""
-        self._line.close()
-        try:
-            return self._process.wait(timeout=1.0) == 0
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return bool(self._process.wait() == 0)
 
 
 def _found(model: Callable[[str], ModelSpec], kind: str) -> ModelSpec | None:

@@ -1,15 +1,17 @@
 """What one request costs each component, in processor time, commands and bytes.
 
-    python -m bench.engine.components [--clients N] [--seconds N] [--rounds N]
+    python -m bench.engine.components [--clients N] [--seconds N] [--rounds N] [--only WORD]
 
-A whole Ferry answers three kinds of requests, of models that compute next to nothing: 16 numbers as
-JSON, a JPEG photo, and the same picture as a binary tensor. Per request are told the processor time
+A whole Ferry answers each kind of request, of models that compute next to nothing: 16 numbers as
+JSON, a JPEG photo that is decoded at the API, or beside the instance with one batch in hand and
+with two, and the same picture as a binary tensor. Per request are told the processor time
 of the API, of Redis and of the worker, and Redis's commands and bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -30,9 +32,11 @@ from bench.processes import BenchError
 from bench.scenarios import SCENARIOS, photo_body
 from bench.servers import whole
 from bench.single_requests import Request
+from shared.inputs.picture_files import open_picture
 from shared.settings import Settings
 from shared.wire.client import connect
 
+QUALITY = 85
 PIXELS = (3, 224, 224)
 HEADER_LENGTH = "Inference-Header-Content-Length"
 CONFIG = """\
@@ -50,6 +54,8 @@ parameters { key: "input_kind" value { string_value: "image" } }
 parameters { key: "image_resize" value { string_value: "crop" } }
 parameters { key: "image_resize_size" value { string_value: "256" } }
 """
+BESIDE = 'parameters { key: "image_decode_in" value { string_value: "worker" } }\n'
+TWO_BATCHES = 'parameters { key: "pipeline_depth" value { string_value: "2" } }\n'
 
 
 class Costs(NamedTuple):
@@ -78,12 +84,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--clients", type=int, default=32, help="[32]")
     parser.add_argument("--seconds", type=int, default=6, help="per measurement [6]")
     parser.add_argument("--rounds", type=int, default=3, help="whose medians count [3]")
+    parser.add_argument("--only", default="", help="the kinds whose names have this word [all]")
     options = parser.parse_args(arguments)
     with TemporaryDirectory(prefix="ferry-bench-") as name, ExitStack() as stack:
         directory = Path(name)
         asked = {
             what: stack.enter_context(started(model, request, directory / model))
             for what, (model, request) in requests(directory / "models").items()
+            if options.only in what
         }
         found: dict[str, list[Costs]] = {what: [] for what in asked}
         for number in range(options.rounds + 1):
@@ -103,21 +111,24 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def requests(models: Path) -> dict[str, tuple[str, Request]]:
-    """Write two models besides `tiny`; return each kind's model and request, without its port."""
+    """Write models besides `tiny`; return each kind's model and request, without its port."""
     write_model(models, "pictures", "TYPE_FP32", PICTURE)
+    write_model(models, "beside", "TYPE_FP32", PICTURE + BESIDE)
+    write_model(models, "two", "TYPE_FP32", PICTURE + BESIDE + TWO_BATCHES)
     write_model(models, "tensors", "TYPE_UINT8", "")
     (models / "tiny").symlink_to(Path(Settings.from_env(os.environ).models).resolve() / "tiny")
     tiny = SCENARIOS["tiny"]
     head, body = binary_body()
     binary = ((HEADER_LENGTH, str(head)),)
     path = "/v2/models/tensors/infer"
+    photo = Request(0, "/predict/pictures", "POST", "image/jpeg", web_photo())
     return {
         "16 numbers, JSON": (
             "tiny", Request(0, tiny.path, "POST", tiny.content_type, tiny.body())
         ),
-        "JPEG of 640x427": (
-            "pictures", Request(0, "/predict/pictures", "POST", "image/jpeg", photo_body())
-        ),
+        "JPEG, API": ("pictures", photo),
+        "JPEG, worker": ("beside", replace(photo, path="/predict/beside")),
+        "JPEG, worker, 2": ("two", replace(photo, path="/predict/two")),
         "150 KB of binary": (
             "tensors", Request(0, path, "POST", "application/octet-stream", body, binary)
         ),
@@ -130,6 +141,13 @@ def write_model(models: Path, name: str, datatype: str, parameters: str) -> None
     torch.jit.save(torch.jit.script(Corner()), str(models / name / "1" / "model.pt"))
     config = CONFIG.format(name=name, datatype=datatype, parameters=parameters)
     (models / name / "config.pbtxt").write_text(config)
+
+
+def web_photo() -> bytes:
+    """Return the photo as cameras and pages have them, 83 KB: less than the 150 of its pixels."""
+    buffer = io.BytesIO()
+    open_picture(photo_body(), "the photo").save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
 
 
 def binary_body() -> tuple[int, bytes]:

@@ -21,6 +21,7 @@ from shared.inputs.picture_files import (
     readable,
     turned_upright,
 )
+from shared.inputs.picture_weight import is_light
 from shared.messages import Buffer, Tensor
 from shared.model_spec import ImageInput, ModelSpec, check_row_count
 
@@ -61,11 +62,41 @@ def picture_batch(pictures: Sequence[Buffer], spec: ModelSpec) -> Tensor:
     return decode_batch(open_batch(pictures, spec), spec)
 
 
+def picture_input(pictures: Sequence[Buffer], spec: ModelSpec) -> Tensor:
+    """Return encoded pictures as the model's instances want them; raises BadRequest."""
+    return as_wanted(pictures, open_batch(pictures, spec), spec)
+
+
+def as_wanted(pictures: Sequence[Buffer], opened: Opened, spec: ModelSpec) -> Tensor:
+    """Return opened pictures as the model's instances want them: BYTES [rows], or pixels.
+
+    They go as they came where the config has the worker decode and these are fewer bytes, and only
+    if decoding them takes no time worth a look: a batch waits for its slowest picture. What is
+    wrong behind the headers of such is found there. Raises BadRequest.
+    """
+    image = _image(spec)
+    if (
+        image.decode_in == "worker"
+        and not spec.steps
+        and sum(map(len, pictures)) < len(pictures) * image.pixel_bytes
+        and opened.pixels <= MANY_PIXELS
+        and all(map(is_light, pictures))
+    ):
+        files = np.array([bytes(each) for each in pictures], dtype=object)
+        return Tensor.of(image.input, files, pixels=True)
+    return decode_batch(opened, spec)
+
+
+def decode_alone(data: Buffer, image: ImageInput, where: str) -> Array:
+    """Return one of `as_wanted`'s as uint8 [1, height, width, channels]; raises BadRequest."""
+    return _decode(open_picture(data, where), image, where)
+
+
 def open_batch(pictures: Sequence[Buffer], spec: ModelSpec) -> Opened:
     """Read the headers; raises BadRequest."""
     image = _image(spec)
     check_row_count(len(pictures), spec)
-    where = _where(pictures)
+    where = place_of(len(pictures))
     opened, total, limit = [], 0, Image.MAX_IMAGE_PIXELS or math.inf
     for n, data in enumerate(pictures):
         picture = open_picture(data, where.format(n))
@@ -79,13 +110,14 @@ def open_batch(pictures: Sequence[Buffer], spec: ModelSpec) -> Opened:
 
 def decode_batch(opened: Opened, spec: ModelSpec) -> Tensor:
     """Return the tensor of opened pictures; raises BadRequest."""
-    image, where = _image(spec), _where(opened.pictures)
+    image, where = _image(spec), place_of(len(opened.pictures))
     rows = [_decode(each, image, where.format(n)) for n, each in enumerate(opened.pictures)]
     return Tensor.of(image.input, np.ascontiguousarray(np.concatenate(rows)), pixels=True)
 
 
-def _where(pictures: Sequence[object]) -> str:
-    return "the picture" if len(pictures) == 1 else "picture {}"
+def place_of(count: int) -> str:
+    """Return what errors call a picture of so many, with {} for its number."""
+    return "the picture" if count == 1 else "picture {}"
 
 
 def _image(spec: ModelSpec) -> ImageInput:

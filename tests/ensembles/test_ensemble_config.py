@@ -123,6 +123,11 @@ STEPS: dict[str, tuple[list[Step], dict[str, Any], str]] = {
         {"more": "response_cache { enable: true }"},
         "response_cache cannot be enabled for an ensemble",
     ),
+    "where pictures are decoded": (
+        CHAIN,
+        {"more": 'parameters { key: "image_decode_in" value { string_value: "worker" } }'},
+        "image_decode_in cannot be set for an ensemble",
+    ),
     "pictures for a model that takes none": (
         [x_to_y("first", "in", "out")],
         {"more": 'parameters { key: "input_kind" value { string_value: "image" } }',

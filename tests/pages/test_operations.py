@@ -21,10 +21,12 @@ from waiting import wait_until
 
 from api.app import create_app
 from api.pages import stream
+from api.pages.disagreements import shown_disagreement
 from api.pages.operations import ENDED_BY, part_of, shown_errors
 from api.routes.operations import STREAMS
 from api.routes.page_guard import PAGE_COOKIE, PAGE_HEADER
 from shared.history.figures import NOT_ERRORS
+from shared.inputs.texts import TokenizerCache
 from shared.messages import Tensor
 from shared.model_spec import ImageInput, TensorSpec
 from shared.operations.disagreements import Disagreement
@@ -282,6 +284,20 @@ def test_what_a_shadow_answered_otherwise_is_shown_as_its_model_answers(
     (shown,) = differs["inputs"]
     png = base64.b64decode(shown["value"].removeprefix("data:image/png;base64,"))
     assert np.asarray(Image.open(BytesIO(png))).tolist() == [[[0, 0, 255], [7, 0, 0]]]
+
+
+def test_a_picture_that_the_worker_decoded_is_shown_as_its_model_saw_it() -> None:
+    image = ImageInput(input="x", width=2, height=1, decode_in="worker")
+    model = spec("seen", TensorSpec(name="x", datatype="FP32", dims=(3, 1, 2)), image=image)
+    file = BytesIO()
+    Image.new("RGB", (8, 4), (1, 2, 3)).save(file, "PNG")
+    as_came = Tensor.of("x", np.array([file.getvalue()], dtype=object), pixels=True)
+    seen = Disagreement.decode(Disagreement(1.0, (as_came,), (), ()).encode())
+
+    (shown,) = shown_disagreement(seen, model, model, TokenizerCache(None))["inputs"]  # type: ignore[arg-type]
+
+    png = base64.b64decode(shown["value"].removeprefix("data:image/png;base64,"))
+    assert np.asarray(Image.open(BytesIO(png))).tolist() == [[[1, 2, 3]] * 2]
 
 
 def test_the_looking_ends_with_the_last_page(app: Flask, client: FlaskClient) -> None:

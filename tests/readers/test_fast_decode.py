@@ -75,18 +75,26 @@ def test_other_files_are_decoded_as_ever(width: int, kind: str) -> None:
     np.testing.assert_array_equal(decoded(data, decode="fast")[0], decoded(data)[0])
 
 
-@pytest.mark.parametrize("word", ["exact", "fast", "quick", ""])
-def test_the_config_names_one_of_two_ways(word: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "words", "wrong"),
+    [
+        ("image_decode", ("exact", "fast"), ("quick", "")),
+        ("image_decode_in", ("api", "worker"), ("redis", "")),
+        ("image_decoders", ("1", "64"), ("0", "65", "many")),
+    ],
+)
+def test_the_config_names_one_of_the_ways(
+    key: str, words: tuple[str, ...], wrong: tuple[str, ...]
+) -> None:
     dims = "dims: [3, 4, 4]"
     message = text_format.Parse(
         f'max_batch_size: 1 input [ {{ name: "x" data_type: TYPE_FP32 {dims} }} ]',
         model_config_pb2.ModelConfig(),
     )
-    parameters = {"input_kind": "image", "image_decode": word}
+    parameters = {"input_kind": "image"}
 
-    if word in {"exact", "fast"}:
-        image = read_image(message, parameters)
-        assert image is not None and image.decode == word
-    else:
-        with pytest.raises(ValueError, match="decode"):
-            read_image(message, parameters)
+    found = [read_image(message, parameters | {key: word}) for word in words]
+    assert found[0] == read_image(message, parameters), "the first is the default"
+    for word in wrong:
+        with pytest.raises(ValueError, match=key.removeprefix("image_")):
+            read_image(message, parameters | {key: word})

@@ -15,9 +15,10 @@ from api.payloads.embeddings import EmbeddingBody
 from api.payloads.json_size import LIGHT_JSON_BYTES
 from api.payloads.v1_json import parse_predict
 from api.payloads.v2_json import parse_infer
-from api.readers import child, readers
+from api.readers import readers
 from api.readers.readers import Readers
 from shared.errors import BadRequest, FerryError, PayloadTooLarge
+from shared.inputs import reader_process
 from shared.inputs.pictures import picture_batch
 from shared.inputs.texts import TokenizerCache
 from shared.messages import Buffer, Tensor
@@ -46,7 +47,7 @@ def beside() -> Iterator[Readers]:
         made = Readers(Settings())
         yield made
         for reader in made._idle:
-            reader.ended_in_peace()
+            reader.end()
 
 
 @pytest.fixture
@@ -237,11 +238,11 @@ def test_the_death_of_a_reader_costs_one_request(
 ) -> None:
     raw = v2(SOME_ROWS)
     beside.infer(raw, NUMBERS, None)
-    send = child.FRAME.pack
+    send = reader_process.FRAME.pack
 
     with monkeypatch.context() as patch:  # its task is one that no reader knows
         patch.setattr(
-            readers, "FRAME", type("Odd", (), {"pack": lambda *_: send(9, 0), "size": 12})
+            reader_process, "FRAME", type("Odd", (), {"pack": lambda *_: send(9, 0), "size": 12})
         )
         with pytest.raises(BadRequest, match="more time or memory"):
             beside.infer(raw, NUMBERS, None)

@@ -32,6 +32,7 @@ from worker.instance.batch_parts import (
     stack,
     without,
 )
+from worker.instance.decoding.decoders import Decoders
 from worker.instance.each import answer_alone, answers_each, run_each
 from worker.instance.health.self_check import InstanceLost, SelfCheck
 from worker.instance.outputs import fitted_outputs
@@ -54,12 +55,14 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     health: SelfCheck | None = None,
     offer: Offer | None = None,
     turn: DeviceTurn = ALONE,
+    decoders: Decoders | None = None,
 ) -> EncodedResults:
     """Return one encoded `InferResult` per claimed request, in order (stop 7).
 
     Never raises for anything a request or the model does: a body that cannot be decoded, or a
     request on which the model raises, is answered with its own error while its neighbours get
-    their rows. So is one whose result is too large for Redis. `sharing` says who shares a forward
+    their rows. So is one whose picture the `decoders` find broken, or whose result is too large for
+    Redis. `sharing` says who shares a forward
     pass. Raises InstanceLost when it is the instance that failed, by its `health`. What was
     answered is told to `offer`. The model runs in the batch's `turn`, which raises TurnLost if the
     batch is to go back unrun. Next stop: the `forward` of its backend, through `PiecewiseBackend`:
@@ -83,6 +86,9 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
             empty.append(item)
             timings = item.timings(0.0, 0.0, 0, instance)
             results[item.id] = InferResult(found.outputs, timings).encode()
+    if decoders is not None:
+        requests, errors = decoders.decoded(requests)
+        results.update({each: InferResult(error=errors[each]).encode() for each in errors})
     decode_seconds = time.monotonic() - claimed_at
     context = BatchContext(
         spec, backend, instance, claimed_at, decode_seconds, [], [], BATCH_IN_HAND.get(), offer,
@@ -94,7 +100,7 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
         if context.failures:
             _tell_apart(context, health)
         if health.known_good is None:
-            _learn(context, health)
+            _learn(context, health, decoders)
     except InstanceLost:
         turn.lose()
         raise
@@ -108,14 +114,15 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     return EncodedResults([results[item.id] for item in claimed], figures)
 
 
-def _learn(context: BatchContext, health: SelfCheck) -> None:
+def _learn(context: BatchContext, health: SelfCheck, decoders: Decoders | None) -> None:
     """Count a batch of a model of which nothing is known yet, and learn from it what can be."""
     if context.passes or context.failures:
         health.count_failing(has_failed=not context.passes)
     if health.learns and context.passes:
         item = min(context.passes[-1].claimed, key=lambda each: len(each.body))
         context.turn.take()
-        health.learn(partial(_run_again, item, context.spec, context.backend), [item.id])
+        again = partial(_run_again, item, context.spec, context.backend, decoders)
+        health.learn(again, [item.id])
 
 
 def _tell_apart(context: BatchContext, health: SelfCheck) -> None:
@@ -126,9 +133,11 @@ def _tell_apart(context: BatchContext, health: SelfCheck) -> None:
         health.look_at_model(unproven)
 
 
-def _run_again(item: Claimed, spec: ModelSpec, backend: Backend) -> None:
+def _run_again(item: Claimed, spec: ModelSpec, backend: Backend, decoders: Decoders | None) -> None:
     """Run a request that was answered once more, for nobody; raises what it would be told."""
     request = _decode(item, spec)
+    if decoders is not None:
+        (request,) = decoders.decoded([request]).requests
     if answers_each(backend):
         outputs = answer_alone(request, backend)
     else:

@@ -23,6 +23,7 @@ from worker.backends.base import Backend, why_on_cpu
 from worker.backends.loading import load_file
 from worker.backends.triton_requests import ask_others_by
 from worker.ensembles.process import run_ensemble
+from worker.instance.decoding.decoders import Decoders
 from worker.instance.determinism import CHECKED, Make, padding_effect, unsteadiness
 from worker.instance.each import answers_each
 from worker.instance.execution.policy import Execution
@@ -78,6 +79,7 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     if job.backend == "python":
         ask_others_by(OtherModels(job).ask)
     tracing = WorkerTracing.of(job)
+    decoders = Decoders.of(job)  # they come up while the model is loaded
     warm = None if job.spec.steps else _loaded(job, reports, meter)
     stopping, wakeup = _stopped_by_signal()
     growth = Growth(job.max_growth_bytes)
@@ -94,7 +96,7 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     if warm is None:
         run_ensemble(job, stop, meter, wakeup, tracing)
         return
-    serve(WarmInstance(job, warm, meter, stop, wakeup, tracing), reports)
+    serve(WarmInstance(job, warm, meter, stop, wakeup, tracing, decoders), reports)
 
 
 def _stopped_by_signal() -> tuple[list[int], int]:

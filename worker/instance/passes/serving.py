@@ -28,6 +28,7 @@ from shared.wire.wire import open_wire
 from worker.backends.base import Backend, close
 from worker.instance.batch import answer_batch
 from worker.instance.batch_parts import ALONE, DecodedRequest, DeviceTurn, Offer
+from worker.instance.decoding.decoders import Decoders
 from worker.instance.each import answers_each
 from worker.instance.health.self_check import InstanceLost, SelfCheck
 from worker.instance.loop import run
@@ -76,6 +77,7 @@ class WarmInstance(NamedTuple):
     stop: Callable[[], bool]
     wakeup: int | None
     tracing: WorkerTracing | None
+    decoders: Decoders | None = None
 
 
 class _Lane(NamedTuple):
@@ -100,6 +102,8 @@ def serve(serving: WarmInstance, reports: Connection) -> None:
     except BaseException as error:  # a border: the model's own code; everything is answered by now
         said = described(error)
         log.error("%s raises when it is closed, the instance ends: %s", job.spec.key, said)
+    if serving.decoders:
+        serving.decoders.close()
     if serving.tracing:
         serving.tracing.close()
     end_soon(0)
@@ -202,7 +206,7 @@ def _answer(
     job, warm = serving.job, serving.warm
     answer: Callable[[list[Claimed]], EncodedResults] = partial(
         answer_batch, spec=job.spec, backend=warm.backend, instance=job.id, sharing=sharing,
-        health=warm.health, offer=offer, turn=turn,
+        health=warm.health, offer=offer, turn=turn, decoders=serving.decoders,
     )  # fmt: skip
     return tracing.traced(answer) if tracing else answer
 

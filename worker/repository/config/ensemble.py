@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from shared.errors import BadModel
 from shared.model_spec import EnsembleStep, ModelSpec, TensorSpec
 from worker.repository.config.formats import Format
+from worker.repository.config.image import DECODE_IN
 
 PLATFORM = "ensemble"
 FORMAT = Format(PLATFORM, PLATFORM, "", (), ())
@@ -40,6 +41,11 @@ def read_steps(message: Any) -> tuple[EnsembleStep, ...]:
         raise ValueError(
             "response_cache cannot be enabled for an ensemble: it would outlive its steps' models; "
             "enable it for them"
+        )
+    if DECODE_IN in message.parameters:
+        raise ValueError(
+            f"{DECODE_IN} cannot be set for an ensemble, whose pictures are decoded at the API: "
+            "several steps may want them"
         )
     if any(group.kind not in NO_DEVICE for group in message.instance_group):
         raise ValueError("instance_group: an ensemble has KIND_AUTO or KIND_CPU only")

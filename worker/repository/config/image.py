@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from worker.repository.config.tensors import PICTURE_DIMENSIONS, read_datatype
 
 FEWEST_LEVELS = 16
 """Of each channel; quantised models have 256, and one that wants fractions would be left with 2."""
+
+DECODE_IN, DECODERS, MOST_DECODERS = "image_decode_in", "image_decoders", 64
+"""Ferry's own: where pictures are decoded, and in how many processes of each instance."""
 
 
 def read_image(message: Any, parameters: dict[str, str]) -> ImageInput | None:
@@ -29,7 +33,19 @@ def read_image(message: Any, parameters: dict[str, str]) -> ImageInput | None:
         raise ValueError(f"image_channels {order!r} does not fit {channels} channels in dims")
     image = _described(parameters, item.name, layout, (height, width), channels)
     _check_values(image, read_datatype(item.data_type, f"input {item.name!r}"))
+    decoder_count(parameters, 1)
     return image
+
+
+def decoder_count(parameters: Mapping[str, str], threads: int) -> int:
+    """Return how many processes decode pictures for an instance of so many threads.
+
+    Raises ValueError.
+    """
+    count = number(parameters, DECODERS, str(threads), int)
+    if not 1 <= count <= MOST_DECODERS:
+        raise ValueError(f"{DECODERS} {count}: expected a number from 1 to {MOST_DECODERS}")
+    return count
 
 
 def _described(
@@ -46,6 +62,7 @@ def _described(
             "resize_size": number(parameters, "image_resize_size", "0", int),
             "interpolation": parameters.get("image_interpolation", "bilinear"),
             "decode": parameters.get("image_decode", "exact"),
+            "decode_in": parameters.get(DECODE_IN, "api"),
             "background": numbers(parameters, "image_background", "255,255,255", int),
             "scale": number(parameters, "image_scale", "1", float),
             "mean": _per_channel(parameters, "image_mean", "0", channels),
