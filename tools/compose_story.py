@@ -2,31 +2,32 @@
 
 Up with three workers and two APIs, a worker's init killed, an API restarted behind the proxy, then
 the stop in Compose's order: no answer may be missing or wrong, and behind the proxy none refused.
-COMPOSE names the command (`docker compose`), ENGINE what kills a container (`docker`).
+It has a project of its own (`ferry-story`), ports that are free and volumes that go with it, so
+that a Ferry which runs on this machine stays as it is. `tools/engines.py` says what it needs.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
-from pathlib import Path
 from threading import Event, Thread
 
-ROOT = Path(__file__).resolve().parents[1]
-COMPOSE = shlex.split(os.environ.get("COMPOSE", "docker compose"))
-ENGINE = os.environ.get("ENGINE", "docker")
+from tools.engines import Engine, found_engine
+
 CLIENTS = 8
 READY_SECONDS = 300.0
 LOAD_SECONDS = 8.0
+STOP_SECONDS = 40
+"""Longer than a request's deadline, which an API that is told to stop may wait out."""
 OK = 200
 TOLERANCE = 1e-4
+SHOWN = 5
 
 
 class Load:
@@ -36,36 +37,44 @@ class Load:
         """Ask nothing yet."""
         self._port = port
         self._stopped = Event()
+        self.began = time.monotonic()
         self.right = 0
+        self.slowest = 0.0
         self.wrong: list[str] = []
 
-    def ask(self, connection: HTTPConnection, number: int) -> tuple[int, list[float]]:
-        """Return an answer's status and numbers; raises OSError and HTTPException without one."""
+    def ask(self, connection: HTTPConnection, number: int) -> tuple[int, bytes]:
+        """Return an answer's status and body; raises OSError and HTTPException without one."""
         row = [float(number + place) for place in range(16)]
         tensor = {"name": "INPUT__0", "datatype": "FP32", "shape": [1, 16], "data": row}
         connection.request("POST", "/v2/models/tiny/infer", json.dumps({"inputs": [tensor]}))
         answer = connection.getresponse()
-        said = answer.read()  # a proxy's own errors are no JSON
-        data = json.loads(said)["outputs"][0]["data"] if answer.status == OK else []
-        return answer.status, data
+        return answer.status, answer.read()
 
     def run(self, number: int) -> None:
         """Ask the same again and again, until told to stop."""
-        expected: list[float] | None = None
+        expected: list[float] = []
         connection = HTTPConnection("127.0.0.1", self._port, timeout=60)
         while not self._stopped.is_set():
+            asked = time.monotonic()
             try:
-                status, data = self.ask(connection, number)
+                status, said = self.ask(connection, number)
             except (OSError, HTTPException) as error:
                 connection.close()
-                self.wrong.append(repr(error))
+                self._note(asked, repr(error))
                 continue
+            data = json.loads(said)["outputs"][0]["data"] if status == OK else []
             expected = expected or data
             if status == OK and is_same(data, expected):
                 self.right += 1
+                self.slowest = max(self.slowest, time.monotonic() - asked)
             else:
-                self.wrong.append(f"{status} {data}")
+                self._note(asked, f"{status}, another answer: {said[:200]!r}")
         connection.close()
+
+    def _note(self, asked: float, what: str) -> None:
+        """Note an answer that is wrong, or none, and when it was asked for."""
+        since, took = asked - self.began, time.monotonic() - asked
+        self.wrong.append(f"asked at {since:.1f} s, after {took:.1f} s: {what}")
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -90,66 +99,80 @@ def is_same(data: list[float], expected: list[float]) -> bool:
 
 def main() -> int:
     """Tell the story; 0 when all held, 1 when something did not, 2 without an engine."""
-    if not (runs([*COMPOSE, "version"]) and runs([ENGINE, "info"])):
-        named = f"`{shlex.join(COMPOSE)}` and an engine that `{ENGINE}` reaches"
-        print(f"test-compose: needs {named}; COMPOSE and ENGINE name others")
-        return 2
-    port = int(os.environ.get("FERRY_PORT", "8000"))
+    with found_engine(os.environ) as engine:
+        if isinstance(engine, str):
+            print(f"test-compose: {engine}", file=sys.stderr)
+            return 2
+        print(f"test-compose: {engine}", flush=True)
+        try:
+            return 0 if story(engine) else 1
+        except (subprocess.CalledProcessError, TimeoutError) as failure:
+            print(f"test-compose: {failure}", file=sys.stderr)
+            return 1
+
+
+def story(engine: Engine) -> bool:
+    """Tell whether all of it held; raises CalledProcessError and TimeoutError."""
     try:
-        compose("up", "--detach", "--build", "--scale", "worker=3", "--scale", "api=2")
-        wait_ready(port)
+        engine.compose("up", "--detach", "--build", "--scale", "worker=3", "--scale", "api=2")
+        wait_ready(engine)
         held = [
-            during(port, "a worker's init killed", lambda: kill("worker")),
-            during(port, "an API restarted behind the proxy", lambda: restart_one("api")),
-            is_stopped_in_order(),
+            during(engine, "a worker's init killed", lambda: kill(engine, "worker")),
+            during(engine, "an API restarted behind the proxy", lambda: restart(engine, "api")),
+            is_stopped_in_order(engine),
         ]
+        if not all(held):
+            print(engine.compose("logs", "--no-color", "--tail", "40", "nginx", "api"))
+        return all(held)
     finally:
-        compose("down", "--timeout", "40")
-    return 0 if all(held) else 1
+        engine.compose("down", "--volumes", "--timeout", f"{STOP_SECONDS}")
 
 
-def during(port: int, what: str, strike: Callable[[], None]) -> bool:
+def during(engine: Engine, what: str, strike: Callable[[], None]) -> bool:
     """Do something under load, and tell whether every request was answered right."""
-    load = Load(port)
+    load = Load(engine.port)
     with load.running():
         time.sleep(LOAD_SECONDS / 2)
+        began = time.monotonic()
         strike()
+        struck = time.monotonic()
         time.sleep(LOAD_SECONDS)
-    print(f"{what}: {load.right} right, {len(load.wrong)} not: {load.wrong[:3]}")
+    print(
+        f"{what}, from {began - load.began:.1f} to {struck - load.began:.1f} s: {load.right} right,"
+        f" the slowest after {load.slowest:.1f} s, {len(load.wrong)} not",
+        *load.wrong[:SHOWN],
+        sep="\n    ",
+        flush=True,
+    )
     return bool(load.right) and not load.wrong
 
 
-def is_stopped_in_order() -> bool:
+def is_stopped_in_order(engine: Engine) -> bool:
     """Stop as an operator does, and tell whether all went by themselves, in the walk's order."""
     began = time.monotonic()
-    compose("stop")
+    engine.compose("stop")
     seconds = time.monotonic() - began
-    exits = compose("ps", "--all", "--format", "{{.Service}} {{.ExitCode}}").split("\n")
+    exits = engine.compose("ps", "--all", "--format", "{{.Service}} {{.ExitCode}}").split("\n")
     killed = [line for line in exits if line.endswith(" 137") and not line.startswith("worker")]
     print(f"stopped in {seconds:.1f} s; killed, besides the worker we killed: {killed}")
     return not killed
 
 
-def kill(service: str) -> None:
+def kill(engine: Engine, service: str) -> None:
     """Kill the init of one of a service's containers."""
-    subprocess.run([ENGINE, "kill", "--signal", "KILL", first(service)], check=True)
+    engine.run("kill", "--signal", "KILL", engine.first(service))
 
 
-def restart_one(service: str) -> None:
+def restart(engine: Engine, service: str) -> None:
     """Restart one of a service's containers."""
-    subprocess.run([ENGINE, "restart", "--time", "40", first(service)], check=True)
+    engine.run("restart", "--time", f"{STOP_SECONDS}", engine.first(service))
 
 
-def first(service: str) -> str:
-    """Return the id of a service's first container."""
-    return compose("ps", "--quiet", service).split()[0]
-
-
-def wait_ready(port: int) -> None:
+def wait_ready(engine: Engine) -> None:
     """Wait until the proxy says that every model is served; raises TimeoutError."""
     until = time.monotonic() + READY_SECONDS
     while time.monotonic() < until:
-        connection = HTTPConnection("127.0.0.1", port, timeout=5)
+        connection = HTTPConnection("127.0.0.1", engine.port, timeout=5)
         try:
             connection.request("GET", "/v2/health/ready")
             if connection.getresponse().status == OK:
@@ -159,24 +182,7 @@ def wait_ready(port: int) -> None:
         finally:
             connection.close()
         time.sleep(1)
-    raise TimeoutError(f"not ready after {READY_SECONDS:g} s: {shlex.join(COMPOSE)} logs")
-
-
-def runs(command: list[str]) -> bool:
-    """Tell whether a command is there and ends well."""
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
-
-
-def compose(*arguments: str) -> str:
-    """Run Compose in the checkout; raises CalledProcessError."""
-    done = subprocess.run(
-        [*COMPOSE, *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
-    )
-    return done.stdout.strip()
+    raise TimeoutError(f"not ready after {READY_SECONDS:g} s")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -18,7 +20,7 @@ from waiting import wait_until
 from ferry.up.processes import read_procfile
 from ferry.up.up import PROJECT_ROOT
 from shared.settings import Settings
-from tools import compose_story
+from tools import compose_story, engines
 from tools.settings_table import OF_CONTAINERS, variables
 from tools.settings_table import compose as with_settings
 
@@ -310,15 +312,20 @@ def test_the_api_image_holds_no_torch():
 
 
 class Answering(BaseHTTPRequestHandler):
-    """Answers in the form of v2, every twentieth request otherwise than before."""
+    """Is ready, and answers in the form of v2, each `period`th request otherwise than before."""
 
-    count = 0
+    count, period = 0, 20
+
+    def do_GET(self) -> None:
+        self.answer(b"{}")
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         Answering.count += 1
-        data = asked["inputs"][0]["data"][: 2 if Answering.count % 20 == 0 else 3]
-        body = json.dumps({"outputs": [{"data": data}]}).encode()
+        data = asked["inputs"][0]["data"][: 2 if Answering.count % self.period == 0 else 3]
+        self.answer(json.dumps({"outputs": [{"data": data}]}).encode())
+
+    def answer(self, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -328,17 +335,81 @@ class Answering(BaseHTTPRequestHandler):
         pass
 
 
-def test_the_storys_clients_tell_wrong_answers_from_right_ones():
+@pytest.fixture
+def proxy() -> Iterator[int]:
+    """A port of what stands in for the proxy."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        load = compose_story.Load(server.server_address[1])
-        with load.running():
-            wait_until(lambda: load.right > 50 and load.wrong, 30, "both came")
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server.server_address[1]
         server.shutdown()
 
 
-def test_the_story_needs_an_engine_and_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(compose_story, "ENGINE", "no-engine-of-this-name")
+def test_the_storys_clients_tell_wrong_answers_from_right_ones(proxy):
+    load = compose_story.Load(proxy)
+    with load.running():
+        wait_until(lambda: load.right > 50 and load.wrong, 30, "both came")
+
+
+FAKE = f"""#!/bin/sh
+echo "${{0##*/}} $* $COMPOSE_PROJECT_NAME $DOCKER_HOST" >> "${{0%/*}}/log"
+case "$*" in
+*quiet*) echo 0123abcd ;;
+*service*) exec {sys.executable} -c "import socket, sys, time
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1].removeprefix('unix://'))
+server.listen()
+time.sleep(60)" "$5" ;;
+esac
+"""
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch, proxy):
+    """The file to which commands write how they were called, in a story of a second."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("FERRY_PORT", str(proxy))
+    monkeypatch.setattr(compose_story, "LOAD_SECONDS", 0.2)
+    monkeypatch.setattr(engines, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(engines, "SYSTEMD", tmp_path / "no-systemd")
+    return tmp_path / "log"
+
+
+def put(log: Path, *commands: str) -> None:
+    for name in commands:
+        program = log.parent / name
+        program.write_text(FAKE)
+        program.chmod(0o755)
+
+
+@pytest.mark.parametrize(("period", "exit_code"), [(10**9, 0), (20, 1)])
+def test_the_story_is_told_in_a_project_of_its_own(log, monkeypatch, capsys, period, exit_code):
+    put(log, "docker")
+    monkeypatch.setattr(Answering, "period", period)
+
+    assert compose_story.main() == exit_code
+    called = log.read_text().splitlines()
+    for part in ("compose up", "kill", "restart", "compose stop", "compose down --volumes"):
+        assert any(line.startswith(f"docker {part} ") for line in called), part
+    assert {line.split()[-1] for line in called if " up " in line} == {engines.PROJECT}
+    assert ("another" in capsys.readouterr().out) is bool(exit_code)
+
+
+def test_podman_is_served_to_docker_compose_and_told_to_look_at_healths(log, monkeypatch):
+    put(log, "podman", "docker-compose")
+    monkeypatch.setattr(Answering, "period", 10**9)
+
+    assert compose_story.main() == 0
+    called = log.read_text().splitlines()
+    (up,) = (line for line in called if " up " in line)
+    (served,) = (line.split()[5] for line in called if line.startswith("podman system service"))
+    assert up.startswith("docker-compose --file docker-compose.yml --file ")
+    assert up.endswith(f" {engines.PROJECT} {served}")
+    assert any(line.startswith("podman healthcheck run 0123abcd") for line in called)
+    assert not Path(served.removeprefix("unix://")).exists()
+
+
+def test_the_story_needs_an_engine_and_says_so(log, capsys):
+    put(log, "podman")  # and no Compose
 
     assert compose_story.main() == 2
-    assert "needs" in capsys.readouterr().out
+    assert "docker-compose" in capsys.readouterr().err
