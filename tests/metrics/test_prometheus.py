@@ -36,6 +36,14 @@ from worker.supervisor.worker_metrics import serve_metrics
 DEPLOY = ROOT / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/ferry.json").read_text(encoding="utf-8"))
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+GROUPS = DEPLOY / "k8s/groups"
+ASLEEP = yaml.safe_load((GROUPS / "to-zero/scaler.yaml").read_text(encoding="utf-8"))[1]["value"]
+TRIGGERS = [
+    *yaml.safe_load((GROUPS / "sentiment/scaler.yaml").read_text("utf-8"))["spec"]["triggers"],
+    ASLEEP,
+]
+SCALING = [each["metadata"]["query"].replace("sentiment", "m") for each in TRIGGERS]
+"""What KEDA asks, of the model that the test has."""
 ABSENT = {"ALERTS", "ferry_redis_memory_max_bytes"}
 """What a healthy system without a limit of its Redis has no series of."""
 ANSWER = InferResult().encode()
@@ -182,7 +190,9 @@ def test_every_query_of_the_dashboard_and_every_rule_has_figures(
 
     def empty() -> set[str]:
         answer(ends, 3)
-        wanted = {query for query in QUERIES if not any(name in query for name in ABSENT)}
+        wanted = {
+            query for query in [*QUERIES, *SCALING] if not any(name in query for name in ABSENT)
+        }
         return {query for query in wanted if not prometheus.query(asked(query))}
 
     wait_until(lambda: not empty(), 30, "all queries have figures")
@@ -195,6 +205,40 @@ def test_every_query_of_the_dashboard_and_every_rule_has_figures(
     assert len(rules) == 19
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
     assert not [rule["lastError"] for rule in rules if rule.get("lastError")]
+
+
+@needs_prometheus
+@pytest.mark.parametrize(
+    ("series", "is_wanted"),
+    [
+        ('predictions_total{model="m", outcome="success", instance="a"} 7x30', False),
+        ('predictions_total{model="m", outcome="success", instance="a"} 7+1x30', True),
+        ('predictions_total{model="n", outcome="success", instance="a"} 7+1x30', False),
+        ('ferry_requests_refused_total{reason="unknown_model", instance="a"} 3+1x30', True),
+        ('ferry_requests_refused_total{reason="model_not_ready", instance="a"} 3+1x30', True),
+        ('ferry_requests_refused_total{reason="bad_request", instance="a"} 3+1x30', False),
+    ],
+)
+def test_a_group_that_sleeps_is_woken_by_who_asks_and_else_sleeps(
+    tmp_path: Path, series: str, is_wanted: bool
+) -> None:
+    name, _, values = series.rpartition(" ")
+    expected = {"expr": f"{SCALING[-1]} > bool 0", "eval_time": "20m"}
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values}],
+        "promql_expr_test": [
+            expected | {"exp_samples": [{"labels": "{}", "value": float(is_wanted)}]}
+        ],
+    }
+    file = tmp_path / "sleep.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [], "tests": [test]}))
+
+    ended = subprocess.run(
+        ["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 @needs_prometheus

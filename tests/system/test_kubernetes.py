@@ -19,10 +19,14 @@ from tools.settings_table import variables
 
 K8S = PROJECT_ROOT / "deploy" / "k8s"
 VERSION = "1.34"
-BUILT = ("all", "gpu", "base", "groups/sentiment")
+BUILT = ("all", "gpu", "base", "groups/sentiment", "groups/to-zero")
 OWN_KINDS = {"ScaledObject", "ServingRuntime"}
 """KEDA's and KServe's, which Kubernetes has no schema of."""
-PATCHES = {K8S / "gpu" / "worker.yaml", K8S / "groups" / "sentiment" / "worker.yaml"}
+PATCHES = {
+    K8S / "gpu/worker.yaml",
+    K8S / "groups/sentiment/worker.yaml",
+    K8S / "groups/to-zero/scaler.yaml",
+}
 
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="there is no kubectl here")
 
