@@ -40,7 +40,7 @@ USER ferry
 ENV FERRY_HOST=0.0.0.0
 EXPOSE 8000 8001
 # http.client, for urllib would ask the proxy of http_proxy.
-HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=10s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os; from http.client import HTTPConnection; from shared.settings import Settings; api = HTTPConnection('127.0.0.1', Settings.from_env(os.environ).port, timeout=2); api.request('GET', '/v2/health/live'); exit(api.getresponse().status != 200)"]
 CMD ["gunicorn", "--config", "gunicorn.conf.py", "api.wsgi:app"]
 

@@ -24,6 +24,8 @@ PROJECT = "ferry-story"
 COMPOSES = ("docker compose", "docker-compose")
 SYSTEMD = Path("/run/systemd/system")
 SUBNET, GATEWAY = "10.89.218.0/24", "10.89.218.1"
+AWAITED = ("redis", "api", "grpc")
+"""The services that others wait for until they are healthy."""
 PORTS = ("FERRY_PORT", "FERRY_GRPC_PORT", "FERRY_DASHBOARD_PORT")
 SOCKET_SECONDS = 30.0
 CHECK_SECONDS = 2.0
@@ -173,13 +175,14 @@ def wait_for(at: Path) -> None:
 
 
 def check_health(name: str, environ: Mapping[str, str], ended: Event) -> None:
-    """Run the containers' health checks until `ended`: podman leaves that to systemd."""
+    """Run the health checks that Compose waits for until `ended`: podman leaves them to systemd."""
     ours = ["--filter", f"label=com.docker.compose.project={PROJECT}"]
+    awaited = [f"label=com.docker.compose.service={service}" for service in AWAITED]
     while not ended.wait(CHECK_SECONDS):
-        listed = subprocess.run(
-            [name, "ps", "--quiet", *ours], env=dict(environ), capture_output=True, check=False
-        )
-        for container in listed.stdout.decode().split():
-            if ended.is_set():
-                return
-            runs([name, "healthcheck", "run", container])
+        for each in awaited:
+            listed = subprocess.run(
+                [name, "ps", "--quiet", *ours, "--filter", each, "--filter", "health=starting"],
+                env=dict(environ), capture_output=True, check=False,
+            )  # fmt: skip
+            for container in listed.stdout.decode().split():
+                runs([name, "healthcheck", "run", container])

@@ -123,6 +123,12 @@ def test_who_becomes_another_user_is_told_to_stop_without_an_init(compose):
         assert service["init"] is not ("SETUID" in service.get("cap_add", [])), name
 
 
+def test_podman_keeps_the_words_of_a_health_check_together(compose):
+    checks = [each["healthcheck"] for each in compose["services"].values() if "healthcheck" in each]
+
+    assert not [word for each in checks for word in each.get("test", []) if " " in word]
+
+
 def test_a_jobs_worker_is_not_asked_for_the_models_of_a_worker(compose):
     assert compose["services"]["jobs"]["healthcheck"] == {"disable": True}
 
