@@ -168,6 +168,7 @@ def test_a_service_hears_signals_and_may_do_little_else(compose):
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["mem_limit"], name
+        assert service["stop_grace_period"], name
         assert service["logging"]["options"] == {"max-size": "10m", "max-file": "3"}, name
     assert compose["services"]["worker"]["volumes"] == ["./models:/models:ro"]
 

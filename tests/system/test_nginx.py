@@ -14,9 +14,10 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import grpc
 import pytest
@@ -82,6 +83,7 @@ def configuration(directory: Path, ports: dict[str, int], apis: list[int], rpc: 
         ("worker_rlimit_nofile 65536;", ""),
         ("/tmp/", f"{directory}/"),
         ("/var/cache/nginx/", f"{directory}/"),
+        ("error_log /dev/stderr warn;", f"error_log {directory}/log warn;"),
     ):
         assert old in text, old
         text = text.replace(old, new)
@@ -119,9 +121,16 @@ def nginx(
     apis: list[ThreadingHTTPServer], rpc: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, int]]:
     directory = tmp_path_factory.mktemp("nginx")
+    with running_nginx(directory, [api.server_port for api in apis], rpc) as ports:
+        yield ports
+
+
+@contextmanager
+def running_nginx(directory: Path, apis: list[int], rpc: int) -> Iterator[dict[str, int]]:
+    """Yield the ports of one before APIs and a gRPC API, which has its log in `directory`."""
     ports = {"http": free_port(), "grpc": free_port()}
     file = directory / "nginx.conf"
-    file.write_text(configuration(directory, ports, [api.server_port for api in apis], rpc))
+    file.write_text(configuration(directory, ports, apis, rpc))
     command = [str(NGINX), "-c", str(file), "-p", str(directory), "-g", f"daemon off; {USER}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -189,6 +198,64 @@ def test_an_api_that_goes_away_under_load_fails_nobody(
             each.result(timeout=60)
 
     assert set(statuses) == {200}
+
+
+class Closing(Api):
+    """Ends each first connection under the request that it has read."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        self.asked.append(self.path)
+        if len(self.asked) > 1:
+            super().do_POST()
+        else:
+            self.close_connection = True
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "tries"), [("/predict/m", 200, 2), ("/jobs/predict", 502, 1)]
+)
+def test_what_found_no_other_api_is_asked_anew_if_it_only_computes(
+    tmp_path: Path, rpc: int, path: str, status: int, tries: int
+) -> None:
+    Closing.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Closing) as api:
+        threading.Thread(target=api.serve_forever, args=(0.01,), daemon=True).start()
+        with (
+            running_nginx(tmp_path, [api.server_port], rpc) as ports,
+            closing(http.client.HTTPConnection("127.0.0.1", ports["http"], timeout=30)) as client,
+        ):
+            assert post(client, path, b"x")[0] == status
+        api.shutdown()
+
+    assert Closing.asked == [path] * tries
+
+
+def test_what_was_never_sent_is_asked_anew_whatever_it_is(tmp_path: Path, rpc: int) -> None:
+    """An API to which connections get no answer, as to an address that is gone, comes back."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as full:
+        port = listener.getsockname()[1]
+        while True:
+            waiting = full.enter_context(socket.socket())
+            waiting.settimeout(0.5)
+            try:
+                waiting.connect(("127.0.0.1", port))
+            except TimeoutError:
+                break
+        with running_nginx(tmp_path, [port], rpc) as ports, ThreadPoolExecutor(1) as pool:
+            client = http.client.HTTPConnection("127.0.0.1", ports["http"], timeout=30)
+            asked = pool.submit(post, client, "/jobs/predict", b"x")
+            wait_until(lambda: "timed out" in (tmp_path / "log").read_text(), 30, "no connection")
+            full.close()
+            api = ThreadingHTTPServer(("127.0.0.1", port), Api, bind_and_activate=False)
+            api.socket.close()
+            api.socket = listener
+            threading.Thread(target=api.serve_forever, args=(0.01,), daemon=True).start()
+
+            assert asked.result(timeout=30)[0] == 200
+            client.close()
+            api.shutdown()
 
 
 def test_grpc_goes_through(nginx: dict[str, int]) -> None:
