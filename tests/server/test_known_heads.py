@@ -21,8 +21,9 @@ from raw_http import connected, message
 from test_usual_way import NOT_PLAIN, PLAIN
 
 from api.app import create_app
-from api.server.fast_path import MAX_HEAD_BYTES, MAX_HEADS, FastPath
+from api.server.fast_path import FastPath
 from api.server.gunicorn_worker import PromptGeventWorker
+from api.server.plain_heads import MAX_HEAD_BYTES
 from shared.messages import LARGE_BYTES
 from shared.settings import Settings
 
@@ -153,15 +154,6 @@ def test_the_last_request_of_a_process_says_that_it_closes(
 def test_nothing_is_known_of_heads_that_depend_on_who_sent_them(fast_path: FastPath) -> None:
     with closing(Server(trusted="10.1.2.3")) as server:
         assert server.answer_to(fast_path, PLAIN["plain"]) is None
-
-
-def test_the_number_of_known_heads_is_bounded(fast_path: FastPath) -> None:
-    with closing(Server()) as server:
-        for number in range(2 * MAX_HEADS + 10):
-            sent = message("/v2/models/nothing/infer", b"{}", f"X-Request-Id: {number}")
-            assert server.answer_to(fast_path, sent) is not None
-
-    assert len(fast_path._heads) <= MAX_HEADS
 
 
 def test_what_follows_is_left_for_the_next_time(fast_path: FastPath) -> None:
