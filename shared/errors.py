@@ -7,7 +7,8 @@
                              UnknownJob, JobEnded, JobNotEnded (of who asks for jobs)
     3-4 push                 QueueFull, RedisUnavailable, VersionRetired
     5 claim                  RequestExpired
-    6-8 the worker's batch   ModelFailed (it raised), BadModelOutput (wrong rows or names)
+    6-8 the worker's batch   ModelFailed (it raised), BadModelOutput (wrong rows or names),
+                             BodyLost (no client's: the API process asks again)
     recovery                 ModelCrashed (the process died under it, three times)
     and back: wait           RequestExpired, RedisUnavailable, ClientLeft
 
@@ -344,6 +345,18 @@ class BadMessage(FerryError):
 
     code = "bad_message"
     status = 500
+
+
+class BodyLost(BadMessage):
+    """A request's large tensors are not where its message says; its API process asks again."""
+
+    code = "body_lost"
+    status = 503
+
+    @classmethod
+    def default(cls) -> BodyLost:
+        """Return the error with its one text, by which it is known."""
+        return cls("the request's tensors are not in shared memory any more")
 
 
 class BadModel(FerryError):

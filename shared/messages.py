@@ -1,27 +1,31 @@
 """The two messages that cross Redis: a request to the worker, a result back.
 
-Both are msgpack with the tensors' raw bytes inside; nothing in them can run code. What the queue's
-scripts must read without decoding (rows, signature, times, attempts) is the ticket's, see
+Both are msgpack with the tensors' raw bytes inside, or beside: a `FileReference` and the places of
+large ones in a file of shared memory (`shared/bodies/`). Nothing in them can run code. What the
+queue's scripts must read without decoding (rows, signature, times, attempts) is the ticket's, see
 `ticket.py`.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import msgpack
 
 from shared.datatypes import Array, datatype_of, from_bytes, to_bytes
-from shared.errors import BadMessage, FerryError, by_code
+from shared.errors import BadMessage, BodyLost, FerryError, by_code
 
 Message = TypeVar("Message")
 Parameters = Mapping[str, str | int | float | bool]
 LARGE_BYTES = 64 * 1024
 """From here on a copy costs more than another system call."""
+LEAST_BESIDE_BYTES = 1024
+"""Of a tensor beside Redis: smaller ones of a large message stay in it."""
 Buffer = bytes | memoryview
 NO_PARAMETERS: Parameters = MappingProxyType({})
 _PARTS = ("outputs", "inputs", "parameters")
@@ -30,6 +34,13 @@ _LATER = ("queue_timeout_seconds", "owner", "known_as", "traceparent")
 _FROM_CACHE = struct.Struct("<Bd")
 """In front of an answer from the cache: a sign that no message begins with, the seconds waited."""
 _CACHE_SIGN = b"\xc1"
+BESIDE_REDIS = b"\xc0"
+"""The first byte of a message whose large tensors lie beside Redis: no other begins with it."""
+_PLACE = struct.Struct("<QQ")
+_PLACE_CODE = 1
+"""msgpack's type of an extension that stands for a tensor's data: first byte, count of bytes."""
+ALIGNMENT_BYTES = 64
+"""Where tensors begin beside Redis: what computes with them reads whole lines of the cache."""
 
 
 class Buffers(tuple[Buffer, ...]):
@@ -59,6 +70,61 @@ class Tensor(NamedTuple):
     def array(self) -> Array:
         """Return the tensor as a read-only array; raises BadMessage when data and shape differ."""
         return from_bytes(self.data, self.datatype, self.shape)
+
+
+class FileReference(NamedTuple):
+    """The beginning of a message that has large tensors beside it: in a file of `size` bytes.
+
+    The file is called as the request is, with the `nonce` of who wrote it.
+    """
+
+    nonce: bytes
+    size: int
+
+    @classmethod
+    def of(cls, message: bytes) -> Self:
+        """Read a message's; raises BadMessage."""
+        try:
+            _, nonce, size = _REFERENCE.unpack_from(message)
+        except struct.error as error:
+            raise BadMessage(f"not a message of this version: {error}") from error
+        return cls(nonce, size)
+
+    def file_name(self, request_id: str) -> str:
+        """Return the name of the file of a request, or of its answer."""
+        return f"{request_id}.{self.nonce.hex()}"
+
+    def before(self, message: bytes) -> bytes:
+        """Return a message whose tensors were `put_beside`."""
+        return _REFERENCE.pack(BESIDE_REDIS, *self) + message
+
+
+_REFERENCE = struct.Struct("<c4sQ")
+
+
+class LaidBeside(NamedTuple):
+    """What is to be written beside Redis, `size` bytes, and the tensors without it."""
+
+    tensors: tuple[Tensor, ...]
+    buffers: list[Buffer]
+    size: int
+
+
+def put_beside(tensors: Sequence[Tensor]) -> LaidBeside:
+    """Take the data out of large tensors; the rest is a message's, behind a FileReference."""
+    left, buffers, size = [], list[Buffer](), 0
+    for tensor in tensors:
+        count, padding = len(tensor.data), -size % ALIGNMENT_BYTES
+        if count < LEAST_BESIDE_BYTES:
+            left.append(tensor)
+            continue
+        if padding:
+            buffers.append(bytes(padding))
+        buffers.append(tensor.data)
+        place: Any = msgpack.ExtType(_PLACE_CODE, _PLACE.pack(size + padding, count))
+        left.append(tensor._replace(data=place))
+        size += padding + count
+    return LaidBeside(tuple(left), buffers, size)
 
 
 class InferRequest(NamedTuple):
@@ -133,10 +199,16 @@ class InferRequest(NamedTuple):
         return found.hexdigest()
 
     @classmethod
-    def decode(cls, request_id: str, rows: int, body: bytes) -> InferRequest:
-        """Rebuild a request from its ticket's id and rows and its body; raises BadMessage."""
+    def decode(
+        cls, request_id: str, rows: int, body: bytes, beside: memoryview | None = None
+    ) -> InferRequest:
+        """Rebuild a request from its ticket's id and rows and its body; raises BadMessage.
+
+        Large tensors are parts of what lies `beside` it; raises BodyLost where that is None.
+        """
         return _decoding(
             body,
+            beside,
             lambda parts: cls(
                 request_id,
                 rows,
@@ -179,8 +251,11 @@ class InferResult(NamedTuple):
         )
 
     @classmethod
-    def decode(cls, body: bytes) -> InferResult:
-        """Rebuild a result; raises BadMessage. One from the cache costs its request's wait."""
+    def decode(cls, body: bytes, beside: memoryview | None = None) -> InferResult:
+        """Rebuild a result; raises BadMessage. One from the cache costs its request's wait.
+
+        Large tensors are parts of what lies `beside` it, as in `InferRequest.decode`.
+        """
         if body[:1] == _CACHE_SIGN and len(body) > _FROM_CACHE.size:
             waited = _FROM_CACHE.unpack_from(body)[1]
             made = cls.decode(body[_FROM_CACHE.size :])
@@ -190,6 +265,7 @@ class InferResult(NamedTuple):
             return made._replace(timings=timings)
         return _decoding(
             body,
+            beside,
             lambda parts: cls(
                 tuple(_tensor(item) for item in parts[0]),
                 Timings(*parts[1]),
@@ -236,8 +312,25 @@ def _pack(parts: list[Any]) -> bytes:
     return packed
 
 
-def _decoding(body: bytes, build: Callable[[Any], Message]) -> Message:
+def _decoding(body: bytes, beside: memoryview | None, build: Callable[[Any], Message]) -> Message:
     try:
+        if body[:1] == BESIDE_REDIS:
+            return build(_unpacked_with(beside, body))
         return build(msgpack.unpackb(body))
     except (ValueError, TypeError, KeyError, IndexError, msgpack.UnpackException) as error:
         raise BadMessage(f"not a message of this version: {error}") from error
+
+
+def _unpacked_with(beside: memoryview | None, body: bytes) -> Any:
+    if beside is None:
+        raise BodyLost.default()
+    rest = memoryview(body)[_REFERENCE.size :]
+    return msgpack.unpackb(rest, ext_hook=partial(_part_of, beside))
+
+
+def _part_of(beside: memoryview, code: int, place: bytes) -> memoryview:
+    """Return a tensor's data; too few, where it ends early, fit no shape."""
+    if code != _PLACE_CODE:
+        raise ValueError(f"an extension of type {code}")
+    first, count = _PLACE.unpack(place)
+    return beside[first : first + count]

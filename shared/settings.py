@@ -214,6 +214,13 @@ class Settings(JobSettings):
         "for a connection above that is not even refused",
         check.whole(1),
     )
+    shared_body_bytes: int = _setting(
+        256 * 2**20,
+        "FERRY_SHARED_BODY_BYTES",
+        "bytes of large bodies that one API process may have in shared memory (/dev/shm), where "
+        "workers of the same machine read them; 0: all goes through Redis",
+        check.whole(0),
+    )
     durable: bool = _setting(
         False,
         "FERRY_DURABLE",

@@ -32,7 +32,7 @@ class InstanceJob:
     says why it is not to be warmed up with made-up inputs, if it is not. `memory_bytes` is what the
     last one took of its GPU, 0 for the first. It may grow by `max_growth_bytes`, 0 for any number.
     `traces_url` is where its spans go, empty for nowhere. Samples of
-    requests lie in `state_dir`.
+    requests lie in `state_dir`. With `shared_body_bytes` large tensors lie in shared memory.
     """
 
     id: str
@@ -54,3 +54,4 @@ class InstanceJob:
     log_format: str = "text"
     traces_url: str = ""
     state_dir: str = ".ferry"
+    shared_body_bytes: int = 0

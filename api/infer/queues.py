@@ -16,6 +16,7 @@ from api.infer.question import NoRows, Pending, Question
 from api.infer.shadowing import Shadowing
 from shared.access.api_key import ApiKey
 from shared.access.keyring import Keyring
+from shared.bodies.folder import SharedBodies
 from shared.errors import QueueFull
 from shared.logs import SERVED
 from shared.messages import InferRequest, InferResult
@@ -54,6 +55,7 @@ class Queues:
         self._settings = settings
         self._catalog = catalog
         self.keyring = keyring
+        self._shared = SharedBodies.of(settings.shared_body_bytes, catalog.shared_memory)
         self._asked = 0
         self._not_before: dict[tuple[str, int, str], int] = {}
         self._queues: dict[tuple[str, int, bool, bool], RequestQueue] = {}
@@ -235,6 +237,6 @@ class Queues:
                 queue = self._queues.get(name)  # another thread may have made it meanwhile
                 if queue is None:
                     keys = self._keys(spec).with_bulk if with_bulk else self._keys(spec)
-                    queue = RequestQueue(self._client, keys, self._limits(spec))
+                    queue = RequestQueue(self._client, keys, self._limits(spec), self._shared)
                     self._queues[name] = queue
         return queue

@@ -10,6 +10,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from shared.bodies.folder import PlacedBody
 from shared.courier.pending import PendingRequest
 from shared.errors import FerryError, RequestExpired
 from shared.wire.wire import Wire
@@ -29,7 +30,7 @@ class Cancels:
         """Close requests among those `waiting`, by id; `cancel_command` tells Redis."""
         self._waiting = waiting
         self._cancel_command = cancel_command
-        self._unsent: deque[tuple[str, str]] = deque()
+        self._unsent: deque[tuple[str, str, PlacedBody | None]] = deque()
         self._next_at = 0.0
 
     @property
@@ -53,7 +54,10 @@ class Cancels:
         """Fail requests at once and take them off the queue soon, counted as `why`."""
         for request in requests:
             if self._waiting.pop(request.id, None) is not None:
-                self._unsent.append((why, request.id))  # first: its waiter goes on once it failed
+                # subtle: an instance that claims it until then finds all of it, and fails nothing.
+                placed, request.placed = request.placed, None
+                # First: its waiter goes on once it failed.
+                self._unsent.append((why, request.id, placed))
                 request.fail(make_error())
 
     def reject(self, request_id: str) -> None:
@@ -61,7 +65,7 @@ class Cancels:
 
         Only Redis knows: it may be in a batch by now, and would be answered.
         """
-        self._unsent.append(("rejected", request_id))
+        self._unsent.append(("rejected", request_id, None))
 
     def send(self, wire: Wire) -> None:
         """Tell Redis of all that is closed, unless the last time was too short a while ago."""
@@ -73,9 +77,12 @@ class Cancels:
 
     def _send(self, wire: Wire) -> None:
         ids: dict[str, list[str]] = {}
+        bodies = []
         while self._unsent:
-            why, request_id = self._unsent.popleft()
+            why, request_id, placed = self._unsent.popleft()
             ids.setdefault(why, []).append(request_id)
+            if placed is not None:
+                bodies.append(placed)
         try:
             for why, closed in ids.items():
                 wire.send(self._cancel_command(why, closed, only_waiting=why == "rejected"))
@@ -84,6 +91,8 @@ class Cancels:
                     self._fail_rejected(closed, states)
         except RedisError as failure:
             log.info("requests stay on the queue until they are claimed, Redis fails: %s", failure)
+        for body in bodies:
+            body.free()
 
     def _fail_rejected(self, ids: list[str], states: list[bytes]) -> None:
         for request_id, state in zip(ids, states, strict=True):

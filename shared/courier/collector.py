@@ -7,8 +7,11 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
-from shared.courier.pending import PendingRequest
+from shared.bodies.folder import BodyFolder
+from shared.courier.pending import LOST_BODY, PendingRequest
 from shared.courier.subscription import QUIET_SECONDS, Subscription, answers_in
+from shared.errors import BodyLost
+from shared.messages import BESIDE_REDIS
 from shared.wire.packing import Command
 from shared.wire.wire import Wire
 
@@ -23,16 +26,19 @@ class Collector:
         collect_command: Callable[[list[str]], Command],
         waiting: dict[str, PendingRequest],
         push_again: Callable[[list[PendingRequest]], None],
+        folder: BodyFolder | None = None,
     ) -> None:
         """Answer those `waiting`, by id; `push_again` gets those whose request may be lost.
 
-        Answers come on the channel `answered_key`, or stored: `collect_command` takes those.
+        Answers come on the channel `answered_key`, or stored: `collect_command` takes those. What
+        lies beside them is taken from the `folder`.
         """
         self._subscription = Subscription(open_wire(), answered_key)
         self._wire = open_wire()
         self._collect_command = collect_command
         self._waiting = waiting
         self._push_again = push_again
+        self._folder = folder
         self._possibly_lost: list[PendingRequest] = []
         self._push_again_at = 0.0
         self._is_first = True
@@ -92,6 +98,26 @@ class Collector:
             self._answer(request_id.decode(), result)
 
     def _answer(self, request_id: str, result: bytes) -> None:
+        if result[:1] == BESIDE_REDIS or result == LOST_BODY:
+            self._answer_beside(request_id, result)
+            return
         request = self._waiting.pop(request_id, None)
         if request is not None:
             request.answer(result)
+
+    def _answer_beside(self, request_id: str, result: bytes) -> None:
+        """Answer with what lies beside the result, or ask again: something was lost beside Redis.
+
+        The request stays among the waiting meanwhile, its deadline holds.
+        """
+        request = self._waiting.get(request_id)
+        if request is None or self._folder is None:
+            return
+        found = None if result == LOST_BODY else self._folder.take(request_id, result)
+        if found is not None:
+            if self._waiting.pop(request_id, None) is not None:
+                request.answer(result, found)
+        elif request.lose():
+            self._push_again([request])
+        elif self._waiting.pop(request_id, None) is not None:
+            request.fail(BodyLost.default())

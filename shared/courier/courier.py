@@ -13,6 +13,7 @@ from collections.abc import Callable
 from threading import Lock, Thread
 from typing import Any
 
+from shared.bodies.folder import BodyFolder
 from shared.courier.cancels import Cancels
 from shared.courier.collector import Collector
 from shared.courier.deadlines import Deadlines
@@ -64,11 +65,16 @@ class Courier:
         cancel_command: Callable[..., tuple[Any, ...]],
         collect_command: Callable[[list[str]], Command],
         answered_key: str,
+        folder: BodyFolder | None = None,
     ) -> None:
-        """Answers come on the channel `answered_key`, or stored: `collect_command` takes those."""
+        """Answers come on the channel `answered_key`, or stored: `collect_command` takes those.
+
+        What lies beside Redis is in the `folder`.
+        """
         self._open_wire = open_wire
         self._answered_key = answered_key
         self._collect_command = collect_command
+        self._folder = folder
         self._waiting: dict[str, PendingRequest] = {}
         self._cancels = Cancels(self._waiting, cancel_command)
         self._deadlines = Deadlines(self._waiting, self._cancels)
@@ -159,6 +165,8 @@ class Courier:
                 next_retry = time.monotonic() + PUSH_AGAIN_SECONDS
                 self.sender.retry()
             self._cancels.send(wire)
+            if self._folder is not None:
+                self._folder.sweep(self._waiting)
         wire.close()
 
     def _collect_forever(self, generation: int) -> None:
@@ -169,6 +177,7 @@ class Courier:
             self._collect_command,
             self._waiting,
             self.sender.send_again,
+            self._folder,
         )
         logged = ""
         while generation == self._generation:

@@ -8,8 +8,14 @@ from collections.abc import Callable
 from threading import Event
 from typing import NamedTuple
 
-from shared.errors import FerryError, RedisUnavailable
+from shared.bodies.folder import PlacedBody
+from shared.errors import BodyLost, FerryError, RedisUnavailable
 from shared.messages import Buffers, InferResult
+
+MAX_TENSOR_LOSSES = 3
+"""A request whose tensors, or whose answer's, were lost so often beside Redis, is given up."""
+LOST_BODY = InferResult(error=BodyLost.default()).encode()
+"""An instance's answer to a request whose tensors are not beside Redis any more."""
 
 
 class PushArguments(NamedTuple):
@@ -42,12 +48,13 @@ class PendingRequest:
 
     From `queue_deadline` on its queue policy rejects it, unless it has been claimed by then.
     It was `sent` when it may be stored, and `accepted` when Redis said so. `client` is the
-    connection of whoever asked, None when it is not known.
+    connection of whoever asked, None when it is not known. What of it was `placed` beside Redis is
+    freed at its end; `push_whole` has all of it in Redis. `beside` lies what belongs to its result.
     """
 
     __slots__ = (
-        "_cancel", "_then", "accepted", "client", "deadline", "done", "error", "id", "push",
-        "queue_deadline", "result", "sent",
+        "_cancel", "_then", "accepted", "beside", "client", "deadline", "done", "error", "id",
+        "losses", "placed", "push", "push_whole", "queue_deadline", "result", "sent",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +78,10 @@ class PendingRequest:
         self.accepted = False
         self.done = Event()
         self.result: bytes | None = None
+        self.beside: memoryview | None = None
+        self.placed: PlacedBody | None = None
+        self.push_whole: Callable[[], PushArguments] | None = None
+        self.losses = 0
         self.error: FerryError | None = None
         self._cancel = cancel
         self._then = then
@@ -92,7 +103,7 @@ class PendingRequest:
         if self.error is not None:
             raise self.error if isinstance(self.error, RedisUnavailable) else self.error.of_queue()
         assert self.result is not None, "a done request has a result or an error"
-        result = InferResult.decode(self.result)
+        result = InferResult.decode(self.result, self.beside)
         if result.error is not None:
             raise result.error.of_queue()
         return result
@@ -104,8 +115,21 @@ class PendingRequest:
         """
         self._cancel(self)
 
-    def answer(self, result: bytes) -> None:
-        """Give it its encoded result."""
+    def lose(self) -> bool:
+        """Have it asked with all in Redis from now on; tell whether it is worth to be asked again.
+
+        Its tensors, or those of its answer, are gone.
+        """
+        self.losses += 1
+        if self.push_whole is not None:
+            self.push, self.push_whole = self.push_whole(), None
+        if self.placed is not None:
+            self.placed.free()
+        return self.losses < MAX_TENSOR_LOSSES
+
+    def answer(self, result: bytes, beside: memoryview | None = None) -> None:
+        """Give it its encoded result, and what lies `beside` it."""
+        self.beside = beside
         self.result = result
         self._finish()
 
@@ -115,6 +139,8 @@ class PendingRequest:
         self._finish()
 
     def _finish(self) -> None:
+        if self.placed is not None:
+            self.placed.free()
         self.done.set()
         if self._then is not None:
             self._then()

@@ -156,6 +156,10 @@ class Catalog:
         """Return how many requests per second the model's instances answer when enough wait."""
         return self._current().drain_rate(model_key)
 
+    def shared_memory(self, model_key: str) -> str:
+        """Return the token of the shared memory that all of the model's instances see, or none."""
+        return self._snapshot.memories.get(model_key, "")
+
     def specs(self) -> list[ModelSpec]:
         """Return the version that serves of every model, by name."""
         snapshot = self._current()

@@ -26,6 +26,7 @@ class InstanceRecord(BaseModel):
     says why it is not ready, `note` what is wrong with a ready one. `device` is the one that it
     really runs on, a GPU's `uuid` beside it; `memory_bytes` is what it took there once warm. It
     failed `device_faults` times since its supervisor started, and is `device_closed` for a reason.
+    It reads bodies in the `shared_memory` of this token, in none without.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,6 +52,7 @@ class InstanceRecord(BaseModel):
     memory_bytes: int = 0
     device_faults: int = 0
     device_closed: str = ""
+    shared_memory: str = ""
 
     @property
     def model_key(self) -> str:
@@ -76,6 +78,8 @@ class Snapshot:
     that are not wanted any more, since their last change was undone. `warnings` say what is wrong
     with contents that are ready, `degraded` of how many of their instances they lack, and why.
 
+    `memories` are the tokens of the shared memory that all instances of a content see.
+
     Devices go by host and name: how often each failed, and why those are closed that are.
     """
 
@@ -98,6 +102,7 @@ class Snapshot:
     closed_devices: dict[tuple[str, str], str] = field(default_factory=dict)
     changes: int = -1
     standby: dict[str, float] = field(default_factory=dict)
+    memories: dict[str, str] = field(default_factory=dict)
 
     def drain_rate(self, model_key: str) -> float:
         """Return the requests per second that a version's instances answer when enough wait.
@@ -184,6 +189,7 @@ def snapshot_of(
         closed_devices={
             (each.host, each.device): each.device_closed for each in living if each.device_closed
         },
+        memories=_memories(living),
     )
     return _waiting_for_steps(found)
 
@@ -219,6 +225,16 @@ def _degraded(living: list[InstanceRecord]) -> dict[str, str]:
                 f"degraded: {len(records) - len(missing)} of {len(records)} instances: "
                 f"{missing[0].reason}"
             )
+    return found
+
+
+def _memories(living: list[InstanceRecord]) -> dict[str, str]:
+    """Return the shared memory of each content whose instances all see the same."""
+    found: dict[str, str] = {}
+    for record in living:
+        if record.state != "failed":
+            token = found.setdefault(record.model_key, record.shared_memory)
+            found[record.model_key] = token if token == record.shared_memory else ""
     return found
 
 

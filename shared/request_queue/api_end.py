@@ -14,6 +14,7 @@ from functools import partial
 
 from redis import Redis
 
+from shared.bodies.folder import BodyFolder, SharedBodies
 from shared.courier.courier import Courier
 from shared.courier.pending import PendingRequest
 from shared.messages import InferRequest
@@ -35,20 +36,36 @@ __all__ = ["PendingRequest", "RequestQueue"]
 class RequestQueue:
     """The API's end: push a request, wait for its answer. For use by many threads."""
 
-    def __init__(self, client: Redis, keys: QueueKeys, limits: Limits) -> None:
-        """Bind to one model version's keys; opens nothing before the first push."""
+    def __init__(
+        self,
+        client: Redis,
+        keys: QueueKeys,
+        limits: Limits,
+        bodies: SharedBodies | None = None,
+    ) -> None:
+        """Bind to one model version's keys; opens no connection before the first push.
+
+        Large tensors of its requests, and of their answers, lie in shared memory as `bodies` say.
+        """
         self._keys = keys
         self._limits = limits
         # This process's name among those that wait for answers of this version.
         self._process = os.urandom(4).hex()
         self._salt = os.urandom(6).hex()
         self._numbers = itertools.count()
+        # subtle: an answer in a model's cache outlives whoever asked first, so it is whole.
+        self._folder = (
+            BodyFolder.of(bodies, self._process, keys.model_key)
+            if bodies is not None and not keys.cache
+            else None
+        )
         self._courier = Courier(
             partial(open_wire, client),
             pusher(keys, limits),
             partial(cancel_command, keys),
             partial(collect_command, keys, self._process),
             keys.answered + self._process,
+            self._folder,
         )
 
     @property
@@ -102,9 +119,20 @@ class RequestQueue:
         held: bool = False,
     ) -> PendingRequest:
         now = time.monotonic()
-        push = as_push(request, self._keys, self._limits, in_buffers=True)
+        placed = self._folder.put(request) if self._folder is not None else None
+        if placed is None:
+            push = as_push(request, self._keys, self._limits, in_buffers=True)
+        else:
+            push = as_push(
+                request, self._keys, self._limits, body=placed.message, record_bytes=placed.size
+            )
         deadline = now + request.timeout_seconds
         pending = PendingRequest(push, deadline, self._courier.cancel, client, then)
+        if placed is not None:
+            pending.placed = placed
+            pending.push_whole = partial(
+                as_push, request, self._keys, self._limits, in_buffers=True
+            )
         if policy := self._limits.policy(request.priority):
             pending.queue_deadline = now + rejected_after(policy, request)
         self._courier.carry(pending, held=held)

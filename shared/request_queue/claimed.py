@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from shared.messages import InferRequest, Timings
+from shared.bodies.common_memory import CommonMemory
+from shared.messages import BESIDE_REDIS, InferRequest, Timings
 from shared.ticket import TICKET
 
 BATCHES_BETWEEN_BULK = 19
@@ -25,6 +26,8 @@ class Claimed(NamedTuple):
     level: int = 1
     deadline: float = 0.0
     ticket: bytes = b""
+    beside: memoryview | None = None
+    """The request's large tensors, if they lie beside Redis and could be found."""
 
     @classmethod
     def of(cls, ticket: bytes, body: bytes, now: float) -> Claimed:
@@ -35,7 +38,18 @@ class Claimed(NamedTuple):
 
     def request(self) -> InferRequest:
         """Decode the body; raises BadMessage."""
-        return InferRequest.decode(self.id, self.rows, self.body)
+        return InferRequest.decode(self.id, self.rows, self.body, self.beside)
+
+    @property
+    def size(self) -> int:
+        """The bytes of its tensors, wherever they lie."""
+        return len(self.body) + (len(self.beside) if self.beside is not None else 0)
+
+    def found_in(self, memory: CommonMemory) -> Claimed:
+        """Return it with what lies beside its body, if that is so."""
+        if self.body[:1] != BESIDE_REDIS:
+            return self
+        return self._replace(beside=memory.read(self.id, self.body))
 
     def timings(
         self, batch_wait_seconds: float, compute_seconds: float, rows: int, instance: str

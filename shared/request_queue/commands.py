@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.courier.pending import PushArguments
 from shared.errors import ModelCrashed, RequestExpired
-from shared.messages import InferRequest, InferResult
+from shared.messages import Buffers, InferRequest, InferResult
 from shared.model_spec import QueuePolicy
 from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.keys import QueueKeys
@@ -51,12 +51,14 @@ def as_push(
     *,
     in_buffers: bool = False,
     record_bytes: int = 0,
+    body: bytes | Buffers = b"",
 ) -> PushArguments:
     """Return the arguments of a request's push; large ones `in_buffers` are for wires only.
 
-    Its `record_bytes` count among those that wait, beside its body's.
+    Its `record_bytes` count among those that wait, beside its body's. A `body` is in the place of
+    the request's own, if there is one.
     """
-    body = request.encode_large() if in_buffers else request.encode()
+    body = body or (request.encode_large() if in_buffers else request.encode())
     policy = limits.policy(request.priority)
     return PushArguments(
         request.id, request.rows, request.priority, request.signature, request.timeout_seconds,

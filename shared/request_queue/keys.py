@@ -82,7 +82,8 @@ class QueueKeys:
         """
         tag = f"{prefix}:{{{model_key}}}"
         self.levels = levels
-        self._name = (prefix, model_key)
+        self.model_key = model_key
+        self._prefix = prefix
         self.tag = f"{tag}:"
         self.cache = self.tag if cached else ""
         self.queue = f"{tag}:queue:"
@@ -124,7 +125,7 @@ class QueueKeys:
 
         fast: who pushes for clients does not look at it.
         """
-        return QueueKeys(*self._name, self.levels + 1, cached=bool(self.cache))
+        return QueueKeys(self._prefix, self.model_key, self.levels + 1, cached=bool(self.cache))
 
     @cached_property
     def queues(self) -> list[str]:

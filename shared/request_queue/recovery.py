@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from shared.bodies.common_memory import CommonMemory
+from shared.errors import BadMessage
+from shared.messages import BESIDE_REDIS, InferRequest
 from shared.request_queue.commands import recover_command
 from shared.request_queue.keys import QueueKeys, lanes_of
 from shared.request_queue.limits import NO_LOSS, InstanceEnd, Loss
+from shared.ticket import ID_BYTES
 from shared.wire.wire import Wire
 
 
@@ -41,3 +45,25 @@ def recover_one(
     wire.send(recover_command(end, crashed=crashed, loss=loss))
     back, given_up = wire.reply()
     return back, given_up
+
+
+def bring_in(wire: Wire, keys: QueueKeys, instance: str, memory: CommonMemory) -> None:
+    """Have the bodies of what an instance holds whole in Redis, when it crashed; before `recover`.
+
+    Who is given up is kept for longer than the memory in which its tensors lie. Raises RedisError.
+    """
+    for name in keys.held_by(instance):
+        wire.send(("LRANGE", name, 0, -1))
+        for ticket in wire.reply():
+            request_id = ticket[-ID_BYTES:].decode()
+            wire.send(("GET", keys.body + request_id))
+            body = wire.reply() or b""
+            if body[:1] != BESIDE_REDIS:
+                continue
+            try:
+                beside = memory.read(request_id, body)
+                whole = InferRequest.decode(request_id, 0, body, beside).encode()
+            except BadMessage:  # it is gone: who waits for it asks again
+                continue
+            wire.send(("SET", keys.body + request_id, whole, "XX", "KEEPTTL"))
+            wire.reply()

@@ -1,1 +1,1 @@
-"""Connections to Redis: single commands, and wires."""
+"""Connections to Redis: commands, wires."""

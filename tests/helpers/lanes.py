@@ -46,6 +46,7 @@ LONGEST = (
     "tests/preflight/test_worker_with_gpus.py",
     "tests/repository/test_image_classifier.py",
     "tests/payloads/test_hostile_input.py",
+    "tests/bodies/test_bodies_of_processes.py",
 )
 """The files that take longest, as measured, so that nothing long begins last."""
 

@@ -14,7 +14,7 @@ FLOORS = {
     "shared": (
         "errors datatypes names ticket messages model_spec redis_urls setting_checks cores "
         "open_files logs parent_death job_settings settings socket_paths",
-        "inputs tracing wire",
+        "bodies inputs tracing wire",
         "access courier",
         "request_queue",
         "registry",

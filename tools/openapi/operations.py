@@ -65,6 +65,7 @@ WAITING_ERRORS = (
     errors.QueueFull,
     errors.RedisUnavailable,
     errors.RequestExpired,
+    errors.BodyLost,
 )
 ASKING_ERRORS = (
     *BODY_ERRORS,

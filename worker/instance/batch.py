@@ -6,6 +6,7 @@ import logging
 import time
 from functools import partial
 
+from shared.bodies.common_memory import CommonMemory
 from shared.errors import (
     BadMessage,
     BadModelOutput,
@@ -56,6 +57,7 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     offer: Offer | None = None,
     turn: DeviceTurn = ALONE,
     decoders: Decoders | None = None,
+    memory: CommonMemory | None = None,
 ) -> EncodedResults:
     """Return one encoded `InferResult` per claimed request, in order (stop 7).
 
@@ -65,8 +67,8 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     Redis. `sharing` says who shares a forward
     pass. Raises InstanceLost when it is the instance that failed, by its `health`. What was
     answered is told to `offer`. The model runs in the batch's `turn`, which raises TurnLost if the
-    batch is to go back unrun. Next stop: the `forward` of its backend, through `PiecewiseBackend`:
-    `worker.backends.torch_model` for torch.
+    batch is to go back unrun. Large answers go into `memory`. Next stop: the `forward` of its
+    backend, through `PiecewiseBackend`: `worker.backends.torch_model` for torch.
     """
     claimed_at, health = time.monotonic(), health or SelfCheck(learns=False)
     results: dict[str, bytes] = {}
@@ -78,7 +80,7 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
                 health.vocabulary.check(request.arrays)
             requests.append(request)
         except BadMessage as error:
-            log.warning("request %s cannot be decoded, answering it with the error", item.id)
+            log.warning("request %s: %s, it is answered so", item.id, error.message)
             results[item.id] = InferResult(error=error).encode()
         except BadRequest as error:
             results[item.id] = InferResult(error=error).encode()
@@ -92,7 +94,7 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     decode_seconds = time.monotonic() - claimed_at
     context = BatchContext(
         spec, backend, instance, claimed_at, decode_seconds, [], [], BATCH_IN_HAND.get(), offer,
-        sharing.costs, turn, len(requests),
+        sharing.costs, turn, len(requests), memory,
     )  # fmt: skip
     try:
         for together in passes_of(requests, spec, sharing):
@@ -119,7 +121,7 @@ def _learn(context: BatchContext, health: SelfCheck, decoders: Decoders | None) 
     if context.passes or context.failures:
         health.count_failing(has_failed=not context.passes)
     if health.learns and context.passes:
-        item = min(context.passes[-1].claimed, key=lambda each: len(each.body))
+        item = min(context.passes[-1].claimed, key=lambda each: each.size)
         context.turn.take()
         again = partial(_run_again, item, context.spec, context.backend, decoders)
         health.learn(again, [item.id])
@@ -239,7 +241,7 @@ def _run(requests: list[DecodedRequest], context: BatchContext) -> dict[str, byt
         timings = item.timings(waited, compute_seconds, rows, context.instance)
         wanted = request.outputs or tensors
         answer = InferResult(tuple([tensors[name][index] for name in wanted]), timings)
-        results[item.id] = answer.encode()
+        results[item.id] = context.encoded(item.id, answer)
     began += started - stacked  # waiting for the device is no work
     context.add_pass([one.claimed for one in requests], rows, began, started, computed)
     if context.offer is not None:

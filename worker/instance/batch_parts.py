@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from shared.bodies.common_memory import CommonMemory
 from shared.datatypes import NUMPY_TYPES, Array, datatype_of, to_bytes
 from shared.errors import BadModelOutput
 from shared.messages import InferRequest, InferResult, Tensor
@@ -79,6 +80,12 @@ class BatchContext(NamedTuple):
     turn: DeviceTurn = ALONE
     request_count: int = 0
     """Of the requests that could be decoded."""
+    memory: CommonMemory | None = None
+    """Where large answers go, if it is shared with who waits for them."""
+
+    def encoded(self, request_id: str, result: InferResult) -> bytes:
+        """Encode a request's answer."""
+        return result.encode() if self.memory is None else self.memory.encoded(request_id, result)
 
     def add_failure(self, failed: list[str]) -> None:
         """Note requests that failed, whoever is at fault."""

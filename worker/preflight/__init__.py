@@ -1,1 +1,1 @@
-"""Looks at GPUs, and gives each instance its own."""
+"""Gives each instance its GPU."""

@@ -49,6 +49,8 @@ class SlotHost(NamedTuple):
     ledger: DeviceLedger
     meters: MeterBoard
     guard: AbstractContextManager[None] = nullcontext()
+    memory_token: str = ""
+    """Of the shared memory that its instances see."""
 
 
 class InstanceSlot:
@@ -65,7 +67,8 @@ class InstanceSlot:
         self.recorded: InstanceRecord | None = None
         self._placement = self._next_placement = placement
         self._name = f"{machine.supervisor}-{index}"
-        self._supervisor, self._settings, self._context, self._ledger, board, self._guard = machine
+        self._supervisor, self._settings, self._context, self._ledger, board, *_ = machine
+        self._guard, self._memory_token = machine.guard, machine.memory_token
         self._meter_at = page, index = board.take()
         self.meter = page[index]
         self._rate = Rate(time.monotonic())
@@ -134,6 +137,7 @@ class InstanceSlot:
             trusted_backends(settings), self.model.config.warmup, self._cold,
             settings.require_verified, self._memory_bytes, settings.max_growth_bytes,
             settings.log_format, settings.traces_url, settings.state_dir,
+            settings.shared_body_bytes,
         )  # fmt: skip
         reports, child_end = self._context.Pipe(duplex=False)
         process = self._context.Process(
@@ -403,6 +407,7 @@ class InstanceSlot:
             row_limit=self.meter.row_limit,
             device_faults=self._ledger.fault_count(self._device_name),
             device_closed=self._ledger.why_closed(self._device_name),
+            shared_memory="" if spec.steps else self._memory_token,
         )
 
 

@@ -11,12 +11,13 @@ from collections.abc import Iterable
 
 from redis import Redis
 
+from shared.bodies.common_memory import CommonMemory
 from shared.model_spec import ModelSpec
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import NO_LOSS, Loss
-from shared.request_queue.recovery import recover
+from shared.request_queue.recovery import bring_in, recover
 from shared.settings import Settings
 from shared.wire.wire import open_wire
 
@@ -26,8 +27,15 @@ log = logging.getLogger(__name__)
 class Recovery:
     """Every method that asks Redis raises RedisError or RedisUnavailable."""
 
-    def __init__(self, client: Redis, registry: Registry, settings: Settings) -> None:
-        """Open nothing yet."""
+    def __init__(
+        self,
+        client: Redis,
+        registry: Registry,
+        settings: Settings,
+        memory: CommonMemory | None = None,
+    ) -> None:
+        """Open nothing yet; what instances held may have large tensors in `memory`."""
+        self._memory = memory
         self._wire = open_wire(client)
         self._registry = registry
         self._settings = settings
@@ -49,6 +57,8 @@ class Recovery:
     ) -> None:
         """Put back an instance's work, and forget it; a crash counts as an attempt."""
         keys = QueueKeys(self._settings.key_prefix, model_key)
+        if crashed and self._memory is not None:
+            bring_in(self._wire, keys, instance, self._memory)
         back, given_up = recover(
             self._wire, keys, instance, crashed=crashed,
             result_ttl_seconds=self._settings.result_ttl_seconds, loss=loss,

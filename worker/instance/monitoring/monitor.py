@@ -96,7 +96,7 @@ class Monitor:
             if time.monotonic() >= self._look_at:
                 self._work.set()
             return
-        size = sum([len(one.claimed.body) for one in requests])
+        size = sum([one.claimed.size for one in requests])
         size += sum([len(each.data) for tensors in outputs.values() for each in tensors])
         rows = sum([one.claimed.rows for one in requests])
         self._offered += rows / SECOND_ROWS + size / SECOND_BYTES

@@ -65,7 +65,7 @@ class Samples:
 
         Raises OSError.
         """
-        if len(one.claimed.body) > LARGEST_SHARE * self._wish.max_bytes:
+        if one.claimed.size > LARGEST_SHARE * self._wish.max_bytes:
             return
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         stem = f"{int(1000 * time.time())}-{next(self._numbers)}"

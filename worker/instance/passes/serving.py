@@ -17,6 +17,7 @@ from typing import NamedTuple, NoReturn, TypeVar
 import torch
 from redis.exceptions import RedisError
 
+from shared.bodies.common_memory import CommonMemory
 from shared.errors import described
 from shared.messages import Tensor
 from shared.request_queue.claimed import Claimed, EncodedResults
@@ -78,6 +79,7 @@ class WarmInstance(NamedTuple):
     wakeup: int | None
     tracing: WorkerTracing | None
     decoders: Decoders | None = None
+    memory: CommonMemory | None = None
 
 
 class _Lane(NamedTuple):
@@ -189,7 +191,7 @@ def _queue(
     """Return an end of the model's queue, which claims by a name of the lane's own."""
     job = serving.job
     client = connect(job.redis_url, job.key_prefix)
-    return kind(
+    queue = kind(
         tracing.wire(client) if tracing else open_wire(client),
         QueueKeys.of(job.spec, job.key_prefix),
         lanes_of(job.id)[lane],
@@ -197,6 +199,8 @@ def _queue(
         batching=Batching.of(job.spec),
         cache=job.limits.cache,
     )
+    queue.memory = serving.memory
+    return queue
 
 
 def _answer(
@@ -207,6 +211,7 @@ def _answer(
     answer: Callable[[list[Claimed]], EncodedResults] = partial(
         answer_batch, spec=job.spec, backend=warm.backend, instance=job.id, sharing=sharing,
         health=warm.health, offer=offer, turn=turn, decoders=serving.decoders,
+        memory=serving.memory,
     )  # fmt: skip
     return tracing.traced(answer) if tracing else answer
 

@@ -1,1 +1,1 @@
-"""Turns files into versions of models."""
+"""Turns files into versions."""

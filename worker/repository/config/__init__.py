@@ -1,1 +1,1 @@
-"""Reads the blocks of a `config.pbtxt`."""
+"""Reads a `config.pbtxt`."""

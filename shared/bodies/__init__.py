@@ -1,0 +1,1 @@
+"""Large tensors in shared memory."""
