@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import signal
+import socket
+import struct
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -31,6 +33,7 @@ from shared.wire.client import connect
 MODEL = "echo_UINT8"
 COUNTS = (100, 70_000, 150_528, 300_000)
 CLIENTS, KILLS = 4, 2
+RESETS = 300
 DIRECTORY = SHARED_MEMORY_ROOT / f"ferry-{os.getuid()}"
 
 
@@ -41,17 +44,22 @@ class Served(NamedTuple):
     redis: Redis
     gunicorn: int
 
-    def ask(self, count: int, seed: int, *, binary: bool = True) -> bool:
-        """Tell whether a request of so many bytes is answered by the same ones."""
-        data = np.random.default_rng(seed).bytes(count)
-        parameters = {"binary_data_size": count}
-        tensor = {"name": "x", "datatype": "UINT8", "shape": [count], "parameters": parameters}
+    def asked(self, data: bytes, *, binary: bool = True) -> HTTPConnection:
+        """Return a connection on which a request was sent."""
+        parameters = {"binary_data_size": len(data)}
+        tensor = {"name": "x", "datatype": "UINT8", "shape": [len(data)], "parameters": parameters}
         asked = {"inputs": [tensor], "parameters": {"binary_data_output": binary}}
         head = json.dumps(asked).encode()
         connection = HTTPConnection("127.0.0.1", self.settings.port, timeout=60)
         headers = {HEADER: str(len(head))}
+        connection.request("POST", f"/v2/models/{MODEL}/infer", head + data, headers)
+        return connection
+
+    def ask(self, count: int, seed: int, *, binary: bool = True) -> bool:
+        """Tell whether a request of so many bytes is answered by the same ones."""
+        data = np.random.default_rng(seed).bytes(count)
+        connection = self.asked(data, binary=binary)
         try:
-            connection.request("POST", f"/v2/models/{MODEL}/infer", head + data, headers)
             response = connection.getresponse()
             body = response.read()
             if binary:
@@ -74,6 +82,14 @@ class Served(NamedTuple):
     def api_processes(self) -> set[int]:
         children = Path(f"/proc/{self.gunicorn}/task/{self.gunicorn}/children").read_text()
         return set(map(int, children.split()))
+
+    def files(self) -> list[Path]:
+        """Return what the API processes that listen to the model's answers have beside Redis."""
+        answered = QueueKeys(self.settings.key_prefix, f"{MODEL}/1").answered
+        channels = self.redis.pubsub_channels(f"{answered}*")
+        names = [channel.decode().removeprefix(answered) for channel in channels]
+        assert names
+        return [file for name in names for file in (DIRECTORY / name).iterdir()]
 
     def bodies(self) -> list[int]:
         """Return the sizes of the bodies in Redis."""
@@ -155,6 +171,22 @@ def test_instances_that_are_killed_cost_no_large_request_its_answer(served: Serv
 
     assert len(answers) > KILLS
     assert all(answers)
+
+
+def test_connections_that_are_reset_leave_nothing_beside_redis(served: Served) -> None:
+    data = np.random.default_rng(6).bytes(150_528)
+    os.kill(instance := served.instance(), signal.SIGSTOP)  # so that they wait
+    try:
+        for _ in range(RESETS):
+            connection = served.asked(data)
+            linger = struct.pack("ii", 1, 0)
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            connection.close()
+        wait_until(lambda: not served.files(), 20, "all bodies are freed")
+    finally:
+        os.kill(instance, signal.SIGCONT)
+    wait_until(lambda: not served.bodies(), 20, "nothing waits in Redis")
+    assert served.ask(150_528, 7)
 
 
 def test_what_a_killed_api_process_had_is_removed(served: Served) -> None:

@@ -29,8 +29,10 @@ from shared.request_queue.claimed import Claimed
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Limits
 from shared.request_queue.recovery import bring_in
+from shared.settings import Settings
 from shared.ticket import TICKET
 from shared.wire.wire import Wire
+from worker.supervisor.supervisor import Supervisor
 
 PICTURE_BYTES = 150_528
 BUDGET_BYTES = 1_000_000
@@ -338,6 +340,20 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert not (beside.directory / "0badcafe").exists()
     beside.answer(beside.claim())
     assert pixels(waiting.wait()) == pixels(picture(waiting.id))
+
+
+def test_a_supervisor_removes_what_the_dead_left(
+    settings: Settings, shared_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common_memory, "SHARED_MEMORY_ROOT", shared_path)
+    supervisor = Supervisor(settings)
+    left = shared_path / f"ferry-{os.getuid()}" / "0badcafe"
+    left.mkdir(mode=0o700)
+    (left / "body").write_bytes(b"left")
+
+    supervisor._beat()
+
+    assert not left.exists()
 
 
 def test_a_folder_goes_with_the_queue_that_had_it(shared_path: Path) -> None:
