@@ -104,7 +104,7 @@ def hold(count: int, begin: bytes, port: int, seconds: float) -> Outcomes:
 
 def tiny_chunks(port: int, seconds: float) -> Outcomes:
     """Send a body in chunks of one byte, as fast as they are taken."""
-    head = f"POST {INFER} HTTP/1.1\r\nHost: ferry\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     until, many = time.monotonic() + seconds, b"1\r\n \r\n" * 10_000
     outcomes = Outcomes()
     with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS) as one:
@@ -116,10 +116,25 @@ def tiny_chunks(port: int, seconds: float) -> Outcomes:
     return outcomes
 
 
+def one_chunk(port: int, seconds: float) -> Outcomes:
+    """Send the largest bodies, each in one chunk, of which nothing is JSON."""
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    until, outcomes = time.monotonic() + seconds, Outcomes()
+    chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (LARGEST, bytes(LARGEST))
+    while time.monotonic() < until:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS) as one,
+            suppress(OSError),
+        ):
+            one.sendall(f"{head}Inference-Header-Content-Length: 0\r\n\r\n".encode() + chunk)
+            outcomes[one.recv(12)[9:].decode()] += 1
+    return outcomes
+
+
 def read_nothing(path: str, port: int, seconds: float) -> Outcomes:
     """Ask a hundred times on each of many connections, and take none of the answers."""
     outcomes, until = Outcomes(), time.monotonic() + seconds
-    many = f"GET {path} HTTP/1.1\r\nHost: ferry\r\n\r\n".encode() * 100
+    many = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 100
     with ExitStack() as stack:
         opened = []
         for _ in range(100):
@@ -133,7 +148,7 @@ def read_nothing(path: str, port: int, seconds: float) -> Outcomes:
 
 
 def _head(path: str, length: int) -> bytes:
-    return f"POST {path} HTTP/1.1\r\nHost: ferry\r\nContent-Length: {length}\r\n\r\n".encode()
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 def attacks() -> list[Attack]:
@@ -168,6 +183,7 @@ def attacks() -> list[Attack]:
         without_body("slow-bodies", partial(hold, 200, _head(INFER, 100_000) + b"{")),
         without_body("idle", partial(hold, 1100, b"")),
         without_body("tiny-chunks", tiny_chunks),
+        without_body("one-chunk", one_chunk),
         without_body("slow-readers", partial(read_nothing, "/openapi.json")),
         posted("slow-model", WORDS, lambda: bodies.texts(32, 400), clients=850),
         *(

@@ -34,6 +34,7 @@ from api.payloads.embeddings import (
 )
 from shared.access.admission import Admission
 from shared.access.api_key import ApiKey
+from shared.bodies.turns import let_others
 from shared.errors import BadRequest, RequestExpired
 from shared.inputs.texts import TokenizerCache
 from shared.messages import InferResult
@@ -207,7 +208,7 @@ class _Embedding:
         self._under_way[key] = _Piece(numbers, question, pending)
         if not is_bulk:
             self._foremost = key
-        time.sleep(0)  # under gevent other requests have their turn
+        let_others()
 
     def _options(self) -> RequestOptions:
         """Return the options of a piece that has what is left of the request's time."""

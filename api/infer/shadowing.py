@@ -16,6 +16,7 @@ from threading import Event, Lock, Thread
 from typing import NamedTuple, TypeVar
 
 from api.infer.question import Question
+from shared.bodies.turns import let_others
 from shared.errors import FerryError, QueueFull, RedisUnavailable, VersionRetired
 from shared.messages import InferResult
 from shared.model_spec import ModelSpec
@@ -90,7 +91,7 @@ class Stopwatch:
 
     def of(self, work: Callable[[], Result]) -> Result:
         """Do a piece of work."""
-        time.sleep(0)
+        let_others()
         began = time.perf_counter()
         try:
             return work()

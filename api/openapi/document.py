@@ -7,14 +7,13 @@ browser that nothing may be.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import version as package_version
 from pathlib import Path
 
 import orjson
 from flask import Blueprint, Response
 from flask_swagger_ui import get_swaggerui_blueprint
-
-from api.routes.flask_side import json_response
 
 FILE = Path(__file__).with_name("openapi.json")
 POLICY = (
@@ -36,9 +35,14 @@ blueprint = Blueprint("openapi", __name__)
 @blueprint.get("/openapi.json")
 def document() -> Response:
     """Answer the document, with the version that is installed."""
+    return Response(_document(), content_type="application/json")
+
+
+@cache  # milliseconds, in which nobody else is answered
+def _document() -> bytes:
     found = orjson.loads(FILE.read_bytes())
     found["info"]["version"] = package_version("ferry")
-    return json_response(found)
+    return orjson.dumps(found)
 
 
 def make_pages() -> Blueprint:

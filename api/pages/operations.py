@@ -11,6 +11,7 @@ from typing import Any
 
 from api.pages.disagreements import shown_disagreement
 from api.services import Services
+from shared.bodies.turns import let_others
 from shared.drift.findings import FEWEST_ROWS, LatestDrift, VersionDrift
 from shared.errors import (
     ClientLeft,
@@ -91,7 +92,7 @@ class Operations:
         examples = []
         for found in self._comparisons.kept(shadow.key, served.version):
             examples.append(shown_disagreement(found, served, shadow, tokenizers))
-            time.sleep(0)  # others' turn: a picture takes tens of milliseconds
+            let_others()  # a picture takes tens of milliseconds
         return {
             "model": name, "version": served.version, "shadow": shadow.version,
             "examples": examples,

@@ -21,6 +21,7 @@ from api.routes.door import still_let_in
 from api.routes.flask_side import json_response, services
 from api.routes.operations import STREAMS
 from api.server.body import MAX_ORDER_BYTES, read_body, read_form
+from shared.bodies.turns import let_others
 from shared.errors import (
     BadRequest,
     FerryError,
@@ -193,7 +194,7 @@ def _save(file: FileStorage, path: Path) -> None:
     with path.open("wb") as kept:
         while piece := file.stream.read(UPLOAD_PIECE_BYTES):
             kept.write(piece)
-            time.sleep(0)
+            let_others()
 
 
 def _ending(name: str) -> str:

@@ -17,6 +17,7 @@ from api.access.guard import KEY
 from api.payloads.binary_tensors import HEADER_VARIABLE
 from api.server.compression import decompress
 from api.server.pace import Pace
+from shared.bodies.turns import let_others
 from shared.errors import BadRequest, PayloadTooLarge, RequestTimeout
 from shared.messages import LARGE_BYTES, Buffer
 
@@ -29,8 +30,10 @@ HELD_BODY = "ferry.held_body"
 MAX_ORDER_BYTES = 256 * 1024
 """Of the JSON by which models are loaded, and settings are set."""
 PIECE_BYTES = 2**20
-CHUNKED_READ_BYTES = 8192
+CHUNKED_READ_BYTES, FEWEST_READ_BYTES = 8192, 64
 """Of a chunked body at a time: gunicorn reads them in Python, and they may be of one byte."""
+LONGEST_READ_SECONDS = 0.001
+"""What took longer is read in smaller parts: others wait meanwhile."""
 Read = TypeVar("Read", bytes, bytes | memoryview)
 
 
@@ -170,13 +173,18 @@ def _complete(raw: Read, length: int) -> Read:
 
 def _read_chunked(limit: int) -> bytes:
     """Read a body without a declared length, in turns with other requests."""
-    parts, left = [], limit
-    while part := _read(request.environ["wsgi.input"], CHUNKED_READ_BYTES):
+    parts, left, size, began = [], limit, CHUNKED_READ_BYTES, time.perf_counter()
+    while part := _read(request.environ["wsgi.input"], size):
         left -= len(part)
         if left < 0:
             raise PayloadTooLarge(f"the body is larger than {limit} bytes")
         parts.append(part)
-        time.sleep(0)
+        if time.perf_counter() - began > LONGEST_READ_SECONDS:
+            size = max(FEWEST_READ_BYTES, size // 2)
+        else:
+            size = min(CHUNKED_READ_BYTES, 2 * size)
+        let_others()
+        began = time.perf_counter()
     return b"".join(parts)
 
 

@@ -6,12 +6,12 @@ Sources: RFC 9110, 8.4 (content codings) and 12.5.3 (Accept-Encoding); RFC 1950 
 from __future__ import annotations
 
 import re
-import time
 import zlib
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shared.bodies.turns import let_others
 from shared.errors import BadRequest, PayloadTooLarge, UnsupportedEncoding, shown
 from shared.messages import Buffer
 
@@ -198,15 +198,15 @@ def _steps(opener: zlib._Decompress, piece: Buffer) -> Iterable[bytes]:
         # subtle: a full step may have left something in the opener though all input is consumed.
         if opener.eof or (len(opened) < STEP_BYTES and not piece):
             return
-        time.sleep(0)
+        let_others()
 
 
 def _slices(data: bytes) -> Iterable[memoryview]:
-    """Cut `data` up; under gevent each sleep of 0 s lets other greenlets run."""
+    """Cut `data` up; others have their turn in between."""
     view = memoryview(data)
     for start in range(0, len(data), SLICE_BYTES):
         if start:
-            time.sleep(0)
+            let_others()
         yield view[start : start + SLICE_BYTES]
 
 
