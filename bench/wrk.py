@@ -36,6 +36,20 @@ function done(summary, latency, requests)
     errors.status, errors.connect, errors.read, errors.write, errors.timeout))
 end
 """
+NUMBER = "{number}"
+"""In a header's value: eight digits in its place, others in each request."""
+NUMBERED = """\
+local number, before, behind = 0
+function init()
+  local whole = wrk.format()
+  local from, to = whole:find("{number}", 1, true)
+  before, behind = whole:sub(1, from - 1), whole:sub(to + 1)
+end
+function request()
+  number = number + 1
+  return before .. string.format("%08x", number) .. behind
+end
+"""
 
 
 def is_installed() -> bool:
@@ -71,6 +85,7 @@ def write_script(request: Request, directory: Path) -> Path:
                 f'wrk.headers["{name}"] = "{value}"' for name, value in request.headers
             ),
         }
+        + (NUMBERED if any(NUMBER in value for _, value in request.headers) else "")
     )
     return script
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import ClassVar
 
 import pytest
 
 from bench import wrk
 from bench.__main__ import parse_arguments
 from bench.comparison import SAME_BODY, Plan, Variant, run_rounds
+from bench.engine import heads
 from bench.floors import Floor, cautions, device_shares, floors
 from bench.measurements import Measurement, Row, mean_batch, summarize
 from bench.processes import BenchError
@@ -49,7 +52,10 @@ class Echo(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     expected = bytes(range(256)) * 300
 
+    traces: ClassVar[list[str]] = []
+
     def do_POST(self) -> None:
+        self.traces += self.headers.get_all("X-Trace", [])
         body = self.rfile.read(int(self.headers["Content-Length"]))
         right = body == self.expected and self.headers["Content-Type"] == "image/x"
         self.send_response(200 if right else 400)
@@ -61,13 +67,14 @@ class Echo(BaseHTTPRequestHandler):
         pass
 
 
-def test_wrk_sends_the_body_as_it_is(tmp_path: Path) -> None:
+def test_wrk_sends_the_body_as_it_is_and_another_number_in_each_head(tmp_path: Path) -> None:
     if shutil.which("wrk") is None:
         pytest.skip("wrk is not installed (apt-get install wrk)")
     with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         port = server.server_address[1]
-        request = Request(port, "/", "POST", "image/x", Echo.expected)
+        headers = (("X-Trace", f"a{wrk.NUMBER}b"),)
+        request = Request(port, "/", "POST", "image/x", Echo.expected, headers)
 
         measured = wrk.measure(request, clients=2, seconds=1, directory=tmp_path)
         server.shutdown()
@@ -75,6 +82,22 @@ def test_wrk_sends_the_body_as_it_is(tmp_path: Path) -> None:
     assert measured.error_count == 0
     assert measured.per_second > 0
     assert measured.batch_sizes == ()
+    numbered = [trace for trace in Echo.traces if re.fullmatch("a[0-9a-f]{8}b", trace)]
+    assert len(set(numbered)) == len(numbered) >= measured.answer_count
+
+
+def test_heads_that_differ_and_many_clients_have_floors() -> None:
+    good = {
+        (64, heads.REPEATING): heads.Load(1000.0, 200.0, 10.0, 20.0),
+        (64, heads.DIFFERING): heads.Load(900.0, 240.0, 10.0, 20.0),
+        (256, heads.REPEATING): heads.Load(900.0, 210.0, 50.0, 200.0),
+    }
+    bad = {case: load._replace(per_second=899.0, p99_ms=201.0) for case, load in good.items()}
+    bad[64, heads.REPEATING] = good[64, heads.REPEATING]._replace(api_us=199.0)
+
+    assert [floor.passed for floor in heads.floors(good)] == [True] * 3
+    assert [floor.passed for floor in heads.floors(bad)] == [False] * 3
+    assert [floor.passed for floor in heads.floors({})] == [None] * 3
 
 
 def test_rows_hold_medians_and_all_errors() -> None:
