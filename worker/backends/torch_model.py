@@ -17,6 +17,7 @@ from shared.errors import BadModel
 from shared.model_spec import ModelSpec, TensorSpec
 from worker.backends.base import named_outputs, not_an_output
 from worker.backends.preprocessing import Normaliser
+from worker.backends.programs.calls import compiled, graphed
 from worker.backends.torch_arrays import output_array, to_torch, torch_type
 from worker.repository.execution import ExecutionPolicy
 
@@ -98,7 +99,7 @@ class TorchBackend:
         return self._forward(inputs, pixels)
 
     def execute_by(self, policy: ExecutionPolicy) -> None:
-        """Compute in another precision or memory layout from now on, outputs as declared.
+        """Compute in another precision, layout or way from now on, outputs as declared.
 
         Raises BadModel where that cannot be, and whatever the module raises when it is changed.
         """
@@ -116,6 +117,13 @@ class TorchBackend:
             self._channels_last = True
             if self._normaliser is not None:
                 self._normaliser.channels_last = True
+        try:
+            if policy.is_compiled:
+                self._call = compiled(self._call, self._module, self._device)
+            if policy.has_graphs:
+                self._call = graphed(self._call, self._device)
+        except BadModel as error:
+            raise BadModel(f"{policy}: {error.message}") from error
 
     def watch(self, see: Callable[[Any], None]) -> None:
         """Show `see` each answer of the model as it comes, before its outputs are named."""

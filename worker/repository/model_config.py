@@ -151,7 +151,8 @@ def _config(message: Any, directory: Path, version: str, trusted: Collection[str
     _check_activation(spec)
     vocabulary_sizes(spec)  # raises for what cannot be
     notes += parameter_notes(found.triton_backend, parameters)
-    execution_policy(found.triton_backend, parameters, message.max_batch_size)  # raises likewise
+    # raises likewise
+    execution_policy(found.triton_backend, parameters, message.max_batch_size, inputs)
     if message.optimization.HasField("graph") and found.backend != "onnxruntime":
         notes.append("optimization.graph has no effect: only ONNX graphs are optimised on loading")
     return ModelConfig(

@@ -1,1 +1,1 @@
-"""Reads exported programs."""
+"""Programs of torch."""

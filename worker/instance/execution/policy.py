@@ -7,6 +7,7 @@ that the policy makes a difference to.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from shared.model_spec import ModelSpec
 from worker.backends.base import Backend
 from worker.instance.determinism import Make
 from worker.instance.execution.buckets import BucketedBackend
+from worker.instance.execution.lengths import LengthBackend, resized
 from worker.instance.tensor_adapter import adapted
 from worker.instance.warmup import Run, run_sizes, said
 from worker.repository.config.formats import BY_BACKEND
@@ -33,6 +35,8 @@ class Execution:
         self._own = own
         self._spec = spec
         self.backend = adapted(own, spec)
+        if policy.lengths:
+            self.backend = self._of_lengths = LengthBackend(self.backend, spec)
         if policy.buckets:
             self.backend = self._bucketed = BucketedBackend(self.backend)
 
@@ -40,7 +44,11 @@ class Execution:
     def of(cls, backend: str, spec: ModelSpec, own: Backend) -> Execution:
         """Return a model's; `backend` is a name of `worker.repository.config.formats`."""
         of_triton = BY_BACKEND[backend].triton_backend
-        policy = execution_policy(of_triton, spec.parameters, spec.max_batch_size)
+        policy = execution_policy(of_triton, spec.parameters, spec.max_batch_size, spec.inputs)
+        if policy.lengths and spec.text is not None:  # no text is longer
+            longest = spec.text.max_length
+            shorter = [each for each in policy.lengths if each < longest]
+            policy = policy._replace(lengths=(*shorter, longest))
         return cls(policy, own, spec)
 
     def begin_unchecked(self) -> str:
@@ -52,6 +60,8 @@ class Execution:
             self._own.execute_by(self._policy)  # type: ignore[attr-defined]  # torch's backends do
         if self._policy.buckets:
             self._bucketed.sizes = self._policy.buckets
+        if self._policy.lengths:
+            self._of_lengths.lengths = self._policy.lengths
         return UNCHECKED.format(self._policy) if str(self._policy) else ""
 
     def begin(self, run: Run, makes: Sequence[Make]) -> str:
@@ -63,12 +73,21 @@ class Execution:
         if not str(self._policy):
             return ""
         before = list(_answers(run, makes, self._sizes()))
+        before += _answers(run, self._of_all_lengths(makes), sorted({1, self._spec.batch_rows}))
         unchecked = self.begin_unchecked()
         if not before:
             return unchecked
         for make, size, plain in before:
             self._compare(plain, run, make, size)
-        return run_sizes(self._spec, run, makes[-1])
+        whole = [partial(_resized, makes[-1], self._spec, each) for each in self._policy.lengths]
+        notes = [run_sizes(self._spec, run, make) for make in whole or makes[-1:]]
+        return "; ".join(filter(None, notes))
+
+    def _of_all_lengths(self, makes: Sequence[Make]) -> list[Make]:
+        """Return what makes the rows that are padded most for each length."""
+        lengths = self._policy.lengths
+        shortest = [shorter + 1 for shorter in (0, *lengths)][: len(lengths)]
+        return [partial(_resized, makes[0], self._spec, each) for each in shortest if makes]
 
     def _sizes(self) -> list[int]:
         buckets = self._policy.buckets
@@ -87,6 +106,10 @@ class Execution:
                     f"{self._policy}: output {name!r} is off by {found:.2g} of its largest number "
                     f"in a batch of {size}, execution_tolerance is {self._policy.tolerance:g}"
                 )
+
+
+def _resized(make: Make, spec: ModelSpec, length: int, rows: int) -> Mapping[str, Array]:
+    return resized(make(rows), spec, length)
 
 
 def _answers(
