@@ -77,11 +77,16 @@ class Seeing:
         return {"out": np.stack([means] * 3, axis=1)}
 
 
+def end(decoders: Decoders) -> None:
+    for each in decoders._idle:
+        each.end()
+
+
 @pytest.fixture(scope="module")
 def beside() -> Iterator[Decoders]:
     made = Decoders(MODEL.image, 2)  # type: ignore[arg-type]
     yield made
-    made.close()
+    end(made)
 
 
 def asked(name: str, tensor: Tensor) -> Claimed:
@@ -125,7 +130,7 @@ def test_so_it_does_however_the_config_has_them_made(image: dict[str, str]) -> N
     photo = photo_body()
 
     found = answer_batch([asked("a", as_came(photo))], wanted, backend, "i", decoders=beside)
-    beside.close()
+    end(beside)
 
     assert InferResult.decode(found.results[0]).error is None
     np.testing.assert_array_equal(backend.passes[0], picture_batch([photo], wanted).array())
@@ -170,7 +175,7 @@ def dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoders]
     monkeypatch.setattr(decoders, "DECODER", "dying_decoder")
     made = Decoders(MODEL.image, 2)  # type: ignore[arg-type]
     yield made
-    made.close()
+    end(made)
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL", "SIGPROF"])

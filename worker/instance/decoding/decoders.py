@@ -45,7 +45,10 @@ class Pictures(NamedTuple):
 
 
 class Decoders:
-    """An instance's decoders, which its lanes share; they start when the first picture comes."""
+    """An instance's decoders, which its lanes share; they start when the first picture comes.
+
+    They end with the instance's process, whose end their lines hear.
+    """
 
     def __init__(self, image: ImageInput, count: int) -> None:
         """Decode for a model's `image`, at most `count` pictures at once."""
@@ -69,11 +72,6 @@ class Decoders:
     def start(self) -> None:
         """Start all of them; nobody waits until they are there."""
         self._idle += [ReaderProcess(DECODER) for _ in range(self._count)]
-
-    def close(self) -> None:
-        """End all that are idle, behind the last batch."""
-        while self._idle:
-            self._idle.pop().end()
 
     def decoded(self, requests: list[DecodedRequest]) -> Pictures:
         """Return the requests with pixels in the place of pictures, all in their order."""

@@ -96,7 +96,7 @@ class Monitor:
             if time.monotonic() >= self._look_at:
                 self._work.set()
             return
-        size = sum([one.claimed.size for one in requests])
+        size = sum([_bytes_of(one) for one in requests])
         size += sum([len(each.data) for tensors in outputs.values() for each in tensors])
         rows = sum([one.claimed.rows for one in requests])
         self._offered += rows / SECOND_ROWS + size / SECOND_BYTES
@@ -220,6 +220,11 @@ class Monitor:
         """Return the rows of all requests; a model without batches has one in each."""
         joined = np.concatenate if self._spec.batched or has_rows else np.stack
         return joined(arrays)
+
+
+def _bytes_of(one: DecodedRequest) -> int:
+    """Return a request's bytes: pixels are more than the file of which they were decoded."""
+    return max(one.claimed.size, sum([array.nbytes for array in one.arrays.values()]))
 
 
 @contextmanager

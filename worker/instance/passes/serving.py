@@ -104,8 +104,6 @@ def serve(serving: WarmInstance, reports: Connection) -> None:
     except BaseException as error:  # a border: the model's own code; everything is answered by now
         said = described(error)
         log.error("%s raises when it is closed, the instance ends: %s", job.spec.key, said)
-    if serving.decoders:
-        serving.decoders.close()
     if serving.tracing:
         serving.tracing.close()
     end_soon(0)
