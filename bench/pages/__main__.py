@@ -5,8 +5,10 @@
 A round is four short runs of wrk: without pages, twice with them, without. What the pages take is
 the median of the rounds. The servers' processor time per request tells the same with less noise,
 where the machine has no more to give; what our own readers of the events take, in the browsers'
-place, is none of it and told apart. The history is written in all runs, so its cost is measured
-apart.
+place, is none of it and told apart. A machine whose speed changes from second to second tells
+neither. So the processor time that pages take each second is also measured beside few requests, so
+many a second, and compared with what the servers take in all at full load. The history is written
+in all runs, so its cost is measured apart.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from bench.many_models import family_of
 from bench.processes import BenchError
 from bench.scenarios import SCENARIOS
 from bench.servers import whole
-from bench.single_requests import Request
+from bench.single_requests import Request, ask
 from shared.cores import default_cores
 from shared.history.keys import HistoryKeys
 from shared.history.recorder import Recorder
@@ -41,6 +43,9 @@ from shared.wire.client import connect
 
 MOST_SHARE = 0.01
 """Streams and history together take less than so much of the requests a second."""
+STEADY_PER_SECOND = 50
+STEADY_SECONDS = 3.0
+STEADY_ROUNDS = 10
 HISTORY_POINTS = 50
 PAGE_TIMEOUT_SECONDS = 30.0
 
@@ -92,8 +97,9 @@ def main(arguments: Sequence[str]) -> int:
             beside = 2 * options.rounds * options.seconds
             print(f"this process, readers too, took {(time.process_time() - before) / beside:.2%} "
                   "of a core while pages were open")  # fmt: skip
+            steady = [_steady_seconds(request, options.pages) for _ in range(STEADY_ROUNDS)]
             history = _history_share(settings)
-    return show(rounds, history, options.pages)
+    return show(rounds, steady, history, options.pages)
 
 
 def _round(load: Callable[[], Run], port: int, pages: int) -> Round:
@@ -109,6 +115,23 @@ def _run(request: Request, clients: int, seconds: int, directory: Path) -> Run:
     found = wrk.measure(request, clients, seconds, directory)
     assert found.answer_count, "wrk counts them"
     return Run(found.per_second, (_servers_seconds() - before) / found.answer_count)
+
+
+def _steady_seconds(request: Request, pages: int) -> float:
+    """Return the processor time that pages take each second, beside few requests a second."""
+    without = _seconds_beside_few(request)
+    with _opened(request.port, pages):
+        return _seconds_beside_few(request) - without
+
+
+def _seconds_beside_few(request: Request) -> float:
+    connection = HTTPConnection("127.0.0.1", request.port, timeout=PAGE_TIMEOUT_SECONDS)
+    before, began = _servers_seconds(), time.monotonic()
+    for number in range(int(STEADY_PER_SECOND * STEADY_SECONDS)):
+        ask(connection, request)
+        time.sleep(max(0.0, began + number / STEADY_PER_SECOND - time.monotonic()))
+    connection.close()
+    return (_servers_seconds() - before) / (time.monotonic() - began)
 
 
 def _servers_seconds() -> float:
@@ -171,7 +194,7 @@ def _history_share(settings: Settings) -> float:
     return (time.monotonic() - began) / HISTORY_POINTS / default_cores()
 
 
-def show(rounds: Sequence[Round], history: float, pages: int) -> int:
+def show(rounds: Sequence[Round], steady: Sequence[float], history: float, pages: int) -> int:
     """Print each round, the medians and the verdict, by the surer figure; return as `main`."""
     for each in rounds:
         print(
@@ -181,12 +204,19 @@ def show(rounds: Sequence[Round], history: float, pages: int) -> int:
         )
     taken, spread = _middle([each.taken for each in rounds])
     processor, of_processor = _middle([each.processor_taken for each in rounds])
+    at_full = statistics.median(
+        each.without.per_second * each.without.processor_seconds / 4 for each in rounds
+    )
+    apart, of_apart = _middle([each / at_full for each in steady])
     print(
         f"{pages} pages take {taken:.2%} (+- {spread:.2%}) of the requests/s, {processor:.2%} "
-        f"(+- {of_processor:.2%}) by the processor; the history at most {history:.2%} of the "
-        f"machine; load {os.getloadavg()[0]:.0f}"
+        f"(+- {of_processor:.2%}) by the processor; {1000 * apart * at_full:.1f} ms of it each "
+        f"second beside few requests, {apart:.2%} (+- {of_apart:.2%}) of the {at_full:.2f} s that "
+        f"the servers take at full load; the history at most {history:.2%} of the machine; "
+        f"load {os.getloadavg()[0]:.0f}"
     )
-    share, unsure = min((taken, spread), (processor, of_processor), key=lambda each: each[1])
+    figures = (taken, spread), (processor, of_processor), (apart, of_apart)
+    share, unsure = min(figures, key=lambda each: each[1])
     if unsure > MOST_SHARE / 2:
         print("it cannot be told: the machine was not quiet")
         return 2
