@@ -7,7 +7,9 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from redis import Redis
 from registered import register, report_failure, spec
 
 from ferry.cli import main
-from ferry.commands.doctor import of_machine, of_redis
+from ferry.commands.doctor import of_machine, of_redis, of_worker
 from ferry.up.embedded_valkey import EmbeddedValkey, running
 from shared.registry.device_report import Device, DeviceReport
 from shared.settings import Settings
@@ -27,7 +29,7 @@ Doctor = Callable[[], tuple[int, dict[str, dict[str, str]]]]
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Leave no Redis, no repository, ports that are free, and torch as it is found elsewhere."""
     report = DeviceReport(torch="2.13.0")
-    monkeypatch.setattr(of_machine, "in_own_process", lambda *_: report)
+    monkeypatch.setattr(of_worker, "in_own_process", lambda *_: report)
     monkeypatch.delenv("REDIS_URL", raising=False)
     monkeypatch.setenv("FERRY_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("FERRY_MODELS", str(tmp_path / "models"))
@@ -174,7 +176,7 @@ def test_what_is_wrong_with_the_machine(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     unused = DeviceReport(torch="2.13.0", reason="torch is a build for the CPU")
-    monkeypatch.setattr(of_machine, "in_own_process", lambda *_: unused)
+    monkeypatch.setattr(of_worker, "in_own_process", lambda *_: unused)
     monkeypatch.setattr(of_machine, "default_cores", lambda: 2)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
     monkeypatch.setenv("FERRY_CPU_THREADS", "8")
@@ -198,7 +200,7 @@ def test_what_is_wrong_with_the_machine(
 
 def test_gpus_that_can_be_used_are_counted(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = DeviceReport(torch="2.13.0", torch_cuda="13.0", devices=(Device(index=0, uuid="GPU-1"),))
-    monkeypatch.setattr(of_machine, "in_own_process", lambda *_: seen)
+    monkeypatch.setattr(of_worker, "in_own_process", lambda *_: seen)
 
     assert doctor()[1]["torch"]["found"] == "2.13.0 for CUDA 13.0, 1 GPUs to use"
 
@@ -215,6 +217,46 @@ def test_a_port_that_is_taken(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -
 
     assert code == 1
     assert "FERRY_GRPC_PORT: cannot listen on 127.0.0.1" in found[f"port {port}"]["found"]
+
+
+@pytest.mark.parametrize(
+    ("said", "state"), [(b"ferry_worker_instances 1", "ok"), (b"another_thing 1", "warning")]
+)
+def test_a_port_that_a_worker_of_ferrys_has_taken(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, said: bytes, state: str
+) -> None:
+    """As in a worker's container, where no API says that Ferry runs here."""
+    with HTTPServer(("127.0.0.1", 0), type("Metrics", (Said,), {"said": said})) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("FERRY_METRICS_PORT", str(server.server_port))
+
+        found = doctor()[1]
+
+        server.shutdown()
+    assert found[f"port {server.server_port}"]["state"] == state
+
+
+class Said(BaseHTTPRequestHandler):
+    """Answers every GET with what is `said`."""
+
+    said = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.said)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+def test_an_image_without_workers_says_so(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_machine, "find_spec", lambda _: None)
+
+    found = doctor()[1]
+
+    assert found["worker"]["state"] == "ok"
+    assert not {"torch", "repository"} & found.keys()
 
 
 def test_people_get_a_table(redis: Redis, capsys: pytest.CaptureFixture[str]) -> None:

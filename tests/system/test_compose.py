@@ -266,6 +266,8 @@ def test_the_commands_that_look_inside_run_in_the_image_of_the_api():
     assert set(without.values()) <= {"worker", "honcho"}
     for name in ("workers", "queues", "dead"):
         assert f"ferry.commands.looking.{name}" not in without
+    for name in ("doctor", "of_machine", "of_redis"):
+        assert f"ferry.commands.doctor.{name}" not in without
     assert not {"ferry.cli", "ferry.commands.models", "ferry.commands.predict"} & without.keys()
 
 

@@ -1,22 +1,18 @@
-"""Checks of this machine: torch, cores, files, proxies, ports and the repository."""
+"""Checks of this machine: cores, files, proxies and ports, and what a worker would have."""
 
 from __future__ import annotations
 
 import resource
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
-from pathlib import Path
 
 from ferry.commands.doctor.findings import Finding, error, fine, warning
 from ferry.up.api_client import ask, reached
 from ferry.up.listening import try_to_listen
 from shared.cores import default_cores
-from shared.errors import BadModel, BadSetting
+from shared.errors import BadSetting
 from shared.settings import Settings
 from shared.socket_paths import no_semaphores, socket_base
-from worker.preflight.look import in_own_process
-from worker.repository.check import process_environment
-from worker.repository.models import left_out, model_names
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 SPARE_FILES = 128
@@ -25,44 +21,17 @@ SPARE_FILES = 128
 
 def of_machine(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
     """Look at what a worker and an API here would have."""
-    yield from _repository(settings)
-    yield _torch(settings, environ)
+    if find_spec("worker") is None:
+        yield fine("worker", "not installed: only APIs can run here")
+    else:
+        from ferry.commands.doctor.of_worker import of_worker  # noqa: PLC0415
+
+        yield from of_worker(settings, environ)
     yield from _cores(settings, environ)
     yield _files(settings)
     yield from _proxies(environ)
     yield from _shared_memory()
     yield from _ports(settings)
-
-
-def _repository(settings: Settings) -> Iterator[Finding]:
-    directory, check = Path(settings.models), "repository"
-    try:
-        names = model_names(directory)
-        others = left_out(directory, names)
-    except (BadModel, OSError) as refused:
-        yield warning(
-            check, f"FERRY_MODELS={settings.models}: {refused}", "a worker here needs one"
-        )
-        return
-    found = f"{directory.resolve()}: {len(names)} models"
-    if names:
-        yield fine(check, found)
-    else:
-        yield warning(check, found, "`ferry add` or `ferry samples` puts some into it")
-    for name, why in others.items():
-        if "its name says" not in why:
-            yield warning(check, f"{name} is left out: {why}", "rename it, or take it away")
-
-
-def _torch(settings: Settings, environ: Mapping[str, str]) -> Finding:
-    if find_spec("torch") is None:
-        return fine("torch", "not installed: no worker can run here")
-    report = in_own_process(process_environment(environ), settings.gpus)
-    build = f"{report.torch} for {f'CUDA {report.torch_cuda}' if report.torch_cuda else 'the CPU'}"
-    if report.reason:
-        return error("torch", f"{build}; {report.reason}", "`ferry devices` has more of it")
-    count = len(report.usable)
-    return fine("torch", f"{build}, {count} GPUs to use" if count else f"{build}, no GPU")
 
 
 def _cores(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -131,13 +100,14 @@ def _ports(settings: Settings) -> Iterator[Finding]:
         "FERRY_METRICS_PORT": (settings.host, settings.metrics_port),
         "FERRY_DASHBOARD_PORT": ("127.0.0.1", settings.dashboard_port),
     }
-    runs = _is_ferry(settings)
+    runs, metrics = _is_ferry(settings), _is_worker(settings)
     for variable, (host, port) in ports.items():
         check = f"port {port}"
         if not port:
             continue
         if fault := why_not_free(host, port):
-            yield _taken(variable, f"cannot listen on {host}: {fault}", check, runs=runs)
+            is_ours = runs or (metrics and variable == "FERRY_METRICS_PORT")
+            yield _taken(variable, f"cannot listen on {host}: {fault}", check, runs=is_ours)
         else:
             yield fine(check, f"{variable}: free")
 
@@ -163,3 +133,11 @@ def why_not_free(host: str, port: int) -> str:
 def _is_ferry(settings: Settings) -> bool:
     answer = ask(f"http://{reached(settings.host)}:{settings.port}/v2")
     return answer.is_good and b'"ferry"' in answer.body
+
+
+def _is_worker(settings: Settings) -> bool:
+    """Tell whether a worker tells its figures here: in a container of its own there is no API."""
+    if not settings.metrics_port:
+        return False
+    answer = ask(f"http://{reached(settings.host)}:{settings.metrics_port}/metrics")
+    return answer.is_good and b"ferry_worker_" in answer.body
