@@ -70,7 +70,7 @@ CMD ["python", "-m", "worker"]
 
 
 # All of Ferry in one container, its own Valkey included: for a single machine, and for KServe.
-#   docker run -p 127.0.0.1:8000:8000 -v $PWD/models:/models:ro --init ferry-server
+#   docker run -e FERRY_INSECURE=1 -p 127.0.0.1:8000:8000 -v $PWD/models:/models:ro --init ferry-server
 FROM worker AS server
 USER root
 COPY requirements/server.txt requirements/

@@ -19,6 +19,7 @@ from waiting import wait_until
 
 from ferry.up.processes import read_procfile
 from ferry.up.up import PROJECT_ROOT
+from shared.access.protected import check_protected
 from shared.settings import Settings
 from tools import compose_story, engines
 from tools.settings_table import OF_CONTAINERS, variables
@@ -318,6 +319,15 @@ def test_the_api_image_holds_no_torch():
 
     assert "flask==" in packages
     assert "torch" not in packages
+
+
+@pytest.mark.parametrize("page", ["docs/deploy.md", "Dockerfile"])
+def test_one_container_starts_as_it_is_told_to(page):
+    (command,) = re.findall(r"docker run (.*) ferry-server", (PROJECT_ROOT / page).read_text())
+    server = DOCKERFILE.partition(" AS server\n")[2]
+    variables_set = re.findall(r"(FERRY_\w+)=(\S+)", server + command)
+
+    check_protected(Settings.from_env(dict(variables_set)))
 
 
 class Answering(BaseHTTPRequestHandler):
