@@ -29,6 +29,8 @@ READY_SECONDS = 300.0
 LOAD_SECONDS = 8.0
 STOP_SECONDS = 40
 """Longer than a request's deadline, which an API that is told to stop may wait out."""
+LOOKING = ("ferry workers", "ferry queue", "ferry models list", "ferry dead list", "ferry doctor")
+HAS_TORCH = "__import__('importlib.util').util.find_spec('torch')is not None"
 OK = 200
 TOLERANCE = 1e-4
 SHOWN = 5
@@ -131,6 +133,7 @@ def story(engine: Engine) -> bool:
         engine.compose("up", "--detach", "--build", "--scale", "worker=3", "--scale", "api=2")
         wait_ready(engine)
         held = [
+            is_looked_into(engine),
             during(engine, "a worker's init killed", lambda: kill(engine, "worker")),
             during(engine, "an API restarted behind the proxy", lambda: restart(engine, "api")),
             is_stopped_in_order(engine),
@@ -140,6 +143,20 @@ def story(engine: Engine) -> bool:
         return all(held)
     finally:
         engine.compose("down", "--volumes", "--timeout", f"{STOP_SECONDS}")
+
+
+def is_looked_into(engine: Engine) -> bool:
+    """Tell whether each command of LOOKING works in the images, and the API's has no torch."""
+    failed = []
+    for service in ("worker", "api"):
+        for command in LOOKING:
+            try:
+                engine.compose("exec", "-T", service, *command.split())
+            except subprocess.CalledProcessError:
+                failed.append(f"{service}: {command}")
+    there = engine.compose("exec", "-T", "api", "python", "-c", f"print({HAS_TORCH})")
+    print(f"in the containers failed: {failed}; torch in the API's: {there}", flush=True)
+    return not failed and there == "False"
 
 
 def during(engine: Engine, what: str, strike: Callable[[], None]) -> bool:

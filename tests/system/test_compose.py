@@ -372,6 +372,7 @@ def test_the_storys_clients_tell_wrong_answers_from_right_ones(proxy):
 FAKE = f"""#!/bin/sh
 echo "${{0##*/}} $* $COMPOSE_PROJECT_NAME $DOCKER_HOST" >> "${{0%/*}}/log"
 case "$*" in
+*torch*) echo False ;;
 *quiet*) echo 0123abcd ;;
 *service*) exec {sys.executable} -c "import socket, sys, time
 server = socket.socket(socket.AF_UNIX)
