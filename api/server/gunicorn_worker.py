@@ -39,7 +39,7 @@ NOTIFY_SECONDS = 5.0
 DRAIN_LOOK_SECONDS = 0.02
 TOKENIZING_THREADS = 2
 MOST_IN_A_ROW = 16
-"""Requests that a process answers without a look at other connections, if they come by packets."""
+"""Requests that are answered without a look at other connections, one client's or new ones'."""
 SCRATCH_BYTES = 256 * 1024
 DISCARD_SECONDS = 5.0
 """What is left of a refused body is read for so long."""
@@ -274,8 +274,8 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         pool = Pool(self.worker_connections)
         server = StreamServer(listener, handle=handle, spawn=pool)
         server.full = partial(self._has_no_room, pool, listener)
-        # One at each look: of a hundred new clients each would be answered before anybody else.
-        server.max_accept = 1
+        # Several processes share clients; in one nobody waits for a hundred new ones' requests.
+        server.max_accept = 1 if self.cfg.workers > 1 else MOST_IN_A_ROW
         server.start()
         return server
 
