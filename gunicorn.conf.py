@@ -18,7 +18,9 @@ bind = (
 )
 workers = _settings.api_process_count
 # A process that may open no more files than these would fail at the next connection, and at all.
-_most_connections = max(1, lift_open_files() - 128)
+# What lies in shared memory is a file for each request, too.
+_most_files = lift_open_files()
+_most_connections = max(1, _most_files - max(128, _most_files // 8))
 worker_connections = min(_settings.api_connections, _most_connections)
 # Requests mostly wait, and greenlets wait cheaper than threads: see docs/measurements.md.
 worker_class = "api.server.gunicorn_worker.PromptGeventWorker"

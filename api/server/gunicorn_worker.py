@@ -177,9 +177,13 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         clients together have one turn, so what one of them asks is all that others wait for.
         """
         self._in_a_row = (self._in_a_row + 1) % MOST_IN_A_ROW
-        if request.unreader.buf.tell() or not self._in_a_row:
+        if request.unreader.buf.tell():
             with self._insistent:
                 _rest()
+            # subtle: gevent wakes who waits for it later than this greenlet could have it again.
+            gevent.sleep(0)
+        elif not self._in_a_row:
+            _rest()
 
     def _skip(self, request: Any, sock: socket.socket) -> None:
         """Read what is left of a refused body, in turns with others, and keep nothing of it.

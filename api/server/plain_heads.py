@@ -45,9 +45,11 @@ JUDGED = (
 )  # fmt: skip
 """Headers by whose values gunicorn or `PlainHeads.plain` decides something; of all others it is by
 their names, or it is a body's length, which is looked at each time."""
-HEADER_NAME = re.compile(rb"[A-Za-z0-9-]+")
 FIELD_VALUE = re.compile(rb":([\t -~]*)\r\n")
 """What every parser takes for a header's value: neither controls nor bytes beyond ASCII."""
+PLAIN_HEAD = re.compile(rb"[ -~]+\r\n(?:[A-Za-z0-9-]+:[\t -~]*+\r\n)++\r\n")
+"""Only heads of such lines are taken apart: `FIELD_VALUE` would look at the rest of another line
+once for each of its colons."""
 REQUEST_LINE_END = b" HTTP/1.1\r\n"
 MAX_HEAD_BYTES = 2048
 MAX_HEADS = 1024
@@ -142,6 +144,8 @@ class PlainHeads:
 
     def _alike(self, head: bytes) -> PlainRequest | None:
         """Return what a head asks for that differs from another in what nobody judges."""
+        if PLAIN_HEAD.fullmatch(head) is None:
+            return None
         parts = FIELD_VALUE.split(head)
         shape = self._shapes.get(tuple(parts[::2]))
         plain = None if shape is None else shape.request(parts[1::2])
@@ -169,11 +173,11 @@ class PlainHeads:
 
         Not where gunicorn may make another name of one (X_Id), or a value has unusual bytes.
         """
+        if PLAIN_HEAD.fullmatch(head) is None:
+            return
         parts = FIELD_VALUE.split(head)
         names, values = tuple(parts[::2]), parts[1::2]
         headers = (names[0].partition(REQUEST_LINE_END)[2], *names[1:-1])
-        if not all(map(HEADER_NAME.fullmatch, headers)):
-            return
         shape = self._shapes.get(names) or HeadShape.of(headers, schemes)
         shape.known[shape.judged_in(values)] = plain
         self._shapes[names] = shape

@@ -161,8 +161,10 @@ class CommonMemory:
 
     def reap(self) -> int:
         """Remove the folders of processes that are gone; return how many."""
-        count = 0
-        for name in filter(_FOLDER.fullmatch, os.listdir(self.descriptor)):
+        count, names = 0, list[str]()
+        with suppress(OSError):  # no descriptor is free: the next time
+            names = os.listdir(self.descriptor)
+        for name in filter(_FOLDER.fullmatch, names):
             with suppress(OSError):
                 count += self._reap(name)
         return count

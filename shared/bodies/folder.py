@@ -84,30 +84,39 @@ class BodyFolder:
     """The folder of one process, for one model version; for any thread."""
 
     def __init__(self, bodies: SharedBodies, process: str, model_key: str) -> None:
-        """Make the folder called as the `process` is; raises OSError."""
+        """Have one that is called as the `process` is, from the first request on."""
         self._memory = bodies.memory
         self._budget = bodies.budget
         self._seen_by = bodies.seen_by
         self._model_key = model_key
         self._name = process
         self._next_sweep = 0.0
-        self._descriptor = _locked_folder(self._memory.descriptor, process)
-        weakref.finalize(self, _remove, self._memory, process, self._descriptor, os.getpid())
+        self._opening = Lock()
+        self._descriptor: int | None = None
+        self._tries_left = MAX_FOLDER_TRIES
 
-    @classmethod
-    def of(cls, bodies: SharedBodies, process: str, model_key: str) -> BodyFolder | None:
-        """Return the folder, None where it cannot be made, as when the memory is full."""
-        for _ in range(MAX_FOLDER_TRIES):
-            with suppress(OSError):  # who reaps folders had it, between its making and its lock
-                return cls(bodies, process, model_key)
-        return None
+    def _is_there(self) -> bool:
+        """Make the folder, unless it is there, or cannot be made, as when the memory is full."""
+        if self._descriptor is None and self._tries_left:
+            with self._opening:
+                while self._descriptor is None and self._tries_left:
+                    self._tries_left -= 1
+                    with suppress(OSError):  # who reaps had it, between its making and its lock
+                        self._open()
+        return self._descriptor is not None
+
+    def _open(self) -> None:
+        folder = _locked_folder(self._memory.descriptor, self._name)
+        weakref.finalize(self, _remove, self._memory, self._name, folder, os.getpid())
+        self._descriptor = folder
 
     def put(self, request: InferRequest) -> PlacedBody | None:
         """Place a request's large tensors; None where they are to go through Redis.
 
         As they are small, somebody would not see them, or there is no room.
         """
-        if sum([len(tensor.data) for tensor in request.inputs]) < LARGE_BYTES:
+        is_there = self._is_there()  # also for small ones: their answers may be large
+        if not is_there or sum([len(tensor.data) for tensor in request.inputs]) < LARGE_BYTES:
             return None
         if self._seen_by(self._model_key) != self._memory.token:
             return None
@@ -143,15 +152,20 @@ class BodyFolder:
 
         As an answer to one that was cancelled, or of an instance that died before it was told of.
         """
-        if time.monotonic() < self._next_sweep:
+        if self._descriptor is None or time.monotonic() < self._next_sweep:
             return
         self._next_sweep = time.monotonic() + SWEEP_SECONDS
         strays_before = time.time() - STRAY_SECONDS
-        for name in os.listdir(self._descriptor):
-            if name.partition(".")[0] not in waiting:
-                with suppress(OSError):  # it is gone by now
-                    if os.stat(name, dir_fd=self._descriptor).st_mtime < strays_before:
-                        os.unlink(name, dir_fd=self._descriptor)
+        with suppress(OSError):  # no descriptor is free: the next time
+            _sweep(self._descriptor, waiting, strays_before)
+
+
+def _sweep(folder: int, waiting: Container[str], strays_before: float) -> None:
+    for name in os.listdir(folder):
+        if name.partition(".")[0] not in waiting:
+            with suppress(OSError):  # it is gone by now
+                if os.stat(name, dir_fd=folder).st_mtime < strays_before:
+                    os.unlink(name, dir_fd=folder)
 
 
 def _remove(memory: CommonMemory, name: str, folder: int, owner: int) -> None:

@@ -55,7 +55,7 @@ class RequestQueue:
         self._numbers = itertools.count()
         # subtle: an answer in a model's cache outlives whoever asked first, so it is whole.
         self._folder = (
-            BodyFolder.of(bodies, self._process, keys.model_key)
+            BodyFolder(bodies, self._process, keys.model_key)
             if bodies is not None and not keys.cache
             else None
         )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+from redis.exceptions import ResponseError
+
 from shared.bodies.common_memory import CommonMemory
 from shared.errors import BadMessage
 from shared.messages import BESIDE_REDIS, InferRequest
@@ -10,6 +14,9 @@ from shared.request_queue.keys import QueueKeys, lanes_of
 from shared.request_queue.limits import NO_LOSS, InstanceEnd, Loss
 from shared.ticket import ID_BYTES
 from shared.wire.wire import Wire
+
+MAX_VALUE_BYTES = 512 * 2**20
+"""Redis hangs up on who sends a larger value (`proto-max-bulk-len`)."""
 
 
 def recover(
@@ -65,5 +72,9 @@ def bring_in(wire: Wire, keys: QueueKeys, instance: str, memory: CommonMemory) -
                 whole = InferRequest.decode(request_id, 0, body, beside).encode()
             except BadMessage:  # it is gone: who waits for it asks again
                 continue
+            if len(whole) > MAX_VALUE_BYTES:
+                continue
             wire.send(("SET", keys.body + request_id, whole, "XX", "KEEPTTL"))
-            wire.reply()
+            # Redis may be full. What is not brought in is still there, and recovered as it is.
+            with suppress(ResponseError):
+                wire.reply()

@@ -24,6 +24,7 @@ from shared.courier import pending
 from shared.courier.cancels import Cancels
 from shared.errors import BodyLost
 from shared.messages import BESIDE_REDIS, LARGE_BYTES, InferRequest, InferResult, Tensor
+from shared.registry.registry import Registry
 from shared.request_queue.api_end import PendingRequest, RequestQueue
 from shared.request_queue.claimed import Claimed
 from shared.request_queue.keys import QueueKeys
@@ -32,6 +33,7 @@ from shared.request_queue.recovery import bring_in
 from shared.settings import Settings
 from shared.ticket import TICKET
 from shared.wire.wire import Wire
+from worker.supervisor.recovery import Recovery
 from worker.supervisor.supervisor import Supervisor
 
 PICTURE_BYTES = 150_528
@@ -329,6 +331,7 @@ from shared.bodies.common_memory import CommonMemory
 from shared.bodies.folder import BodyFolder, Budget, SharedBodies
 memory = CommonMemory(Path({str(beside.directory)!r}))
 own = BodyFolder(SharedBodies(memory, Budget(10), lambda _: ""), "0badcafe", "m/1")
+own._is_there()
 memory.write("0badcafe" + 24 * "0", [b"left"], 4)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -359,6 +362,8 @@ def test_a_supervisor_removes_what_the_dead_left(
 def test_a_folder_goes_with_the_queue_that_had_it(shared_path: Path) -> None:
     memory = CommonMemory(shared_path / "memory")
     own = folder.BodyFolder(SharedBodies(memory, Budget(10), lambda _: ""), "0badcafe", "m/1")
+    assert not list((shared_path / "memory").glob("*/")), "there is none before the first request"
+    assert own._is_there()
     memory.write("0badcafe" + 24 * "0", [b"left"], 4)
     assert (shared_path / "memory" / "0badcafe").is_dir()
     del own
@@ -388,3 +393,36 @@ def test_who_sees_the_same_files_reads_the_same_token(tmp_path: Path) -> None:
     first, again = CommonMemory(tmp_path / "one"), CommonMemory(tmp_path / "one")
 
     assert first.token == again.token != CommonMemory(tmp_path / "two").token
+
+
+def test_a_full_redis_is_no_reason_to_leave_what_a_dead_instance_held(
+    beside: Beside, settings: Settings
+) -> None:
+    beside.push()
+    beside.claim()
+    redis = beside.ends.redis
+    recovery = Recovery(redis, Registry(redis, settings.key_prefix), settings, beside.memory)
+    recovery.note("i", beside.ends.keys.model_key)
+    before = redis.config_get("maxmemory")["maxmemory"]
+    redis.config_set("maxmemory", "1")
+    try:
+        recovery.recover_noted()
+    finally:
+        redis.config_set("maxmemory", before)
+
+    assert redis.llen(f"{beside.ends.keys.queue}1") == 1
+
+
+def test_no_free_descriptor_is_no_reason_to_end(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> list[str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(common_memory.os, "listdir", full)
+    folder_of = beside.queue._folder
+    assert folder_of is not None and folder_of._is_there()
+
+    folder_of.sweep(())
+
+    assert beside.memory.reap() == 0

@@ -11,6 +11,7 @@ from gunicorn.http.unreader import IterUnreader
 from raw_http import message
 
 from api.access.browsers import Browsers
+from api.server import plain_heads
 from api.server.plain_heads import MAX_HEADS, PlainHeads, PlainRequest
 from shared.settings import Settings
 
@@ -53,6 +54,10 @@ OTHERWISE: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "one more": ({}, ["X-Trace: 1"], ["X-Trace: 1\r\nConnection: close"]),
     "behind what is not ASCII": (
         {}, ["X-Name: \xe9", "Connection: keep-alive"], ["X-Name: \xe9", "Connection: close"]
+    ),
+    "last and not ASCII": (
+        {}, ["X-Trace: 1", "Inference-Header-Content-Length: \xe9"],
+        ["X-Trace: 2", "Inference-Header-Content-Length: \xe9"],
     ),
     "blank behind the name": (
         {"strip_header_spaces": True}, ["Connection : keep-alive"], ["Connection : close"]
@@ -174,3 +179,14 @@ def test_a_head_that_means_something_else_is_not_taken_for_the_other(
 
     assert wanted[0] is not None
     assert [heads.find(head, last) for head in (*sent, *sent)] == 2 * wanted
+
+
+@pytest.mark.parametrize("end", ["\xff", "\x01", "\r", "\x7f"])
+def test_a_line_of_many_colons_is_not_taken_apart(
+    heads: PlainHeads, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Each colon would have all behind it looked at: milliseconds, for whoever connects."""
+    last, head = last_request(config_of()), head_of("X-Trace: " + 1800 * ":" + end)
+    monkeypatch.setattr(plain_heads, "FIELD_VALUE", None)
+
+    heads.find(head, last)

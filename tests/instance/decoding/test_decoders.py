@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from registered import spec
 
 from bench.scenarios import photo_body
 from shared.datatypes import Array
-from shared.errors import BadRequest
+from shared.errors import BadRequest, QueueFull
 from shared.inputs.pictures import MANY_PIXELS, picture_batch, picture_input
 from shared.inputs.reader_process import UNREADABLE
 from shared.messages import Buffer, InferRequest, InferResult, Tensor
@@ -248,3 +249,17 @@ def test_where_pictures_are_decoded_makes_no_other_model() -> None:
     assert there.answers_as(here) and here.answers_as(there)
     assert not there.answers_as(other) and not there.answers_as(spec("m", X))
     assert not spec("m", X).answers_as(there)
+
+
+def test_a_machine_that_starts_no_process_is_told_of_as_one_with_too_much_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(_: str) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(decoders, "ReaderProcess", full)
+    monkeypatch.setattr(decoders, "START_AGAIN_SECONDS", 0.0)
+    assert MODEL.image is not None
+
+    with pytest.raises(QueueFull, match="too much to do"):
+        Decoders(MODEL.image, 1)._decode(FILES["JPEG"], "the picture")

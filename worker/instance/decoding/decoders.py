@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import msgpack
 
-from shared.errors import BadRequest, FerryError, by_code
+from shared.errors import BadRequest, FerryError, QueueFull, by_code
 from shared.inputs.pictures import place_of
 from shared.inputs.reader_process import UNREADABLE, ReaderProcess
 from shared.messages import Tensor
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 DECODER = "worker.instance.decoding.child"
 LONGEST_DECODING_SECONDS = 30.0
 """For a decoder that has stopped without taking processor time."""
+START_AGAIN_SECONDS = 0.2
+NO_DECODER = "no process can be started here that decodes pictures: the machine has too much to do"
 DECODER_TRIES = 2
 """Somebody else may have ended a decoder; one that ran out of its time gets no second one."""
 
@@ -117,9 +119,14 @@ class Decoders:
     def _decode(self, file: bytes, where: str) -> memoryview:
         """Return a picture's pixels; raises the error that it is to be answered with."""
         head = msgpack.packb([self._description, where])
-        until = time.monotonic() + LONGEST_DECODING_SECONDS
+        until, decoder = time.monotonic() + LONGEST_DECODING_SECONDS, None
         for _ in range(DECODER_TRIES):
-            decoder = self._taken()
+            try:
+                decoder = self._taken()
+            except OSError as error:  # too many processes, or files, or too little memory
+                log.warning("no process can be started that decodes pictures: %s", error)
+                time.sleep(START_AGAIN_SECONDS)
+                continue
             reply = decoder.ask(head, [file], until)
             if reply is not None:
                 self._idle.append(decoder)
@@ -128,6 +135,9 @@ class Decoders:
             log.warning("a decoder of pictures ended with %d, another takes its place", ended)
             if ended == -SIGPROF or time.monotonic() > until:
                 break
+        else:
+            if decoder is None:
+                raise QueueFull(NO_DECODER)
         raise BadRequest(UNREADABLE)
 
     def _taken(self) -> ReaderProcess:
