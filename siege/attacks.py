@@ -183,7 +183,7 @@ def attacks() -> list[Attack]:
         without_body("slow-bodies", partial(hold, 200, _head(INFER, 100_000) + b"{")),
         without_body("idle", partial(hold, 1100, b"")),
         without_body("tiny-chunks", tiny_chunks),
-        without_body("one-chunk", one_chunk),
+        Attack("one-chunk", lambda: (one_chunk, LARGEST)),
         without_body("slow-readers", partial(read_nothing, "/openapi.json")),
         posted("slow-model", WORDS, lambda: bodies.texts(32, 400), clients=850),
         *(

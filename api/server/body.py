@@ -130,16 +130,12 @@ def read_form() -> tuple[MultiDict[str, str], MultiDict[str, FileStorage]]:
     return found[1], found[2]
 
 
-def read_declared(stream: IO[bytes], length: int, limit: int) -> bytes:
-    """Read `length` bytes; raises PayloadTooLarge above `limit`, BadRequest when there are less.
-
-    Raises RequestTimeout when they stop to come.
-    """
-    return bytes(read_binary(stream, length, limit))  # bytes of bytes is no copy
-
-
 def read_binary(stream: IO[bytes], length: int, limit: int) -> Buffer:
-    """Read as `read_declared`, a large body into one buffer."""
+    """Read `length` bytes, many of them into one buffer.
+
+    Raises PayloadTooLarge above `limit`, BadRequest when there are less, RequestTimeout when they
+    stop to come.
+    """
     check_length(length, limit)
     if length < LARGE_BYTES:
         return _complete(_read(stream, length), length)
@@ -171,21 +167,20 @@ def _complete(raw: Read, length: int) -> Read:
     return raw
 
 
-def _read_chunked(limit: int) -> bytes:
+def _read_chunked(limit: int) -> memoryview:
     """Read a body without a declared length, in turns with other requests."""
-    parts, left, size, began = [], limit, CHUNKED_READ_BYTES, time.perf_counter()
+    whole, size, began = bytearray(), CHUNKED_READ_BYTES, time.perf_counter()
     while part := _read(request.environ["wsgi.input"], size):
-        left -= len(part)
-        if left < 0:
+        whole += part
+        if len(whole) > limit:
             raise PayloadTooLarge(f"the body is larger than {limit} bytes")
-        parts.append(part)
         if time.perf_counter() - began > LONGEST_READ_SECONDS:
             size = max(FEWEST_READ_BYTES, size // 2)
         else:
             size = min(CHUNKED_READ_BYTES, 2 * size)
         let_others()
         began = time.perf_counter()
-    return b"".join(parts)
+    return memoryview(whole)
 
 
 def _read_into_one(stream: Any, length: int) -> memoryview | None:

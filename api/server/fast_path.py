@@ -25,7 +25,7 @@ from api.infer.inference import Inference
 from api.infer.public_errors import error_answer
 from api.payloads.binary_tensors import HEADER_VARIABLE
 from api.payloads.json_size import check_json_size
-from api.server.body import PIECE_BYTES, check_length, read_binary, read_declared
+from api.server.body import PIECE_BYTES, check_length, read_binary
 from api.server.compression import Coding, is_to_be_packed, packed
 from api.server.pace import Pace
 from api.server.plain_heads import HEAD_END, PlainHeads, PlainRequest
@@ -120,12 +120,10 @@ class FastPath:
         key = None
         try:
             key = environ[KEY] = self._guard.admit(plain.secret, "infer", plain.model)
-            if HEADER_VARIABLE in environ:
-                raw = read_binary(body, plain.length, self._max_body_bytes)
-            else:
-                check_length(plain.length, self._max_body_bytes)
+            check_length(plain.length, self._max_body_bytes)
+            if HEADER_VARIABLE not in environ:
                 check_json_size(plain.length, self._max_json_bytes)
-                raw = read_declared(body, plain.length, self._max_body_bytes)
+            raw = read_binary(body, plain.length, self._max_body_bytes)
             return self._inference.infer(plain.model, plain.version, raw, environ)
         except Exception as error:  # a border, as Flask's own error handlers are
             note_failure(environ, error)

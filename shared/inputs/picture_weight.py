@@ -23,6 +23,8 @@ OTHER_BYTES = 4 * 2**20
 FRAMES_BYTES = 16 * 2**20
 """The same of formats that hold several pictures, of which the first is taken."""
 SEVERAL = frozenset({"GIF", "PNG", "WEBP", "TIFF"})
+SEARCHED_BYTES = 2 * 2**20
+"""More are searched for scans at 170 MB a second where all of them are 255."""
 _CHUNK = struct.Struct(">I4s")
 _START_OF_SCAN, _MARKER = 0xDA, 0xFF
 _SCAN = b"\xff\xda"
@@ -32,8 +34,10 @@ _LONE_WEBP = (b"VP8 ", b"VP8L")
 def is_light(data: Buffer) -> bool:
     """Tell whether a file's header is read in no time, and its pixels in one go, by its form."""
     if data[:2] == b"\xff\xd8":
-        return _count_scans(data) <= MAX_SCANS and (
-            len(data) <= SMALL_BYTES or _is_plain_jpeg(data)
+        return (
+            len(data) <= SEARCHED_BYTES
+            and _count_scans(data) <= MAX_SCANS
+            and (len(data) <= SMALL_BYTES or _is_plain_jpeg(data))
         )
     if len(data) <= SMALL_BYTES:
         return True
