@@ -11,7 +11,7 @@ from shared.messages import Buffer
 from shared.model_spec import ModelSpec
 
 LIGHT_JSON_BYTES = 256 * 1024
-PIECE_BYTES = 2**20
+COUNTED_BYTES = 2**20
 FEW_BYTES = 16 * 1024
 """Whatever stands in so little is parsed within some milliseconds."""
 LIGHT_BRACKETS = 4096
@@ -41,10 +41,10 @@ def check_json(text: Buffer, spec: ModelSpec, max_bytes: int) -> None:
 def _values_in(text: Buffer, enough: int) -> int:
     """Return how many values there are at least; no more is looked at than tells of `enough`."""
     view, commas, brackets, braces = memoryview(text), 0, 0, 0
-    for start in range(0, len(view), PIECE_BYTES):
+    for start in range(0, len(view), COUNTED_BYTES):
         if start:
             let_others()
-        piece = bytes(view[start : start + PIECE_BYTES])
+        piece = bytes(view[start : start + COUNTED_BYTES])
         commas += piece.count(b",")
         brackets += piece.count(b"[")
         braces += piece.count(b"{")
