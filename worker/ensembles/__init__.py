@@ -1,1 +1,1 @@
-"""An ensemble's process: passes tensors from step to step."""
+"""An ensemble's process."""
