@@ -52,7 +52,7 @@ test test-quick: export PYTHONDONTWRITEBYTECODE =
 
 test: samples ## Run the whole test suite, LANES files at a time
 	$(BIN)/$(PYTEST) --cache-clear --numprocesses $(LANES) --durations 15 \
-	    --ignore tests/browser || $(SECOND_RUN)
+	    --ignore tests/browser || $(SECOND_RUN) $$?
 	$(BIN)/python -m tools.older_redis --dist loadfile --numprocesses $(LANES)
 
 test-quick: samples ## Run the tests of files that start no servers
@@ -60,7 +60,7 @@ test-quick: samples ## Run the tests of files that start no servers
 
 test-user: samples ## Run the tests of the queue as the Redis user that docs/security.md gives
 	TEST_REDIS_USER=1 $(BIN)/$(PYTEST) --cache-clear --numprocesses $(LANES) tests/request_queue \
-	    tests/courier tests/cache tests/registry || TEST_REDIS_USER=1 $(SECOND_RUN)
+	    tests/courier tests/cache tests/registry || TEST_REDIS_USER=1 $(SECOND_RUN) $$?
 
 test-gpu: $(INSTALLED) ## Run the tests that need a GPU, whole systems among them
 	timeout 480 $(BIN)/python -m pytest -rs tests/gpu
@@ -68,7 +68,7 @@ test-gpu: $(INSTALLED) ## Run the tests that need a GPU, whole systems among the
 BROWSER := playwright==1.65.2 pyee==13.0.1 axe-playwright-python==0.1.8
 test-browser: samples ## Run the tests of the pages in Chromium (apt-get install chromium)
 	$(BIN)/pip install --quiet --no-deps $(BROWSER)
-	timeout 1200 $(BIN)/python -m pytest --cache-clear -rs tests/browser || $(SECOND_RUN)
+	timeout 1200 $(BIN)/python -m pytest --cache-clear -rs tests/browser || $(SECOND_RUN) $$?
 
 check: $(INSTALLED) ## Run ruff and mypy, and look at the packages' licences
 	$(BIN)/ruff check .

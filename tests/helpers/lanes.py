@@ -82,6 +82,18 @@ def scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
             file: str = super()._split_scope(nodeid)
             return "served" if file in SERVED else file
 
+        def remove_node(self, node: Any) -> str | None:
+            """Hand out again what a process that died had not finished.
+
+            Xdist hands out all that it had: who gets a file with nothing to run asks for no more,
+            and the run does not end.
+            """
+            files = self.assigned_work[node]
+            for file in [name for name, tests in files.items() if all(tests.values())]:
+                del files[file]
+            crashed: str | None = super().remove_node(node)
+            return crashed
+
     return Lanes(config, log)
 
 

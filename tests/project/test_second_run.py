@@ -31,7 +31,7 @@ def both_runs(place: Path, **conditions: str) -> subprocess.CompletedProcess[str
     assert first.returncode == 1
     program = ROOT / "tools" / "second_run.py"
     return subprocess.run(
-        [sys.executable, program], cwd=place, capture_output=True, text=True, check=False
+        [sys.executable, program, "1"], cwd=place, capture_output=True, text=True, check=False
     )
 
 
@@ -59,3 +59,11 @@ def test_what_fails_alone_or_loses_requests_or_is_many_has_failed(
 
     assert ran.returncode == 1
     assert said in ran.stderr
+
+
+@pytest.mark.parametrize("code", [2, 4, 124])
+def test_a_run_that_did_not_end_is_none(tmp_path: Path, code: int) -> None:
+    program = ROOT / "tools" / "second_run.py"
+    ran = subprocess.run([sys.executable, program, str(code)], cwd=tmp_path, check=False)
+
+    assert ran.returncode == code
