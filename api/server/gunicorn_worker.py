@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
 from gevent.event import Event
-from gevent.lock import BoundedSemaphore
 from gevent.monkey import get_original
 from gevent.pool import Pool
 from gevent.server import StreamServer
@@ -88,7 +87,6 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
         super().__init__(*arguments, **options)
         self._idle: dict[socket.socket, None] = {}
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
-        self._insistent, self._in_a_row = BoundedSemaphore(), 0
         self._told_to_stop = False
         self._stirred = Event()
         self._fast_path: FastPath | None = None
@@ -161,29 +159,12 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
                 if not self._answered_by(fast_path.try_answer_next, data, req, sock):
                     req.unreader.unread(data)
                     break
-                self._let_others(req)
             self._skip(req, sock)
             return True
         except TimeoutError:  # its client reads no answer
             raise StopIteration from None
         finally:
             self._idle[sock] = None
-            self._let_others(req)
-
-    def _let_others(self, request: Any) -> None:
-        """Give other connections their turn, where the next request of this one is here already.
-
-        A client that sends hundreds at once would be answered all of them at a stretch. All such
-        clients together have one turn, so what one of them asks is all that others wait for.
-        """
-        self._in_a_row = (self._in_a_row + 1) % MOST_IN_A_ROW
-        if request.unreader.buf.tell():
-            with self._insistent:
-                _rest()
-            # subtle: gevent wakes who waits for it later than this greenlet could have it again.
-            gevent.sleep(0)
-        elif not self._in_a_row:
-            _rest()
 
     def _skip(self, request: Any, sock: socket.socket) -> None:
         """Read what is left of a refused body, in turns with others, and keep nothing of it.
