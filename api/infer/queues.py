@@ -110,7 +110,11 @@ class Queues:
         return queue.push(request, question.options.client, then)
 
     def _check_room(self, question: Question, queue: RequestQueue) -> None:
-        """Raise QueueFull when too many wait in this process, or of the model's in `queue`."""
+        """Raise QueueFull when too many wait in this process, or of the model's in `queue`.
+
+        subtle: until the request is pushed nothing may wait, for Redis say: under gevent the others
+        that come meanwhile would all be counted as this one was.
+        """
         waiting = sum([other.waiting for other in list(self._queues.values())])
         waiting -= self._shadowing.under_way
         if waiting >= self._settings.max_waiting:
@@ -133,7 +137,7 @@ class Queues:
         spec, waiting = question.spec, queue.waiting
         if spec.levels > 1:
             waiting = queue.waiting_on(question.options.level(spec))
-        elif self._has_one_model:
+        elif self._catalog.has_one_model:
             return
         if has_its_share(waiting, free):
             raise self._with_retry_after([spec.key], QueueFull.with_waiting(waiting))
@@ -151,17 +155,13 @@ class Queues:
             return
         waiting = sum(each.waiting_of(key.id) for each in list(self._queues.values()))
         spare: float = SHARE * free - waiting
-        if spec.levels > 1 or not self._has_one_model:
+        if spec.levels > 1 or not self._catalog.has_one_model:
             spare = min(spare, SHARE * spare / (SHARE + 1) - queue.waiting_of(key.id, level))
         if spare < 0:
             raise self._with_retry_after([spec.key], QueueFull.with_waiting(waiting))
         if len(self._not_before) >= MOST_NAMES:
             self._not_before.clear()
         self._not_before[name] = self._asked + int(spare / (SHARE + 1))
-
-    @property
-    def _has_one_model(self) -> bool:
-        return len(self._catalog.snapshot().models) == 1
 
     def _request(self, request_id: str, question: Question) -> InferRequest:
         question.options.check_timeout(self._settings.longest_timeout_seconds)

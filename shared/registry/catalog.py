@@ -160,6 +160,11 @@ class Catalog:
         """Return the token of the shared memory that all of the model's instances see, or none."""
         return self._snapshot.memories.get(model_key, "")
 
+    @property
+    def has_one_model(self) -> bool:
+        """Tell whether the copy at hand, however old, has one model only; reads nothing."""
+        return len(self._snapshot.models) == 1
+
     def specs(self) -> list[ModelSpec]:
         """Return the version that serves of every model, by name."""
         snapshot = self._current()

@@ -103,6 +103,24 @@ def test_who_asks_all_models_leaves_a_fifth_of_all_places(ours: Settings) -> Non
     assert fill(services, models[0], B) > 1
 
 
+def test_a_request_is_counted_before_another_is_looked_at(
+    ours: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under gevent a read of Redis lets others run: between the two there must be none."""
+    register(ours, SLOW)
+    services = Services.of(ours)
+    for key in (A, B):
+        for _ in range(PLACES // 4):
+            ask(services, SLOW, key)
+
+    def look(*_: object, **__: object) -> None:
+        raise AssertionError("reads Redis")
+
+    monkeypatch.setattr(services.catalog, "_look", look)
+    ask(services, SLOW, A)
+    ask(services, SLOW, B)
+
+
 def test_on_each_level_a_key_has_a_share(ours: Settings) -> None:
     register(ours, LEVELS)
     services = Services.of(ours)
@@ -129,6 +147,7 @@ def test_a_lone_key_has_all_places_until_there_is_another(ours: Settings) -> Non
     add(store, B)
     revoke(store, B.name, now=1.0)
     services.guard.keyring.all()
+    services.catalog.snapshot()
 
     assert fill(services, SLOW, A) == PLACES
 

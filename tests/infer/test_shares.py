@@ -57,8 +57,10 @@ def test_a_model_that_nobody_answers_leaves_places_to_others(services: Services)
 
 def test_a_lone_model_has_all_places(ours: Settings) -> None:
     register(ours, SLOW)
+    services = Services.of(ours)
+    services.catalog.snapshot()
 
-    assert fill(Services.of(ours), SLOW) == PLACES
+    assert fill(services, SLOW) == PLACES
 
 
 def test_a_level_leaves_places_to_the_other(ours: Settings) -> None:
