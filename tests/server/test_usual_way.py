@@ -210,15 +210,18 @@ def test_during_a_stop_answers_say_that_they_close(settings: Settings, redis_url
     """subtle: the first request is under way, so its connection is not one of the idle ones."""
     settings, plain = serving(settings, redis_url), message(INFER, SMALL)
     with (
-        counting_model(settings),
+        counting_model(settings) as model,
         running_gunicorn(settings) as gunicorn,
         connected(settings.port) as one,
     ):
         assert one.ask(plain).header("Connection") == "keep-alive"
-        one.send(plain[:-10])
+        model.gate.clear()
+        one.send(plain)
+        wait_until(lambda: model.depth() + model.busy() == 1, 10, "the first is under way")
         gunicorn.terminate()
         wait_until(lambda: refuses(settings.port), 10, "the stop has begun")
-        one.send(plain[-10:] + plain)
+        one.send(plain)
+        model.gate.set()
 
         first, second = one.read(), one.read()
         assert first is not None and first.status == 200
