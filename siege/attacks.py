@@ -27,10 +27,10 @@ Strike = Callable[[int, float], Outcomes]
 
 @dataclass(frozen=True)
 class Attack:
-    """One row: what `make` returns attacks a port for some seconds, with bodies of so many bytes.
+    """One row: what `make` returns attacks a port for some seconds, with so many bytes at a time.
 
-    These are counted once they are opened; making them takes a while. The port is gRPC's, and so is
-    the honest client, where it is `over_grpc`.
+    Bodies are counted once they are opened; making them takes a while. The port is gRPC's, and so
+    is the honest client, where it is `over_grpc`.
     """
 
     name: str
@@ -44,7 +44,7 @@ def posted(name: str, path: str, body: Callable[[], Body | bytes], clients: int 
     def make() -> tuple[Strike, int]:
         made = body()
         whole = made if isinstance(made, Body) else Body(made)
-        return partial(post, path, whole, clients), whole.size
+        return partial(post, path, whole, clients), whole.size * clients
 
     return Attack(name, make)
 

@@ -18,6 +18,7 @@ from shared.access.key_store import store_of
 from shared.access.keyring import Keyring
 from shared.access.protected import wants_keys
 from shared.errors import FerryError, Forbidden, Unauthorized
+from shared.inputs.fair_line import ASKING, UNKEYED, Asking
 from shared.settings import Settings
 
 KEY = "ferry.key"
@@ -74,6 +75,7 @@ class Guard:
     def admit(self, secret: str | None, role: Role | None, model: str | None) -> ApiKey | None:
         """Return the key of this secret, if it may do this; raises as `enter`."""
         key = self.keyring.find(secret)
+        ASKING.set(Asking(key.id) if key else UNKEYED)
         if key is not None:
             self.check(key, role, model)
         return key

@@ -18,6 +18,7 @@ from shared.access.api_key import ApiKey
 from shared.access.keyring import Keyring
 from shared.bodies.folder import SharedBodies
 from shared.errors import QueueFull
+from shared.inputs.fair_line import ASKING
 from shared.logs import SERVED
 from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec
@@ -88,6 +89,8 @@ class Queues:
         queue = self._queue(question.spec)
         self._check_room(question, queue)
         request = self._request(queue.new_id(), question)
+        if (asking := ASKING.get()).waited_seconds:
+            request = request._replace(timeout_seconds=asking.left_of(request.timeout_seconds))
         if (trace := question.options.trace) is not None:
             with trace.push():
                 return queue.push(request, question.options.client, then)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from threading import BoundedSemaphore
 from typing import Any, cast
 
 import msgpack
@@ -16,7 +15,8 @@ from api.payloads.json_size import check_json, check_json_size, is_light_json
 from api.payloads.v1_json import Form, parse_predict
 from api.payloads.v2_json import load_object, parse_infer
 from api.readers.child import PredictPart, predict_part
-from shared.errors import BadRequest, FerryError, QueueFull, by_code
+from shared.errors import BadRequest, FerryError, by_code
+from shared.inputs.fair_line import FairLine
 from shared.inputs.loop import in_event_loop
 from shared.inputs.picture_weight import is_light
 from shared.inputs.pictures import MANY_PIXELS, as_wanted, open_batch
@@ -46,7 +46,7 @@ class Readers:
         self._max_pixels = settings.max_image_pixels
         self._max_json_bytes = settings.max_json_bytes
         self._seconds = settings.request_timeout_seconds
-        self._places = BoundedSemaphore(COUNT)
+        self._line = FairLine(COUNT, settings.request_timeout_seconds)
         self._idle: list[ReaderProcess] = []
 
     def infer(self, raw: Buffer, spec: ModelSpec, json_length: int | None) -> InferBody:
@@ -118,13 +118,9 @@ class Readers:
         """Have a reader do a task; raises the error that it met, or BadRequest when it died."""
         described = spec.model_dump_json() if spec else None
         head = msgpack.packb([task, described, arguments])
-        until = time.monotonic() + self._seconds
-        if not self._places.acquire(timeout=self._seconds):
-            raise QueueFull("as many large bodies are read as may be: ask again later")
-        try:
+        with self._line.place(spec.key if spec else ""):
+            until = time.monotonic() + self._seconds
             good, found = msgpack.unpackb(self._answer(head, parts, until), strict_map_key=False)
-        finally:
-            self._places.release()
         if not good:
             code, message, param = found
             raise BadRequest.about(param, message) if param else by_code(code, message)

@@ -15,6 +15,8 @@ from api.infer.embeddings import Embeddings
 from api.infer.inference import Inference
 from api.readers.readers import Readers
 from api.services import Services
+from shared.inputs.fair_line import FairLine
+from shared.inputs.loop import LOOP_THREADS
 from shared.inputs.texts import TokenizerCache
 from shared.settings import Settings
 
@@ -41,7 +43,8 @@ class HttpServices(Services):
         inference = Inference(
             base.catalog, base.queues, async_answers, readers, base.guard.admission
         )
-        tokenizers = TokenizerCache(base.registry)
+        line = FairLine(LOOP_THREADS, settings.request_timeout_seconds)
+        tokenizers = TokenizerCache(base.registry, line)
         embeddings = Embeddings(
             base.registry,
             base.catalog,

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 NOTIFY_SECONDS = 5.0
 """Between two signs of life to gunicorn, which wants one in `timeout`, half a minute."""
 DRAIN_LOOK_SECONDS = 0.02
-TOKENIZING_THREADS = 2
 MOST_IN_A_ROW = 16
 """Requests that are answered without a look at other connections, one client's or new ones'."""
 SCRATCH_BYTES = 256 * 1024
@@ -104,8 +103,10 @@ class PromptGeventWorker(GeventWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve until SIGTERM; then answer the requests at hand, for up to `graceful_timeout`."""
-        gevent.get_hub().threadpool_size = TOKENIZING_THREADS
         from shared.bodies.turns import rest_by  # noqa: PLC0415  see above
+        from shared.inputs.loop import LOOP_THREADS  # noqa: PLC0415
+
+        gevent.get_hub().threadpool_size = LOOP_THREADS + 1  # one for names of hosts
 
         rest_by(_rest)
         extensions = getattr(self.wsgi, "extensions", {})

@@ -6,6 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+LOOP_THREADS = 2
+"""Real threads beside an event loop that work for it."""
+
 
 def in_event_loop() -> bool:
     """Tell whether one thread, this one, answers everybody."""

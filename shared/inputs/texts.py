@@ -11,12 +11,14 @@ from tokenizers import Tokenizer
 
 from shared.datatypes import NUMPY_TYPES, Array
 from shared.errors import BadRequest, ModelNotReady
+from shared.inputs.fair_line import FairLine
 from shared.inputs.loop import beside_loop, in_event_loop
 from shared.messages import Tensor
 from shared.model_spec import ModelSpec, TensorSpec, TextInput, check_text_count, fixed_length
 
-MANY_CHARACTERS = 16_384
-"""Above it the tokenizer would hold up an event loop by milliseconds, so a thread asks it."""
+MANY_CHARACTERS = 2048
+"""Above it the tokenizer would hold up an event loop, by 1 to 3 ms for each so many characters, so
+a thread asks it."""
 MOST_TOKENS = 2**32
 """Numbers from here on the tokenizers library does not take for a token id."""
 
@@ -49,9 +51,10 @@ class Assets(Protocol):
 class TokenizerCache:
     """Tokenizers by digest, fetched once per process."""
 
-    def __init__(self, assets: Assets) -> None:
-        """Start empty."""
+    def __init__(self, assets: Assets, line: FairLine | None = None) -> None:
+        """Start empty; in an event loop many characters wait in the `line` for a thread."""
         self._assets = assets
+        self._line = line
         self._tokenizers: dict[tuple[str, int, bool], Tokenizer] = {}
         self._lock = Lock()
 
@@ -80,7 +83,8 @@ class TokenizerCache:
         check_text_count(len(texts), spec)
         tokenizer = self._tokenizer(text)
         strings = {number: item for number, item in texts.items() if isinstance(item, str)}
-        tokens = _tokens_of(strings, tokenizer, text)
+        _check_filled(strings)
+        tokens = self._tokens_of(strings, tokenizer, text, spec.key)
         for number, item in texts.items():
             if not isinstance(item, str):
                 tokens[number] = _tokens_given(number, item, tokenizer, spec)
@@ -104,6 +108,27 @@ class TokenizerCache:
             for tensor in spec.inputs
         )
         return Encoded(inputs, [row.cut for row in rows], sum(len(row.ids) for row in rows))
+
+    def _tokens_of(
+        self, texts: Mapping[int, str], tokenizer: Tokenizer, text: TextInput, model: str
+    ) -> dict[int, _Tokens]:
+        """Return each text's tokens, cut to the model's length."""
+        # Long before the tokenizer would be slow: no token is shorter than a character.
+        kept = 64 * text.max_length
+        clipped = [item[-kept:] if text.cut_left else item[:kept] for item in texts.values()]
+        if self._line is None or not in_event_loop():
+            encodings = tokenizer.encode_batch(clipped)
+        elif sum(map(len, clipped)) > MANY_CHARACTERS:
+            with self._line.place(model):
+                encodings = beside_loop(tokenizer.encode_batch, clipped)
+        else:  # fast: not by the library's threads, for whom a loop would wait on a busy machine
+            encodings = [tokenizer.encode(each) for each in clipped]
+        found = {}
+        for (number, whole), part, each in zip(texts.items(), clipped, encodings, strict=True):
+            cut = bool(each.overflowing) or len(each.ids) > text.max_length
+            cut = cut or len(part) < len(whole)
+            found[number] = _Tokens(each.ids, each.attention_mask, each.type_ids, cut)
+        return found
 
     def text_of(self, ids: list[int], spec: ModelSpec) -> str:
         """Return the text that token ids stand for, as far as the tokenizer can tell it."""
@@ -133,25 +158,11 @@ class TokenizerCache:
         return found
 
 
-def _tokens_of(
-    texts: Mapping[int, str], tokenizer: Tokenizer, text: TextInput
-) -> dict[int, _Tokens]:
-    """Return each text's tokens, cut to the model's length; raises BadRequest for an empty one."""
+def _check_filled(texts: Mapping[int, str]) -> None:
+    """Raise BadRequest for an empty text."""
     for number, item in texts.items():
         if not item.strip():
             raise BadRequest(f"text {number} is empty")
-    # Long before the tokenizer would be slow: no token is shorter than a character.
-    kept = 64 * text.max_length
-    clipped = [item[-kept:] if text.cut_left else item[:kept] for item in texts.values()]
-    if sum(map(len, clipped)) > MANY_CHARACTERS and in_event_loop():
-        encodings = beside_loop(tokenizer.encode_batch, clipped)
-    else:
-        encodings = tokenizer.encode_batch(clipped)
-    found = {}
-    for (number, whole), part, each in zip(texts.items(), clipped, encodings, strict=True):
-        cut = bool(each.overflowing) or len(each.ids) > text.max_length or len(part) < len(whole)
-        found[number] = _Tokens(each.ids, each.attention_mask, each.type_ids, cut)
-    return found
 
 
 def _tokens_given(number: int, ids: list[int], tokenizer: Tokenizer, spec: ModelSpec) -> _Tokens:

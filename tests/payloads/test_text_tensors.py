@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from loaded import spec, tensor
 from stand_ins import tokenizer
 
+from shared.inputs import texts
+from shared.inputs.fair_line import FairLine
 from shared.inputs.texts import TokenizerCache
 from shared.model_spec import ModelSpec, TextInput
 
@@ -114,3 +117,26 @@ def test_a_multiple_is_padded_to_but_not_past_the_longest_text(multiple: int, le
     [ids], _ = encoded(["good bad film"], model)
 
     assert len(ids) == length
+
+
+@pytest.mark.parametrize(("repeats", "is_beside"), [(1, False), (60, False), (1000, True)])
+def test_many_characters_wait_in_line_for_a_thread_beside_an_event_loop(
+    monkeypatch: pytest.MonkeyPatch, repeats: int, *, is_beside: bool
+) -> None:
+    given = ["good " * repeats, "bad film " * repeats]
+    wanted = encoded(given, described(-1))
+    beside: list[int] = []
+
+    def beside_loop(work: Callable[..., Any], texts: list[str]) -> Any:
+        assert not line.has_room
+        beside.append(len(texts))
+        return work(texts)
+
+    monkeypatch.setattr(texts, "in_event_loop", lambda: True)
+    monkeypatch.setattr(texts, "beside_loop", beside_loop)
+    line = FairLine(1, 1.0)
+    cache = TokenizerCache(Assets(), line)  # type: ignore[arg-type]
+
+    assert encoded(given, described(-1), cache) == wanted
+    assert beside == ([2] if is_beside else [])
+    assert line.has_room
