@@ -98,9 +98,9 @@ def sound(raw: bytes = bytes(64)) -> proto.ModelInferRequest:
 
 
 def calling(message: Callable[[], bytes]) -> tuple[partial[Outcomes], int]:
-    """Return the strike that calls with a message, and its size."""
+    """Return the strike that calls with a message by two clients, and the size of both."""
     data = message()
-    return partial(call, data, 2), len(data)
+    return partial(call, data, 2), 2 * len(data)
 
 
 MESSAGES: dict[str, Callable[[], bytes]] = {

@@ -204,6 +204,7 @@ def _taken_apart(data: bytes) -> tuple[bytes, list[Buffer], dict[int, Packed]]:
             rest += _delimited(INPUTS, small)
             inputs += 1
         else:
+            cost.add_text(stop - begin)  # fast: before it is copied
             rest.append(view[begin:stop])
     return b"".join(rest), raw, packed
 
