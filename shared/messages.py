@@ -1,9 +1,9 @@
 """The two messages that cross Redis: a request to the worker, a result back.
 
-Both are msgpack with the tensors' raw bytes inside, or beside: a `FileReference` and the places of
-large ones in a file of shared memory (`shared/bodies/`). Nothing in them can run code. What the
-queue's scripts must read without decoding (rows, signature, times, attempts) is the ticket's, see
-`ticket.py`.
+Both are msgpack with the tensors' raw bytes inside, or beside: a `BodyReference` and the places of
+large ones in shared memory, or in a body store (`shared/bodies/`). Nothing in them can run code.
+What the queue's scripts must read without decoding (rows, signature, times, attempts) is the
+ticket's, see `ticket.py`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ Buffer = bytes | memoryview
 NO_PARAMETERS: Parameters = MappingProxyType({})
 _PARTS = ("outputs", "inputs", "parameters")
 """The parts of every request; `_LATER` ones are left out from the end where they say nothing."""
-_LATER = ("queue_timeout_seconds", "owner", "known_as", "traceparent")
+_LATER = ("queue_timeout_seconds", "owner", "known_as", "traceparent", "whole")
 _FROM_CACHE = struct.Struct("<Bd")
 """In front of an answer from the cache: a sign that no message begins with, the seconds waited."""
 _CACHE_SIGN = b"\xc1"
 BESIDE_REDIS = b"\xc0"
 """The first byte of a message whose large tensors lie beside Redis: no other begins with it."""
+IN_MEMORY = bytes(4)
+"""The place of what lies in shared memory."""
 _PLACE = struct.Struct("<QQ")
 _PLACE_CODE = 1
 """msgpack's type of an extension that stands for a tensor's data: first byte, count of bytes."""
@@ -72,34 +74,41 @@ class Tensor(NamedTuple):
         return from_bytes(self.data, self.datatype, self.shape)
 
 
-class FileReference(NamedTuple):
-    """The beginning of a message that has large tensors beside it: in a file of `size` bytes.
+class BodyReference(NamedTuple):
+    """The beginning of a message that has large tensors beside it: `size` bytes in one piece.
 
-    The file is called as the request is, with the `nonce` of who wrote it.
+    They lie in shared memory, or in the body store whose id is `place`, under the request's id and
+    the `nonce` of who wrote them.
     """
 
     nonce: bytes
     size: int
+    place: bytes = IN_MEMORY
 
     @classmethod
     def of(cls, message: bytes) -> Self:
         """Read a message's; raises BadMessage."""
         try:
-            _, nonce, size = _REFERENCE.unpack_from(message)
+            _, place, nonce, size = _REFERENCE.unpack_from(message)
         except struct.error as error:
             raise BadMessage(f"not a message of this version: {error}") from error
-        return cls(nonce, size)
+        return cls(nonce, size, place)
 
-    def file_name(self, request_id: str) -> str:
-        """Return the name of the file of a request, or of its answer."""
+    def name(self, request_id: str) -> str:
+        """Return how what lies there is called, of a request or of its answer."""
         return f"{request_id}.{self.nonce.hex()}"
 
     def before(self, message: bytes) -> bytes:
         """Return a message whose tensors were `put_beside`."""
-        return _REFERENCE.pack(BESIDE_REDIS, *self) + message
+        return _REFERENCE.pack(BESIDE_REDIS, self.place, self.nonce, self.size) + message
 
 
-_REFERENCE = struct.Struct("<c4sQ")
+_REFERENCE = struct.Struct("<c4s4sQ")
+
+
+def lies_in_memory(message: bytes) -> bool:
+    """Tell of a message with tensors beside it whether these lie in shared memory."""
+    return message[1 : 1 + len(IN_MEMORY)] == IN_MEMORY
 
 
 class LaidBeside(NamedTuple):
@@ -111,7 +120,7 @@ class LaidBeside(NamedTuple):
 
 
 def put_beside(tensors: Sequence[Tensor]) -> LaidBeside:
-    """Take the data out of large tensors; the rest is a message's, behind a FileReference."""
+    """Take the data out of large tensors; the rest is a message's, behind a BodyReference."""
     left, buffers, size = [], list[Buffer](), 0
     for tensor in tensors:
         count, padding = len(tensor.data), -size % ALIGNMENT_BYTES
@@ -138,7 +147,8 @@ class InferRequest(NamedTuple):
     `named` wants no special version: it is refused where such requests go to another one by now.
     `owner` is the id of the client's API key, empty without keys.
     In log lines it is `known_as` what its client called it, or what the edge did. One that is
-    traced has the `traceparent` of its first span, see shared/tracing.
+    traced has the `traceparent` of its first span, see shared/tracing. Once something of it was
+    lost beside Redis it is `whole`, and so is its answer.
     """
 
     id: str
@@ -154,11 +164,12 @@ class InferRequest(NamedTuple):
     owner: str = ""
     known_as: str = ""
     traceparent: str = ""
+    whole: bool = False
 
     def encode(self) -> bytes:
         """Encode inputs and wanted outputs; id, rows and other times travel in the ticket."""
         rest: list[object] = [
-            self.queue_timeout_seconds, self.owner, self.known_as, self.traceparent,
+            self.queue_timeout_seconds, self.owner, self.known_as, self.traceparent, self.whole,
         ]  # fmt: skip
         while rest and not rest[-1]:
             rest.pop()
@@ -186,6 +197,7 @@ class InferRequest(NamedTuple):
         packer.pack(self.owner)
         packer.pack(self.known_as)
         packer.pack(self.traceparent)
+        packer.pack(self.whole)
         return Buffers([*buffers, packer.bytes()])
 
     def digest(self) -> str:

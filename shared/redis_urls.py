@@ -107,6 +107,18 @@ class RedisUrl:
         return cls(hosts, "", service, cluster, tls, given, of_sentinels)
 
 
+def store_urls(value: str) -> list[str]:
+    """Return the URLs of body stores in a list with commas or spaces; raises ValueError."""
+    found = [each for each in re.split(r"[,\s]+", value) if each]
+    for url in found:
+        parts = RedisUrl.of(url)
+        if parts.cluster or parts.service:
+            raise ValueError("each body store must be one server: redis://, rediss:// or unix://")
+    if len(set(found)) < len(found):
+        raise ValueError("names a server twice")
+    return found
+
+
 def _user(netloc: str) -> tuple[dict[str, str], str]:
     """Return who connects, and where to."""
     who, _, address = netloc.rpartition("@")

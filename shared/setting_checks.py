@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared.names import MODEL_NAME
-from shared.redis_urls import RedisUrl
+from shared.redis_urls import RedisUrl, store_urls
 
 _ADDRESS = r"(?:\d{1,3}(?:\.\d{1,3}){3}|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]?)"
 _PROTOCOL = r"(?:tcp|udp|sctp)"
@@ -189,6 +189,13 @@ def log_format(value: str) -> str:
 def redis_url(value: str) -> str:
     """Return a URL that says nothing wrong and nothing that is passed over."""
     RedisUrl.of(value)
+    return value
+
+
+def body_urls(value: str) -> str:
+    """Return a list of servers that can be body stores."""
+    if not store_urls(value):
+        raise ValueError("must name at least one server, as redis://host:6379")
     return value
 
 

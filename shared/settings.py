@@ -221,6 +221,13 @@ class Settings(JobSettings):
         "workers of the same machine read them; 0: all goes through Redis",
         check.whole(0),
     )
+    body_urls: str = _setting(
+        "",
+        "FERRY_BODY_URLS",
+        "Redis servers, separated by commas, in which large bodies lie where memory is not shared; "
+        "the same for APIs and workers; unset: they go through REDIS_URL's",
+        check.body_urls,
+    )
     durable: bool = _setting(
         False,
         "FERRY_DURABLE",

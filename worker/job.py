@@ -6,7 +6,7 @@ A module without any framework, as the supervisor's process has none.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.model_spec import ModelSpec
@@ -32,7 +32,8 @@ class InstanceJob:
     says why it is not to be warmed up with made-up inputs, if it is not. `memory_bytes` is what the
     last one took of its GPU, 0 for the first. It may grow by `max_growth_bytes`, 0 for any number.
     `traces_url` is where its spans go, empty for nowhere. Samples of
-    requests lie in `state_dir`. With `shared_body_bytes` large tensors lie in shared memory.
+    requests lie in `state_dir`. With `shared_body_bytes` large tensors lie in shared memory, with
+    `body_urls` in those servers.
     """
 
     id: str
@@ -55,3 +56,4 @@ class InstanceJob:
     traces_url: str = ""
     state_dir: str = ".ferry"
     shared_body_bytes: int = 0
+    body_urls: str = field(default="", repr=False)

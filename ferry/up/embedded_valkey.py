@@ -98,10 +98,11 @@ def spawn(
     state_dir: Path,
     socket: Path,
     start: Callable[..., subprocess.Popen[bytes]] = _start_process,
+    options: Sequence[str] = (),
 ) -> EmbeddedValkey:
     """Start the server on `socket`, its append-only file and its log in `state_dir`.
 
-    `start` is as subprocess.Popen, in a new session.
+    `start` is as subprocess.Popen, in a new session; `options` go before ours.
     """
     log_file = state_dir / "valkey.log"
     # Only who runs a server has one installed; who looks into another's does not.
@@ -112,6 +113,7 @@ def spawn(
     command += ["--client-output-buffer-limit", *PUBSUB_LIMIT]
     # Writes beyond are refused with 503, and nothing that somebody waits for is thrown away.
     command += ["--maxmemory", str(max_memory_bytes()), "--maxmemory-policy", "noeviction"]
+    command += options
     with log_file.open("wb") as output:
         process = start(command, stdout=output, stderr=subprocess.STDOUT)
     return EmbeddedValkey(process, socket, log_file)

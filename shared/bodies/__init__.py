@@ -1,1 +1,1 @@
-"""Large tensors in shared memory."""
+"""Large tensors beside Redis."""

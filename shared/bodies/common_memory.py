@@ -26,7 +26,7 @@ from secrets import token_hex
 
 from shared.bodies.turns import let_others
 from shared.errors import BadMessage
-from shared.messages import LARGE_BYTES, Buffer, FileReference, InferResult, put_beside
+from shared.messages import IN_MEMORY, BodyReference, Buffer
 
 log = logging.getLogger(__name__)
 
@@ -95,12 +95,12 @@ class CommonMemory:
             raise FileNotFoundError("the token is no token")
         return token
 
-    def write(self, request_id: str, buffers: Sequence[Buffer], size: int) -> FileReference | None:
+    def write(self, request_id: str, buffers: Sequence[Buffer], size: int) -> BodyReference | None:
         """Write what belongs to a request into the folder of who waits for it; None if it cannot.
 
         As there is no such folder where it is, or too little room.
         """
-        reference = FileReference(os.urandom(NONCE_BYTES), size)
+        reference = BodyReference(os.urandom(NONCE_BYTES), size)
         try:
             path = _path(request_id, reference)
             place = os.fstatvfs(self.descriptor)
@@ -128,7 +128,9 @@ class CommonMemory:
         It stays as it is for as long as it is looked at.
         """
         try:
-            reference = FileReference.of(message)
+            reference = BodyReference.of(message)
+            if reference.place != IN_MEMORY:
+                return None
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
             opened = os.open(_path(request_id, reference), flags, dir_fd=self.descriptor)
         except (OSError, BadMessage):
@@ -143,16 +145,6 @@ class CommonMemory:
             return None
         finally:
             os.close(opened)
-
-    def encoded(self, request_id: str, result: InferResult) -> bytes:
-        """Encode an answer, with its large tensors in the folder of who waits for it if it can."""
-        if sum([len(each.data) for each in result.outputs]) < LARGE_BYTES:
-            return result.encode()
-        beside = put_beside(result.outputs)
-        reference = self.write(request_id, beside.buffers, beside.size)
-        if reference is None:
-            return result.encode()
-        return reference.before(result._replace(outputs=beside.tensors).encode())
 
     def remove(self, path: str) -> None:
         """Remove a file, if it is there."""
@@ -182,10 +174,10 @@ class CommonMemory:
         return True
 
 
-def _path(request_id: str, reference: FileReference) -> str:
+def _path(request_id: str, reference: BodyReference) -> str:
     if not _ID.fullmatch(request_id):
         raise BadMessage(f"{request_id!r} is no id of a request that is waited for")
-    return f"{request_id[:8]}/{reference.file_name(request_id)}"
+    return f"{request_id[:8]}/{reference.name(request_id)}"
 
 
 def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> None:

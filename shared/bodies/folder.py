@@ -12,7 +12,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from shared.bodies.common_memory import CommonMemory
-from shared.messages import LARGE_BYTES, FileReference, InferRequest, put_beside
+from shared.messages import LARGE_BYTES, BodyReference, InferRequest, put_beside
 
 SWEEP_SECONDS = 10.0
 """The interval at which answers are looked for that nobody waits for."""
@@ -127,7 +127,7 @@ class BodyFolder:
         if reference is None:
             self._budget.give_back(beside.size)
             return None
-        path = f"{self._name}/{reference.file_name(request.id)}"
+        path = f"{self._name}/{reference.name(request.id)}"
 
         def free() -> None:
             self._memory.remove(path)
@@ -143,7 +143,7 @@ class BodyFolder:
         """
         found = self._memory.read(request_id, answer)
         if found is not None:
-            name = FileReference.of(answer).file_name(request_id)
+            name = BodyReference.of(answer).name(request_id)
             self._memory.remove(f"{self._name}/{name}")
         return found
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
-from shared.bodies.folder import BodyFolder
+from shared.bodies.stored import OwnBodies
+from shared.courier.fetcher import Fetcher
 from shared.courier.pending import LOST_BODY, PendingRequest
 from shared.courier.subscription import QUIET_SECONDS, Subscription, answers_in
 from shared.errors import BodyLost
-from shared.messages import BESIDE_REDIS
+from shared.messages import BESIDE_REDIS, lies_in_memory
 from shared.wire.packing import Command
 from shared.wire.wire import Wire
 
@@ -26,19 +27,20 @@ class Collector:
         collect_command: Callable[[list[str]], Command],
         waiting: dict[str, PendingRequest],
         push_again: Callable[[list[PendingRequest]], None],
-        folder: BodyFolder | None = None,
+        bodies: OwnBodies = OwnBodies(),  # noqa: B008, it is frozen
     ) -> None:
         """Answer those `waiting`, by id; `push_again` gets those whose request may be lost.
 
         Answers come on the channel `answered_key`, or stored: `collect_command` takes those. What
-        lies beside them is taken from the `folder`.
+        lies beside them is among `bodies`; out of stores another thread takes it.
         """
         self._subscription = Subscription(open_wire(), answered_key)
         self._wire = open_wire()
         self._collect_command = collect_command
         self._waiting = waiting
         self._push_again = push_again
-        self._folder = folder
+        self._folder, self._shelf = bodies
+        self._fetcher = Fetcher(bodies.shelf, self._end_beside) if bodies.shelf else None
         self._possibly_lost: list[PendingRequest] = []
         self._push_again_at = 0.0
         self._is_first = True
@@ -64,6 +66,8 @@ class Collector:
         """Close both connections."""
         self._subscription.close()
         self._wire.close()
+        if self._fetcher is not None:
+            self._fetcher.close()
 
     def _listen(self) -> None:
         """Open the subscription, and push again soon the requests that stay unanswered.
@@ -110,14 +114,30 @@ class Collector:
 
         The request stays among the waiting meanwhile, its deadline holds.
         """
+        is_waiting = request_id in self._waiting
+        if result == LOST_BODY:
+            self._end_beside(request_id, result, None)
+        elif lies_in_memory(result):
+            if is_waiting and self._folder is not None:
+                self._end_beside(request_id, result, self._folder.take(request_id, result))
+        elif self._shelf is not None and self._fetcher is not None:
+            if is_waiting:
+                self._fetcher.add(request_id, result)
+            else:
+                self._shelf.forget(request_id, result)
+
+    def _end_beside(self, request_id: str, result: bytes, found: memoryview | None) -> None:
+        """Answer a request that waits with what was found, or push it again; for any thread."""
         request = self._waiting.get(request_id)
-        if request is None or self._folder is None:
+        if request is None:
             return
-        found = None if result == LOST_BODY else self._folder.take(request_id, result)
         if found is not None:
             if self._waiting.pop(request_id, None) is not None:
                 request.answer(result, found)
-        elif request.lose():
+            return
+        if self._shelf is not None:
+            self._shelf.pause()
+        if request.lose():
             self._push_again([request])
         elif self._waiting.pop(request_id, None) is not None:
             request.fail(BodyLost.default())

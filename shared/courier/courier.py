@@ -13,7 +13,7 @@ from collections.abc import Callable
 from threading import Lock, Thread
 from typing import Any
 
-from shared.bodies.folder import BodyFolder
+from shared.bodies.stored import OwnBodies
 from shared.courier.cancels import Cancels
 from shared.courier.collector import Collector
 from shared.courier.deadlines import Deadlines
@@ -36,7 +36,7 @@ IDLE_SECONDS = 300.0
 class Courier:
     """Four threads and four connections per model version, started by the first request.
 
-    Its threads, besides those that ask and wait:
+    Its threads, besides those that ask and wait, and `ferry-fetch`, which reads answers in stores:
 
         asker -- carry --> Sender.outbox -- whoever has the token: asker, send --> wire 1: push
                                             ferry-cancel: unread replies --^
@@ -65,16 +65,16 @@ class Courier:
         cancel_command: Callable[..., tuple[Any, ...]],
         collect_command: Callable[[list[str]], Command],
         answered_key: str,
-        folder: BodyFolder | None = None,
+        bodies: OwnBodies = OwnBodies(),  # noqa: B008, it is frozen
     ) -> None:
         """Answers come on the channel `answered_key`, or stored: `collect_command` takes those.
 
-        What lies beside Redis is in the `folder`.
+        What lies beside Redis is among `bodies`.
         """
         self._open_wire = open_wire
         self._answered_key = answered_key
         self._collect_command = collect_command
-        self._folder = folder
+        self._bodies = bodies
         self._waiting: dict[str, PendingRequest] = {}
         self._cancels = Cancels(self._waiting, cancel_command)
         self._deadlines = Deadlines(self._waiting, self._cancels)
@@ -165,8 +165,10 @@ class Courier:
                 next_retry = time.monotonic() + PUSH_AGAIN_SECONDS
                 self.sender.retry()
             self._cancels.send(wire)
-            if self._folder is not None:
-                self._folder.sweep(self._waiting)
+            if self._bodies.folder is not None:
+                self._bodies.folder.sweep(self._waiting)
+            if self._bodies.shelf is not None:
+                self._bodies.shelf.tidy()
         wire.close()
 
     def _collect_forever(self, generation: int) -> None:
@@ -177,7 +179,7 @@ class Courier:
             self._collect_command,
             self._waiting,
             self.sender.send_again,
-            self._folder,
+            self._bodies,
         )
         logged = ""
         while generation == self._generation:

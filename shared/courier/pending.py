@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from shared.bodies.folder import PlacedBody
 from shared.errors import BodyLost, FerryError, RedisUnavailable
-from shared.messages import Buffers, InferResult
+from shared.messages import Buffers, InferRequest, InferResult
 
 MAX_TENSOR_LOSSES = 3
 """A request whose tensors, or whose answer's, were lost so often beside Redis, is given up."""
@@ -36,6 +36,12 @@ class PushArguments(NamedTuple):
     terms: bytes = b""
     digest: str = ""
     named: int = 0
+
+    def whole(self) -> PushArguments:
+        """Return the same with a body that asks for all of its answer in Redis."""
+        body = b"".join(self.body) if isinstance(self.body, Buffers) else self.body
+        request = InferRequest.decode(self.id, self.rows, body)
+        return self._replace(body=request._replace(whole=True).encode_large())
 
     @property
     def size(self) -> int:
@@ -121,8 +127,11 @@ class PendingRequest:
         Its tensors, or those of its answer, are gone.
         """
         self.losses += 1
-        if self.push_whole is not None:
-            self.push, self.push_whole = self.push_whole(), None
+        whole, self.push_whole = self.push_whole, None
+        if whole is not None:
+            self.push = whole()
+        elif self.losses == 1:  # all of it was in Redis, but not its answer
+            self.push = self.push.whole()
         if self.placed is not None:
             self.placed.free()
         return self.losses < MAX_TENSOR_LOSSES

@@ -160,6 +160,10 @@ class Catalog:
         """Return the token of the shared memory that all of the model's instances see, or none."""
         return self._snapshot.memories.get(model_key, "")
 
+    def body_stores(self, model_key: str) -> str:
+        """Return the token of the body stores that all of the model's instances know, or none."""
+        return self._snapshot.stores.get(model_key, "")
+
     @property
     def has_one_model(self) -> bool:
         """Tell whether the copy at hand, however old, has one model only; reads nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -26,7 +26,7 @@ class InstanceRecord(BaseModel):
     says why it is not ready, `note` what is wrong with a ready one. `device` is the one that it
     really runs on, a GPU's `uuid` beside it; `memory_bytes` is what it took there once warm. It
     failed `device_faults` times since its supervisor started, and is `device_closed` for a reason.
-    It reads bodies in the `shared_memory` of this token, in none without.
+    It reads bodies in the `shared_memory` and the `body_stores` of these tokens, in none without.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,6 +53,7 @@ class InstanceRecord(BaseModel):
     device_faults: int = 0
     device_closed: str = ""
     shared_memory: str = ""
+    body_stores: str = ""
 
     @property
     def model_key(self) -> str:
@@ -78,7 +79,8 @@ class Snapshot:
     that are not wanted any more, since their last change was undone. `warnings` say what is wrong
     with contents that are ready, `degraded` of how many of their instances they lack, and why.
 
-    `memories` are the tokens of the shared memory that all instances of a content see.
+    `memories` are the tokens of the shared memory that all instances of a content see, `stores`
+    those of the body stores that they know.
 
     Devices go by host and name: how often each failed, and why those are closed that are.
     """
@@ -103,6 +105,7 @@ class Snapshot:
     changes: int = -1
     standby: dict[str, float] = field(default_factory=dict)
     memories: dict[str, str] = field(default_factory=dict)
+    stores: dict[str, str] = field(default_factory=dict)
 
     def drain_rate(self, model_key: str) -> float:
         """Return the requests per second that a version's instances answer when enough wait.
@@ -189,7 +192,8 @@ def snapshot_of(
         closed_devices={
             (each.host, each.device): each.device_closed for each in living if each.device_closed
         },
-        memories=_memories(living),
+        memories=_common(living, lambda record: record.shared_memory),
+        stores=_common(living, lambda record: record.body_stores),
     )
     return _waiting_for_steps(found)
 
@@ -228,13 +232,16 @@ def _degraded(living: list[InstanceRecord]) -> dict[str, str]:
     return found
 
 
-def _memories(living: list[InstanceRecord]) -> dict[str, str]:
-    """Return the shared memory of each content whose instances all see the same."""
+def _common(
+    living: list[InstanceRecord], token_of: Callable[[InstanceRecord], str]
+) -> dict[str, str]:
+    """Return by content the token that all of its instances have, empty where they differ."""
     found: dict[str, str] = {}
     for record in living:
         if record.state != "failed":
-            token = found.setdefault(record.model_key, record.shared_memory)
-            found[record.model_key] = token if token == record.shared_memory else ""
+            token = token_of(record)
+            if found.setdefault(record.model_key, token) != token:
+                found[record.model_key] = ""
     return found
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from redis import Redis
 
 from shared.bodies.folder import BodyFolder, SharedBodies
+from shared.bodies.stored import BodyShelf, OwnBodies, StoredBodies
 from shared.courier.courier import Courier
 from shared.courier.pending import PendingRequest
 from shared.messages import InferRequest
@@ -42,10 +43,12 @@ class RequestQueue:
         keys: QueueKeys,
         limits: Limits,
         bodies: SharedBodies | None = None,
+        stored: StoredBodies | None = None,
     ) -> None:
         """Bind to one model version's keys; opens no connection before the first push.
 
-        Large tensors of its requests, and of their answers, lie in shared memory as `bodies` say.
+        Large tensors of its requests, and of their answers, lie in shared memory as `bodies` say,
+        else as `stored` says in body stores.
         """
         self._keys = keys
         self._limits = limits
@@ -59,13 +62,18 @@ class RequestQueue:
             if bodies is not None and not keys.cache
             else None
         )
+        self._shelf = (
+            BodyShelf(stored, self._process, keys.model_key, limits.grace_seconds)
+            if stored is not None and not keys.cache
+            else None
+        )
         self._courier = Courier(
             partial(open_wire, client),
             pusher(keys, limits),
             partial(cancel_command, keys),
             partial(collect_command, keys, self._process),
             keys.answered + self._process,
-            self._folder,
+            OwnBodies(self._folder, self._shelf),
         )
 
     @property
@@ -120,6 +128,8 @@ class RequestQueue:
     ) -> PendingRequest:
         now = time.monotonic()
         placed = self._folder.put(request) if self._folder is not None else None
+        if placed is None and self._shelf is not None:
+            placed = self._shelf.put(request)
         if placed is None:
             push = as_push(request, self._keys, self._limits, in_buffers=True)
         else:
@@ -130,9 +140,8 @@ class RequestQueue:
         pending = PendingRequest(push, deadline, self._courier.cancel, client, then)
         if placed is not None:
             pending.placed = placed
-            pending.push_whole = partial(
-                as_push, request, self._keys, self._limits, in_buffers=True
-            )
+            whole = request._replace(whole=True)
+            pending.push_whole = partial(as_push, whole, self._keys, self._limits, in_buffers=True)
         if policy := self._limits.policy(request.priority):
             pending.queue_deadline = now + rejected_after(policy, request)
         self._courier.carry(pending, held=held)

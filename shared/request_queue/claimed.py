@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from shared.bodies.common_memory import CommonMemory
+from shared.bodies.worker_bodies import WorkerBodies
 from shared.messages import BESIDE_REDIS, InferRequest, Timings
 from shared.ticket import TICKET
 
@@ -45,12 +45,6 @@ class Claimed(NamedTuple):
         """The bytes of its tensors, wherever they lie."""
         return len(self.body) + (len(self.beside) if self.beside is not None else 0)
 
-    def found_in(self, memory: CommonMemory) -> Claimed:
-        """Return it with what lies beside its body, if that is so."""
-        if self.body[:1] != BESIDE_REDIS:
-            return self
-        return self._replace(beside=memory.read(self.id, self.body))
-
     def timings(
         self, batch_wait_seconds: float, compute_seconds: float, rows: int, instance: str
     ) -> Timings:
@@ -58,6 +52,17 @@ class Claimed(NamedTuple):
         return Timings(
             self.queue_seconds, batch_wait_seconds, compute_seconds, rows, self.attempts, instance
         )
+
+
+def found_beside(batch: list[Claimed], bodies: WorkerBodies) -> list[Claimed]:
+    """Return a batch with what lies beside its bodies, as far as it can be found."""
+    indices = [index for index, item in enumerate(batch) if item.body[:1] == BESIDE_REDIS]
+    if not indices:
+        return batch
+    found = bodies.read([(batch[index].id, batch[index].body) for index in indices])
+    for index, beside in zip(indices, found, strict=True):
+        batch[index] = batch[index]._replace(beside=beside)
+    return batch
 
 
 class EncodedResults(NamedTuple):

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from redis.exceptions import ResponseError
 
-from shared.bodies.common_memory import CommonMemory
+from shared.bodies.worker_bodies import WorkerBodies
 from shared.errors import BadMessage
 from shared.messages import BESIDE_REDIS, InferRequest
 from shared.request_queue.commands import recover_command
@@ -54,10 +54,10 @@ def recover_one(
     return back, given_up
 
 
-def bring_in(wire: Wire, keys: QueueKeys, instance: str, memory: CommonMemory) -> None:
+def bring_in(wire: Wire, keys: QueueKeys, instance: str, bodies: WorkerBodies) -> None:
     """Have the bodies of what an instance holds whole in Redis, when it crashed; before `recover`.
 
-    Who is given up is kept for longer than the memory in which its tensors lie. Raises RedisError.
+    Who is given up is kept for longer than what lies beside Redis. Raises RedisError.
     """
     for name in keys.held_by(instance):
         wire.send(("LRANGE", name, 0, -1))
@@ -68,7 +68,7 @@ def bring_in(wire: Wire, keys: QueueKeys, instance: str, memory: CommonMemory) -
             if body[:1] != BESIDE_REDIS:
                 continue
             try:
-                beside = memory.read(request_id, body)
+                (beside,) = bodies.read([(request_id, body)])
                 whole = InferRequest.decode(request_id, 0, body, beside).encode()
             except BadMessage:  # it is gone: who waits for it asks again
                 continue

@@ -9,8 +9,8 @@ from collections.abc import Collection
 
 from redis.exceptions import RedisError, ResponseError
 
-from shared.bodies.common_memory import CommonMemory
-from shared.request_queue.claimed import BATCHES_BETWEEN_BULK, Claimed, EncodedResults
+from shared.bodies.worker_bodies import WorkerBodies
+from shared.request_queue.claimed import BATCHES_BETWEEN_BULK, Claimed, EncodedResults, found_beside
 from shared.request_queue.commands import claim_command, publisher
 from shared.request_queue.keys import QueueKeys
 from shared.request_queue.limits import Batching, CacheLimits, InstanceEnd, Loss
@@ -56,7 +56,7 @@ class WorkQueue:
         self._end = InstanceEnd(keys, instance, result_ttl_seconds, batching, cache)
         self._bell = PackedCommand.of("BLPOP", keys.bell, LONGEST_BLOCK_SECONDS)
         self._idle_bell = PackedCommand.of("BLPOP", keys.bell, WORKLESS_BLOCK_SECONDS)
-        self.memory: CommonMemory | None = None  # where large tensors of requests may lie
+        self.bodies: WorkerBodies | None = None  # where large tensors of requests may lie
         self.wakeup: int | None = None
         """A descriptor that can be read when the process was sent a signal; an idle instance waits
         longer with it.
@@ -162,8 +162,8 @@ class WorkQueue:
         An attempt counts for the `suspects` alone, which ran when it failed; the second is their
         last. Raises RedisError: then they are put back by who finds the instance dead.
         """
-        if self.memory is not None:
-            bring_in(self._wire, self._keys, self._end.instance, self.memory)
+        if self.bodies is not None:
+            bring_in(self._wire, self._keys, self._end.instance, self.bodies)
         return recover_one(self._wire, self._end, crashed=True, loss=Loss(reason, suspects))
 
     def _end_lost_wait(self) -> None:
@@ -237,8 +237,8 @@ class WorkQueue:
             Claimed.of(ticket, body, abs(now) / 1e6)
             for ticket, body in zip(parts[::2], parts[1::2], strict=True)
         ]
-        if self.memory is not None:
-            batch = [item.found_in(self.memory) for item in batch]
+        if self.bodies is not None:
+            batch = found_beside(batch, self.bodies)
         self._is_idle = not batch and wait < 0
         if not self._is_idle:
             self._busy_at = time.monotonic()

@@ -46,7 +46,13 @@ class NotTheMaster(RedisConnectionError):
     """
 
 
-def connect(redis_url: str, key_prefix: str = "") -> redis.Redis:
+def connect(
+    redis_url: str,
+    key_prefix: str = "",
+    *,
+    command_seconds: float = COMMAND_TIMEOUT_SECONDS,
+    connect_seconds: float = CONNECT_TIMEOUT_SECONDS,
+) -> redis.Redis:
     """Return a client for `redis_url`; opens nothing until the first command.
 
     A host that is gone is noticed by the kernel within six seconds, also where nobody speaks. Where
@@ -56,8 +62,8 @@ def connect(redis_url: str, key_prefix: str = "") -> redis.Redis:
     """
     url = RedisUrl.of(redis_url)
     options: dict[str, Any] = {
-        "socket_timeout": COMMAND_TIMEOUT_SECONDS,
-        "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "socket_timeout": command_seconds,
+        "socket_connect_timeout": connect_seconds,
         # Once, on a new connection; a server that hangs would only be waited for twice.
         "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         "protocol": 2,

@@ -9,7 +9,7 @@ import select
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import hiredis
@@ -41,9 +41,19 @@ class Wire:
     raised as redis.ResponseError and leaves it open.
     """
 
-    def __init__(self, make_connection: Callable[[], Any]) -> None:
-        """Wrap a redis-py connection, which is opened when it is first needed."""
+    def __init__(
+        self,
+        make_connection: Callable[[], Any],
+        scripts: Sequence[str] = SCRIPTS,
+        timeout_seconds: float = LONGEST_BLOCK_SECONDS + COMMAND_TIMEOUT_SECONDS,
+    ) -> None:
+        """Wrap a redis-py connection, which is opened when it is first needed.
+
+        It loads these `scripts`, and waits so long for a reply.
+        """
         self._make_connection = make_connection
+        self._scripts = scripts
+        self._timeout_seconds = timeout_seconds
         self._connection = make_connection()
         self._connection.retry = Retry(NoBackoff(), 0)
         self._socket: socket.socket | None = None
@@ -143,7 +153,7 @@ class Wire:
 
     def beside(self) -> Wire:
         """Return another wire to the same Redis; opens nothing before its first command."""
-        return Wire(self._make_connection)
+        return Wire(self._make_connection, self._scripts, self._timeout_seconds)
 
     def close(self) -> None:
         """Drop the connection and whatever replies were still to come."""
@@ -164,12 +174,12 @@ class Wire:
 
     def _connect(self) -> socket.socket:
         self._connection.connect()
-        for name in SCRIPTS:
+        for name in self._scripts:
             self._connection.send_command("SCRIPT", "LOAD", script_text(name))
             self._connection.read_response()
         # subtle: what redis-py read ahead would be lost, but every reply so far was waited for.
         opened: socket.socket = self._connection._sock
-        _set_timeout(opened, LONGEST_BLOCK_SECONDS + COMMAND_TIMEOUT_SECONDS)
+        _set_timeout(opened, self._timeout_seconds)
         self._socket = opened
         self.connections += 1
         return opened

@@ -20,6 +20,7 @@ from waiting import wait_until
 from shared.bodies import common_memory, folder
 from shared.bodies.common_memory import CommonMemory
 from shared.bodies.folder import Budget, SharedBodies
+from shared.bodies.worker_bodies import WorkerBodies
 from shared.courier import pending
 from shared.courier.cancels import Cancels
 from shared.errors import BodyLost
@@ -67,10 +68,13 @@ class Beside(NamedTuple):
     def publish(self, item: Claimed, result: bytes) -> None:
         assert self.ends.work.publish([item], free([result], [item])) == 1
 
+    def encoded(self, request_id: str, result: InferResult) -> bytes:
+        return WorkerBodies(self.memory).answers().encoded(request_id, result)
+
     def answer(self, item: Claimed) -> None:
         """Answer as the model would that returns what it is given."""
         result = InferResult(item.request().inputs)
-        self.publish(item, self.memory.encoded(item.id, result))
+        self.publish(item, self.encoded(item.id, result))
 
 
 @pytest.fixture
@@ -83,7 +87,7 @@ def shared_path() -> Iterator[Path]:
 def beside(ends: TwoEnds, shared_path: Path) -> Iterator[Beside]:
     directory = shared_path / "memory"
     memory, budget = CommonMemory(directory), Budget(BUDGET_BYTES)
-    ends.work.memory = CommonMemory(directory)  # an instance opens it by itself
+    ends.work.bodies = WorkerBodies(CommonMemory(directory))  # an instance opens it by itself
     shared = SharedBodies(memory, budget, {ends.keys.model_key: memory.token}.__getitem__)
     queue = RequestQueue(ends.redis, ends.keys, Limits(), shared)
     yield Beside(ends, queue, memory, directory, budget)
@@ -154,7 +158,7 @@ def test_an_answer_to_a_small_request_lies_beside_redis_too(beside: Beside) -> N
     waiting = beside.push(16)
     item = beside.claim()
     large = InferResult(picture(item.id).inputs)
-    encoded = beside.memory.encoded(item.id, large)
+    encoded = beside.encoded(item.id, large)
     assert len(encoded) < 300
     beside.publish(item, encoded)
 
@@ -165,7 +169,7 @@ def test_an_answer_to_a_small_request_lies_beside_redis_too(beside: Beside) -> N
 def test_an_answer_that_nobody_waits_for_in_this_memory_is_whole(beside: Beside) -> None:
     for request_id in ("0" * 32, "f" * 32, "../" + "e" * 29):
         large = InferResult(picture(request_id).inputs)
-        assert len(beside.memory.encoded(request_id, large)) > PICTURE_BYTES
+        assert len(beside.encoded(request_id, large)) > PICTURE_BYTES
 
 
 @pytest.mark.parametrize("why", ["elsewhere", "budget", "full", "no room for the data"])
@@ -236,7 +240,7 @@ def test_a_request_is_given_up_when_its_answers_are_lost_again_and_again(beside:
     waiting = beside.push()
     for _ in range(pending.MAX_TENSOR_LOSSES):
         item = beside.claim()
-        encoded = beside.memory.encoded(item.id, InferResult(item.request().inputs))
+        encoded = beside.encoded(item.id, InferResult(item.request().inputs))
         for file in beside.files():
             file.unlink()
         beside.publish(item, encoded)
@@ -284,7 +288,7 @@ def test_thousands_of_clients_that_leave_leave_nothing_behind(
     for _ in range(2000):
         request = picture(beside.queue.new_id(), LARGE_BYTES)
         waiting = beside.queue.push(request)
-        beside.memory.encoded(request.id, InferResult(request.inputs))  # answered meanwhile
+        beside.encoded(request.id, InferResult(request.inputs))  # answered meanwhile
         waiting.cancel()
 
     wait_until(lambda: beside.files() == [], 10, "what nobody waits for is removed")
@@ -312,7 +316,7 @@ def test_a_request_that_was_in_a_crash_is_whole_in_redis(beside: Beside) -> None
     beside.claim()
     ttl_ms = beside.ends.redis.pttl(beside.ends.keys.body + waiting.id)
 
-    bring_in(beside.ends.wire, beside.ends.keys, "i", beside.memory)
+    bring_in(beside.ends.wire, beside.ends.keys, "i", WorkerBodies(beside.memory))
 
     body = beside.body(waiting)
     asked = InferRequest.decode(waiting.id, 1, body)
@@ -401,7 +405,9 @@ def test_a_full_redis_is_no_reason_to_leave_what_a_dead_instance_held(
     beside.push()
     beside.claim()
     redis = beside.ends.redis
-    recovery = Recovery(redis, Registry(redis, settings.key_prefix), settings, beside.memory)
+    recovery = Recovery(
+        redis, Registry(redis, settings.key_prefix), settings, WorkerBodies(beside.memory)
+    )
     recovery.note("i", beside.ends.keys.model_key)
     before = redis.config_get("maxmemory")["maxmemory"]
     redis.config_set("maxmemory", "1")

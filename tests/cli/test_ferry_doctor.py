@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from redis import Redis
 from registered import register, report_failure, spec
+from store_server import store_servers
 
 from ferry.cli import main
 from ferry.commands.doctor import of_machine, of_redis, of_worker
@@ -269,3 +270,51 @@ def test_people_get_a_table(redis: Redis, capsys: pytest.CaptureFixture[str]) ->
     (line,) = [line for line in lines if line.startswith("persistence")]
     assert "WARNING" in line
     assert line.endswith("CONFIG SET appendonly yes, and in its configuration")
+
+
+def test_a_body_store_that_keeps_nothing_is_fine(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, redis: Redis
+) -> None:
+    with store_servers(1) as (server,):
+        server.redis.config_set("maxmemory", "100mb")
+        url = server.url.replace("unix://", "unix://default:s3cret@")
+        server.redis.config_set("requirepass", "s3cret")
+        monkeypatch.setenv("FERRY_BODY_URLS", url)
+        _, found = doctor()
+
+    (name,) = [check for check in found if check.startswith("body store")]
+    assert "s3cret" not in name
+    assert found[name]["state"] == "ok", found[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("maxmemory", "0", "no maxmemory"),
+        ("maxmemory-policy", "allkeys-lru", "throws bodies away"),
+        ("appendonly", "yes", "append-only file"),
+        ("save", "900 1", "snapshots"),
+    ],
+)
+def test_a_body_store_s_setting_that_is_wrong_is_found(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, redis: Redis, name: str, value: str, said: str
+) -> None:
+    with store_servers(1) as (server,):
+        server.redis.config_set("maxmemory", "100mb")
+        server.redis.config_set(name, value)
+        monkeypatch.setenv("FERRY_BODY_URLS", server.url)
+        _, found = doctor()
+
+    (finding,) = [each for check, each in found.items() if check.startswith("body store")]
+    assert (finding["state"], said in finding["found"]) == ("warning", True), finding
+    assert "CONFIG SET" in finding["action"]
+
+
+def test_a_body_store_that_is_away_is_found(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, redis: Redis
+) -> None:
+    monkeypatch.setenv("FERRY_BODY_URLS", "redis://127.0.0.1:1")
+    code, found = doctor()
+
+    assert code == 1
+    assert "does not answer" in found["body store redis://127.0.0.1:1"]["found"]

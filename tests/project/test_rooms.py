@@ -14,7 +14,8 @@ FLOORS = {
     "shared": (
         "errors datatypes names ticket messages model_spec redis_urls setting_checks cores "
         "open_files logs parent_death job_settings settings socket_paths",
-        "bodies inputs tracing wire",
+        "inputs tracing wire",
+        "bodies",
         "access courier",
         "request_queue",
         "registry",

@@ -89,7 +89,7 @@ class StepQueues:
 
         Raises RequestExpired, or BadModelOutput for tensors that are too large to be handed on.
         """
-        model, inputs, outputs, deadline, priority, parameters, named, wish, *told = request
+        model, inputs, outputs, deadline, priority, parameters, named, wish, *_ = request
         seconds = deadline - time.monotonic()
         if wish and not (model.queue_policies or model.steps):
             seconds, wish = min(seconds, wish), 0.0
@@ -114,7 +114,9 @@ class StepQueues:
                 parameters,
                 wish,
                 named,
-                *told,
+                request.owner,
+                request.known_as,
+                request.traceparent,
             ),
             then,
         )

@@ -6,7 +6,7 @@ import logging
 import time
 from functools import partial
 
-from shared.bodies.common_memory import CommonMemory
+from shared.bodies.worker_bodies import WorkerBodies
 from shared.errors import (
     BadMessage,
     BadModelOutput,
@@ -57,7 +57,7 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     offer: Offer | None = None,
     turn: DeviceTurn = ALONE,
     decoders: Decoders | None = None,
-    memory: CommonMemory | None = None,
+    bodies: WorkerBodies | None = None,
 ) -> EncodedResults:
     """Return one encoded `InferResult` per claimed request, in order (stop 7).
 
@@ -67,7 +67,7 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     Redis. `sharing` says who shares a forward
     pass. Raises InstanceLost when it is the instance that failed, by its `health`. What was
     answered is told to `offer`. The model runs in the batch's `turn`, which raises TurnLost if the
-    batch is to go back unrun. Large answers go into `memory`. Next stop: the `forward` of its
+    batch is to go back unrun. Large answers go where `bodies` say. Next stop: the `forward` of its
     backend, through `PiecewiseBackend`: `worker.backends.torch_model` for torch.
     """
     claimed_at, health = time.monotonic(), health or SelfCheck(learns=False)
@@ -94,7 +94,7 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     decode_seconds = time.monotonic() - claimed_at
     context = BatchContext(
         spec, backend, instance, claimed_at, decode_seconds, [], [], BATCH_IN_HAND.get(), offer,
-        sharing.costs, turn, len(requests), memory,
+        sharing.costs, turn, len(requests), bodies.answers() if bodies is not None else None,
     )  # fmt: skip
     try:
         for together in passes_of(requests, spec, sharing):
@@ -110,7 +110,7 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
         turn.end()
     if empty:
         context.add_pass(empty, 0, claimed_at, claimed_at, claimed_at)
-    refused = refuse_oversized(results, spec)
+    refused = refuse_oversized(context.settled(results), spec)
     passes = without(refused, context.passes) if refused else context.passes
     figures = encode_costs(claimed, passes, time.monotonic() - claimed_at)
     return EncodedResults([results[item.id] for item in claimed], figures)
@@ -241,7 +241,7 @@ def _run(requests: list[DecodedRequest], context: BatchContext) -> dict[str, byt
         timings = item.timings(waited, compute_seconds, rows, context.instance)
         wanted = request.outputs or tensors
         answer = InferResult(tuple([tensors[name][index] for name in wanted]), timings)
-        results[item.id] = context.encoded(item.id, answer)
+        results[item.id] = context.encoded(request, answer)
     began += started - stacked  # waiting for the device is no work
     context.add_pass([one.claimed for one in requests], rows, began, started, computed)
     if context.offer is not None:

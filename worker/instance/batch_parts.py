@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shared.bodies.common_memory import CommonMemory
+from shared.bodies.worker_bodies import AnswersBeside
 from shared.datatypes import NUMPY_TYPES, Array, datatype_of, to_bytes
 from shared.errors import BadModelOutput
 from shared.messages import InferRequest, InferResult, Tensor
@@ -80,12 +80,20 @@ class BatchContext(NamedTuple):
     turn: DeviceTurn = ALONE
     request_count: int = 0
     """Of the requests that could be decoded."""
-    memory: CommonMemory | None = None
-    """Where large answers go, if it is shared with who waits for them."""
+    answers: AnswersBeside | None = None
+    """Where large answers go, if who waits for them looks there."""
 
-    def encoded(self, request_id: str, result: InferResult) -> bytes:
+    def encoded(self, request: InferRequest, result: InferResult) -> bytes:
         """Encode a request's answer."""
-        return result.encode() if self.memory is None else self.memory.encoded(request_id, result)
+        if self.answers is None or request.whole:
+            return result.encode()
+        return self.answers.encoded(request.id, result)
+
+    def settled(self, results: dict[str, bytes]) -> dict[str, bytes]:
+        """Encode those answers whole that did not get to where they were put; return all."""
+        if self.answers is not None:
+            self.answers.settle(results)
+        return results
 
     def add_failure(self, failed: list[str]) -> None:
         """Note requests that failed, whoever is at fault."""

@@ -39,7 +39,7 @@ def run_each(
     for one, answer in zip(requests, answers, strict=True):
         timings = one.claimed.timings(waited, compute_seconds, rows, context.instance)
         result = _result(one, answer, timings, context.spec)
-        results[one.claimed.id] = context.encoded(one.claimed.id, result)
+        results[one.claimed.id] = context.encoded(one.request, result)
         if result.error is None:
             served.append(one.claimed)
             if context.offer is not None:

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from shared.bodies.common_memory import CommonMemory
+from shared.bodies.worker_bodies import WorkerBodies
 from shared.datatypes import Array
 from shared.errors import BadModel, described, text_of
 from shared.parent_death import die_with_parent_process
@@ -97,8 +97,8 @@ def run_instance(job: InstanceJob, reports: Connection, meter: Meter) -> None:
     if warm is None:
         run_ensemble(job, stop, meter, wakeup, tracing)
         return
-    memory = CommonMemory.of(job.shared_body_bytes)
-    serve(WarmInstance(job, warm, meter, stop, wakeup, tracing, decoders, memory), reports)
+    bodies = WorkerBodies.of(job.shared_body_bytes, job.body_urls, job.key_prefix)
+    serve(WarmInstance(job, warm, meter, stop, wakeup, tracing, decoders, bodies), reports)
 
 
 def _stopped_by_signal() -> tuple[list[int], int]:

@@ -51,6 +51,8 @@ class SlotHost(NamedTuple):
     guard: AbstractContextManager[None] = nullcontext()
     memory_token: str = ""
     """Of the shared memory that its instances see."""
+    store_token: str = ""
+    """Of the body stores that they know."""
 
 
 class InstanceSlot:
@@ -69,6 +71,7 @@ class InstanceSlot:
         self._name = f"{machine.supervisor}-{index}"
         self._supervisor, self._settings, self._context, self._ledger, board, *_ = machine
         self._guard, self._memory_token = machine.guard, machine.memory_token
+        self._store_token = machine.store_token
         self._meter_at = page, index = board.take()
         self.meter = page[index]
         self._rate = Rate(time.monotonic())
@@ -137,7 +140,7 @@ class InstanceSlot:
             trusted_backends(settings), self.model.config.warmup, self._cold,
             settings.require_verified, self._memory_bytes, settings.max_growth_bytes,
             settings.log_format, settings.traces_url, settings.state_dir,
-            settings.shared_body_bytes,
+            settings.shared_body_bytes, settings.body_urls,
         )  # fmt: skip
         reports, child_end = self._context.Pipe(duplex=False)
         process = self._context.Process(
@@ -408,6 +411,7 @@ class InstanceSlot:
             device_faults=self._ledger.fault_count(self._device_name),
             device_closed=self._ledger.why_closed(self._device_name),
             shared_memory="" if spec.steps else self._memory_token,
+            body_stores="" if spec.steps else self._store_token,
         )
 
 

@@ -51,7 +51,7 @@ class Placer:
     ) -> None:
         """Place on the `devices` that are there by then; `starts` bounds a process's start."""
         self._starts = starts
-        self.memory_token = ""
+        self.memory_token = self.store_token = ""
         self._supervisor = supervisor
         self._settings = settings
         self._context = context
@@ -83,6 +83,7 @@ class Placer:
             self.meters,
             self._starts,
             self.memory_token,
+            self.store_token,
         )
         slots = [
             InstanceSlot(model, placement, next(self._numbers), machine)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from redis import Redis
 
-from shared.bodies.common_memory import CommonMemory
+from shared.bodies.worker_bodies import WorkerBodies
 from shared.model_spec import ModelSpec
 from shared.registry.registry import Registry
 from shared.registry.snapshot import InstanceRecord
@@ -32,10 +32,10 @@ class Recovery:
         client: Redis,
         registry: Registry,
         settings: Settings,
-        memory: CommonMemory | None = None,
+        bodies: WorkerBodies | None = None,
     ) -> None:
-        """Open nothing yet; what instances held may have large tensors in `memory`."""
-        self._memory = memory
+        """Open nothing yet; what instances held may have large tensors in `bodies`."""
+        self._bodies = bodies
         self._wire = open_wire(client)
         self._registry = registry
         self._settings = settings
@@ -57,8 +57,8 @@ class Recovery:
     ) -> None:
         """Put back an instance's work, and forget it; a crash counts as an attempt."""
         keys = QueueKeys(self._settings.key_prefix, model_key)
-        if crashed and self._memory is not None:
-            bring_in(self._wire, keys, instance, self._memory)
+        if crashed and self._bodies is not None:
+            bring_in(self._wire, keys, instance, self._bodies)
         back, given_up = recover(
             self._wire, keys, instance, crashed=crashed,
             result_ttl_seconds=self._settings.result_ttl_seconds, loss=loss,

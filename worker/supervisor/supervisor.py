@@ -20,7 +20,7 @@ from threading import Event, Thread
 
 from redis.exceptions import RedisError
 
-from shared.bodies.common_memory import CommonMemory
+from shared.bodies.worker_bodies import WorkerBodies
 from shared.errors import RedisUnavailable
 from shared.registry.change_bell import ChangeBell
 from shared.registry.desired_store import DesiredStore
@@ -79,7 +79,9 @@ class Supervisor:
             ["worker.instance.forkserver_preload", "worker.supervisor.instance_slot"]
         )
         self._can_fork = Event()
-        self._memory = CommonMemory.of(settings.shared_body_bytes)
+        self._bodies = WorkerBodies.of(
+            settings.shared_body_bytes, settings.body_urls, settings.key_prefix
+        )
         self._store = DesiredStore(self._client, settings.key_prefix)
         self._bell = ChangeBell(self._client, settings.key_prefix)
         self._starts = StartGuard(
@@ -94,9 +96,11 @@ class Supervisor:
             self.id, settings, self._context, self._log_level, lambda: self._devices.report,
             self._starts,
         )  # fmt: skip
-        self._placer.memory_token = self._memory.token if self._memory is not None else ""
+        if self._bodies is not None:
+            self._placer.memory_token = self._bodies.memory_token
+            self._placer.store_token = self._bodies.store_token
         self._has_cleaned_registry = False
-        self._recovery = Recovery(self._client, self._registry, settings, self._memory)
+        self._recovery = Recovery(self._client, self._registry, settings, self._bodies)
         self._outage = Outage(log)
         self._stopping = False
         self._has_new_devices = False
@@ -316,8 +320,8 @@ class Supervisor:
         if checks:
             self._recovery.ring_for_what_waits(each.model.spec for each in deployments.values())
             self._stood_at = -1
-            if self._memory is not None:
-                self._memory.reap()
+            if self._bodies is not None:
+                self._bodies.reap()
         self._has_new_devices |= self._registration.has_filled and self._devices.is_known
         if look.found_count:  # in the rare case that one closed meanwhile
             for key, each in deployments.items():

@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 from ferry.commands.doctor.findings import Finding, error, warning
 from ferry.commands.doctor.of_machine import of_machine
 from ferry.commands.doctor.of_redis import of_redis, why_away
+from ferry.commands.doctor.of_stores import of_stores
 from ferry.commands.inspect_redis import redis_to_inspect
 from ferry.commands.tables import Column, show
 from ferry.errors import EXIT_FAILED, NoRedis
@@ -29,7 +30,9 @@ def doctor(environ: Mapping[str, str], *, as_json: bool) -> int:
     Raises BadSetting.
     """
     settings = Settings.from_env(environ)
-    found = [*_redis(settings, environ), *of_machine(settings, environ)]
+    found = [
+        *_redis(settings, environ), *of_stores(settings), *of_machine(settings, environ)
+    ]  # fmt: skip
     order = ("error", "warning", "ok")
     found.sort(key=lambda each: order.index(each.state))
     show([each._asdict() for each in found], FINDING_COLUMNS, as_json=as_json, nothing="")

@@ -17,7 +17,7 @@ from typing import NamedTuple, NoReturn, TypeVar
 import torch
 from redis.exceptions import RedisError
 
-from shared.bodies.common_memory import CommonMemory
+from shared.bodies.worker_bodies import WorkerBodies
 from shared.errors import described
 from shared.messages import Tensor
 from shared.request_queue.claimed import Claimed, EncodedResults
@@ -79,7 +79,7 @@ class WarmInstance(NamedTuple):
     wakeup: int | None
     tracing: WorkerTracing | None
     decoders: Decoders | None = None
-    memory: CommonMemory | None = None
+    bodies: WorkerBodies | None = None
 
 
 class _Lane(NamedTuple):
@@ -197,7 +197,7 @@ def _queue(
         batching=Batching.of(job.spec),
         cache=job.limits.cache,
     )
-    queue.memory = serving.memory
+    queue.bodies = serving.bodies
     return queue
 
 
@@ -209,7 +209,7 @@ def _answer(
     answer: Callable[[list[Claimed]], EncodedResults] = partial(
         answer_batch, spec=job.spec, backend=warm.backend, instance=job.id, sharing=sharing,
         health=warm.health, offer=offer, turn=turn, decoders=serving.decoders,
-        memory=serving.memory,
+        bodies=serving.bodies,
     )  # fmt: skip
     return tracing.traced(answer) if tracing else answer
 
