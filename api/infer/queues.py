@@ -16,8 +16,7 @@ from api.infer.question import NoRows, Pending, Question
 from api.infer.shadowing import Shadowing
 from shared.access.api_key import ApiKey
 from shared.access.keyring import Keyring
-from shared.bodies.folder import SharedBodies
-from shared.bodies.stored import StoredBodies
+from shared.bodies.stored import beside_redis
 from shared.errors import QueueFull
 from shared.inputs.fair_line import ASKING
 from shared.logs import SERVED
@@ -57,10 +56,7 @@ class Queues:
         self._settings = settings
         self._catalog = catalog
         self.keyring = keyring
-        self._shared = SharedBodies.of(settings.shared_body_bytes, catalog.shared_memory)
-        self._stored = StoredBodies.of(
-            settings.body_urls, settings.key_prefix, settings.max_bodies_bytes, catalog.body_stores
-        )
+        self._beside = beside_redis(settings, catalog.shared_memory, catalog.body_stores)
         self._asked = 0
         self._not_before: dict[tuple[str, int, str], int] = {}
         self._queues: dict[tuple[str, int, bool, bool], RequestQueue] = {}
@@ -244,8 +240,6 @@ class Queues:
                 queue = self._queues.get(name)  # another thread may have made it meanwhile
                 if queue is None:
                     keys = self._keys(spec).with_bulk if with_bulk else self._keys(spec)
-                    queue = RequestQueue(
-                        self._client, keys, self._limits(spec), self._shared, self._stored
-                    )
+                    queue = RequestQueue(self._client, keys, self._limits(spec), *self._beside)
                     self._queues[name] = queue
         return queue

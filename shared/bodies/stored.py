@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from shared.bodies.folder import BodyFolder, Budget, PlacedBody
+from shared.bodies.folder import BodyFolder, Budget, PlacedBody, SharedBodies
 from shared.bodies.stores import BodyStores
 from shared.errors import BadMessage
 from shared.messages import LARGE_BYTES, BodyReference, InferRequest, put_beside
+from shared.settings import Settings
 from shared.wire.client import milliseconds
 from shared.wire.packing import Command
 
@@ -34,14 +35,6 @@ class StoredBodies(NamedTuple):
     stores: BodyStores
     budget: Budget
     seen_by: Callable[[str], str]
-
-    @classmethod
-    def of(
-        cls, urls: str, prefix: str, max_bytes: int, seen_by: Callable[[str], str]
-    ) -> StoredBodies | None:
-        """Return those of FERRY_BODY_URLS, None where it is empty."""
-        stores = BodyStores.of(urls, prefix)
-        return cls(stores, Budget(max_bytes), seen_by) if stores is not None else None
 
 
 class BodyShelf:
@@ -130,6 +123,20 @@ class BodyShelf:
             commands: list[Command] = [("UNLINK", *keys)] if keys else []
             if not store.ask(*commands, self._reader):
                 removals.extend(keys)
+
+
+def beside_redis(
+    settings: Settings, memory_of: Callable[[str], str], stores_of: Callable[[str], str]
+) -> tuple[SharedBodies | None, StoredBodies | None]:
+    """Return a process's use of shared memory, and of stores, each None where there is none.
+
+    `memory_of` and `stores_of` are the `seen_by` of each.
+    """
+    shared = SharedBodies.of(settings.shared_body_bytes, memory_of)
+    stores = BodyStores.of(settings.body_urls, settings.key_prefix)
+    if stores is None:
+        return shared, None
+    return shared, StoredBodies(stores, Budget(settings.max_bodies_bytes), stores_of)
 
 
 class OwnBodies(NamedTuple):
