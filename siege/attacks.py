@@ -153,11 +153,29 @@ def _head(path: str, length: int) -> bytes:
 
 def attacks() -> list[Attack]:
     """Return all attacks."""
+    return [
+        *_pictures(),
+        *_json(),
+        posted("token-ids", IDS, lambda: bodies.token_ids(32, 100_000)),
+        posted("texts", WORDS, lambda: bodies.texts(32, 20_000)),
+        posted("embeddings", EMBEDDINGS, lambda: bodies.embeddings(2048, 1900)),
+        posted("embeddings-ids", EMBEDDINGS, lambda: bodies.embeddings_ids(2048, 600)),
+        posted("job-upload", JOB, lambda: bodies.upload(LARGEST), clients=2),
+        without_body("slow-bodies", partial(hold, 200, _head(INFER, 100_000) + b"{")),
+        without_body("idle", partial(hold, 1100, b"")),
+        without_body("tiny-chunks", tiny_chunks),
+        Attack("one-chunk", lambda: (one_chunk, LARGEST)),
+        without_body("slow-readers", partial(read_nothing, "/openapi.json")),
+        posted("slow-model", WORDS, lambda: bodies.texts(32, 400), clients=850),
+        *_over_grpc(),
+    ]  # fmt: skip
+
+
+def _json() -> list[Attack]:
     size = PACKED_BYTES
     shape = b'{"name":"INPUT__0","datatype":"FP32","data":[1],"shape":['
     data = b'{"name":"INPUT__0","datatype":"FP32","shape":[1,16],"data":['
     return [
-        *_pictures(),
         posted("lists-packed", INFER, lambda: packed(bodies.v2(bodies.repeated(b"[]", LARGEST)))),
         posted("lists", INFER, lambda: bodies.v2(bodies.repeated(b"[]", size))),
         posted("inputs", INFER, lambda: bodies.v2(bodies.repeated(b'{"name":"a"}', size))),
@@ -175,17 +193,11 @@ def attacks() -> list[Attack]:
         posted("name", INFER, lambda: bodies.v2(b'{"name":"' + b"a" * size + b'"}')),
         posted("v1-rows", V1, lambda: b'{"instances":[' + bodies.repeated(b"{}", size) + b"]}"),
         posted("too-large", INFER, lambda: bodies.tiny(b',"id":"' + b"a" * LARGEST + b'"')),
-        posted("token-ids", IDS, lambda: bodies.token_ids(32, 100_000)),
-        posted("texts", WORDS, lambda: bodies.texts(32, 20_000)),
-        posted("embeddings", EMBEDDINGS, lambda: bodies.embeddings(2048, 1900)),
-        posted("embeddings-ids", EMBEDDINGS, lambda: bodies.embeddings_ids(2048, 600)),
-        posted("job-upload", JOB, lambda: bodies.upload(LARGEST), clients=2),
-        without_body("slow-bodies", partial(hold, 200, _head(INFER, 100_000) + b"{")),
-        without_body("idle", partial(hold, 1100, b"")),
-        without_body("tiny-chunks", tiny_chunks),
-        Attack("one-chunk", lambda: (one_chunk, LARGEST)),
-        without_body("slow-readers", partial(read_nothing, "/openapi.json")),
-        posted("slow-model", WORDS, lambda: bodies.texts(32, 400), clients=850),
+    ]  # fmt: skip
+
+
+def _over_grpc() -> list[Attack]:
+    return [
         *(
             Attack(name, partial(rpc.calling, message), over_grpc=True)
             for name, message in rpc.MESSAGES.items()
@@ -193,7 +205,7 @@ def attacks() -> list[Attack]:
         without_body("grpc-held", partial(rpc.hold, "ModelInfer", 2000), over_grpc=True),
         without_body("grpc-streams", partial(rpc.hold, "ModelStreamInfer", 2000), over_grpc=True),
         without_body("grpc-slow-readers", rpc.read_nothing, over_grpc=True),
-    ]  # fmt: skip
+    ]
 
 
 def _pictures() -> list[Attack]:

@@ -72,22 +72,7 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     """
     claimed_at, health = time.monotonic(), health or SelfCheck(learns=False)
     results: dict[str, bytes] = {}
-    requests, empty = [], list[Claimed]()
-    for item in claimed:
-        try:
-            request = _decode(item, spec)
-            if health.vocabulary is not None:
-                health.vocabulary.check(request.arrays)
-            requests.append(request)
-        except BadMessage as error:
-            log.warning("request %s: %s, it is answered so", item.id, error.message)
-            results[item.id] = InferResult(error=error).encode()
-        except BadRequest as error:
-            results[item.id] = InferResult(error=error).encode()
-        except _NoRows as found:
-            empty.append(item)
-            timings = item.timings(0.0, 0.0, 0, instance)
-            results[item.id] = InferResult(found.outputs, timings).encode()
+    requests, empty = _decode_all(claimed, spec, instance, health, results)
     if decoders is not None:
         requests, errors = decoders.decoded(requests)
         results.update({each: InferResult(error=errors[each]).encode() for each in errors})
@@ -114,6 +99,33 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     passes = without(refused, context.passes) if refused else context.passes
     figures = encode_costs(claimed, passes, time.monotonic() - claimed_at)
     return EncodedResults([results[item.id] for item in claimed], figures)
+
+
+def _decode_all(
+    claimed: list[Claimed],
+    spec: ModelSpec,
+    instance: str,
+    health: SelfCheck,
+    results: dict[str, bytes],
+) -> tuple[list[DecodedRequest], list[Claimed]]:
+    """Return those to run, and those of no rows, which get their `results` as bad ones do."""
+    requests, empty = [], list[Claimed]()
+    for item in claimed:
+        try:
+            request = _decode(item, spec)
+            if health.vocabulary is not None:
+                health.vocabulary.check(request.arrays)
+            requests.append(request)
+        except BadMessage as error:
+            log.warning("request %s: %s, it is answered so", item.id, error.message)
+            results[item.id] = InferResult(error=error).encode()
+        except BadRequest as error:
+            results[item.id] = InferResult(error=error).encode()
+        except _NoRows as found:
+            empty.append(item)
+            timings = item.timings(0.0, 0.0, 0, instance)
+            results[item.id] = InferResult(found.outputs, timings).encode()
+    return requests, empty
 
 
 def _learn(context: BatchContext, health: SelfCheck, decoders: Decoders | None) -> None:
