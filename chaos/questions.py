@@ -19,6 +19,7 @@ TOLERANCE = 1e-4
 """Batches of other sizes round differently, by 1e-6; two random inputs' outputs differ by 1e-1."""
 
 FIRST_VERSION = "1"
+SMALL_ANSWER = 16
 
 
 class Questions(Protocol):
@@ -63,7 +64,26 @@ class Prepared:
         return self.inputs[index : index + 1], self.outputs[index]
 
 
-def write(questions: Computed | Prepared, file: Path) -> None:
+@dataclass(frozen=True)
+class Wide:
+    """Rows of `length` numbers, whose first one says how many come back, in the other order.
+
+    That are all of them, or so few that an answer is small if it is not to be `large`.
+    """
+
+    input_name: str
+    length: int
+    large: bool
+
+    def ask(self, random: Generator) -> tuple[Array, Array]:
+        """Return a row that looks like no other, and its answer."""
+        row = np.resize(random.integers(0, 1000, 17).astype(np.float32), (1, self.length))
+        count = self.length if self.large else SMALL_ANSWER
+        row[0, 0] = count
+        return row, row[0, :count][::-1]
+
+
+def write(questions: Computed | Prepared | Wide, file: Path) -> None:
     """Write questions for `read`."""
     arrays: dict[str, Any] = dict(vars(questions))
     np.savez(file, **arrays)
@@ -74,6 +94,8 @@ def read(file: Path) -> Questions:
     with np.load(file) as arrays:
         fields = {name: arrays[name] for name in arrays.files}
     fields["input_name"] = str(fields["input_name"])
+    if "length" in fields:
+        return Wide(fields["input_name"], int(fields["length"]), bool(fields["large"]))
     return Prepared(**fields) if "inputs" in fields else Computed(**fields)
 
 

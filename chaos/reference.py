@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chaos.questions import Computed, Prepared
+from chaos.questions import Computed, Prepared, Wide
 from shared.datatypes import Array
 
 PREPARED_COUNT = 256
@@ -38,6 +38,25 @@ class Model:
         return {{self.output: self.model(torch.from_numpy(rows))}}
 """
 """A model whose device dies for good on one value, as a GPU's context does."""
+
+
+WIDE = """
+class Model:
+    def load(self, context):
+        self.input, self.output = context.inputs[0].name, context.outputs[0].name
+
+    def forward(self, inputs):
+        row = inputs[self.input]
+        return {self.output: row[:, : int(row[0, 0])][:, ::-1].copy()}
+"""
+WIDE_NAME = "wide"
+WIDE_LENGTH = 20_000
+"""Numbers of a row, 80 KB: it lies beside Redis."""
+WIDE_CONFIG = """\
+backend: "python"
+input [ { name: "x" data_type: TYPE_FP32 dims: [1, -1] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [1, -1] } ]
+"""
 
 
 def tiny(directory: Path) -> Computed:
@@ -85,6 +104,15 @@ def make_mortal(models: Path, name: str, directory: Path) -> Path:
     return copy.parent
 
 
+def make_wide(directory: Path) -> Path:
+    """Return a repository with `wide`, which answers as `questions.Wide` says."""
+    model = directory / "wide" / "wide"
+    (model / "1").mkdir(parents=True)
+    (model / "1" / "model.py").write_text(WIDE)
+    (model / "config.pbtxt").write_text(WIDE_CONFIG)
+    return model.parent
+
+
 def _load(directory: Path) -> Any:
     load: Any = torch.jit.load
     with _torchscript():
@@ -99,4 +127,9 @@ def _torchscript() -> Iterator[None]:
         yield
 
 
-REFERENCES: dict[str, Callable[[Path], Computed | Prepared]] = {"tiny": tiny, "digits": digits}
+REFERENCES: dict[str, Callable[[Path], Computed | Prepared | Wide]] = {
+    "tiny": tiny,
+    "digits": digits,
+    "wide": lambda _: Wide("x", WIDE_LENGTH, large=True),
+    "wide-small": lambda _: Wide("x", WIDE_LENGTH, large=False),
+}

@@ -6,13 +6,14 @@ import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory, mkdtemp
 
 from chaos import questions
 from chaos.load import running_load
-from chaos.reference import REFERENCES, make_mortal
+from chaos.reference import REFERENCES, WIDE_NAME, make_mortal, make_wide
 from chaos.scenarios import Scenario
 from chaos.strikes import Strike
 from chaos.system import System, running_system
@@ -47,13 +48,18 @@ def run_scenario(scenario: Scenario, plan: Plan, settings: Settings) -> Row:
     with TemporaryDirectory(prefix="ferry-chaos-") as name:
         directory = Path(name)
         model = Path(settings.models) / scenario.model
-        questions.write(REFERENCES[scenario.model](model), directory / QUESTIONS)
+        reference = scenario.model + "-small" * scenario.small_answers
+        questions.write(REFERENCES[reference](model), directory / QUESTIONS)
         processes = max(settings.api_process_count, scenario.api_processes)
         settings = replace(settings, api_processes=processes)
         if scenario.mortal:
             models = make_mortal(Path(settings.models), scenario.model, directory)
             settings = replace(settings, models=str(models))
-        running = running_whole if scenario.whole else running_system
+        if scenario.model == WIDE_NAME:
+            settings = replace(settings, models=str(make_wide(directory)))
+        running = (
+            running_whole if scenario.whole else partial(running_system, stores=scenario.stores)
+        )
         with running(settings, scenario.model, scenario.instances, directory) as system:
             row = strike(system, scenario, plan)
         if not row.passed:
@@ -71,9 +77,14 @@ def strike(system: System | WholeSystem, scenario: Scenario, plan: Plan) -> Row:
         while len(blows) < plan.times(scenario) and time.monotonic() < until:
             with load.resting() if scenario.rest else nullcontext():
                 time.sleep(random.uniform(*(REST_SECONDS if scenario.rest else PAUSE_SECONDS)))
+                if isinstance(system, System):
+                    system.note_folders()
                 blows.append(scenario.blow(system, random))
         time.sleep(PAUSE_SECONDS[1])
-        return judge(scenario, load.stop(), blows)
+        tally = load.stop()
+        if isinstance(system, System) and scenario.model == WIDE_NAME:
+            system.wait_cleared()
+        return judge(scenario, tally, blows)
 
 
 def _keep_logs(directory: Path) -> None:

@@ -16,7 +16,9 @@ class Scenario:
     `measures` says what a blow's `seconds` are. Where a blow ends what answers requests
     (`ends_answers`), the time until the next answer is shown. A `whole` one strikes `ferry up`.
     Where clients `rest`, nobody asks for a while before and during a blow, and all do at once
-    after it. `api_processes` are at least so many. A `mortal` model's device may die.
+    after it. `api_processes` are at least so many. A `mortal` model's device may die. The requests
+    of `wide` are large, and lie in as many body `stores`, or without any in shared memory; so are
+    its answers, but for `small_answers`. Nothing of them may be left behind.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Scenario:
     rest: bool = False
     api_processes: int = 1
     mortal: bool = False
+    stores: int = 0
+    small_answers: bool = False
 
 
 SCENARIOS = {
@@ -72,6 +76,26 @@ SCENARIOS = {
         Scenario(
             "empty-waiting", "the same, while all requests wait",
             partial(strikes.kill_valkey, waiting=True, empty=True), 10,
+        ),
+        Scenario(
+            "store", "1 of 2 body stores, kill -9, back empty", strikes.kill_store, 20,
+            model="wide", ends_answers=False, stores=2,
+        ),
+        Scenario(
+            "store-hangs", "1 of 2 body stores, SIGSTOP", strikes.hang_store, 20,
+            model="wide", ends_answers=False, stores=2,
+        ),
+        Scenario(
+            "store-instance", "1 of 2 instances that read stores, kill -9", strikes.kill_instance,
+            20, model="wide", instances=2, stores=2,
+        ),
+        Scenario(
+            "memory-instance", "1 of 2 that mapped shared memory, kill -9", strikes.kill_instance,
+            20, model="wide", instances=2,
+        ),
+        Scenario(
+            "memory-api", "1 of 2 API processes, with bodies in memory", strikes.kill_api, 10,
+            model="wide", ends_answers=False, api_processes=2, small_answers=True,
         ),
         Scenario(
             "worker", "the only supervisor, SIGTERM", strikes.stop_worker, 20, measures="drain"

@@ -30,6 +30,10 @@ FAILED = 500
 HOLD_SECONDS = 0.3
 """How long the instances stand still before Valkey is killed: every client then waits."""
 LONGEST_OUTAGE_SECONDS = 1.5
+STORE_RETURNS_SECONDS = 1.0
+"""Longer than a store that is back is left alone: it is used again before the next blow."""
+API_RETURNS_SECONDS = 3.0
+"""A client asks once more for a connection that it lost, not twice: by then all are answered."""
 MID_BATCH_TIMEOUT_SECONDS = 20.0
 JOB_ROWS = 4000
 JOB_TIMEOUT_SECONDS = 120.0
@@ -123,6 +127,42 @@ def kill_valkey(system: System, random: Random, *, waiting: bool, empty: bool) -
     away_until = time.monotonic()
     system.wait_serving(len(ready))
     return Strike(at, away_until=away_until)
+
+
+def kill_store(system: System, random: Random) -> Strike:
+    """Kill a body store and start it again, empty."""
+    store = random.choice(system.stores)
+    at = time.monotonic()
+    store.kill()
+    time.sleep(random.uniform(0.1, LONGEST_OUTAGE_SECONDS))
+    store.start()
+    time.sleep(STORE_RETURNS_SECONDS)
+    return Strike(at)
+
+
+def hang_store(system: System, random: Random) -> Strike:
+    """Have a body store stand still for a while."""
+    store = random.choice(system.stores)
+    at = time.monotonic()
+    store.hang()
+    time.sleep(random.uniform(0.1, LONGEST_OUTAGE_SECONDS))
+    store.go_on()
+    time.sleep(STORE_RETURNS_SECONDS)
+    return Strike(at)
+
+
+def kill_api(system: System, random: Random) -> Strike:
+    """Kill a process of the API; its clients connect again."""
+    before = system.api_processes()
+    victim = random.choice(sorted(before))
+    at = time.monotonic()
+    send(victim, signal.SIGKILL)
+    wait_until(
+        lambda: len(system.api_processes() - {victim}) == len(before), STOP_TIMEOUT_SECONDS,
+        "another process of the API",
+    )  # fmt: skip
+    time.sleep(API_RETURNS_SECONDS)
+    return Strike(at)
 
 
 def stop_worker(system: System, _: Random) -> Strike:

@@ -20,9 +20,11 @@ from bench.servers import gunicorn, wait_until_ready
 from bench.single_requests import Request
 from chaos.questions import FIRST_VERSION
 from chaos.reference import add_version
-from chaos.valkey import MortalValkey, mortal_valkey
+from chaos.valkey import OF_STORES, MortalValkey, mortal_valkey
 from ferry.up.sessions import members, send
 from ferry.up.up import child_environment
+from shared.bodies.common_memory import SHARED_MEMORY_ROOT
+from shared.bodies.keys import BodyKeys
 from shared.errors import RedisUnavailable
 from shared.operations.model_control import ModelControl
 from shared.registry.registry import Registry
@@ -32,6 +34,8 @@ from shared.settings import Settings
 from shared.wire.client import connect
 
 READY_TIMEOUT_SECONDS = 60.0
+CLEARED_SECONDS = 45.0
+"""An answer in a store that nobody reads lives for half a minute."""
 STOP_TIMEOUT_SECONDS = 45.0
 """gunicorn lets requests finish until their deadline, 30 seconds."""
 
@@ -54,6 +58,8 @@ class System:
         self.model = model
         self.valkey = valkey
         self.workers: list[Worker] = []
+        self.stores: list[MortalValkey] = []
+        self._folders = set[str]()
         self.version = int(FIRST_VERSION)
         self.directory = directory
         self._processes = processes
@@ -117,6 +123,29 @@ class System:
         """Tell whether an instance has claimed requests and not published their answers."""
         keys = QueueKeys(self.settings.key_prefix, record.model_key)
         return bool(self._redis.exists(*keys.held_by(record.id)))
+
+    def note_folders(self) -> None:
+        """Note the API processes whose folders in shared memory are not to be left behind."""
+        answered = QueueKeys(self.settings.key_prefix, f"{self.model}/{FIRST_VERSION}").answered
+        for channel in self._redis.pubsub_channels(f"{answered}*"):
+            assert isinstance(channel, bytes), "that is how Ferry has replies"
+            self._folders.add(channel.decode().removeprefix(answered))
+
+    def wait_cleared(self) -> None:
+        """Return once nothing is left of requests, in shared memory and in stores."""
+        folder = SHARED_MEMORY_ROOT / f"ferry-{os.getuid()}"
+        body_keys = BodyKeys(self.settings.key_prefix)
+
+        def left() -> list[object]:
+            found: list[object] = [
+                file for each in self._folders for file in (folder / each).glob("*")
+            ]
+            for store in self.stores:
+                with connect(store.url) as client:
+                    found += client.scan_iter(f"{body_keys.beside}*", count=1000)
+            return found
+
+        wait_until(lambda: not left(), CLEARED_SECONDS, "nothing is left beside Redis")
 
     def versions(self) -> list[int]:
         """Return the versions in the repository, the highest last."""
@@ -221,14 +250,23 @@ def _read(file: Path) -> str:
 
 @contextmanager
 def running_system(
-    settings: Settings, model: str, instances: int, directory: Path
+    settings: Settings, model: str, instances: int, directory: Path, stores: int = 0
 ) -> Iterator[System]:
     """Serve one model of `settings.models` with so many instances.
+
+    With body `stores` no memory is shared.
 
     Everything is in `directory` and ends with the block. Raises BenchError.
     """
     with ExitStack() as stack:
         valkey = stack.enter_context(mortal_valkey(directory))
+        body_stores = [
+            stack.enter_context(mortal_valkey(_made(directory / f"store{number}"), OF_STORES))
+            for number in range(stores)
+        ]
+        if stores:
+            urls = ",".join(each.url for each in body_stores)
+            settings = replace(settings, shared_body_bytes=0, body_urls=urls)
         settings = replace(
             settings,
             host="127.0.0.1",
@@ -240,10 +278,16 @@ def running_system(
             job_files=str(directory / "jobs"),
         )
         system = System(settings, model, valkey, directory, stack)
+        system.stores = body_stores
         system.start_worker()
         system.wait_ready(instances)
         system.start_api()
         yield system
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
 
 
 def repository_of(models: Path, model: str, instances: int, directory: Path) -> Path:

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ferry.up.embedded_valkey import EmbeddedValkey, socket_path, spawn, wait_until_answers
+from ferry.up.sessions import send
+
+OF_STORES = ("--appendonly", "no", "--save", "", "--maxmemory", "256mb")
+"""A body store keeps nothing."""
 
 
 class MortalValkey:
     """One server after the other; `url` stays the same."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, options: Sequence[str] = ()) -> None:
         """Start the first one, and wait until it answers."""
         self._directory = directory
+        self._options = options
         self._socket = socket_path(directory)
         self.start()
 
     def start(self) -> None:
         """Start a server that reads the append-only file, if one is there."""
-        self.server: EmbeddedValkey = spawn(self._directory, self._socket)
+        self.server: EmbeddedValkey = spawn(self._directory, self._socket, options=self._options)
         wait_until_answers(self.server)
+
+    def hang(self) -> None:
+        """Have it stand still (SIGSTOP)."""
+        send(self.server.process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Have it go on."""
+        send(self.server.process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """Kill the server with SIGKILL."""
@@ -53,9 +67,9 @@ class MortalValkey:
 
 
 @contextmanager
-def mortal_valkey(directory: Path) -> Iterator[MortalValkey]:
-    """Run one for as long as the block."""
-    valkey = MortalValkey(directory)
+def mortal_valkey(directory: Path, options: Sequence[str] = ()) -> Iterator[MortalValkey]:
+    """Run one for as long as the block, with `options` before Ferry's own."""
+    valkey = MortalValkey(directory, options)
     try:
         yield valkey
     finally:

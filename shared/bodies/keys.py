@@ -4,7 +4,7 @@
     ferry:beside:<id>.<nonce>    string  the large tensors of a request, or of its answer   yes
     ferry:reader:<process>       string  an API process that reads answers in this store    20 s
 
-A request's expire with the request, those of an answer after a minute.
+A request's expire with the request, those of an answer after half a minute.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from shared.messages import (
     put_beside,
 )  # fmt: skip
 
-ANSWER_MS = 60_000
+ANSWER_MS = 30_000
 """The life of an answer in a store that nobody reads."""
 UNREAD_SECONDS = 5.0
 """Who read no answers in a store is not looked for again for so long."""
