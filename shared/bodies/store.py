@@ -29,6 +29,8 @@ COMMAND_SECONDS = 0.5
 PAUSE_SECONDS = 0.5
 LONGEST_ABSENCE_SECONDS = 5.0
 """The pauses before a store that is away is asked whether it is back; each is twice the last."""
+MAX_DOUBTFUL = 10_000
+"""Keys; what is beyond expires."""
 MAX_WIRES = 8
 """Connections of one process to one store: who finds all taken waits."""
 
@@ -60,6 +62,7 @@ class Store:
         self._idle = deque[Wire]()
         self._places = BoundedSemaphore(MAX_WIRES)
         self._failing = Lock()
+        self._doubtful = deque[str](maxlen=MAX_DOUBTFUL)
 
     @property
     def takes(self) -> bool:
@@ -116,6 +119,10 @@ class Store:
             self._places.release()
         return found
 
+    def doubt(self, keys: Sequence[str]) -> None:
+        """Remove keys once it answers again: it may have taken what was sent before it failed."""
+        self._doubtful.extend(keys)
+
     def refuse(self, error: object) -> None:
         """Write nothing to it for a moment: it is full, or does not let us."""
         if self.takes:
@@ -148,6 +155,9 @@ class Store:
             try:
                 wire.send(("PING",))
                 wire.reply()
+                if keys := [self._doubtful.popleft() for _ in range(len(self._doubtful))]:
+                    wire.send(("UNLINK", *keys))
+                    wire.reply()
                 break
             except RedisError:
                 pause = min(2 * pause, LONGEST_ABSENCE_SECONDS)

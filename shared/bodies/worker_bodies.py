@@ -129,6 +129,8 @@ class AnswersBeside:
         """Wait until the stores have taken the answers; encode those whole that they have not."""
         for store, sending in self._sending.items():
             replies = store.replies(sending.begun)
+            if not replies:
+                store.doubt([each.key for each in sending.answers])
             unread = []
             for index, answer in enumerate(sending.answers):
                 is_read, taken = replies[2 * index : 2 * index + 2] or (None, None)

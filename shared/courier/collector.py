@@ -137,6 +137,8 @@ class Collector:
             return
         if self._shelf is not None:
             self._shelf.pause()
+            if result != LOST_BODY:
+                self._shelf.forget(request_id, result)
         if request.lose():
             self._push_again([request])
         elif self._waiting.pop(request_id, None) is not None:

@@ -17,23 +17,21 @@ Pass = Callable[[str, bytes, memoryview | None], None]
 
 
 class Fetcher:
-    """One thread, from the first answer on until it is closed."""
+    """One thread, until it is closed."""
 
     def __init__(self, shelf: BodyShelf, pass_on: Pass) -> None:
-        """Pass on each answer with what lies beside it, or None: it must not raise."""
+        """Pass on each answer with what lies beside it, or None, which must not raise."""
         self._shelf = shelf
         self._pass_on = pass_on
         self._wanted = deque[tuple[str, bytes]]()
         self._more = Event()
         self._is_closed = False
-        self._thread: Thread | None = None
+        # subtle: not at the first answer, which may come in the event loop: a start is waited for.
+        Thread(target=self._run, name="ferry-fetch", daemon=True).start()
 
     def add(self, request_id: str, answer: bytes) -> None:
         """Fetch what lies beside an answer, soon; returns at once."""
         self._wanted.append((request_id, answer))
-        if self._thread is None:
-            self._thread = Thread(target=self._run, name="ferry-fetch", daemon=True)
-            self._thread.start()
         self._more.set()
 
     def close(self) -> None:

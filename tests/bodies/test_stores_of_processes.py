@@ -40,6 +40,7 @@ class Served(NamedTuple):
     redis: Redis
     gunicorn: int
     servers: list[StoreServer]
+    log: Path
 
     def ask(self, count: int, seed: int, *, binary: bool = True) -> bool:
         """Tell whether a request of so many bytes is answered by the same ones."""
@@ -118,8 +119,9 @@ def served(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             shared_body_bytes=0,
             body_urls=",".join(server.url for server in servers),
         )
-        with running_worker(settings), running_gunicorn(settings) as gunicorn:
-            yield Served(settings, connect(redis_url), gunicorn.pid, servers)
+        log = tmp_path_factory.mktemp("log") / "api.log"
+        with running_worker(settings), running_gunicorn(settings, log_file=log) as gunicorn:
+            yield Served(settings, connect(redis_url), gunicorn.pid, servers, log)
 
 
 def test_large_requests_pass_the_stores_and_redis_holds_next_to_nothing(served: Served) -> None:
@@ -138,6 +140,7 @@ def test_large_requests_pass_the_stores_and_redis_holds_next_to_nothing(served: 
     assert max(sizes) < 500
     assert count == 1
     wait_until(lambda: not served.stored(), 10, "nothing is left")
+    assert "answers are slow" not in served.log.read_text(), "reading a store blocks no event loop"
 
 
 def test_an_answer_in_a_store_is_written_as_json_too(served: Served) -> None:
