@@ -8,15 +8,13 @@ from functools import partial
 
 from shared.bodies.worker_bodies import WorkerBodies
 from shared.errors import (
-    BadMessage,
     BadModelOutput,
-    BadRequest,
     FerryError,
     ModelFailed,
     described,
 )  # fmt: skip
 from shared.logs import IN_HAND
-from shared.messages import InferResult, Tensor
+from shared.messages import InferResult
 from shared.model_spec import ModelSpec
 from shared.request_queue.claimed import Claimed, EncodedResults
 from shared.request_queue.model_statistics import encode_costs
@@ -34,6 +32,7 @@ from worker.instance.batch_parts import (
     without,
 )
 from worker.instance.decoding.decoders import Decoders
+from worker.instance.decoding.requests import decode, decode_all
 from worker.instance.each import answer_alone, answers_each, run_each
 from worker.instance.health.self_check import InstanceLost, SelfCheck
 from worker.instance.outputs import fitted_outputs
@@ -72,7 +71,7 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     """
     claimed_at, health = time.monotonic(), health or SelfCheck(learns=False)
     results: dict[str, bytes] = {}
-    requests, empty = _decode_all(claimed, spec, instance, health, results)
+    requests, empty = decode_all(claimed, spec, instance, health, results)
     if decoders is not None:
         requests, errors = decoders.decoded(requests)
         results.update({each: InferResult(error=errors[each]).encode() for each in errors})
@@ -101,33 +100,6 @@ def answer_batch(  # noqa: PLR0913 - what a batch needs, and only the instance c
     return EncodedResults([results[item.id] for item in claimed], figures)
 
 
-def _decode_all(
-    claimed: list[Claimed],
-    spec: ModelSpec,
-    instance: str,
-    health: SelfCheck,
-    results: dict[str, bytes],
-) -> tuple[list[DecodedRequest], list[Claimed]]:
-    """Return those to run, and those of no rows, which get their `results` as bad ones do."""
-    requests, empty = [], list[Claimed]()
-    for item in claimed:
-        try:
-            request = _decode(item, spec)
-            if health.vocabulary is not None:
-                health.vocabulary.check(request.arrays)
-            requests.append(request)
-        except BadMessage as error:
-            log.warning("request %s: %s, it is answered so", item.id, error.message)
-            results[item.id] = InferResult(error=error).encode()
-        except BadRequest as error:
-            results[item.id] = InferResult(error=error).encode()
-        except _NoRows as found:
-            empty.append(item)
-            timings = item.timings(0.0, 0.0, 0, instance)
-            results[item.id] = InferResult(found.outputs, timings).encode()
-    return requests, empty
-
-
 def _learn(context: BatchContext, health: SelfCheck, decoders: Decoders | None) -> None:
     """Count a batch of a model of which nothing is known yet, and learn from it what can be."""
     if context.passes or context.failures:
@@ -149,7 +121,7 @@ def _tell_apart(context: BatchContext, health: SelfCheck) -> None:
 
 def _run_again(item: Claimed, spec: ModelSpec, backend: Backend, decoders: Decoders | None) -> None:
     """Run a request that was answered once more, for nobody; raises what it would be told."""
-    request = _decode(item, spec)
+    request = decode(item, spec)
     if decoders is not None:
         (request,) = decoders.decoded([request]).requests
     if answers_each(backend):
@@ -158,33 +130,6 @@ def _run_again(item: Claimed, spec: ModelSpec, backend: Backend, decoders: Decod
         pixels = frozenset([each.name for each in request.request.inputs if each.pixels])
         outputs = backend.forward(stack([request.arrays], spec), pixels)
     fitted_outputs(outputs, spec, item.rows, request.request.outputs)
-
-
-class _NoRows(Exception):
-    """A request brings no rows; its answer is there, without the model."""
-
-    def __init__(self, outputs: tuple[Tensor, ...]) -> None:
-        """Carry the answer's outputs."""
-        super().__init__()
-        self.outputs = outputs
-
-
-def _decode(item: Claimed, spec: ModelSpec) -> DecodedRequest:
-    """Decode one request; raises BadMessage, also when it says it has other rows than it brings.
-
-    Raises _NoRows for one that brings none.
-    """
-    request = item.request()
-    if request.traceparent and (spans := BATCH_IN_HAND.get()) is not None:
-        spans.take(item, request.traceparent)
-    for tensor in request.inputs:
-        if spec.batched and tensor.shape[:1] != (item.rows,):
-            if not any(each.shape[0] for each in request.inputs):
-                raise _NoRows(spec.answer_to_no_rows(request.outputs))
-            raise BadMessage(
-                f"input {tensor.name!r}: shape {list(tensor.shape)} does not have {item.rows} rows"
-            )
-    return DecodedRequest(item, request, {tensor.name: tensor.array() for tensor in request.inputs})
 
 
 def _answer(

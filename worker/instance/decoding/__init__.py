@@ -1,1 +1,1 @@
-"""Decodes pictures."""
+"""Decodes requests, pictures."""
