@@ -237,7 +237,7 @@ class Settings(JobSettings):
     request_timeout_seconds: float = _setting(
         30.0,
         "FERRY_REQUEST_TIMEOUT_SECONDS",
-        "deadline of a request, once its body is there; and the longest silence within a body",
+        "deadline of a request, from its push; and the longest silence within a body",
         check.seconds,
     )
     max_request_timeout_seconds: float = _setting(

@@ -12,13 +12,13 @@ from typing import Any
 
 import redis
 
+from api.access.fair_line import ASKING, UNKEYED, Asking
 from shared.access.admission import Admission
 from shared.access.api_key import ApiKey, Role
 from shared.access.key_store import store_of
 from shared.access.keyring import Keyring
 from shared.access.protected import wants_keys
 from shared.errors import FerryError, Forbidden, Unauthorized
-from shared.inputs.fair_line import ASKING, UNKEYED, Asking
 from shared.settings import Settings
 
 KEY = "ferry.key"

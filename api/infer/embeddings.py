@@ -17,6 +17,7 @@ from math import ceil
 from threading import Event
 from typing import Any, NamedTuple
 
+from api.access.fair_line import ASKING
 from api.access.guard import KEY
 from api.infer.answer import HttpAnswer
 from api.infer.async_answers import AsyncAnswers
@@ -90,7 +91,8 @@ class Embeddings:
         environ: Mapping[str, Any],
         api_key: ApiKey | None,
     ) -> HttpAnswer:
-        ends_at = time.monotonic() + self._queues.most_seconds(options)
+        left_seconds = ASKING.get().left_of(self._queues.most_seconds(options))
+        ends_at = time.monotonic() + left_seconds
         name, version = body.name_and_version
         key, path = environ.get(IDEMPOTENCY_KEY), environ["PATH_INFO"].encode()
 

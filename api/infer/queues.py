@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import redis
 
+from api.access.fair_line import ASKING
 from api.access.shares import SHARE, has_its_share, is_lone
 from api.infer.options import RequestOptions
 from api.infer.outputs import timings_json
@@ -18,7 +19,6 @@ from shared.access.api_key import ApiKey
 from shared.access.keyring import Keyring
 from shared.bodies.stored import beside_redis
 from shared.errors import QueueFull
-from shared.inputs.fair_line import ASKING
 from shared.logs import SERVED
 from shared.messages import InferRequest, InferResult
 from shared.model_spec import ModelSpec

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import msgpack
 
+from api.access.fair_line import FairLine
 from api.payloads.embeddings import EmbeddingBody, parse_embeddings
 from api.payloads.infer_request import InferBody
 from api.payloads.json_size import check_json, check_json_size, is_light_json
@@ -16,7 +17,6 @@ from api.payloads.v1_json import Form, parse_predict
 from api.payloads.v2_json import load_object, parse_infer
 from api.readers.child import PredictPart, predict_part
 from shared.errors import BadRequest, FerryError, by_code
-from shared.inputs.fair_line import FairLine
 from shared.inputs.loop import in_event_loop
 from shared.inputs.picture_weight import is_light
 from shared.inputs.pictures import MANY_PIXELS, as_wanted, open_batch
@@ -46,7 +46,7 @@ class Readers:
         self._max_pixels = settings.max_image_pixels
         self._max_json_bytes = settings.max_json_bytes
         self._seconds = settings.request_timeout_seconds
-        self._line = FairLine(COUNT, settings.request_timeout_seconds)
+        self._line = FairLine(COUNT, settings.max_waiting, settings.request_timeout_seconds)
         self._idle: list[ReaderProcess] = []
 
     def infer(self, raw: Buffer, spec: ModelSpec, json_length: int | None) -> InferBody:

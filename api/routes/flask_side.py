@@ -9,13 +9,13 @@ import orjson
 from flask import Response, current_app
 from flask.json.provider import JSONProvider
 
+from api.access.fair_line import FairLine
 from api.infer.answer import OPTIONS, Headers, HttpAnswer, json_answer
 from api.infer.async_answers import AsyncAnswers
 from api.infer.embeddings import Embeddings
 from api.infer.inference import Inference
 from api.readers.readers import Readers
 from api.services import Services
-from shared.inputs.fair_line import FairLine
 from shared.inputs.loop import LOOP_THREADS
 from shared.inputs.texts import TokenizerCache
 from shared.settings import Settings
@@ -43,7 +43,7 @@ class HttpServices(Services):
         inference = Inference(
             base.catalog, base.queues, async_answers, readers, base.guard.admission
         )
-        line = FairLine(LOOP_THREADS, settings.request_timeout_seconds)
+        line = FairLine(LOOP_THREADS, settings.max_waiting, settings.request_timeout_seconds)
         tokenizers = TokenizerCache(base.registry, line)
         embeddings = Embeddings(
             base.registry,

@@ -217,6 +217,7 @@ def _input(
     packed: dict[str, list[memoryview]] = {}
     for number, wire, begin, start, stop in _fields(data, at, end, cost):
         if wire != DELIMITED or number != CONTENTS:
+            cost.add_text(stop - begin)
             rest.append(view[begin:stop])
             continue
         kept: list[Buffer] = []

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from threading import Lock
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from shared.datatypes import NUMPY_TYPES, Array
 from shared.errors import BadRequest, ModelNotReady
-from shared.inputs.fair_line import FairLine
 from shared.inputs.loop import beside_loop, in_event_loop
 from shared.messages import Tensor
 from shared.model_spec import ModelSpec, TensorSpec, TextInput, check_text_count, fixed_length
@@ -48,10 +48,18 @@ class Assets(Protocol):
         ...
 
 
+class Line(Protocol):
+    """Whatever stands in front of the threads beside an event loop."""
+
+    def place(self, model: str) -> AbstractContextManager[None]:
+        """Wait for a thread, for a request to a model, by its key; raises QueueFull."""
+        ...
+
+
 class TokenizerCache:
     """Tokenizers by digest, fetched once per process."""
 
-    def __init__(self, assets: Assets, line: FairLine | None = None) -> None:
+    def __init__(self, assets: Assets, line: Line | None = None) -> None:
         """Start empty; in an event loop many characters wait in the `line` for a thread."""
         self._assets = assets
         self._line = line
@@ -117,17 +125,17 @@ class TokenizerCache:
         kept = 64 * text.max_length
         clipped = [item[-kept:] if text.cut_left else item[:kept] for item in texts.values()]
         if self._line is None or not in_event_loop():
-            encodings = tokenizer.encode_batch(clipped)
+            encoded = _encoded(tokenizer, clipped, text.max_length)
         elif sum(map(len, clipped)) > MANY_CHARACTERS:
             with self._line.place(model):
-                encodings = beside_loop(tokenizer.encode_batch, clipped)
+                encoded = beside_loop(_encoded, tokenizer, clipped, text.max_length)
         else:  # fast: not by the library's threads, for whom a loop would wait on a busy machine
-            encodings = [tokenizer.encode(each) for each in clipped]
+            few = [tokenizer.encode(each) for each in clipped]
+            encoded = [_tokens_in(each, text.max_length) for each in few]
         found = {}
-        for (number, whole), part, each in zip(texts.items(), clipped, encodings, strict=True):
-            cut = bool(each.overflowing) or len(each.ids) > text.max_length
-            cut = cut or len(part) < len(whole)
-            found[number] = _Tokens(each.ids, each.attention_mask, each.type_ids, cut)
+        for (number, whole), part, tokens in zip(texts.items(), clipped, encoded, strict=True):
+            cut = tokens.cut or len(part) < len(whole)
+            found[number] = tokens._replace(cut=cut)
         return found
 
     def text_of(self, ids: list[int], spec: ModelSpec) -> str:
@@ -156,6 +164,21 @@ class TokenizerCache:
                 found.enable_truncation(text.max_length, direction=side)
                 self._tokenizers[key] = found
         return found
+
+
+def _encoded(tokenizer: Tokenizer, texts: list[str], max_length: int) -> list[_Tokens]:
+    """Return each text's tokens; what is made of the library's own takes long as well."""
+    return [_tokens_in(each, max_length) for each in tokenizer.encode_batch(texts)]
+
+
+def _tokens_in(encoding: Encoding, max_length: int) -> _Tokens:
+    ids = encoding.ids
+    # subtle: special tokens alone may be more than a short model's length.
+    cut = len(ids) > max_length or (
+        # fast: asking for what was cut off copies all of it.
+        len(ids) == max_length and bool(encoding.overflowing)
+    )
+    return _Tokens(ids, encoding.attention_mask, encoding.type_ids, cut)
 
 
 def _check_filled(texts: Mapping[int, str]) -> None:

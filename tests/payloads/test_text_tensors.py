@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ from loaded import spec, tensor
 from stand_ins import tokenizer
 
 from shared.inputs import texts
-from shared.inputs.fair_line import FairLine
 from shared.inputs.texts import TokenizerCache
 from shared.model_spec import ModelSpec, TextInput
 
@@ -20,6 +20,19 @@ class Assets:
 
     def asset(self, digest: str) -> bytes:
         return tokenizer().to_str().encode()
+
+
+class Line:
+    """Counts who has a place."""
+
+    held = 0
+
+    @contextmanager
+    def place(self, model: str) -> Iterator[None]:
+        assert model
+        self.held += 1
+        yield
+        self.held -= 1
 
 
 def described(
@@ -127,16 +140,16 @@ def test_many_characters_wait_in_line_for_a_thread_beside_an_event_loop(
     wanted = encoded(given, described(-1))
     beside: list[int] = []
 
-    def beside_loop(work: Callable[..., Any], texts: list[str]) -> Any:
-        assert not line.has_room
-        beside.append(len(texts))
-        return work(texts)
+    def beside_loop(work: Callable[..., Any], *arguments: Any) -> Any:
+        assert line.held == 1
+        beside.append(len(arguments[1]))
+        return work(*arguments)
 
     monkeypatch.setattr(texts, "in_event_loop", lambda: True)
     monkeypatch.setattr(texts, "beside_loop", beside_loop)
-    line = FairLine(1, 1.0)
+    line = Line()
     cache = TokenizerCache(Assets(), line)  # type: ignore[arg-type]
 
     assert encoded(given, described(-1), cache) == wanted
     assert beside == ([2] if is_beside else [])
-    assert line.has_room
+    assert line.held == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -239,6 +240,22 @@ def test_millions_of_letters_are_refused_before_they_are_looked_at(body: str) ->
 
     with pytest.raises(BadRequest, match="bytes of names, ids and parameters"):
         read_infer(data) if kind is Request else read_message(kind, data)
+
+
+@pytest.mark.parametrize("numbers", [(1,), (99,), (5, 1), (5, 4), (5, 99)])
+def test_long_names_and_unknown_fields_are_refused_before_they_are_copied(
+    numbers: tuple[int, ...],
+) -> None:
+    data = b"a" * (4 * MOST_NAMES_BYTES)
+    for number in reversed(numbers):
+        data = field(number, data) if number < 16 else b"\x9a\x06" + field(1, data)[1:]
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadRequest, match="bytes of names, ids and parameters"):
+            read_infer(data)
+        assert tracemalloc.get_traced_memory()[1] < MOST_NAMES_BYTES // 4
+    finally:
+        tracemalloc.stop()
 
 
 def test_as_much_as_may_be_is_read() -> None:

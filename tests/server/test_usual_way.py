@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,23 @@ def test_without_keep_alive_every_answer_says_that_it_closes(
 
         assert (reply.status, reply.header("Connection")) == (200, "close")
         assert one.read() is None
+
+
+def test_who_sends_hundreds_at_once_leaves_others_their_turns(port: int) -> None:
+    many, ask = 400, b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connected(port) as insistent, connected(port) as other:
+        insistent.send(ask)
+        other.send(ask)
+        assert insistent.read() and other.read()
+        insistent.send(ask * many)
+        other.send(ask)
+        assert other.read()
+        answered = 0
+        with suppress(BlockingIOError):
+            insistent.socket.setblocking(False)
+            answered = insistent.socket.recv(10_000_000).count(b"HTTP/1.1 200")
+
+    assert answered < many / 2
 
 
 def test_during_a_stop_answers_say_that_they_close(settings: Settings, redis_url: str) -> None:
