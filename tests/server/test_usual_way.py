@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -207,20 +208,21 @@ def test_without_keep_alive_every_answer_says_that_it_closes(
 
 
 def test_who_sends_hundreds_at_once_leaves_others_their_turns(port: int) -> None:
-    many, ask = 400, b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    many, ask = 400, b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connected(port) as insistent, connected(port) as other:
         insistent.send(ask)
         other.send(ask)
         assert insistent.read() and other.read()
         insistent.send(ask * many)
+        time.sleep(0.01)
         other.send(ask)
         assert other.read()
         answered = 0
         with suppress(BlockingIOError):
             insistent.socket.setblocking(False)
-            answered = insistent.socket.recv(10_000_000).count(b"HTTP/1.1 200")
+            answered = insistent.socket.recv(10_000_000).count(b"HTTP/1.1 ")
 
-    assert answered < many / 2
+    assert answered < many / 8
 
 
 def test_during_a_stop_answers_say_that_they_close(settings: Settings, redis_url: str) -> None:
