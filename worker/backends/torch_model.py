@@ -17,7 +17,7 @@ from shared.errors import BadModel
 from shared.model_spec import ModelSpec, TensorSpec
 from worker.backends.base import named_outputs, not_an_output
 from worker.backends.preprocessing import Normaliser
-from worker.backends.programs.calls import compiled, graphed
+from worker.backends.programs.calls import compiled, frozen, graphed
 from worker.backends.torch_arrays import output_array, to_torch, torch_type
 from worker.repository.execution import ExecutionPolicy
 
@@ -118,6 +118,9 @@ class TorchBackend:
             if self._normaliser is not None:
                 self._normaliser.channels_last = True
         try:
+            if policy.is_frozen:
+                self._module = frozen(self._module)
+                self._call = self._module.forward
             if policy.is_compiled:
                 self._call = compiled(self._call, self._module, self._device)
             if policy.has_graphs:

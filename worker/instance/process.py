@@ -42,6 +42,7 @@ from worker.instance.made_up import Guess, made_up, noise
 from worker.instance.other_models import OtherModels
 from worker.instance.out_of_memory import PiecewiseBackend
 from worker.instance.outputs import fitted_outputs
+from worker.instance.passes.allocator import keep_memory
 from worker.instance.passes.serving import WarmBackend, WarmInstance, end_soon, serve
 from worker.instance.tensor_adapter import backend_spec
 from worker.instance.warmup import MadeUpPasses, run_samples, run_sizes, sample_rows, warm_up
@@ -248,6 +249,8 @@ def _own_backend(job: InstanceJob) -> Backend:
     threads = own_threads(triton_backend, job.spec.parameters) or job.placement.threads
     placement = replace(job.placement, threads=threads)
     torch.set_num_threads(threads)
+    if placement.device == "cpu":
+        keep_memory()
     spec = backend_spec(job.spec)
     return load_file(job.backend, spec, job.file, placement, trusted=job.trusted)
 

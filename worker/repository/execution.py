@@ -2,6 +2,7 @@
 
     precision             fp32, tf32, fp16 or bf16: what its module computes in
     memory_layout         contiguous or channels_last, of pictures and convolutions
+    torch_freeze          true: TorchScript's weights become constants, and its layers are joined
     torch_compile         true: torch compiles the module at its first passes
     cuda_graphs           true: a pass is captured for each size of its inputs, and replayed
     batch_buckets         the batch sizes that it sees: smaller batches are filled up with copies
@@ -20,7 +21,7 @@ from shared.model_spec import TensorSpec
 from worker.repository.config.parameters import number, numbers
 
 PRECISION, LAYOUT, BUCKETS = "precision", "memory_layout", "batch_buckets"
-COMPILED, GRAPHS = "torch_compile", "cuda_graphs"
+FROZEN, COMPILED, GRAPHS = "torch_freeze", "torch_compile", "cuda_graphs"
 LENGTH_BUCKETS, MOST_LENGTHS = "length_buckets", 16
 TOLERANCE = "execution_tolerance"
 PRECISIONS = {"": 1e-3, "fp32": 1e-3, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
@@ -43,17 +44,20 @@ class ExecutionPolicy(NamedTuple):
     tolerance: float = PRECISIONS[""]
     is_compiled: bool = False
     has_graphs: bool = False
+    is_frozen: bool = False
 
     @property
     def of_module(self) -> bool:
         """Tell whether the backend has to do something about it."""
-        return bool(self.precision or self.layout or self.is_compiled or self.has_graphs)
+        flags = self.is_frozen or self.is_compiled or self.has_graphs
+        return bool(self.precision or self.layout or flags)
 
     def __str__(self) -> str:
         """Return it as a config says it."""
         buckets, lengths = (",".join(map(str, each)) for each in (self.buckets, self.lengths))
         said = {
             PRECISION: self.precision, LAYOUT: self.layout,
+            FROZEN: "true" if self.is_frozen else "",
             COMPILED: "true" if self.is_compiled else "", GRAPHS: "true" if self.has_graphs else "",
             BUCKETS: buckets, LENGTH_BUCKETS: lengths,
         }  # fmt: skip
@@ -76,8 +80,8 @@ def execution_policy(
         raise ValueError(f"{PRECISION} {precision!r}: expected one of {known}")
     if layout not in ("", *LAYOUTS):
         raise ValueError(f"{LAYOUT} {layout!r}: expected {' or '.join(LAYOUTS)}")
-    flags = {name: _flag(parameters, name) for name in (COMPILED, GRAPHS)}
-    for name in (PRECISION, LAYOUT, COMPILED, GRAPHS):
+    flags = {name: _flag(parameters, name) for name in (FROZEN, COMPILED, GRAPHS)}
+    for name in (PRECISION, LAYOUT, *flags):
         value = parameters.get(name, "")
         if value and backend != MODULES:
             raise ValueError(f"{name} {value!r} is for modules of torch, this is one of {backend}")
@@ -87,8 +91,9 @@ def execution_policy(
     buckets = _buckets(backend, parameters, max_batch_size)
     lengths = _lengths(backend, parameters, max_batch_size, inputs)
     return ExecutionPolicy(
-        precision, layout, buckets, lengths, tolerance, flags[COMPILED], flags[GRAPHS]
-    )
+        precision, layout, buckets, lengths, tolerance,
+        flags[COMPILED], flags[GRAPHS], flags[FROZEN],
+    )  # fmt: skip
 
 
 def _flag(parameters: Mapping[str, str], name: str) -> bool:

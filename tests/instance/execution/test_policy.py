@@ -15,6 +15,7 @@ from stand_ins import torchscript
 from shared.datatypes import Array
 from shared.errors import BadModel
 from shared.model_spec import ImageInput, ModelSpec, TensorSpec
+from worker.backends.programs import calls as programs
 from worker.backends.torch_export import TorchExportBackend
 from worker.backends.torch_model import Argument, TorchBackend
 from worker.backends.torch_state_dict import TorchPickleBackend
@@ -176,6 +177,49 @@ def test_channels_last_is_served(tmp_path: Path) -> None:
     assert warm.backend.forward(rows(3, 3, 6, 6), NO_PIXELS)["y"].shape == (3, 4)
 
 
+class Joined(torch.nn.Module):
+    """A convolution with a norm behind it, which freezing makes one layer of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.conv, self.norm = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)
+        torch.nn.init.uniform_(self.norm.running_mean)
+        torch.nn.init.uniform_(self.norm.running_var, 0.5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.norm(self.conv(x))).mean((2, 3))
+
+
+@pytest.mark.parametrize("others", [{}, {"memory_layout": "channels_last"}, {"precision": "bf16"}])
+def test_frozen_torchscript_answers_the_same_in_every_batch(
+    tmp_path: Path, others: dict[str, str]
+) -> None:
+    shape: dict[str, Any] = {"width": 8, "dims": "[3, 9, 9]"}
+    plain = warmed(tmp_path / "plain", Joined(), **shape, **others).backend
+    frozen = warmed(tmp_path / "frozen", Joined(), **shape, torch_freeze="true", **others)
+
+    assert frozen.note == ""
+    for count in (1, 3, 8):
+        expected, found = (
+            each.forward(rows(count, 3, 9, 9), NO_PIXELS)["y"] for each in (plain, frozen.backend)
+        )
+        most = 1e-2 if "precision" in others else 1e-6
+        np.testing.assert_allclose(found, expected, rtol=0, atol=most * np.abs(expected).max())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_freezing_joins_layers_of_torchscript_and_of_nothing_else(tmp_path: Path) -> None:
+    script = torch.jit.script(Joined().eval())
+
+    assert "batch_norm" in str(script.inlined_graph)
+    assert "batch_norm" not in str(programs.frozen(script).inlined_graph)
+    pickled(Trained().eval(), tmp_path / "model.pt")
+    loaded = TorchPickleBackend(SPEC, tmp_path / "model.pt", "cpu")
+    with pytest.raises(BadModel, match="torch_freeze true: torch freezes TorchScript alone"):
+        loaded.execute_by(ExecutionPolicy(is_frozen=True))
+
+
 class Sizes:
     """A backend that writes down how many rows it sees, and doubles them."""
 
@@ -221,6 +265,8 @@ def test_buckets_are_served_and_what_looks_at_its_neighbours_is_refused(tmp_path
         ("pytorch", {"memory_layout": "NHWC"}, "memory_layout 'NHWC': expected contiguous or chan"),
         ("onnxruntime", {"precision": "bf16"}, "precision 'bf16' is for modules of torch"),
         ("onnxruntime", {"memory_layout": "contiguous"}, "is for modules of torch, this is one of"),
+        ("onnxruntime", {"torch_freeze": "true"}, "torch_freeze 'true' is for modules of torch"),
+        ("pytorch", {"torch_freeze": "yes"}, "torch_freeze 'yes': expected true or false"),
         ("pytorch", {"batch_buckets": "0,4"}, "batch_buckets '0,4': expected sizes from 1 to 8"),
         ("pytorch", {"batch_buckets": "16"}, "batch_buckets '16': expected sizes from 1 to 8"),
         ("pytorch", {"batch_buckets": "a"}, "batch_buckets 'a': expected ints"),

@@ -1,4 +1,4 @@
-"""Other ways to call a module: compiled by torch, or replayed from CUDA graphs.
+"""Other ways to call a module: frozen, compiled by torch, or replayed from CUDA graphs.
 
 Who watches a pass operator by operator, as `worker.instance.health.token_ids` does, sees the
 module's own.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,19 @@ MOST_SHAPES = 64
 """So many sizes of inputs are compiled for, or captured; what else comes runs as it is."""
 WARMING_PASSES = 3
 """Before a pass is captured: libraries choose their kernels in the first ones."""
+
+
+def frozen(module: torch.nn.Module) -> Any:
+    """Return TorchScript with its weights as constants and its layers joined: Conv, BN, ReLU.
+
+    On a CPU convolutions become oneDNN's, in the layout that these like best. Raises BadModel for
+    what is no TorchScript, and torch's own errors.
+    """
+    if not isinstance(module, torch.jit.ScriptModule):
+        raise BadModel("torch freezes TorchScript alone: torch_compile is for other modules")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.optimize_for_inference(torch.jit.freeze(module))
 
 
 def compiled(call: Call, module: torch.nn.Module, device: torch.device) -> Call:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -34,6 +33,7 @@ from worker.instance.each import answers_each
 from worker.instance.health.self_check import InstanceLost, SelfCheck
 from worker.instance.loop import run
 from worker.instance.monitoring.monitor import monitored
+from worker.instance.passes.allocator import share_memory
 from worker.instance.passes.costs import PassCosts, Sharing
 from worker.instance.passes.lanes import MAIN, SECOND, Lane, LaneQueue, SharedDevice
 from worker.job import LOST, MAX_SUSPECTS, InstanceJob
@@ -42,8 +42,6 @@ from worker.repository.config.parameters import pipeline_depth
 from worker.tracing import WorkerTracing
 
 log = logging.getLogger(__name__)
-ARENA_MAX = -8
-"""The number by which `mallopt` (malloc.h) knows how many arenas there may be."""
 
 AnyQueue = TypeVar("AnyQueue", bound=WorkQueue)
 
@@ -130,8 +128,7 @@ def _run_one_lane(serving: WarmInstance, offer: Offer | None, reports: Connectio
 def _run_two_lanes(serving: WarmInstance, offer: Offer | None, reports: Connection) -> None:
     """Serve with a second thread, whose batch is staged while the main one's is computed."""
     sys.setswitchinterval(SWITCH_SECONDS)
-    # fast: a second thread's own arena gives each batch's memory back, and takes it page by page.
-    ctypes.CDLL(None).mallopt(ARENA_MAX, 1)
+    share_memory()
     device, lost = SharedDevice(serving.meter), list[tuple[WorkQueue, BaseException]]()
     main, second = _lanes(serving, device, _one_at_a_time(offer))
 
