@@ -1,1 +1,1 @@
-"""Load benchmarks with real servers: `make bench`."""
+"""Load benchmarks: `make bench`."""

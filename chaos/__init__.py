@@ -1,1 +1,1 @@
-"""Kills processes under load: `make chaos`."""
+"""Kills processes: `make chaos`."""

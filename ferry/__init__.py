@@ -1,1 +1,1 @@
-"""The command line: starts or calls the others."""
+"""The command line."""

@@ -1,1 +1,1 @@
-"""The benchmarks' children."""
+"""Their children."""

@@ -1,1 +1,1 @@
-"""Other servers with the same models, beside Ferry, written as the tutorial of each has it."""
+"""Other servers."""
