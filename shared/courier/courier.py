@@ -34,9 +34,9 @@ IDLE_SECONDS = 300.0
 
 
 class Courier:
-    """Four threads and four connections per model version, started by the first request.
+    """Four threads, or five, and four connections per model version, started by the first request.
 
-    Its threads, besides those that ask and wait, and `ferry-fetch`, which reads answers in stores:
+    Its threads, besides those that ask and wait:
 
         asker -- carry --> Sender.outbox -- whoever has the token: asker, send --> wire 1: push
                                             ferry-cancel: unread replies --^
@@ -45,6 +45,7 @@ class Courier:
         ferry-cancel    every 20 ms: reads replies (wire 1), retries, sends Cancels --> wire 2
         ferry-collect   hears answers on wire 3, under gevent by way of its event loop, and fetches
                         stored ones on wire 4 --> PendingRequest.answer, which wakes the asker
+        ferry-fetch     where there are body stores: reads answers there, removes what is not needed
 
     A request's states; it is in `_waiting` from `carry` until it is done, and whoever takes it out
     of there ends it, once. An answer may come before the reply that says `accepted`:
@@ -167,8 +168,6 @@ class Courier:
             self._cancels.send(wire)
             if self._bodies.folder is not None:
                 self._bodies.folder.sweep(self._waiting)
-            if self._bodies.shelf is not None:
-                self._bodies.shelf.tidy()
         wire.close()
 
     def _collect_forever(self, generation: int) -> None:
