@@ -81,13 +81,14 @@ class BodyShelf:
             beside.size,
             partial(free, beside.size),
         )
-        replies = store.ask(command)
-        if replies == [b"OK"]:
-            return placed
-        if replies:
-            store.refuse(replies[0])
-        placed.free()
-        return None
+        is_taken = False
+        try:
+            replies = store.ask(command)
+            is_taken = bool(replies) and store.took(replies[0])
+        finally:
+            if not is_taken:
+                placed.free()
+        return placed if is_taken else None
 
     def _free(self, place: bytes, key: str, size: int) -> None:
         self._removals[place].append(key)
@@ -115,13 +116,16 @@ class BodyShelf:
         is_due = time.monotonic() >= self._next_beat
         if is_due:
             self._next_beat = time.monotonic() + BEAT_SECONDS
+        asked = []
         for store in self._stores:
             removals = self._removals[store.id]
             if store.is_away or not (is_due or removals):
                 continue
             keys = _taken(removals)
             commands: list[Command] = [("UNLINK", *keys)] if keys else []
-            if not store.ask(*commands, self._reader):
+            asked.append((store, store.begin(*commands, self._reader), removals, keys))
+        for store, begun, removals, keys in asked:
+            if not store.replies(begun):
                 removals.extend(keys)
 
 

@@ -88,13 +88,15 @@ class BodyStores:
             commands: list[Command] = [("MGET", *keys)]
             if remove:
                 commands.append(("UNLINK", *keys))
-            asked.append((store, store.begin(*commands), found))
+            size = sum([size for _, _, size in found])
+            asked.append((store, store.begin(*commands, awaited_bytes=size), found))
         bodies: list[memoryview | None] = [None] * len(wanted)
         for store, begun, found in asked:
             replies = store.replies(begun)
-            if not replies or not isinstance(replies[0], list):
+            read = replies[0] if replies else None
+            if not isinstance(read, list) or len(read) != len(found):
                 continue
-            for (index, _, size), body in zip(found, replies[0], strict=True):
-                if body is not None and len(body) == size:
+            for (index, _, size), body in zip(found, read, strict=True):
+                if isinstance(body, bytes) and len(body) == size:
                     bodies[index] = memoryview(body)
         return bodies

@@ -134,7 +134,7 @@ class AnswersBeside:
             unread = []
             for index, answer in enumerate(sending.answers):
                 is_read, taken = replies[2 * index : 2 * index + 2] or (None, None)
-                if is_read == 1 and taken == b"OK":
+                if is_read == 1 and store.took(taken):
                     continue
                 results[answer.request_id] = answer.result.encode()
                 if isinstance(taken, ResponseError):

@@ -9,6 +9,7 @@ import select
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
+from shared.messages import Buffer
 from shared.wire.client import COMMAND_TIMEOUT_SECONDS, not_the_master, without_place
 from shared.wire.packing import Command, PackedCommand, pack
 from shared.wire.scripts import SCRIPTS, script_text
@@ -59,6 +61,11 @@ class Wire:
         self._socket: socket.socket | None = None
         self._reader = _reader()
         self._unread = 0
+        self.until: float | None = None
+        """The monotonic time at which writing, and reading, gives up, however much comes; or None.
+
+        Without, as with it, each piece may take as long as a reply.
+        """
         self.connections = 0
         """The number of connections so far: after another one Redis calls us by another id."""
 
@@ -77,6 +84,9 @@ class Wire:
         try:
             opened = self._socket or self._connect()
             for data in buffers:
+                if self.until is not None:
+                    _send_until(opened, data, self.until)
+                    continue
                 sent = opened.send(data)
                 if sent < len(data):  # rare; fast: gevent's sendall costs twice its send
                     opened.sendall(memoryview(data)[sent:])
@@ -90,7 +100,7 @@ class Wire:
         self._unread -= 1
         try:
             found = self._next_reply()
-        except (RedisError, OSError) as error:
+        except Exception as error:  # a border: hiredis raises many things for what is no reply
             self.close()
             raise _redis_error(error) from error
         if isinstance(found, ResponseError):
@@ -116,7 +126,7 @@ class Wire:
 
     def replies_read(self) -> Iterator[Any]:
         """Return the replies that came along with one that was read."""
-        while (found := self._reader.gets()) is not _INCOMPLETE:
+        while (found := self._read()) is not _INCOMPLETE:
             yield found
 
     def plain_socket(self) -> socket.socket | None:
@@ -151,6 +161,11 @@ class Wire:
         """Tell whether there is a connection, as far as is known."""
         return self._socket is not None
 
+    @property
+    def is_settled(self) -> bool:
+        """Tell whether it is open and has read all replies, and nothing else."""
+        return self.is_open and not self._unread and not self._reader.has_data()
+
     def beside(self) -> Wire:
         """Return another wire to the same Redis; opens nothing before its first command."""
         return Wire(self._make_connection, self._scripts, self._timeout_seconds)
@@ -162,10 +177,18 @@ class Wire:
         self._unread = 0
         self._connection.disconnect()
 
+    def _read(self) -> Any:
+        try:
+            return self._reader.gets()
+        except Exception as error:  # a border, as in `reply`
+            raise _redis_error(error) from error
+
     def _next_reply(self) -> Any:
         if self._socket is None:
             raise RedisConnectionError("the connection was lost before the reply")
         while (found := self._reader.gets()) is _INCOMPLETE:
+            if self.until is not None and time.monotonic() >= self.until:
+                raise TimeoutError
             data = self._socket.recv(READ_BYTES)
             if not data:
                 raise RedisConnectionError("Redis closed the connection")
@@ -173,10 +196,13 @@ class Wire:
         return found
 
     def _connect(self) -> socket.socket:
-        self._connection.connect()
-        for name in self._scripts:
-            self._connection.send_command("SCRIPT", "LOAD", script_text(name))
-            self._connection.read_response()
+        try:
+            self._connection.connect()
+            for name in self._scripts:
+                self._connection.send_command("SCRIPT", "LOAD", script_text(name))
+                self._connection.read_response()
+        except hiredis.HiredisError as error:  # what came was no reply
+            raise _redis_error(error) from error
         # subtle: what redis-py read ahead would be lost, but every reply so far was waited for.
         opened: socket.socket = self._connection._sock
         _set_timeout(opened, self._timeout_seconds)
@@ -206,6 +232,18 @@ def _set_timeout(opened: socket.socket, seconds: float) -> None:
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
 
+def _send_until(opened: socket.socket, data: Buffer, until: float) -> None:
+    """Send all of it; raises OSError, also where a monotonic time has come.
+
+    Its own loop: gevent's `sendall` has one time-out for all of it, Python's one for each piece.
+    """
+    left = memoryview(data)
+    while left:
+        if time.monotonic() >= until:
+            raise TimeoutError
+        left = left[opened.send(left) :]
+
+
 def _reader() -> Any:
     return hiredis.Reader(replyError=_reply_error, notEnoughData=_INCOMPLETE)
 
@@ -226,4 +264,6 @@ def _reply_error(text: str) -> RedisError:
 def _redis_error(error: Exception) -> RedisError:
     if isinstance(error, TimeoutError | BlockingIOError):
         return RedisConnectionError("Redis does not answer")
+    if isinstance(error, hiredis.HiredisError):
+        return RedisConnectionError(f"Redis sends what is no reply: {error}")
     return error if isinstance(error, RedisError) else RedisConnectionError(str(error))
