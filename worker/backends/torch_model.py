@@ -119,8 +119,7 @@ class TorchBackend:
                 self._normaliser.channels_last = True
         try:
             if policy.is_frozen:
-                self._module = frozen(self._module)
-                self._call = self._module.forward
+                self._module, self._call = frozen(self._module)
             if policy.is_compiled:
                 self._call = compiled(self._call, self._module, self._device)
             if policy.has_graphs:

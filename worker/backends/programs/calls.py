@@ -24,8 +24,8 @@ WARMING_PASSES = 3
 """Before a pass is captured: libraries choose their kernels in the first ones."""
 
 
-def frozen(module: torch.nn.Module) -> Any:
-    """Return TorchScript with its weights as constants and its layers joined: Conv, BN, ReLU.
+def frozen(module: torch.nn.Module) -> tuple[torch.nn.Module, Call]:
+    """Return TorchScript with constants for weights and layers joined (Conv, BN, ReLU), its call.
 
     On a CPU convolutions become oneDNN's, in the layout that these like best. Raises BadModel for
     what is no TorchScript, and torch's own errors.
@@ -34,7 +34,8 @@ def frozen(module: torch.nn.Module) -> Any:
         raise BadModel("torch freezes TorchScript alone: torch_compile is for other modules")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.optimize_for_inference(torch.jit.freeze(module))
+        made = torch.jit.optimize_for_inference(torch.jit.freeze(module))
+    return made, made.forward
 
 
 def compiled(call: Call, module: torch.nn.Module, device: torch.device) -> Call:
