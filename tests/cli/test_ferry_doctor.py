@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from redis import Redis
 from registered import register, report_failure, spec
-from store_server import store_servers
+from store_server import StoreServer, store_servers
 
 from ferry.cli import main
 from ferry.commands.doctor import of_machine, of_redis, of_worker
@@ -308,6 +308,21 @@ def test_a_body_store_s_setting_that_is_wrong_is_found(
     (finding,) = [each for check, each in found.items() if check.startswith("body store")]
     assert (finding["state"], said in finding["found"]) == ("warning", True), finding
     assert "CONFIG SET" in finding["action"]
+
+
+def test_io_threads_on_few_cores_are_found(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, redis: Redis, tmp_path: Path
+) -> None:
+    server = StoreServer(tmp_path, ("--io-threads", "2", "--maxmemory", "100mb"))
+    monkeypatch.setenv("FERRY_BODY_URLS", server.url)
+    monkeypatch.setattr(of_redis, "default_cores", lambda: of_redis.CORES_FOR_IO_THREADS - 1)
+    few = doctor()[1][f"body store {server.url}"]
+    monkeypatch.setattr(of_redis, "default_cores", lambda: of_redis.CORES_FOR_IO_THREADS)
+    many = doctor()[1][f"body store {server.url}"]
+    server.close()
+
+    assert (few["state"], "io-threads" in few["found"]) == ("warning", True), few
+    assert many["state"] == "ok", many
 
 
 def test_a_body_store_that_is_away_is_found(

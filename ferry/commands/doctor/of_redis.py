@@ -11,7 +11,9 @@ import redis
 from redis.exceptions import ResponseError
 
 from ferry.commands.doctor.findings import Finding, error, fine, warning
+from shared.cores import default_cores
 from shared.errors import BadSetting
+from shared.redis_urls import RedisUrl
 from shared.registry.registry import Registry
 from shared.registry.repository_index import UNLOADED, repository_index
 from shared.registry.snapshot import Snapshot
@@ -25,6 +27,8 @@ ROUND_TRIPS = 2.3
 FAR_MS = 2.0
 SKEW_SECONDS = 1.0
 NEARLY_FULL = 0.9
+CORES_FOR_IO_THREADS = 8
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 NOEVICTION = "noeviction"
 
 
@@ -42,6 +46,7 @@ def of_redis(settings: Settings, client: redis.Redis) -> Iterator[Finding]:
         yield from _server(settings, info)
         yield _persistence(settings, info)
         yield from _memory(info)
+        yield from io_threads("io-threads", settings.redis_url, info)
     yield _latency(client)
     yield _clock(client)
     yield from _models(Registry(client, settings.key_prefix).snapshot())
@@ -105,6 +110,19 @@ def _memory(info: Mapping[str, Any]) -> Iterator[Finding]:
         yield error("memory", said, "raise maxmemory: full, it takes no requests")
     else:
         yield fine("memory", said)
+
+
+def io_threads(check: str, url: str, info: Mapping[str, Any]) -> Iterator[Finding]:
+    """Find threads of a server on this machine that take the cores which Ferry needs."""
+    found = RedisUrl.of(url)
+    is_here = bool(found.path) or {host for host, _ in found.hosts} <= LOOPBACK
+    has_threads = info.get("io_threads_active") or "used_active_time_io_thread_1" in info
+    if has_threads and is_here and (cores := default_cores()) < CORES_FOR_IO_THREADS:
+        yield warning(
+            check,
+            f"its io-threads spin while they wait, and take Ferry's {cores} cores from it",
+            "start it without io-threads",
+        )
 
 
 def _latency(client: redis.Redis) -> Finding:

@@ -9,6 +9,7 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from ferry.commands.doctor.findings import Finding, error, fine, warning
+from ferry.commands.doctor.of_redis import io_threads
 from shared.bodies.store import COMMAND_SECONDS, CONNECT_SECONDS
 from shared.redis_urls import store_urls
 from shared.settings import Settings
@@ -39,6 +40,7 @@ def of_stores(settings: Settings) -> Iterator[Finding]:
                     "start it, or leave it out of FERRY_BODY_URLS",
                 )
             else:
+                yield from io_threads(check, url, info)
                 yield from _found(check, info)
 
 
