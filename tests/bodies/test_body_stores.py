@@ -32,6 +32,8 @@ from shared.request_queue.recovery import bring_in
 
 PICTURE_BYTES = 150_528
 BUDGET_BYTES = 4_000_000
+SOON = 3
+"""Seconds, far from the life of an answer in a store, also where a test is patient."""
 
 
 class Stored(NamedTuple):
@@ -143,7 +145,7 @@ def test_large_answers_go_the_same_way_and_leave_nothing(beside: Stored) -> None
     for item in items:
         beside.publish(item, results[item.id])
     assert all(pixels(each.wait()) == pixels(picture(each.id)) for each in waiting)
-    wait_until(lambda: not beside.keys(), 10, "all is removed")
+    wait_until(lambda: not beside.keys(), SOON, "all is removed")
     assert beside.budget.take(BUDGET_BYTES)
 
 
@@ -227,6 +229,7 @@ def test_a_store_that_hangs_is_waited_for_once(beside: Stored) -> None:
 
 def test_a_full_store_is_left_alone_for_a_moment(beside: Stored) -> None:
     for server in beside.servers:
+        server.redis.config_resetstat()
         server.redis.config_set("maxmemory", "1")
     try:
         waiting = [beside.push() for _ in range(4)]
@@ -235,6 +238,9 @@ def test_a_full_store_is_left_alone_for_a_moment(beside: Stored) -> None:
             server.redis.config_set("maxmemory", "0")
     assert all(len(beside.body(each)) > PICTURE_BYTES for each in waiting)
     assert not any(each.is_away for each in beside.stores)
+    for server in beside.servers:
+        refused = server.redis.info("commandstats").get("cmdstat_set", {})
+        assert refused.get("rejected_calls", 0) < len(waiting)
     wait_until(lambda: len(beside.body(beside.push())) < 300, 10, "they take bodies again")
 
 
@@ -291,6 +297,25 @@ def test_a_worker_that_does_not_know_the_store_says_that_the_body_is_lost(
         item.request()
 
 
+@pytest.mark.parametrize("how", ["gone", "shorter", "another nonce", "no reference"])
+def test_a_body_that_is_not_as_the_message_says_is_lost(beside: Stored, how: str) -> None:
+    waiting = beside.push()
+    (server,) = [each for each in beside.servers if each.bodies()]
+    (key,) = server.bodies()
+    if how == "gone":
+        server.redis.delete(key)
+    elif how == "shorter":
+        server.redis.set(key, b"short")
+    else:
+        body = beside.body(waiting)
+        other = body[:5] + b"zzzz" + body[9:] if how == "another nonce" else body[:7]
+        beside.ends.redis.set(beside.ends.keys.body + waiting.id, other, keepttl=True)
+
+    (item,) = beside.claim()
+    with pytest.raises(BodyLost):
+        item.request()
+
+
 def test_a_model_with_a_cache_has_whole_bodies(ends: TwoEnds, beside: Stored) -> None:
     keys = QueueKeys(ends.prefix, "cached/1", cached=True)
     bodies = StoredBodies(beside.stores, beside.budget, lambda _: beside.stores.token)
@@ -322,7 +347,7 @@ def test_an_answer_for_which_nobody_waits_is_removed(beside: Stored) -> None:
 
     beside.queue._shelf.forget(item.id, results[item.id])  # type: ignore[union-attr]
 
-    wait_until(lambda: not beside.keys(), 10, "so is its answer")
+    wait_until(lambda: not beside.keys(), SOON, "so is its answer")
 
 
 def test_a_request_that_was_in_a_crash_is_whole_in_redis(beside: Stored) -> None:
