@@ -115,8 +115,8 @@ class Queues:
     def _check_room(self, question: Question, queue: RequestQueue) -> None:
         """Raise QueueFull when too many wait in this process, or of the model's in `queue`.
 
-        subtle: until the request is pushed nothing may wait, for Redis say: under gevent the others
-        that come meanwhile would all be counted as this one was.
+        subtle: until the courier counts the request nothing may wait, for Redis say: under gevent
+        the others that come meanwhile would all be counted as this one was.
         """
         waiting = sum([other.waiting for other in list(self._queues.values())])
         waiting -= self._shadowing.under_way

@@ -112,15 +112,17 @@ class CommonMemory:
             written = os.open(path, _NEW, 0o600, dir_fd=self.descriptor)
         except (OSError, BadMessage):
             return None
+        is_whole = False
         try:
             _write_all(written, buffers)
+            is_whole = True
         except OSError as error:
             log.info("request %s: not in shared memory but through Redis: %s", request_id, error)
-            self.remove(path)
-            return None
         finally:
             os.close(written)
-        return reference
+            if not is_whole:
+                self.remove(path)
+        return reference if is_whole else None
 
     def read(self, request_id: str, message: bytes) -> memoryview | None:
         """Return what lies beside a request's message, or its answer's; None where it is not.

@@ -6,13 +6,13 @@ import fcntl
 import os
 import time
 import weakref
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from threading import Lock
 from typing import NamedTuple
 
 from shared.bodies.common_memory import CommonMemory
-from shared.messages import LARGE_BYTES, BodyReference, InferRequest, put_beside
+from shared.messages import LARGE_BYTES, BodyReference, InferRequest, Tensor, put_beside
 
 SWEEP_SECONDS = 10.0
 """The interval at which answers are looked for that nobody waits for."""
@@ -95,8 +95,8 @@ class BodyFolder:
         self._descriptor: int | None = None
         self._tries_left = MAX_FOLDER_TRIES
 
-    def _is_there(self) -> bool:
-        """Make the folder, unless it is there, or cannot be made, as when the memory is full."""
+    def open(self) -> bool:
+        """Make the folder, unless it cannot be made, as when the memory is full; tell if it is."""
         if self._descriptor is None and self._tries_left:
             with self._opening:
                 while self._descriptor is None and self._tries_left:
@@ -115,17 +115,20 @@ class BodyFolder:
 
         As they are small, somebody would not see them, or there is no room.
         """
-        is_there = self._is_there()  # also for small ones: their answers may be large
-        if not is_there or sum([len(tensor.data) for tensor in request.inputs]) < LARGE_BYTES:
+        if not self.open() or not is_large(request.inputs):
             return None
         if self._seen_by(self._model_key) != self._memory.token:
             return None
         beside = put_beside(request.inputs)
         if not self._budget.take(beside.size):
             return None
-        reference = self._memory.write(request.id, beside.buffers, beside.size)
+        reference = None
+        try:
+            reference = self._memory.write(request.id, beside.buffers, beside.size)
+        finally:
+            if reference is None:
+                self._budget.give_back(beside.size)
         if reference is None:
-            self._budget.give_back(beside.size)
             return None
         path = f"{self._name}/{reference.name(request.id)}"
 
@@ -158,6 +161,11 @@ class BodyFolder:
         strays_before = time.time() - STRAY_SECONDS
         with suppress(OSError):  # no descriptor is free: the next time
             _sweep(self._descriptor, waiting, strays_before)
+
+
+def is_large(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether a request's tensors are to lie beside Redis, if they can."""
+    return sum([len(tensor.data) for tensor in tensors]) >= LARGE_BYTES
 
 
 def _sweep(folder: int, waiting: Container[str], strays_before: float) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from shared.bodies.folder import BodyFolder, Budget, PlacedBody, SharedBodies
+from shared.bodies.folder import BodyFolder, Budget, PlacedBody, SharedBodies, is_large
 from shared.bodies.stores import BodyStores
 from shared.errors import BadMessage
-from shared.messages import LARGE_BYTES, BodyReference, InferRequest, put_beside
+from shared.messages import BodyReference, InferRequest, put_beside
 from shared.settings import Settings
 from shared.wire.client import milliseconds
 from shared.wire.packing import Command
@@ -61,7 +61,7 @@ class BodyShelf:
 
         As they are small, an instance would not find them, or no store takes them.
         """
-        if sum([len(tensor.data) for tensor in request.inputs]) < LARGE_BYTES:
+        if not is_large(request.inputs):
             return None
         if time.monotonic() < self._not_before:
             return None

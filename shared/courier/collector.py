@@ -79,7 +79,8 @@ class Collector:
         self._fetch(list(self._waiting))
         # Its reply ends the next `wait`, behind all that was said since: only then is pushed again.
         self._subscription.ask()
-        self._possibly_lost = list(self._waiting.values())
+        waiting = list(self._waiting.values())
+        self._possibly_lost = [request for request in waiting if not request.is_being_placed]
         # The first time nothing is lost, as a rule: answers that came before anybody listened are
         # stored, and found within this time.
         self._push_again_at = time.monotonic() + (QUIET_SECONDS if self._is_first else 0.0)

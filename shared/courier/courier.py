@@ -47,7 +47,7 @@ class Courier:
                         stored ones on wire 4 --> PendingRequest.answer, which wakes the asker
         ferry-fetch     where there are body stores: reads answers there, removes what is not needed
 
-    A request's states; it is in `_waiting` from `carry` until it is done, and whoever takes it out
+    A request's states; it is in `_waiting` from `expect` until it is done, and whoever takes it out
     of there ends it, once. An answer may come before the reply that says `accepted`:
 
         held, in the outbox --> sent --> accepted --------- an answer ----------------> done
@@ -99,10 +99,22 @@ class Courier:
 
         Its `done` is set once there is a result or an error, at the latest soon after its deadline.
         """
+        self.expect(request)
+        self.push(request, held=held)
+
+    def expect(self, request: PendingRequest) -> None:
+        """Have the request among the waiting, and look at its deadline and its client."""
         self._waiting[request.id] = request  # first: `rest` looks at it last
         if not self._started:
             self._start()
         self._deadlines.watch(request)
+
+    def withdraw(self, request: PendingRequest) -> None:
+        """Forget a request that was expected and is not to be pushed: nobody waits for it."""
+        self._waiting.pop(request.id, None)
+
+    def push(self, request: PendingRequest, *, held: bool = False) -> None:
+        """Push a request that was expected, if it is still open."""
         if held:
             self.sender.hold(request)
         else:

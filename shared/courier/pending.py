@@ -55,12 +55,14 @@ class PendingRequest:
     From `queue_deadline` on its queue policy rejects it, unless it has been claimed by then.
     It was `sent` when it may be stored, and `accepted` when Redis said so. `client` is the
     connection of whoever asked, None when it is not known. What of it was `placed` beside Redis is
-    freed at its end; `push_whole` has all of it in Redis. `beside` lies what belongs to its result.
+    freed at its end; it `is_being_placed` before it is pushed. `push_whole` has all of it in Redis.
+    `beside` lies what belongs to its result.
     """
 
     __slots__ = (
         "_cancel", "_then", "accepted", "beside", "client", "deadline", "done", "error", "id",
-        "losses", "placed", "push", "push_whole", "queue_deadline", "result", "sent",
+        "is_being_placed", "losses", "placed", "push", "push_whole", "queue_deadline", "result",
+        "sent",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +88,7 @@ class PendingRequest:
         self.result: bytes | None = None
         self.beside: memoryview | None = None
         self.placed: PlacedBody | None = None
+        self.is_being_placed = False
         self.push_whole: Callable[[], PushArguments] | None = None
         self.losses = 0
         self.error: FerryError | None = None

@@ -14,7 +14,7 @@ from functools import partial
 
 from redis import Redis
 
-from shared.bodies.folder import BodyFolder, SharedBodies
+from shared.bodies.folder import BodyFolder, SharedBodies, is_large
 from shared.bodies.stored import BodyShelf, OwnBodies, StoredBodies
 from shared.courier.courier import Courier
 from shared.courier.pending import PendingRequest
@@ -127,22 +127,45 @@ class RequestQueue:
         held: bool = False,
     ) -> PendingRequest:
         now = time.monotonic()
-        placed = self._folder.put(request) if self._folder is not None else None
-        if placed is None and self._shelf is not None:
-            placed = self._shelf.put(request)
-        if placed is None:
-            push = as_push(request, self._keys, self._limits, in_buffers=True)
-        else:
-            push = as_push(
-                request, self._keys, self._limits, body=placed.message, record_bytes=placed.size
-            )
+        push = as_push(request, self._keys, self._limits, in_buffers=True)
         deadline = now + request.timeout_seconds
         pending = PendingRequest(push, deadline, self._courier.cancel, client, then)
-        if placed is not None:
-            pending.placed = placed
-            whole = request._replace(whole=True)
-            pending.push_whole = partial(as_push, whole, self._keys, self._limits, in_buffers=True)
         if policy := self._limits.policy(request.priority):
             pending.queue_deadline = now + rejected_after(policy, request)
-        self._courier.carry(pending, held=held)
+        if self._folder is not None:
+            self._folder.open()  # also for small ones: their answers may be large
+        if (self._folder is not None or self._shelf is not None) and is_large(request.inputs):
+            self._carry_beside(pending, request, held=held)
+        else:
+            self._courier.carry(pending, held=held)
         return pending
+
+    def _carry_beside(self, pending: PendingRequest, request: InferRequest, *, held: bool) -> None:
+        """Put a request's tensors beside Redis, if they can be, and push it.
+
+        subtle: others' requests come while it waits for that. So it is counted with those under
+        way, and may expire or be cancelled before it is pushed.
+        """
+        whole = request._replace(whole=True)
+        pending.push_whole = partial(as_push, whole, self._keys, self._limits, in_buffers=True)
+        pending.is_being_placed = True
+        self._courier.expect(pending)
+        is_over = False
+        try:
+            placed = self._folder.put(request) if self._folder is not None else None
+            if placed is None and self._shelf is not None:
+                placed = self._shelf.put(request)
+            is_over = True
+        finally:
+            if not is_over:
+                self._courier.withdraw(pending)
+        if placed is not None:
+            pending.push = as_push(
+                request, self._keys, self._limits, body=placed.message, record_bytes=placed.size
+            )
+            pending.placed = placed
+        pending.is_being_placed = False
+        if pending.is_open:
+            self._courier.push(pending, held=held)
+        elif placed is not None:
+            placed.free()

@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from threading import enumerate as all_threads
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from shared.bodies.stores import BodyStores
 from shared.messages import BodyReference, Buffers, InferRequest, Tensor
 from shared.request_queue.api_end import RequestQueue
 from shared.request_queue.limits import Limits
+from shared.wire.wire import Wire
 
 ID = "0" * 32
 BUDGET_BYTES = 4_000_000
@@ -88,6 +90,29 @@ def test_a_connection_on_which_more_may_come_is_not_used_again(server: HostileSt
     server.reply = lambda _: b"+three\r\n"
 
     assert store.ask(("EXISTS", "x")) == [b"three"]
+
+
+def test_who_is_ended_in_the_middle_keeps_nothing_and_leaves_its_connection_to_nobody(
+    server: HostileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = Wire._next_reply
+
+    def ended(wire: Wire) -> Any:
+        if current_thread() is main_thread():
+            raise KeyboardInterrupt  # as a greenlet is
+        return really(wire)
+
+    stores, budget = stores_of(server), Budget(BUDGET_BYTES)
+    shelf = BodyShelf(StoredBodies(stores, budget, lambda _: stores.token), "p", "m", 1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(Wire, "_next_reply", ended)
+        for _ in range(MAX_WIRES + 1):
+            with pytest.raises(KeyboardInterrupt):
+                shelf.put(request())
+    server.reply = lambda _: b"+two\r\n"
+
+    assert budget.take(BUDGET_BYTES)
+    assert only(stores).ask(("EXISTS", "x")) == [b"two"]
 
 
 def test_a_reply_that_trickles_is_waited_for_a_second_at_most(server: HostileStore) -> None:

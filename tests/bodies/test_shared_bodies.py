@@ -335,7 +335,7 @@ from shared.bodies.common_memory import CommonMemory
 from shared.bodies.folder import BodyFolder, Budget, SharedBodies
 memory = CommonMemory(Path({str(beside.directory)!r}))
 own = BodyFolder(SharedBodies(memory, Budget(10), lambda _: ""), "0badcafe", "m/1")
-own._is_there()
+own.open()
 memory.write("0badcafe" + 24 * "0", [b"left"], 4)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -367,7 +367,7 @@ def test_a_folder_goes_with_the_queue_that_had_it(shared_path: Path) -> None:
     memory = CommonMemory(shared_path / "memory")
     own = folder.BodyFolder(SharedBodies(memory, Budget(10), lambda _: ""), "0badcafe", "m/1")
     assert not list((shared_path / "memory").glob("*/")), "there is none before the first request"
-    assert own._is_there()
+    assert own.open()
     memory.write("0badcafe" + 24 * "0", [b"left"], 4)
     assert (shared_path / "memory" / "0badcafe").is_dir()
     del own
@@ -427,7 +427,7 @@ def test_no_free_descriptor_is_no_reason_to_end(
 
     monkeypatch.setattr(common_memory.os, "listdir", full)
     folder_of = beside.queue._folder
-    assert folder_of is not None and folder_of._is_there()
+    assert folder_of is not None and folder_of.open()
 
     folder_of.sweep(())
 
