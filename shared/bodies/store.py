@@ -30,7 +30,7 @@ BYTES_PER_SECOND = 50e6
 """So much longer may it take for what is large."""
 LARGE_EXCHANGE_BYTES = 2**20
 """Who fails with so much is asked for a small reply before it is taken to be away."""
-TURN_SECONDS = 0.25
+PLACE_SECONDS = 0.25
 """Who finds no connection free for so long goes without the store."""
 PAUSE_SECONDS = 0.5
 LONGEST_ABSENCE_SECONDS = 5.0
@@ -98,7 +98,7 @@ class Store:
         if self.is_away:
             return None
         places = self._writing if awaited_bytes is None else self._reading
-        if not places.acquire(timeout=TURN_SECONDS):
+        if not places.acquire(timeout=PLACE_SECONDS):
             return None
         size = _size(commands)
         until = time.monotonic() + _seconds(size)
