@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.bodies.common_memory import CommonMemory
+from shared.bodies.worker_bodies import WorkerBodies
 from shared.datatypes import Array
 from shared.model_spec import ModelSpec, TensorSpec
 from worker.devices import Placement
@@ -78,7 +80,10 @@ def measure(redis_url: str, batch_seconds: float, batches: int, depth: int) -> d
     reader, writer = Pipe(duplex=False)
     warm = WarmBackend(device, SelfCheck(learns=False))
     cpu_began = time.process_time()
-    serving = WarmInstance(job, warm, meter, lambda: meter.row_count >= batches * ROWS, None, None)
+    serving = WarmInstance(
+        job, warm, meter, lambda: meter.row_count >= batches * ROWS, None, None,
+        bodies=WorkerBodies(CommonMemory.of(1)),
+    )  # fmt: skip
     run_lanes(serving, None, writer)
     reader.close()
     writer.close()

@@ -1,10 +1,11 @@
 """A device kept busy: the share of time that one instance has it work, and what takes the rest.
 
-    python -m bench.engine.pipeline [--milliseconds 20 10 5 3.2] [--rounds COUNT] [--batches COUNT]
+    python -m bench.engine.pipeline [--milliseconds 20 10 5 3.2] [--bodies memory redis]
+        [--rounds COUNT] [--batches COUNT]
 
 The device copies its input, 32 pictures of 150 KB, and then sleeps; it computes nothing. What it
-answers was put on the queue before, so that two cores need not feed it at the same time: the
-instance and Redis are all that runs.
+answers was put on the queue before, its pixels in shared memory or in Redis, so that two cores need
+not feed it at the same time: the instance and Redis are all that runs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
+from secrets import token_hex
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -23,8 +26,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.children.copying_device import PICTURE, PREFIX, ROWS, copying_spec
-from bench.processes import Child, running
+from bench.processes import BenchError, Child, running
 from ferry.up import embedded_valkey
+from shared.bodies.common_memory import CommonMemory
+from shared.bodies.folder import BodyFolder, Budget, PlacedBody, SharedBodies
 from shared.messages import InferRequest, Tensor
 from shared.request_queue.commands import as_push, push_command
 from shared.request_queue.keys import QueueKeys
@@ -36,6 +41,8 @@ TIMEOUT_SECONDS = 120.0
 PUSHED_AT_ONCE = 8
 MILLISECONDS = (20.0, 10.0, 5.0, 3.2)
 DEPTHS = (1, 2)
+MEMORY, REDIS = "memory", "redis"
+MEMORY_BYTES = 2**32
 
 
 class Run(NamedTuple):
@@ -58,21 +65,27 @@ def main(arguments: Sequence[str]) -> int:
     """Measure all in turn, and print."""
     parser = argparse.ArgumentParser(prog="pipeline", description=__doc__.partition("\n")[0])
     parser.add_argument("--milliseconds", type=float, nargs="+", default=MILLISECONDS)
+    parser.add_argument(
+        "--bodies", choices=(MEMORY, REDIS), nargs="+", default=(MEMORY,),
+        help="where pixels lie until they are claimed [memory]",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, help="of each, whose medians count [3]")
     parser.add_argument("--batches", type=int, default=40, help="of each measurement [40]")
     options = parser.parse_args(arguments)
-    found: dict[tuple[float, int], list[Run]] = {
-        (each, depth): [] for each in options.milliseconds for depth in DEPTHS
+    found: dict[tuple[str, float, int], list[Run]] = {
+        each: [] for each in product(options.bodies, options.milliseconds, DEPTHS)
     }
     with TemporaryDirectory(prefix="ferry-bench-") as directory, bench(Path(directory)) as feed:
-        feed.run(MILLISECONDS[-1], 4, 1)  # the first ones make connections and load scripts
+        feed.run(REDIS, MILLISECONDS[-1], 4, 1)  # the first ones connect and load scripts
         for _ in range(options.rounds):
-            for (milliseconds, depth), runs in found.items():
-                runs.append(feed.run(milliseconds, options.batches, depth))
+            for (bodies, milliseconds, depth), runs in found.items():
+                runs.append(feed.run(bodies, milliseconds, options.batches, depth))
     print(f"load {os.getloadavg()[0]:.1f}; milliseconds a batch of {ROWS} x {np.prod(PICTURE)} B")
-    print("device  depth   busy  (rounds)      batch   rest  copy  its CPU  Redis' CPU   rows")
-    for (milliseconds, depth), runs in found.items():
-        print(line(milliseconds, depth, runs))
+    print(
+        "bodies  device  depth   busy  (rounds)      batch   rest  copy  its CPU  Redis' CPU   rows"
+    )
+    for (bodies, milliseconds, depth), runs in found.items():
+        print(f"{bodies:6}  {line(milliseconds, depth, runs)}")
     return 0
 
 
@@ -102,22 +115,45 @@ class Feed:
         self._number = 0
         picture = np.random.default_rng(1).integers(0, 256, (1, *PICTURE), np.uint8)
         self._inputs = (Tensor.of("pixels", picture),)
+        self._process = token_hex(4)
+        memory = CommonMemory.of(MEMORY_BYTES)
+        if memory is None:
+            raise BenchError("there is no shared memory")
+        bodies = SharedBodies(memory, Budget(MEMORY_BYTES), lambda _: memory.token)
+        self._folder = BodyFolder(bodies, self._process, self._keys.tag)
+        self._placed: list[PlacedBody] = []
 
-    def run(self, milliseconds: float, batches: int, depth: int) -> Run:
+    def run(self, bodies: str, milliseconds: float, batches: int, depth: int) -> Run:
         """Fill the queue, have it answered and return what that took."""
         for _ in range(batches * ROWS // PUSHED_AT_ONCE):
-            self._wire.send(push_command(self._keys, self._limits, self._pushes()))
+            self._wire.send(push_command(self._keys, self._limits, self._pushes(bodies)))
             self._wire.reply()
+        try:
+            return self._measured(milliseconds, batches, depth)
+        finally:
+            while self._placed:
+                self._placed.pop().free()
+
+    def _measured(self, milliseconds: float, batches: int, depth: int) -> Run:
         before = self._thread_seconds()
         self._instance.tell(f"{milliseconds / 1000} {batches} {depth}")
         said: dict[str, Any] = json.loads(self._instance.answer(TIMEOUT_SECONDS))
         return Run(**said, redis=(self._thread_seconds() - before) / batches)
 
-    def _pushes(self) -> Iterator[Any]:
+    def _pushes(self, bodies: str) -> Iterator[Any]:
         for _ in range(PUSHED_AT_ONCE):
             self._number += 1
-            request = InferRequest(f"{self._number:032x}", 1, self._inputs, (), TIMEOUT_SECONDS)
-            yield as_push(request, self._keys, self._limits)
+            request_id = f"{self._process}{self._number:024x}"
+            request = InferRequest(request_id, 1, self._inputs, (), TIMEOUT_SECONDS)
+            body = self._in_memory(request) if bodies == MEMORY else b""
+            yield as_push(request, self._keys, self._limits, body=body)
+
+    def _in_memory(self, request: InferRequest) -> bytes:
+        placed = self._folder.put(request)
+        if placed is None:
+            raise BenchError("shared memory has no room")
+        self._placed.append(placed)
+        return placed.message
 
     def _thread_seconds(self) -> float:
         """Return what Redis' one thread has run."""

@@ -128,12 +128,22 @@ class WorkQueue:
         publish = self._publish(claimed, answers, len(claimed))
         self._wire.send(NO_REPLY, publish, self._bell, claim)
         self._wire.reply()
-        batch, wait_seconds, holds_more = self._read_batch()
-        if holds_more:
-            raise AnswersNotTaken("the answers are still in flight, Redis did not take them")
+        batch, wait_seconds = self._read_batch_alone()
         if batch or wait_seconds < 0:
             return batch
         return self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
+
+    def publish_and_claim_ahead(
+        self,
+        claimed: list[Claimed],
+        answers: EncodedResults,
+        max_rows: int,
+        max_delay_seconds: float,
+    ) -> list[Claimed]:
+        """Publish a batch and take the next one ahead, in one write; see `publish_and_claim`."""
+        publish = self._publish(claimed, answers, len(claimed))
+        self._wire.send(NO_REPLY, publish, self._claim(max_rows, max_delay_seconds, ahead=True))
+        return self._read_batch_alone()[0]
 
     def publish(self, claimed: list[Claimed], answers: EncodedResults, *, drop: bool = True) -> int:
         """Hand out a batch's answers, drop it from the in-flight work and count it.
@@ -229,6 +239,13 @@ class WorkQueue:
             self._waker.reply()
         except RedisError as error:
             log.debug("the wait ends by itself, Redis does not end it: %s", error)
+
+    def _read_batch_alone(self) -> tuple[list[Claimed], float]:
+        """Return a claim's batch and seconds to wait, unless the publish before it has failed."""
+        batch, wait_seconds, holds_more = self._read_batch()
+        if holds_more:
+            raise AnswersNotTaken("the answers are still in flight, Redis did not take them")
+        return batch, wait_seconds
 
     def _read_batch(self) -> tuple[list[Claimed], float, bool]:
         """Return a claim's batch, seconds to wait, and whether there is more in flight."""

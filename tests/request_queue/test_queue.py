@@ -418,6 +418,34 @@ def test_publish_and_claim_hands_out_one_batch_and_takes_the_next(
     assert redis.llen(keys.inflight + "i") == 1
 
 
+def test_publish_and_claim_ahead_takes_what_is_full_and_never_waits(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue
+) -> None:
+    waiting = push_many(queue, 2, 2, 1)
+    first = work.claim(2, 0.0)
+
+    second = work.publish_and_claim_ahead(first, answers(first), 2, 0.0)
+    assert ids(first + second) == ids(waiting[:2])
+    assert work.publish_and_claim_ahead(second, answers(second), 2, 0.0) == []  # it may grow
+
+    assert [bool(each.wait().outputs) for each in waiting[:2]] == [True, True]
+    assert not redis.exists(keys.inflight + "i")
+
+
+def test_a_refused_publish_before_a_claim_ahead_is_told(
+    redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue
+) -> None:
+    push_many(queue, 1, 1, 1)
+    batch = work.claim(1, 0.0)
+    redis.set(keys.answered + batch[0].id[:8], "not a list")
+    large = EncodedResults([bytes(10_000)], encode_costs(batch, [], 0.0))  # stored, not said
+
+    with pytest.raises(AnswersNotTaken):
+        work.publish_and_claim_ahead(batch, large, 1, 0.0)
+
+    assert redis.llen(keys.inflight + "i") == 2
+
+
 def test_a_refused_publish_does_not_mix_up_the_replies_that_follow(
     redis: Redis, keys: QueueKeys, queue: RequestQueue, work: WorkQueue
 ) -> None:

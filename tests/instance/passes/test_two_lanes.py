@@ -8,7 +8,8 @@ from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Semaphore, Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,10 +26,12 @@ from shared.request_queue.limits import Limits
 from shared.request_queue.worker_end import WorkQueue
 from shared.settings import Settings
 from shared.wire.client import connect
+from shared.wire.scripts import script_text
 from shared.wire.wire import open_wire
 from worker.devices import Placement
 from worker.instance.health.self_check import InstanceLost, SelfCheck
 from worker.instance.passes import lanes, serving
+from worker.instance.passes.lanes import Lane, LaneQueue, SharedDevice
 from worker.instance.passes.serving import WarmBackend, WarmInstance, run_lanes
 from worker.job import InstanceJob
 from worker.meter import Meter
@@ -50,6 +53,8 @@ class TwoLanes:
         self.health = SelfCheck(probe=lambda: self.fault, learns=False)
         self.meter, self.stopped, self.gate = Meter(), Event(), Event()
         self.gate.set()
+        self.one = Semaphore(0)
+        """Lets one pass through the gate."""
         job = InstanceJob(
             "lanes", SPEC, "fake", Path(), Placement("cpu"), settings.redis_url,
             settings.key_prefix, 60.0, "INFO",
@@ -66,7 +71,7 @@ class TwoLanes:
             run_lanes(order, None, reports)
 
     def _forward(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        assert self.gate.wait(120)
+        wait_until(lambda: self.gate.is_set() or self.one.acquire(blocking=False), 120, "its turn")
         if self.fault:
             raise RuntimeError(self.fault)
         return doubled(inputs)
@@ -151,6 +156,75 @@ def test_many_batches_are_answered_right_and_each_once(two: TwoLanes) -> None:
     assert answers(asked) == [2 * value for value in values]
     computed = [value for each in two.backend.passes for value in each["x"][:, 0].tolist()]
     assert sorted(computed) == values
+
+
+def test_who_leaves_the_device_goes_on_once_the_staged_batch_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lanes, "TURN_LOOK_SECONDS", 300.0)
+    monkeypatch.setattr(lanes, "HANDOVER_SECONDS", 300.0)
+    device = SharedDevice(Meter())
+    first, second = (Lane(device, number, lambda: False) for number in (lanes.MAIN, lanes.SECOND))
+    began = list[str]()
+
+    def take() -> None:
+        second.take()
+        began.append("second")
+
+    first.take()
+    thread = Thread(target=take)
+    thread.start()
+    wait_until(lambda: device.is_waited_for, 10, "a batch waits for the device")
+    first.end()
+
+    assert not device.try_take(lanes.MAIN, is_full=False)
+    thread.join(timeout=60)
+    assert began == ["second"]
+
+
+def test_a_batch_is_published_and_the_next_one_claimed_ahead_in_one_write(
+    two: TwoLanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = list[int]()
+    at_once = LaneQueue.publish_and_claim_ahead
+
+    def counting(queue: LaneQueue, *arguments: Any) -> list[Claimed]:
+        batch = at_once(queue, *arguments)
+        claimed.append(len(batch))
+        return batch
+
+    monkeypatch.setattr(LaneQueue, "publish_and_claim_ahead", counting)
+    asked = two.stage(*range(1, 9))
+    two.one.release()
+
+    wait_until(lambda: claimed, 10, "the first one is published beside the second")
+    assert answers(asked[:2]) == [2, 4]
+    assert claimed == [2]
+    assert two.held() == [2, 2]
+
+
+def test_answers_that_redis_did_not_take_are_given_beside_a_batch_that_is_computed(
+    two: TwoLanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = list[Claimed]()
+    at_once = LaneQueue.publish_and_claim_ahead
+
+    def refused(queue: LaneQueue, claimed: list[Claimed], *rest: Any) -> list[Claimed]:
+        if not failed:  # of the two commands Redis takes the claim alone
+            failed.extend(claimed)
+            two.redis.script_flush()
+            two.redis.script_load(script_text("claim"))
+        return at_once(queue, claimed, *rest)
+
+    monkeypatch.setattr(LaneQueue, "publish_and_claim_ahead", refused)
+    asked = two.stage(*range(1, 9))
+    two.one.release()
+
+    assert answers(asked[:2]) == [2, 4]
+    assert [each.id for each in failed] == [each.id for each in asked[:2]]
+    two.gate.set()
+    assert answers(asked) == [2 * value for value in range(1, 9)]
+    wait_until(lambda: not two.held(), 10, "all are published")
 
 
 def test_its_compute_time_is_the_devices_and_the_wait_is_none_of_it(two: TwoLanes) -> None:

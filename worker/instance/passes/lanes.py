@@ -31,6 +31,8 @@ STOP_LOOK_SECONDS = 0.5
 OVERDUE = 2.0
 """So many times as long as the batch before may one compute while another waits for it."""
 LEAST_OVERDUE_SECONDS = 0.05
+HANDOVER_SECONDS = 0.002
+"""fast: who leaves the device waits so long at most for the other lane to take it."""
 
 
 class SharedDevice:
@@ -45,7 +47,7 @@ class SharedDevice:
         self._computing: int | None = None
         self._since = self._last_seconds = 0.0
         self._may_claim_ahead = False
-        self._is_ahead = False
+        self._is_ahead = self.is_waited_for = False
         self._clocks = [0.0, 0.0]
 
     def close(self) -> None:
@@ -65,13 +67,23 @@ class SharedDevice:
             while not self.is_closed:
                 if self._front == lane:
                     return True
-                if self._computing == self._front and self._may_claim_ahead:
-                    self._may_claim_ahead, self._is_ahead = False, True
+                if self._claims_ahead():
                     return False
                 # Lane 1 also looks whether it is to stop; lane 2 has nothing to do by itself.
                 if not self._changed.wait(STOP_LOOK_SECONDS if lane == MAIN else None):
                     return None
         return None
+
+    def try_ahead(self, lane: int) -> bool:
+        """Tell whether a lane is behind and is to claim ahead at once; then it counts as ahead."""
+        with self._changed:
+            return not self.is_closed and self._front != lane and self._claims_ahead()
+
+    def _claims_ahead(self) -> bool:
+        if self._computing != self._front or not self._may_claim_ahead:
+            return False
+        self._may_claim_ahead, self._is_ahead = False, True
+        return True
 
     def is_front(self, lane: int) -> bool:
         """Tell whether a lane is in front; the other one then holds no batch any more."""
@@ -93,7 +105,9 @@ class SharedDevice:
         """
         with self._changed:
             if self._computing is not None and seconds:
+                self.is_waited_for = True
                 self._changed.wait(seconds)
+                self.is_waited_for = False
             if self._computing is not None or self.is_lost:
                 return False
             self._computing, self._since = lane, time.monotonic()
@@ -109,6 +123,9 @@ class SharedDevice:
             if lane == self._front and self._is_ahead:
                 self._front, self._is_ahead = 1 - lane, False
             self._changed.notify_all()
+            # fast: the device is begun with before this lane's Python goes on with its answers.
+            if self.is_waited_for:
+                self._changed.wait_for(lambda: self._computing is not None, HANDOVER_SECONDS)
 
     @property
     def is_overdue(self) -> bool:
@@ -166,6 +183,10 @@ class Lane(DeviceTurn):
     def wait_to_claim(self) -> bool | None:
         """See `SharedDevice.wait_to_claim`."""
         return self._device.wait_to_claim(self._number)
+
+    def try_ahead(self) -> bool:
+        """See `SharedDevice.try_ahead`."""
+        return self._device.try_ahead(self._number)
 
     def is_front(self) -> bool:
         """See `SharedDevice.is_front`."""
@@ -245,9 +266,7 @@ class LaneQueue(WorkQueue):
         if as_front is None:
             return []
         if not as_front:
-            batch = self.claim_ahead(max_rows, max_delay_seconds)
-            if not batch:
-                self.lane.is_front()  # else it is known as one that has a batch
+            batch = self._held_ahead(self.claim_ahead(max_rows, max_delay_seconds))
         elif self.lane.is_main:
             batch = super().claim(max_rows, max_delay_seconds)
         else:
@@ -261,7 +280,10 @@ class LaneQueue(WorkQueue):
         max_rows: int,
         max_delay_seconds: float,
     ) -> list[Claimed]:
-        """Publish, and claim unless the other lane is in front; see `WorkQueue`."""
+        """Publish, and claim if the lane may at once; see `WorkQueue`."""
+        if self.lane.try_ahead():
+            batch = self.publish_and_claim_ahead(claimed, answers, max_rows, max_delay_seconds)
+            return self._noted(self._held_ahead(batch), max_rows)
         if self.lane.is_main and self.lane.is_front():
             batch = super().publish_and_claim(claimed, answers, max_rows, max_delay_seconds)
             return self._noted(batch, max_rows)
@@ -269,6 +291,11 @@ class LaneQueue(WorkQueue):
         if not self.lane.is_front():
             return []
         return self._noted(self._claim_at_once(max_rows, max_delay_seconds), max_rows)
+
+    def _held_ahead(self, batch: list[Claimed]) -> list[Claimed]:
+        if not batch:
+            self.lane.is_front()  # else it is known as one that has a batch
+        return batch
 
     def _claim_at_once(self, max_rows: int, max_delay_seconds: float) -> list[Claimed]:
         batch = self.claim_now(max_rows, max_delay_seconds)[0]
