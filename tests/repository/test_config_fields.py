@@ -22,7 +22,9 @@ from worker.instance.process import load_backend
 from worker.job import InstanceJob
 from worker.repository.config.fields import CONFIG_FIELDS, check_fields, row_of
 from worker.repository.config.parameters import (
+    ARENA_SHRINKAGE,
     TRITON_PARAMETERS,
+    arena_shrinkage,
     cuda_options,
     own_threads,
     parameter_notes,
@@ -191,7 +193,7 @@ def test_a_hint_without_effect_is_accepted_and_said_in_the_log(
 
 
 def test_the_page_shows_the_parameters_of_triton_s_backends_as_they_are() -> None:
-    shown = re.findall(r"^\| (\w+) \| `([A-Za-z_]+)` \| (honoured|refused|no effect) \| (.*) \|$",
+    shown = re.findall(r"^\| (\w+) \| `([A-Za-z_.]+)` \| (honoured|refused|no effect) \| (.*) \|$",
                        DOCS.read_text(), re.MULTILINE)  # fmt: skip
 
     assert shown == [tuple(each)[:4] for each in TRITON_PARAMETERS]
@@ -220,11 +222,20 @@ def test_the_options_of_cuda_s_provider_go_by_tritons_numbers() -> None:
         ("arena_extend_strategy", "-1", "arena_extend_strategy -1: expected a number from 0 to 1"),
         ("do_copy_in_default_stream", "yes", "do_copy_in_default_stream 'yes': expected ints"),
         ("gpu_mem_limit", "-2", "gpu_mem_limit -2: expected a number of bytes, or 0"),
+        (ARENA_SHRINKAGE, "gpu", "arena_shrinkage 'gpu': expected cpu:0, gpu:0 or cpu:0;gpu:0"),
     ],
 )
 def test_other_options_of_cuda_s_provider_are_refused(key: str, value: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         parameter_notes("onnxruntime", {key: value})
+
+
+def test_memory_is_given_back_on_the_devices_that_the_instance_has() -> None:
+    both = {ARENA_SHRINKAGE: "cpu:0;gpu:1"}
+
+    assert arena_shrinkage(both) == "cpu:0"
+    assert arena_shrinkage(both, "0") == "cpu:0;gpu:0"
+    assert arena_shrinkage({ARENA_SHRINKAGE: "gpu:0"}) == arena_shrinkage({}) == ""
 
 
 def parameter(key: str, value: str) -> str:

@@ -18,7 +18,11 @@ from worker.backends.preprocessing import PixelArrays
 from worker.devices import NO_PROVIDER, Placement
 from worker.repository.config.description import onnx_tensor
 from worker.repository.config.fitting import check_described
-from worker.repository.config.parameters import cuda_options
+from worker.repository.config.parameters import (
+    ARENA_SHRINKAGE,
+    arena_shrinkage,
+    cuda_options,
+)
 from worker.repository.file_kinds import ORT
 from worker.repository.sniffer import what_is
 
@@ -52,8 +56,9 @@ class OnnxRuntimeBackend:
         _check_names(spec, self._session)
         _check_tensors(spec, self._session)
         self._seconds_each = 0.0
-        self._giving_back = onnxruntime.RunOptions()
-        self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        shrinks = arena_shrinkage(spec.parameters, _cuda_id(self._session, placement.device))
+        self._always = _giving_back(shrinks) if shrinks else None
+        self._if_long = self._always or _giving_back("cpu:0")
         self._outputs = [tensor.name for tensor in spec.outputs]
         self._pixels = PixelArrays(spec)
 
@@ -66,9 +71,22 @@ class OnnxRuntimeBackend:
         count = sum(array.size for array in feeds.values())
         began = time.monotonic()
         is_long = count * self._seconds_each > LONG_SECONDS
-        answer = self._session.run(self._outputs, feeds, self._giving_back if is_long else None)
+        options = self._if_long if is_long else self._always
+        answer = self._session.run(self._outputs, feeds, options)
         self._seconds_each += ((time.monotonic() - began) / max(1, count) - self._seconds_each) / 8
         return dict(zip(self._outputs, map(_array, answer), strict=True))
+
+
+def _giving_back(devices: str) -> Any:
+    """Return options by which a pass gives its memory back; see `arena_shrinkage`."""
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry(ARENA_SHRINKAGE, devices)
+    return options
+
+
+def _cuda_id(session: Any, device: str) -> str:
+    """Return the number of the GPU that a session runs on, empty on the CPU."""
+    return (device.partition(":")[2] or "0") if CUDA in session.get_providers() else ""
 
 
 def open_session(file: Path, options: Any, providers: Sequence[Any]) -> Any:

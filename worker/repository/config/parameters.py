@@ -80,6 +80,10 @@ TRITON_PARAMETERS = (
     TritonParameter("onnxruntime", "gpu_mem_limit", HONOURED, ON_CUDA),
     TritonParameter("onnxruntime", "arena_extend_strategy", HONOURED, ON_CUDA),
     TritonParameter("onnxruntime", "do_copy_in_default_stream", HONOURED, ON_CUDA),
+    TritonParameter(
+        "onnxruntime", "memory.enable_memory_arena_shrinkage", HONOURED,
+        "`cpu:0`, `gpu:0` or both: memory is given back behind each pass",
+    ),
 )  # fmt: skip
 """A model's own code may read any parameter besides."""
 _TABLE = {(each.backend, each.key): each for each in TRITON_PARAMETERS}
@@ -101,6 +105,7 @@ CUDA_OPTIONS: Mapping[str, tuple[str, ...]] = {
 """What Triton's numbers from 0 on are called in ONNX Runtime. Source: the README of Triton's
 onnxruntime_backend, and https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 """
+ARENA_SHRINKAGE = "memory.enable_memory_arena_shrinkage"
 PIPELINE_DEPTH, DEEPEST = "pipeline_depth", 2
 """Ferry's own: how many batches an instance has in hand, of which one is computed."""
 THREADS = ("INTRA_OP_THREAD_COUNT", "NUM_THREADS", "intra_op_thread_count")
@@ -124,6 +129,7 @@ def parameter_notes(backend: str, parameters: Mapping[str, str]) -> list[str]:
     own_threads(backend, parameters)
     if backend == "onnxruntime":
         cuda_options(parameters)
+        arena_shrinkage(parameters)
     if number(parameters, MAX_GPU_MEMORY, "0", int) < 0:
         raise ValueError(f"{MAX_GPU_MEMORY}: expected a number of bytes, or 0")
     if number(parameters, ELEMENTS_PARAMETER, "1", int) < 1:
@@ -197,6 +203,21 @@ def cuda_options(parameters: Mapping[str, str]) -> dict[str, str]:
     if limit := limits[0] or limits[1]:
         found["gpu_mem_limit"] = str(limit)
     return found
+
+
+def arena_shrinkage(parameters: Mapping[str, str], cuda_id: str = "") -> str:
+    """Return the devices whose memory ONNX Runtime gives back behind each pass; raises ValueError.
+
+    A `gpu` is the instance's own, which `cuda_id` numbers; without one there is none to name.
+    """
+    text = parameters.get(ARENA_SHRINKAGE)
+    if text is None:
+        return ""
+    words = text.split(";")
+    if not all(re.fullmatch(r"cpu:0|gpu:[0-9]+", word) for word in words):
+        raise ValueError(f"{ARENA_SHRINKAGE} {text!r}: expected cpu:0, gpu:0 or cpu:0;gpu:0")
+    own = {word if word == "cpu:0" else cuda_id and f"gpu:{cuda_id}" for word in words}
+    return ";".join(sorted(filter(None, own)))
 
 
 def own_threads(backend: str, parameters: Mapping[str, str]) -> int:
