@@ -111,39 +111,28 @@ class WorkQueue:
         return not is_left
 
     def publish_and_claim(
-        self,
-        claimed: list[Claimed],
-        answers: EncodedResults,
-        max_rows: int,
-        max_delay_seconds: float,
-    ) -> list[Claimed]:
-        """Publish a batch and take the next one, in one write: as `publish`, then `claim`.
+        self, claimed: list[Claimed], answers: EncodedResults, max_rows: int,
+        max_delay_seconds: float, *, ahead: bool = False,
+    ) -> list[Claimed]:  # fmt: skip
+        """Publish a batch and take the next one, perhaps `ahead`, in one write.
 
         fast: the bell is waited for at once: a claim that leaves work behind, and every push, rings
         it. A reply to the publish would wake this process for nothing, while others hand the
         answers on; should it have failed, the claim finds what it did not drop, and AnswersNotTaken
         is raised. Next on the way back: `Collector`, in the API process that pushed.
         """
-        claim = self._claim(max_rows, max_delay_seconds)
+        claim = self._claim(max_rows, max_delay_seconds, ahead=ahead)
         publish = self._publish(claimed, answers, len(claimed))
-        self._wire.send(NO_REPLY, publish, self._bell, claim)
-        self._wire.reply()
-        batch, wait_seconds = self._read_batch_alone()
-        if batch or wait_seconds < 0:
+        bell = () if ahead else (self._bell,)
+        self._wire.send(NO_REPLY, publish, *bell, claim)
+        for _ in bell:
+            self._wire.reply()
+        batch, wait_seconds, holds_more = self._read_batch()
+        if holds_more:
+            raise AnswersNotTaken("the answers are still in flight, Redis did not take them")
+        if batch or ahead or wait_seconds < 0:
             return batch
         return self._wait_and_claim(max_rows, max_delay_seconds, wait_seconds)
-
-    def publish_and_claim_ahead(
-        self,
-        claimed: list[Claimed],
-        answers: EncodedResults,
-        max_rows: int,
-        max_delay_seconds: float,
-    ) -> list[Claimed]:
-        """Publish a batch and take the next one ahead, in one write; see `publish_and_claim`."""
-        publish = self._publish(claimed, answers, len(claimed))
-        self._wire.send(NO_REPLY, publish, self._claim(max_rows, max_delay_seconds, ahead=True))
-        return self._read_batch_alone()[0]
 
     def publish(self, claimed: list[Claimed], answers: EncodedResults, *, drop: bool = True) -> int:
         """Hand out a batch's answers, drop it from the in-flight work and count it.
@@ -239,13 +228,6 @@ class WorkQueue:
             self._waker.reply()
         except RedisError as error:
             log.debug("the wait ends by itself, Redis does not end it: %s", error)
-
-    def _read_batch_alone(self) -> tuple[list[Claimed], float]:
-        """Return a claim's batch and seconds to wait, unless the publish before it has failed."""
-        batch, wait_seconds, holds_more = self._read_batch()
-        if holds_more:
-            raise AnswersNotTaken("the answers are still in flight, Redis did not take them")
-        return batch, wait_seconds
 
     def _read_batch(self) -> tuple[list[Claimed], float, bool]:
         """Return a claim's batch, seconds to wait, and whether there is more in flight."""

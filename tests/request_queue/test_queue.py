@@ -424,9 +424,9 @@ def test_publish_and_claim_ahead_takes_what_is_full_and_never_waits(
     waiting = push_many(queue, 2, 2, 1)
     first = work.claim(2, 0.0)
 
-    second = work.publish_and_claim_ahead(first, answers(first), 2, 0.0)
+    second = work.publish_and_claim(first, answers(first), 2, 0.0, ahead=True)
     assert ids(first + second) == ids(waiting[:2])
-    assert work.publish_and_claim_ahead(second, answers(second), 2, 0.0) == []  # it may grow
+    assert work.publish_and_claim(second, answers(second), 2, 0.0, ahead=True) == []  # it may grow
 
     assert [bool(each.wait().outputs) for each in waiting[:2]] == [True, True]
     assert not redis.exists(keys.inflight + "i")
@@ -441,7 +441,7 @@ def test_a_refused_publish_before_a_claim_ahead_is_told(
     large = EncodedResults([bytes(10_000)], encode_costs(batch, [], 0.0))  # stored, not said
 
     with pytest.raises(AnswersNotTaken):
-        work.publish_and_claim_ahead(batch, large, 1, 0.0)
+        work.publish_and_claim(batch, large, 1, 0.0, ahead=True)
 
     assert redis.llen(keys.inflight + "i") == 2
 

@@ -31,7 +31,7 @@ from shared.wire.wire import open_wire
 from worker.devices import Placement
 from worker.instance.health.self_check import InstanceLost, SelfCheck
 from worker.instance.passes import lanes, serving
-from worker.instance.passes.lanes import Lane, LaneQueue, SharedDevice
+from worker.instance.passes.lanes import Lane, SharedDevice
 from worker.instance.passes.serving import WarmBackend, WarmInstance, run_lanes
 from worker.job import InstanceJob
 from worker.meter import Meter
@@ -186,14 +186,14 @@ def test_a_batch_is_published_and_the_next_one_claimed_ahead_in_one_write(
     two: TwoLanes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claimed = list[int]()
-    at_once = LaneQueue.publish_and_claim_ahead
+    at_once = WorkQueue.publish_and_claim
 
-    def counting(queue: LaneQueue, *arguments: Any) -> list[Claimed]:
-        batch = at_once(queue, *arguments)
-        claimed.append(len(batch))
+    def counting(queue: WorkQueue, *arguments: Any, ahead: bool) -> list[Claimed]:
+        batch = at_once(queue, *arguments, ahead=ahead)
+        claimed.extend([len(batch)] if ahead else [])
         return batch
 
-    monkeypatch.setattr(LaneQueue, "publish_and_claim_ahead", counting)
+    monkeypatch.setattr(WorkQueue, "publish_and_claim", counting)
     asked = two.stage(*range(1, 9))
     two.one.release()
 
@@ -207,16 +207,16 @@ def test_answers_that_redis_did_not_take_are_given_beside_a_batch_that_is_comput
     two: TwoLanes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = list[Claimed]()
-    at_once = LaneQueue.publish_and_claim_ahead
+    at_once = WorkQueue.publish_and_claim
 
-    def refused(queue: LaneQueue, claimed: list[Claimed], *rest: Any) -> list[Claimed]:
-        if not failed:  # of the two commands Redis takes the claim alone
+    def refused(queue: WorkQueue, claimed: list[Claimed], *rest: Any, ahead: bool) -> list[Claimed]:
+        if ahead and not failed:  # of the two commands Redis takes the claim alone
             failed.extend(claimed)
             two.redis.script_flush()
             two.redis.script_load(script_text("claim"))
-        return at_once(queue, claimed, *rest)
+        return at_once(queue, claimed, *rest, ahead=ahead)
 
-    monkeypatch.setattr(LaneQueue, "publish_and_claim_ahead", refused)
+    monkeypatch.setattr(WorkQueue, "publish_and_claim", refused)
     asked = two.stage(*range(1, 9))
     two.one.release()
 

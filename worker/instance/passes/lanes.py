@@ -279,14 +279,16 @@ class LaneQueue(WorkQueue):
         answers: EncodedResults,
         max_rows: int,
         max_delay_seconds: float,
+        *,
+        ahead: bool = False,
     ) -> list[Claimed]:
-        """Publish, and claim if the lane may at once; see `WorkQueue`."""
-        if self.lane.try_ahead():
-            batch = self.publish_and_claim_ahead(claimed, answers, max_rows, max_delay_seconds)
-            return self._noted(self._held_ahead(batch), max_rows)
-        if self.lane.is_main and self.lane.is_front():
-            batch = super().publish_and_claim(claimed, answers, max_rows, max_delay_seconds)
-            return self._noted(batch, max_rows)
+        """Publish, and claim if the lane may at once, perhaps `ahead`; see `WorkQueue`."""
+        ahead = ahead or self.lane.try_ahead()
+        if ahead or (self.lane.is_main and self.lane.is_front()):
+            batch = super().publish_and_claim(
+                claimed, answers, max_rows, max_delay_seconds, ahead=ahead
+            )
+            return self._noted(self._held_ahead(batch) if ahead else batch, max_rows)
         self.publish(claimed, answers)
         if not self.lane.is_front():
             return []
