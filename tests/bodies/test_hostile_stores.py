@@ -206,11 +206,12 @@ def test_small_requests_are_heard_of_beside_a_store_that_misbehaves(
     ends: TwoEnds, server: HostileStore, reply: object
 ) -> None:
     stores = stores_of(server)
-    server.reply = reply  # type: ignore[assignment]
     bodies = StoredBodies(stores, Budget(BUDGET_BYTES), lambda _: stores.token)
     queue = RequestQueue(ends.redis, ends.keys, Limits(), None, bodies)
     seconds = list[float]()
-    for _ in range(10):
+    for number in range(20):
+        if number == 10:
+            server.reply = reply  # type: ignore[assignment]
         Thread(target=lambda: queue.push(request(queue.new_id())).cancel(), daemon=True).start()
         began = time.monotonic()
         waiting = queue.push(request(queue.new_id(), 10))
@@ -219,7 +220,8 @@ def test_small_requests_are_heard_of_beside_a_store_that_misbehaves(
         waiting.cancel()
         time.sleep(0.1)  # the store is tidied meanwhile
 
-    assert sorted(seconds)[7] < 0.1
+    sound, beside = sorted(seconds[:10]), sorted(seconds[10:])
+    assert beside[7] < 0.1 + 2 * sound[7], "on a busy machine all takes longer"
     names = [thread.name for thread in all_threads()]
     assert names.count("ferry-fetch") == names.count("ferry-cancel") > 0
     queue._courier.rest()

@@ -249,7 +249,8 @@ def _own_backend(job: InstanceJob) -> Backend:
     threads = own_threads(triton_backend, job.spec.parameters) or job.placement.threads
     placement = replace(job.placement, threads=threads)
     torch.set_num_threads(threads)
-    if placement.device == "cpu":
+    if placement.device == "cpu" and triton_backend != "onnxruntime":
+        # ONNX Runtime has an arena of its own, and gives back what it wants to
         keep_memory()
     spec = backend_spec(job.spec)
     return load_file(job.backend, spec, job.file, placement, trusted=job.trusted)
