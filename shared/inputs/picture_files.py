@@ -121,7 +121,9 @@ TAKEN = {
 }
 """The formats that are taken: how their files begin, and what reads them."""
 
-_SPACE = rb"\s*(?:<!--(?:(?!-->).)*-->\s*)*"  # and comments; a comment ends at its first end
+# And comments; a comment ends at its first end. Possessive, or two beside each other were tried in
+# every way: the square of the length.
+_SPACE = rb"\s*+(?:<!--(?:(?!-->).)*+-->\s*+)*+"
 NOT_TAKEN = {
     "an AVIF picture": rb"....ftyp(?:avi[fs]|mif1.{,64}?avif)",
     "a HEIC picture": rb"....ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)",
@@ -139,7 +141,7 @@ NOT_TAKEN = {
     "a PDF": rb"\s*%PDF-",
     "a PostScript file": rb"%!PS|\xc5\xd0\xd3\xc6",
     "an SVG drawing": (
-        _SPACE + rb"(?:<\?xml[^>]*>\s*)?" + _SPACE + rb"(?:<!DOCTYPE svg[^>]*>\s*)?<svg"
+        _SPACE + rb"(?:<\?xml[^>]*+>)?" + _SPACE + rb"(?:<!DOCTYPE svg[^>]*+>\s*+)?<svg"
     ),
     "an HTML page": _SPACE + rb"<(?:!DOCTYPE html|html|head|body)",
     "an XML file": rb"\s*<\?xml",
