@@ -132,21 +132,20 @@ def kill_valkey(system: System, random: Random, *, waiting: bool, empty: bool) -
 def kill_store(system: System, random: Random) -> Strike:
     """Kill a body store and start it again, empty."""
     store = random.choice(system.stores)
-    at = time.monotonic()
-    store.kill()
-    time.sleep(random.uniform(0.1, LONGEST_OUTAGE_SECONDS))
-    store.start()
-    time.sleep(STORE_RETURNS_SECONDS)
-    return Strike(at)
+    return _lose_store(store.kill, store.start, random)
 
 
 def hang_store(system: System, random: Random) -> Strike:
     """Have a body store stand still for a while."""
     store = random.choice(system.stores)
+    return _lose_store(store.hang, store.go_on, random)
+
+
+def _lose_store(end: Callable[[], None], begin: Callable[[], None], random: Random) -> Strike:
     at = time.monotonic()
-    store.hang()
+    end()
     time.sleep(random.uniform(0.1, LONGEST_OUTAGE_SECONDS))
-    store.go_on()
+    begin()
     time.sleep(STORE_RETURNS_SECONDS)
     return Strike(at)
 

@@ -2,81 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPException
+from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from threading import Event
-from typing import NamedTuple
 
-import numpy as np
 import pytest
 from echo_models import add_echo
+from echo_system import EchoSystem
 from ferry_processes import free_port, running_gunicorn, running_worker
-from redis import Redis
 from store_server import StoreServer, store_servers
 from waiting import wait_until
 
-from api.payloads.binary_tensors import HEADER
-from shared.registry.registry import Registry
-from shared.request_queue.keys import QueueKeys
 from shared.settings import Settings
 from shared.wire.client import connect
 
-MODEL = "echo_UINT8"
 COUNTS = (100, 70_000, 150_528, 300_000)
 CLIENTS = 4
 
 
-class Served(NamedTuple):
+@dataclass(frozen=True)
+class Served(EchoSystem):
     """A worker and an API process that share no memory, as on two machines, but two stores."""
 
-    settings: Settings
-    redis: Redis
-    gunicorn: int
     servers: list[StoreServer]
     log: Path
-
-    def ask(self, count: int, seed: int, *, binary: bool = True) -> bool:
-        """Tell whether a request of so many bytes is answered by the same ones."""
-        data = np.random.default_rng(seed).bytes(count)
-        tensor = {
-            "name": "x", "datatype": "UINT8", "shape": [count],
-            "parameters": {"binary_data_size": count},
-        }  # fmt: skip
-        asked = {"inputs": [tensor], "parameters": {"binary_data_output": binary}}
-        head = json.dumps(asked).encode()
-        connection = HTTPConnection("127.0.0.1", self.settings.port, timeout=60)
-        try:
-            headers = {HEADER: str(len(head))}
-            connection.request("POST", f"/v2/models/{MODEL}/infer", head + data, headers)
-            response = connection.getresponse()
-            body = response.read()
-            if binary:
-                return response.status == 200 and body[int(response.headers[HEADER]) :] == data
-            return bytes(json.loads(body)["outputs"][0]["data"]) == data
-        finally:
-            connection.close()
-
-    def instance(self) -> int:
-        """Return the process of the instance, once it is ready."""
-        registry, found = Registry(self.redis, self.settings.key_prefix), list[int]()
-
-        def look() -> bool:
-            found[:] = [each.pid for each in registry.instances()[0] if each.state == "ready"]
-            return bool(found)
-
-        wait_until(look, 30, "an instance is ready")
-        return found[0]
-
-    def api_processes(self) -> set[int]:
-        children = Path(f"/proc/{self.gunicorn}/task/{self.gunicorn}/children").read_text()
-        return set(map(int, children.split()))
 
     def stored(self) -> int:
         """Return how much lies in the stores."""
@@ -98,11 +54,6 @@ class Served(NamedTuple):
         return sum(
             each.get(f"cmdstat_{name}", {}).get("calls", 0) for each in found for name in ("mget",)
         )
-
-    def bodies(self) -> list[int]:
-        """Return the sizes of the bodies in Redis."""
-        keys = QueueKeys(self.settings.key_prefix, f"{MODEL}/1")
-        return [self.redis.strlen(name) for name in self.redis.scan_iter(f"{keys.body}*")]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ post-processing are described by the config's own `parameters`, see docs/models.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,10 +123,7 @@ def _config(message: Any, directory: Path, version: str, trusted: Collection[str
     found, filename, _ = _completed(message, directory / version, trusted)
     _check(message, directory)
     parameters = {key: value.string_value for key, value in message.parameters.items()}
-    if (kind := parameters.get("input_kind", "tensor")) not in {"image", "text", "tensor"}:
-        raise ValueError(f"input_kind {kind!r}: expected image, text or tensor")
-    if (kind := parameters.get("output_kind", "scores")) not in {"scores", "embedding"}:
-        raise ValueError(f"output_kind {kind!r}: expected scores or embedding")
+    _check_kinds(parameters)
     declared = tuple(read_tensor(item, directory) for item in message.input)
     inputs, masks = take_masks(declared, parameters)
     spec = ModelSpec(
@@ -159,6 +156,14 @@ def _config(message: Any, directory: Path, version: str, trusted: Collection[str
         spec, found.backend, filename, read_groups(message), parameters,
         read_version_policy(message), read_warmup(message, spec, directory), tuple(notes),
     )  # fmt: skip
+
+
+def _check_kinds(parameters: Mapping[str, str]) -> None:
+    """Raise ValueError for a kind of input or output that does not exist."""
+    if (kind := parameters.get("input_kind", "tensor")) not in {"image", "text", "tensor"}:
+        raise ValueError(f"input_kind {kind!r}: expected image, text or tensor")
+    if (kind := parameters.get("output_kind", "scores")) not in {"scores", "embedding"}:
+        raise ValueError(f"output_kind {kind!r}: expected scores or embedding")
 
 
 def _completed(message: Any, directory: Path, trusted: Collection[str]) -> ModelFile:
